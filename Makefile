@@ -1,0 +1,132 @@
+# `make help` lists every target. Nothing here hides a command: a target is the lines you would type.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3.11
+VENV ?= .venv
+PY := $(VENV)/bin/python
+WORKERS ?= $(shell nproc)
+OUT ?= runs/demo
+STUDENT ?= v2
+# The demo's size: 12 minutes on two cores. `make real` is the same job, larger.
+SAMPLES ?= 1500
+STEPS ?= 900
+ENGINE ?= ray
+# Your own folders; several are separated by spaces. Empty: the offline default corpora are made.
+SPEECH ?=
+NOISE ?=
+ROOMS ?=
+RATED ?=
+RECIPE ?= demo
+
+CORPORA := $(OUT)/corpora
+SPEECH_DIRS := $(or $(SPEECH),$(CORPORA)/speech)
+NOISE_DIRS := $(or $(NOISE),$(CORPORA)/noise)
+ROOM_DIRS := $(or $(ROOMS),$(CORPORA)/rooms)
+CORPUS := $(SPEECH_DIRS:%=--corpus speech=%) $(NOISE_DIRS:%=--corpus noise=%) \
+  $(ROOM_DIRS:%=--corpus rooms=%)
+RATED_CSVS := $(foreach path,$(RATED),$(if $(filter %.csv,$(path)),$(path),$(wildcard $(path)/*.csv)))
+
+export OMP_NUM_THREADS ?= 1
+export RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO ?= 0
+
+.PHONY: help
+help: ## list every target
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# --- environment ---------------------------------------------------------------------------------
+
+.PHONY: setup
+setup: system $(VENV)/.installed ## the environment alone: system libraries and .venv from the lock
+
+$(VENV)/.installed: requirements.lock pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install -q --no-deps --require-hashes -r requirements.lock
+	$(PY) -m pip install -q --no-deps -e .
+	touch $@
+
+.PHONY: system
+system: ## say which system libraries are missing, and install them with apt where allowed
+	@missing=""; \
+	ldconfig -p | grep -q 'libopus\.so\.0' || missing="$$missing libopus0"; \
+	command -v flite >/dev/null || missing="$$missing flite"; \
+	command -v espeak-ng >/dev/null || missing="$$missing espeak-ng"; \
+	[ -z "$$missing" ] && exit 0; \
+	echo "missing system packages:$$missing"; \
+	if [ "$$(id -u)" = 0 ]; then apt="apt-get"; \
+	elif sudo -n true 2>/dev/null; then apt="sudo -n apt-get"; \
+	else echo "install them with: sudo apt-get install$$missing"; exit 1; fi; \
+	$$apt update -qq && DEBIAN_FRONTEND=noninteractive $$apt install -y -qq $$missing >/dev/null
+
+.PHONY: lock
+lock: ## resolve requirements.lock again from pyproject.toml (needs uv)
+	uv pip compile pyproject.toml --all-extras --python-version 3.11 \
+	  --python-platform x86_64-manylinux_2_28 --generate-hashes --no-emit-index-url --no-header \
+	  -q -o requirements.lock
+
+# --- the job -------------------------------------------------------------------------------------
+
+.PHONY: demo
+demo: setup corpora shards train evaluate report ## the whole job, small: corpora to HTML report
+	@echo "report: $(abspath $(OUT)/report.html)"
+
+.PHONY: corpora
+corpora: setup ## the offline default corpora, where no folders are given
+	$(if $(SPEECH),,$(PY) -m pipeline corpora speech --out $(CORPORA)/speech --seed 1)
+	$(if $(NOISE),,$(PY) -m pipeline corpora noise --out $(CORPORA)/noise --seed 1 \
+	  --from $(firstword $(SPEECH_DIRS)))
+	$(if $(ROOMS),,$(PY) -m pipeline corpora rooms --out $(CORPORA)/rooms --seed 1)
+
+.PHONY: shards
+shards: setup ## make and label shards: training, validation, test
+	$(PY) -m pipeline shards $(RECIPE) $(CORPUS) --out $(OUT)/shards/train \
+	  --samples $(SAMPLES) --engine $(ENGINE) --workers $(WORKERS)
+	$(PY) -m pipeline shards $(RECIPE) $(CORPUS) --out $(OUT)/shards/validation \
+	  --split validation --samples 150 --engine $(ENGINE) --workers $(WORKERS)
+	$(PY) -m pipeline shards $(RECIPE) $(CORPUS) --out $(OUT)/shards/test \
+	  --split test --samples 150 --engine $(ENGINE) --workers $(WORKERS)
+
+.PHONY: train
+train: setup ## train a student on the shards
+	OMP_NUM_THREADS=$(WORKERS) $(PY) -m train fit --student $(STUDENT) \
+	  --shards $(OUT)/shards/train --validation $(OUT)/shards/validation \
+	  --out $(OUT)/model --steps $(STEPS)
+
+.PHONY: evaluate
+evaluate: setup ## judge the student beside its teacher: held-out shards and rated clips
+	OMP_NUM_THREADS=$(WORKERS) $(PY) -m train evaluate --model $(OUT)/model --model v7 \
+	  --shards $(OUT)/shards/test $(RATED_CSVS:%=--rated %) --out $(OUT)/evaluation --short both
+
+.PHONY: report
+report: setup ## one HTML page: losses, scores, what was drawn, samples to listen to
+	$(PY) -m train report --run $(OUT)/model --shards $(OUT)/shards/test \
+	  --evaluation $(OUT)/evaluation --out $(OUT)/report.html
+
+.PHONY: preview
+preview: setup ## a page to listen to samples of the training shards
+	$(PY) -m pipeline preview $(OUT)/shards/train --out $(OUT)/preview.html
+
+# --- checks --------------------------------------------------------------------------------------
+
+.PHONY: test
+test: setup ## every test but the slow ones; at most 10 minutes on 2 cores
+	$(PY) -m pytest -q -m "not slow and not gpu and not net" tests
+
+.PHONY: test-all
+test-all: setup ## the slow tests too
+	$(PY) -m pytest -q -m "not gpu and not net" tests
+
+.PHONY: lint
+lint: setup ## ruff and mypy
+	$(PY) -m ruff format --check .
+	$(PY) -m ruff check .
+	$(PY) -m mypy pipeline train data_specs
+
+.PHONY: bench
+bench: setup ## speed against named baselines, as ratios within one run
+	$(PY) -m pipeline bench
+
+.PHONY: clean
+clean: ## remove what the demo made (the environment stays)
+	rm -rf runs

@@ -1,0 +1,178 @@
+"""The parameters of every processor, as a recipe writes them (chosen by ``kind``).
+
+A field that is drawn for each sample is a ``Distribution``. How a kind is drawn and run is in
+``pipeline/degrade``; a kind may be spelled here before it is built there, and then a recipe that
+asks for it fails at its self-check, by name.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field
+
+from data_specs.distributions import (
+    Choice,
+    Constant,
+    Distribution,
+    LogUniform,
+    Normal,
+    Uniform,
+    support,
+)
+from data_specs.strict import Strict
+
+AnyDistribution = Constant | Uniform | LogUniform | Normal | Choice
+
+
+class Within:
+    """Check that all a distribution can draw lies in [low, high], or in a set of values."""
+
+    def __init__(self, low: float, high: float, unit: str) -> None:
+        self.low, self.high, self.unit = low, high, unit
+
+    def __call__(self, distribution: AnyDistribution) -> AnyDistribution:
+        low, high = support(distribution)
+        if low < self.low or high > self.high:
+            raise ValueError(
+                f"can draw {low:g} to {high:g} {self.unit}; "
+                f"must stay within {self.low:g} to {self.high:g}"
+            )
+        return distribution
+
+
+class OneOf:
+    """Check that a distribution draws only from a set of values."""
+
+    def __init__(self, *values: float) -> None:
+        self.values = values
+
+    def __call__(self, distribution: AnyDistribution) -> AnyDistribution:
+        drawn = distribution.values if isinstance(distribution, Choice) else None
+        if isinstance(distribution, Constant):
+            drawn = (distribution.value,)
+        if drawn is None or not set(drawn) <= set(self.values):
+            allowed = ", ".join(f"{value:g}" for value in self.values)
+            raise ValueError(f"must be a constant or a choice among {allowed}")
+        return distribution
+
+
+def _within(low: float, high: float, unit: str) -> AfterValidator:
+    return AfterValidator(Within(low, high, unit))
+
+
+class Untouched(Strict):
+    """Leave the audio as it is: the "none" of section IV-B."""
+
+    kind: Literal["none"] = "none"
+
+
+class SpectralGating(Strict):
+    """Spectral noise gate (the ``noisereduce`` package)."""
+
+    kind: Literal["spectral_gating"] = "spectral_gating"
+    stationary: Annotated[Distribution, AfterValidator(OneOf(0, 1))] = Choice(values=(0, 1))
+    reduction: Annotated[Distribution, _within(0, 1, "")] = Uniform(low=0.7, high=1.0)
+
+
+class DeepFilterNet3(Strict):
+    """DeepFilterNet3 (the ``deepfilternet`` package)."""
+
+    kind: Literal["deepfilternet3"] = "deepfilternet3"
+
+
+class NSNet2(Strict):
+    """NSNet2, the baseline of the DNS challenge."""
+
+    kind: Literal["nsnet2"] = "nsnet2"
+
+
+class Demucs(Strict):
+    """Demucs denoiser in the waveform domain."""
+
+    kind: Literal["demucs"] = "demucs"
+
+
+class HifiGan(Strict):
+    """HiFi-GAN: log-mel analysis and resynthesis."""
+
+    kind: Literal["hifigan"] = "hifigan"
+
+
+class LpcNet(Strict):
+    """LPCNet: feature extraction and resynthesis."""
+
+    kind: Literal["lpcnet"] = "lpcnet"
+
+
+class Opus(Strict):
+    """Opus, encoded and decoded frame by frame at 16 kHz (the ``opuslib`` package)."""
+
+    kind: Literal["opus"] = "opus"
+    bitrate_bps: Annotated[Distribution, _within(6_000, 256_000, "bit/s")] = LogUniform(
+        low=6_000, high=64_000
+    )
+    frame_ms: Annotated[Distribution, AfterValidator(OneOf(2.5, 5, 10, 20, 40, 60))] = Choice(
+        values=(10, 20, 40, 60)
+    )
+    complexity: Annotated[Distribution, AfterValidator(OneOf(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10))] = (
+        Choice(values=(0, 2, 5, 8, 10))
+    )
+
+
+class EnCodec(Strict):
+    """EnCodec, the 24 kHz model."""
+
+    kind: Literal["encodec"] = "encodec"
+    bandwidth_kbps: Annotated[Distribution, AfterValidator(OneOf(1.5, 3, 6, 12, 24))] = Choice(
+        values=(1.5, 3, 6, 12, 24)
+    )
+
+
+class BandLimit(Strict):
+    """Linear-phase low-pass (4 kHz in section IV-B)."""
+
+    kind: Literal["band_limit"] = "band_limit"
+    cutoff_hz: Annotated[Distribution, _within(500, 7_900, "Hz")] = Constant(value=4_000)
+
+
+class Equalise(Strict):
+    """A smooth random equaliser: microphones and loudspeakers colour speech."""
+
+    kind: Literal["equalise"] = "equalise"
+    gain_db: Annotated[Distribution, _within(-30, 30, "dB")] = Uniform(low=-8, high=8)
+
+
+class Clip(Strict):
+    """Hard clipping of the loudest ``share`` of the samples."""
+
+    kind: Literal["clip"] = "clip"
+    share: Annotated[Distribution, _within(0, 0.5, "")] = LogUniform(low=0.001, high=0.1)
+
+
+class Dropout(Strict):
+    """Lost packets that nothing conceals: zeros over a ``share`` of the clip, in packets."""
+
+    kind: Literal["dropout"] = "dropout"
+    share: Annotated[Distribution, _within(0, 0.5, "")] = LogUniform(low=0.01, high=0.2)
+    packet_ms: Annotated[Distribution, AfterValidator(OneOf(10, 20, 40, 60))] = Choice(
+        values=(10, 20, 40, 60)
+    )
+
+
+Processor = Annotated[
+    Untouched
+    | SpectralGating
+    | DeepFilterNet3
+    | NSNet2
+    | Demucs
+    | HifiGan
+    | LpcNet
+    | Opus
+    | EnCodec
+    | BandLimit
+    | Equalise
+    | Clip
+    | Dropout,
+    Field(discriminator="kind"),
+]

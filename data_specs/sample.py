@@ -1,0 +1,61 @@
+"""The record of one sample: what the pipeline writes into a shard and the trainer reads out of it.
+
+A shard is a plain WebDataset tar. For every sample it holds two members:
+
+``{key}.flac``
+    the audio: 16 kHz, mono, 16-bit, exactly ``CROP_SAMPLES`` samples (7.68 s);
+``{key}.json``
+    a ``SampleRecord``.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+SAMPLE_RATE = 16_000
+"""Hz. Everything is resampled to it (section IV-B)."""
+
+CROP_SAMPLES = 122_880
+"""7.68 s at 16 kHz: 384 frames of the teacher's 20 ms hop, the fixed input of all models."""
+
+DATASET_FILE = "dataset.json"
+"""Name of the file beside the shards that says what the dataset is."""
+
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class SampleRecord(BaseModel):
+    """The JSON member of a sample.
+
+    ``mos`` is the teacher's score (1 to 5), ``logit`` the value before its sigmoid where the
+    teacher has one, and ``plan`` every value that was drawn to make the sample, so that the
+    sample can be made again from its own record (``python -m pipeline replay KEY``).
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    key: str
+    mos: Annotated[float, Field(ge=1, le=5, allow_inf_nan=False)]
+    logit: Finite | None
+    teacher: str
+    teacher_sha256: str
+    pcm_sha256: str
+    plan: dict[str, Any]
+
+
+def parse_sample(data: bytes, where: str) -> SampleRecord:
+    """Parse a sample's JSON member.
+
+    Raises ``ValueError`` naming ``where`` (shard and member) and the field that is wrong.
+    """
+    try:
+        return SampleRecord.model_validate(json.loads(data))
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"]) or "(whole)"
+        raise ValueError(f"{where}: field {field!r}: {first['msg']}") from error
+    except ValueError as error:
+        raise ValueError(f"{where}: not JSON: {error}") from error

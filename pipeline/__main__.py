@@ -1,0 +1,91 @@
+"""``python -m pipeline VERB``: manifest, plan, shards, verify, replay, preview, corpora, bench."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline import verbs
+
+
+def parser() -> argparse.ArgumentParser:
+    """Every verb and its options."""
+    top = argparse.ArgumentParser(prog="python -m pipeline", description=verbs.__doc__)
+    sub = top.add_subparsers(dest="verb", required=True)
+    _recipe_verbs(sub)
+    _dataset_verbs(sub)
+    for name, about in (
+        ("preview", "a static page to listen to samples of a dataset"),
+        ("corpora", "write the offline default corpora: speech, noise, rooms"),
+        ("bench", "measure planning, processors and engines against their baselines"),
+    ):
+        sub.add_parser(name, help=about, add_help=False)
+    return top
+
+
+def _recipe_verbs(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    manifest = sub.add_parser("manifest", help="scan a recipe's corpora and show what was found")
+    plan = sub.add_parser("plan", help="plan samples without making audio, as parquet")
+    make = sub.add_parser("shards", help="make a dataset of labelled shards; resumes by itself")
+    for verb in (manifest, plan, make):
+        verb.add_argument("recipe", help="YAML file, or the name of one in data_specs/recipes")
+        _corpus_option(verb)
+        verb.add_argument("--out", type=Path, required=True)
+    for verb in (plan, make):
+        verb.add_argument("--samples", type=int, required=True)
+        verb.add_argument(
+            "--split",
+            action="append",
+            default=[],
+            metavar="SPLIT|ROLE=SPLIT",
+            help="train (default), validation, test or all; for every role or for one",
+        )
+    make.add_argument("--engine", choices=("ray", "local"), default="ray")
+    make.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    make.add_argument("--device", default="cpu", help="the teacher's device (default cpu)")
+
+
+def _dataset_verbs(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    verify = sub.add_parser("verify", help="hold a dataset to its records")
+    verify.add_argument("dataset", type=Path)
+    verify.add_argument("--deep", action="store_true", help="decode all audio and compare hashes")
+    replay = sub.add_parser("replay", help="make samples again from their own records")
+    replay.add_argument("keys", nargs="+", metavar="KEY")
+    replay.add_argument("--dataset", type=Path, required=True)
+    replay.add_argument("--out", type=Path, help="folder for the audio (default: compare only)")
+    _corpus_option(replay)
+
+
+def _corpus_option(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "--corpus",
+        action="append",
+        default=[],
+        metavar="NAME=DIR",
+        help="folder of a corpus; may be given more than once for one corpus; "
+        "or the environment: CORPUS_NAME=DIR[:DIR]",
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a verb. Exit status 0: done; 1: something is not whole; 2: bad input."""
+    options, rest = parser().parse_known_args(argv)
+    if options.verb in verbs.OWN_OPTIONS:
+        return verbs.delegate(options.verb, rest)
+    if rest:
+        parser().error(f"unrecognized arguments: {' '.join(rest)}")
+    try:
+        return verbs.VERBS[options.verb](options)
+    except (ValueError, OSError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to go on", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,136 @@
+"""The only file of the pipeline that reads, writes or resamples audio (soundfile and soxr)."""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import soxr
+from numpy.typing import NDArray
+
+from data_specs.sample import SAMPLE_RATE
+
+Wave = NDArray[np.float32]
+
+EDGE_SECONDS = 0.05
+"""Read this much more on both sides, so that the resampler's filter starts on real samples."""
+
+
+class DropSample(Exception):
+    """This sample cannot be made, for a listed reason; the shard goes on without it."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason, self.detail = reason, detail
+
+    def __reduce__(self) -> tuple[type[DropSample], tuple[str, str]]:
+        return type(self), (self.reason, self.detail)
+
+
+DROP_REASONS = {
+    "unreadable": "the audio data behind a good header cannot be decoded, or ends early",
+    "non_finite": "NaN or infinity in a source file or in a processor's output",
+    "silent": "no speech, or no noise, above -70 dBFS in the part that was drawn",
+    "processor_failed": "a processor raised an error on this sample",
+}
+"""Every reason for which a sample may be dropped."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file's header says."""
+
+    frames: int
+    sample_rate_hz: int
+    channels: int
+    size_bytes: int
+
+
+def read_header(path: Path) -> Header:
+    """Read a header. Raises ``ValueError`` with soundfile's words where it is none."""
+    size_bytes = os.stat(path).st_size
+    try:
+        info = soundfile.info(str(path))
+    except soundfile.LibsndfileError as error:
+        raise ValueError(error.error_string.strip()) from error
+    return Header(info.frames, info.samplerate, info.channels, size_bytes)
+
+
+def read_part(path: Path, start: int, count: int, speed: float = 1.0) -> Wave:
+    """Read part of the first channel at 16 kHz.
+
+    ``start`` (at 16 kHz of the file's own time) and ``count`` (output samples) say which; a
+    ``speed`` above 1 plays faster, as tape does. The result is shorter than ``count`` where the
+    file ends. Raises ``DropSample`` for audio that cannot be decoded or is not finite, ``OSError``
+    for a file that cannot be opened.
+    """
+    os.stat(path)  # a missing file or mount is the job's trouble (OSError), not the sample's
+    try:
+        with soundfile.SoundFile(str(path)) as file:
+            rate_hz = file.samplerate
+            wave, before = _read_native(file, start, int(np.ceil(count * speed)), path)
+    except soundfile.LibsndfileError as error:
+        raise DropSample("unreadable", f"{path}: {error.error_string.strip()}") from error
+    if not np.isfinite(wave).all():
+        raise DropSample("non_finite", f"{path}: NaN or infinity in the audio")
+    if rate_hz * speed != SAMPLE_RATE:
+        wave = soxr.resample(wave, rate_hz * speed, SAMPLE_RATE, quality="HQ")
+    first = round(before / speed)
+    return np.ascontiguousarray(wave[first : first + count], dtype=np.float32)
+
+
+def _read_native(file: soundfile.SoundFile, start: int, count: int, path: Path) -> tuple[Wave, int]:
+    """Samples at the file's own rate, and how many 16 kHz samples lie before ``start``.
+
+    Reading begins where a sample of the file and one at 16 kHz fall together, so that a part is in
+    place to a fraction of a sample at every rate.
+    """
+    common = math.gcd(file.samplerate, SAMPLE_RATE)
+    native_step, step = file.samplerate // common, SAMPLE_RATE // common
+    edge = int(EDGE_SECONDS * SAMPLE_RATE)
+    first = max(0, start - edge) // step
+    begin = min(first * native_step, file.frames)
+    end = min(file.frames, -(-(start + count + edge) * native_step // step))
+    file.seek(begin)
+    data = file.read(end - begin, dtype="float32", always_2d=True)
+    if len(data) < end - begin:
+        raise DropSample("unreadable", f"{path}: ends after {len(data)} of {end - begin} samples")
+    return data[:, 0], start - first * step
+
+
+def read_whole(path: Path, limit_seconds: float) -> Wave:
+    """Read the first channel at 16 kHz, at most ``limit_seconds`` of it."""
+    return read_part(path, 0, int(limit_seconds * SAMPLE_RATE))
+
+
+def to_pcm(wave: Wave) -> NDArray[np.int16]:
+    """Quantise to 16 bits; louder than full scale is clipped."""
+    return np.clip(np.rint(wave * 32768.0), -32768, 32767).astype(np.int16)
+
+
+def from_pcm(pcm: NDArray[np.int16]) -> Wave:
+    """The float wave that a reader of the shard gets: int16 / 32768."""
+    return pcm.astype(np.float32) / np.float32(32768.0)
+
+
+def encode_flac(pcm: NDArray[np.int16]) -> bytes:
+    """FLAC, 16 bit, 16 kHz, mono."""
+    buffer = io.BytesIO()
+    soundfile.write(buffer, pcm, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
+    return buffer.getvalue()
+
+
+def decode_flac(data: bytes) -> NDArray[np.int16]:
+    """The PCM of a shard's FLAC member. Raises ``ValueError`` where it is not one."""
+    try:
+        pcm, rate_hz = soundfile.read(io.BytesIO(data), dtype="int16")
+    except soundfile.LibsndfileError as error:
+        raise ValueError(f"not decodable: {error.error_string.strip()}") from error
+    if rate_hz != SAMPLE_RATE or pcm.ndim != 1:
+        raise ValueError(f"must be mono at {SAMPLE_RATE} Hz, is {pcm.shape} at {rate_hz} Hz")
+    return pcm

@@ -1,0 +1,85 @@
+"""The processors: one file each, one table that names them, and how a group runs through them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from data_specs.recipe import Recipe, Stage
+from data_specs.sample import SAMPLE_RATE
+from pipeline.audio import DropSample
+from pipeline.degrade import (
+    band_limit,
+    clip,
+    dropout,
+    equalise,
+    opus,
+    spectral_gating,
+    untouched,
+)
+from pipeline.degrade.interface import Params, Processor, Waves
+
+PROCESSORS: dict[str, Processor] = {
+    "none": untouched.PROCESSOR,
+    "spectral_gating": spectral_gating.PROCESSOR,
+    "opus": opus.PROCESSOR,
+    "band_limit": band_limit.PROCESSOR,
+    "equalise": equalise.PROCESSOR,
+    "clip": clip.PROCESSOR,
+    "dropout": dropout.PROCESSOR,
+}
+
+
+class SelfCheckError(RuntimeError):
+    """A recipe asks for processors that this machine cannot run; the message names each."""
+
+
+def self_check(recipe: Recipe) -> None:
+    """Run every processor of the recipe once, on a second of sound.
+
+    Raises ``SelfCheckError`` naming all that fail and why, so that a missing library or weight
+    stops a job within seconds instead of in the night.
+    """
+    problems = [
+        f"  {option.use.kind} (stage {stage.stage!r}): {problem}"
+        for stage in recipe.all_stages()
+        for option in stage.choices
+        if (problem := _problem(stage, option.use.kind))
+    ]
+    if problems:
+        built = ", ".join(sorted(PROCESSORS))
+        raise SelfCheckError(
+            f"recipe {recipe.name!r} needs processors that cannot run here:\n"
+            + "\n".join(problems)
+            + f"\nprocessors that are built: {built}"
+        )
+
+
+def _problem(stage: Stage, kind: str) -> str | None:
+    if kind not in PROCESSORS:
+        return "not built yet"
+    spec = next(option.use for option in stage.choices if option.use.kind == kind)
+    columns = PROCESSORS[kind].draw(spec, lambda name: np.full(1, 0.5), "self_check")
+    params = {name: float(values[0]) for name, values in columns.items()}
+    tone = np.sin(np.arange(SAMPLE_RATE, dtype=np.float32) * 0.3) * 0.1
+    try:
+        run(kind, tone[None].astype(np.float32), [params])
+    except (ImportError, OSError, DropSample) as error:
+        return str(error)
+    except Exception as error:  # opuslib raises a bare Exception where libopus is missing
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def run(kind: str, waves_BT: Waves, params: Sequence[Params]) -> Waves:
+    """Run one processor over a group and hold it to its contract.
+
+    Raises ``DropSample`` for an output that is not finite, ``RuntimeError`` for a wrong shape.
+    """
+    out = PROCESSORS[kind].process(waves_BT, params)
+    if out.shape != waves_BT.shape or out.dtype != np.float32:
+        raise RuntimeError(f"{kind} returned {out.dtype} {out.shape} for {waves_BT.shape}")
+    if not np.isfinite(out).all():
+        raise DropSample("non_finite", f"{kind} returned NaN or infinity")
+    return out

@@ -1,0 +1,205 @@
+"""Manifests: every audio file of a corpus, its header checked, sorted, with speaker and licence."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path, PurePosixPath
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from tqdm import tqdm
+
+from data_specs.corpus import AUDIO_SUFFIXES, Corpus, Part
+from data_specs.recipe import Holdout
+from pipeline.audio import read_header
+
+SCHEMA = pa.schema(
+    [
+        ("root", pa.int32()),
+        ("path", pa.string()),
+        ("frames", pa.int64()),
+        ("sample_rate_hz", pa.int32()),
+        ("channels", pa.int32()),
+        ("size_bytes", pa.int64()),
+        ("speaker", pa.string()),
+        ("language", pa.string()),
+        ("licence", pa.string()),
+        ("rejected", pa.string()),
+    ]
+)
+"""``rejected`` says why a file is left out; it is empty for the files that are used."""
+
+HEADER_THREADS = 16
+"""Reading headers waits for the disk or the network, not for the processor."""
+
+
+class CorpusError(ValueError):
+    """A corpus folder cannot be used; the message names the folder and what to do."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A corpus as it was found. ``table`` has ``SCHEMA``, sorted by root and path."""
+
+    name: str
+    table: pa.Table
+
+    @property
+    def usable(self) -> pa.Table:
+        """The rows that are not rejected."""
+        return self.table.filter(pc.equal(self.table["rejected"], ""))
+
+    def sha256(self) -> str:
+        """Hash of the usable files: paths, headers, sizes and speakers, never the folder."""
+        columns = ["root", "path", "frames", "sample_rate_hz", "channels", "size_bytes", "speaker"]
+        digest = hashlib.sha256(self.name.encode())
+        for batch in self.usable.select(columns).to_batches(max_chunksize=10_000):
+            rows = zip(*(column.to_pylist() for column in batch.columns), strict=True)
+            digest.update("\n".join(map(repr, rows)).encode())
+        return digest.hexdigest()
+
+    def rejections(self) -> Counter[str]:
+        """How many files were left out, by reason."""
+        reasons = self.table["rejected"].to_pylist()
+        return Counter(reason.split(":")[0] for reason in reasons if reason)
+
+    def summary(self) -> str:
+        """One line: files, hours, speakers, and what was left out."""
+        table = self.usable
+        hours = sum(
+            f / r
+            for f, r in zip(
+                table["frames"].to_pylist(), table["sample_rate_hz"].to_pylist(), strict=True
+            )
+        )
+        left_out = ", ".join(f"{n} {reason}" for reason, n in self.rejections().most_common())
+        return (
+            f"{self.name}: {len(table)} files, {hours / 3600:.2f} h, "
+            f"{len(set(table['speaker'].to_pylist()))} speakers"
+            + (f"; left out: {left_out}" if left_out else "")
+        )
+
+    def save(self, path: Path) -> None:
+        """Write as parquet, whole or not at all."""
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        pq.write_table(self.table, temporary)
+        os.replace(temporary, path)
+
+    @classmethod
+    def read(cls, name: str, path: Path) -> Manifest:
+        """Read a saved manifest. Raises ``CorpusError`` where the file is not one."""
+        try:
+            table = pq.read_table(path)
+        except (OSError, pa.ArrowInvalid) as error:
+            raise CorpusError(f"{path}: not a manifest: {error}") from error
+        if table.schema.names != SCHEMA.names:
+            raise CorpusError(f"{path}: not a manifest of this version: {table.schema.names}")
+        return cls(name, table)
+
+
+def scan(name: str, corpus: Corpus, roots: Sequence[Path], progress: bool = True) -> Manifest:
+    """Look at every audio file of a corpus below its folders.
+
+    Raises ``CorpusError`` for a folder that is missing or holds no usable file.
+    """
+    if not roots:
+        raise CorpusError(f"corpus {name!r} has no folder: give --corpus {name}=DIR")
+    found = [(i, path, part) for i, root in enumerate(roots) for path, part in _walk(corpus, root)]
+    with ThreadPoolExecutor(HEADER_THREADS) as pool:
+        rows = pool.map(lambda f: _row(corpus, Path(roots[f[0]]), *f), found)
+        bar = tqdm(rows, total=len(found), desc=f"scan {name}", unit="file", disable=not progress)
+        table = pa.Table.from_pylist(list(bar), schema=SCHEMA)
+    manifest = Manifest(name, table)
+    if not len(manifest.usable):
+        where = ", ".join(str(root) for root in roots)
+        reasons = "; ".join(f"{row['path']}: {row['rejected']}" for row in table.to_pylist()[:3])
+        raise CorpusError(f"corpus {name!r}: no usable audio file in {where}. {reasons}".strip())
+    return manifest
+
+
+def _walk(corpus: Corpus, root: Path) -> Iterator[tuple[str, Part]]:
+    """Relative paths of the audio files below ``root`` that a part includes, sorted."""
+    if not root.is_dir():
+        raise CorpusError(f"{root}: no such folder")
+    for path in sorted(_audio_files(root)):
+        part = next((p for p in corpus.parts if _included(path, p.include)), None)
+        if part is not None:
+            yield path, part
+
+
+def _audio_files(root: Path) -> Iterator[str]:
+    for folder, _, names in os.walk(root, followlinks=True):
+        for name in names:
+            if name.lower().endswith(AUDIO_SUFFIXES) and not name.startswith("."):
+                yield (Path(folder) / name).relative_to(root).as_posix()
+
+
+def _included(path: str, globs: Iterable[str]) -> bool:
+    # fnmatch's * crosses folders, so that only a leading **/ needs care: it may stand for nothing.
+    return any(fnmatch(path, glob) or fnmatch(path, glob.removeprefix("**/")) for glob in globs)
+
+
+def _row(corpus: Corpus, root: Path, index: int, path: str, part: Part) -> dict[str, object]:
+    speaker, language = identify(part, path)
+    row: dict[str, object] = {
+        "root": index,
+        "path": path,
+        "speaker": speaker,
+        "language": language or "",
+        "licence": part.licence,
+    }
+    try:
+        header = read_header(root / path)
+    except (ValueError, OSError) as error:
+        empty = {"frames": 0, "sample_rate_hz": 0, "channels": 0, "size_bytes": 0}
+        return row | empty | {"rejected": f"no audio header: {error}"}
+    return row | vars(header) | {"rejected": _reason(corpus, header.frames, header.sample_rate_hz)}
+
+
+def _reason(corpus: Corpus, frames: int, sample_rate_hz: int) -> str:
+    if sample_rate_hz < corpus.min_sample_rate_hz:
+        return f"sample rate too low: {sample_rate_hz} Hz, at least {corpus.min_sample_rate_hz}"
+    if frames < corpus.min_seconds * sample_rate_hz or frames <= 0:
+        return f"too short: {frames / sample_rate_hz:.3f} s, at least {corpus.min_seconds} s"
+    return ""
+
+
+def identify(part: Part, path: str) -> tuple[str, str | None]:
+    """Speaker and language of a file: the first pattern that matches its relative path."""
+    for pattern in part.patterns:
+        match = re.search(pattern, path)
+        if match:
+            groups = match.groupdict()
+            return groups.get("speaker") or path, groups.get("language") or part.language
+    return PurePosixPath(path).as_posix(), part.language
+
+
+def split_of(groups: Sequence[str], holdout: Holdout) -> dict[str, str]:
+    """Assign each group (speaker, or noise file) to train, validation or test.
+
+    By a hash of its name, so that a group stays where it is when a corpus grows; where a share is
+    asked for and no hash falls into it, the group nearest to it goes there, so that small corpora
+    have every split.
+    """
+    place = {g: int(hashlib.blake2b(g.encode(), digest_size=6).hexdigest(), 16) for g in groups}
+    ranked = sorted(place, key=lambda group: (place[group], group))
+    edges = (holdout.test, holdout.test + holdout.validation)
+    split = {g: _split_at(place[g] / 2**48, edges) for g in ranked}
+    if len(ranked) >= 3:
+        if holdout.test and "test" not in split.values():
+            split[ranked[0]] = "test"
+        if holdout.validation and "validation" not in split.values():
+            split[next(g for g in ranked if split[g] == "train")] = "validation"
+    return split
+
+
+def _split_at(place: float, edges: tuple[float, float]) -> str:
+    return "test" if place < edges[0] else "validation" if place < edges[1] else "train"

@@ -1,0 +1,167 @@
+"""From plan to PCM: plain functions on groups of samples, no Ray, no teacher, nothing drawn."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from graphlib import TopologicalSorter
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_specs.sample import CROP_SAMPLES
+from pipeline import degrade
+from pipeline.audio import DropSample, Wave, read_part, read_whole, to_pcm
+from pipeline.mix import add_noise, fit_length, guard_peak, repeat, require_sound, reverberate
+from pipeline.mix import set_level as set_level_dbfs
+from pipeline.plan import NoisePlan, SamplePlan, Step
+
+Roots = dict[str, list[Path]]
+"""Corpus name to its folders on this machine."""
+
+RESPONSE_SECONDS = CROP_SAMPLES / 16_000
+"""A longer impulse response cannot be heard within a crop."""
+
+NOISE_SECONDS = 600.0
+"""Noise is played in a loop; of longer recordings the plan's part is read, not the whole."""
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A sample's audio, or why there is none."""
+
+    plan: SamplePlan
+    pcm: NDArray[np.int16] | None
+    reason: str = ""
+    detail: str = ""
+
+
+Slot = Wave | DropSample
+
+
+def render_group(plans: Sequence[SamplePlan], roots: Roots) -> list[Rendered]:
+    """Make the audio of a group. Samples that cannot be made come back with their reason."""
+    slots: list[Slot] = [_attempt(partial(_read_speech, plan, roots)) for plan in plans]
+    _run_steps(slots, [plan.steps[: plan.speech_steps] for plan in plans])
+    for i, plan in enumerate(plans):
+        wave = slots[i]
+        if isinstance(wave, np.ndarray):
+            slots[i] = _attempt(partial(_mix, plan, wave, roots))
+    _run_steps(slots, [plan.steps[plan.speech_steps :] for plan in plans])
+    return [_finish(plan, slot) for plan, slot in zip(plans, slots, strict=True)]
+
+
+def _attempt(make: Callable[[], Wave]) -> Slot:
+    try:
+        return make()
+    except DropSample as drop:
+        return drop
+
+
+def _read_speech(plan: SamplePlan, roots: Roots) -> Wave:
+    path = find(roots, plan.speech.corpus, plan.speech.root, plan.speech.path)
+    wave = read_part(path, plan.speech.start_sample, CROP_SAMPLES, plan.speed)
+    require_sound(wave, str(path))
+    return fit_length(wave, CROP_SAMPLES)
+
+
+def find(roots: Roots, corpus: str, root: int, path: str) -> Path:
+    """Where a file of the plan lies here. Raises ``OSError`` naming what to give."""
+    folders = roots.get(corpus, [])
+    if root >= len(folders):
+        raise OSError(
+            f"folder {root + 1} of corpus {corpus!r} was not given: --corpus {corpus}=DIR"
+        )
+    return folders[root] / path
+
+
+def _mix(plan: SamplePlan, speech: Wave, roots: Roots) -> Wave:
+    if plan.room:
+        path = find(roots, plan.room.corpus, plan.room.root, plan.room.path)
+        speech = reverberate(speech, _response(path, os.stat(path).st_mtime_ns), str(path))
+    if plan.noise:
+        noise = _read_noise(plan.noise, roots)
+        speech = add_noise(speech, noise, plan.noise.snr_db, plan.noise.path)
+    return set_level_dbfs(speech, plan.level_dbfs)
+
+
+@lru_cache(maxsize=64)
+def _response(path: Path, modified_ns: int) -> Wave:
+    """Impulse responses come again and again: keep some (64 x 7.68 s is 31 MB)."""
+    return read_whole(path, RESPONSE_SECONDS)
+
+
+def _read_noise(plan: NoisePlan, roots: Roots) -> Wave:
+    path = find(roots, plan.corpus, plan.root, plan.path)
+    wave = read_part(path, plan.start_sample, CROP_SAMPLES)
+    if len(wave) < CROP_SAMPLES:  # the file ends: go on from its beginning
+        start = read_whole(path, min(NOISE_SECONDS, RESPONSE_SECONDS))
+        wave = np.concatenate([wave, repeat(start, 0, CROP_SAMPLES - len(wave))])
+    return wave
+
+
+def _run_steps(slots: list[Slot], steps: Sequence[Sequence[Step]]) -> None:
+    """Run the steps of all samples, one stage after the other, each kind as one batch."""
+    for stage in _stage_order(steps):
+        batches: dict[str, list[tuple[int, Step]]] = defaultdict(list)
+        for i, sample_steps in enumerate(steps):
+            for step in sample_steps:
+                if step.stage == stage and isinstance(slots[i], np.ndarray):
+                    batches[step.kind].append((i, step))
+        for kind, members in sorted(batches.items()):
+            _run_batch(kind, members, slots)
+
+
+def _stage_order(steps: Sequence[Sequence[Step]]) -> list[str]:
+    """One order of the stages that keeps every sample's own (each has part of the recipe's)."""
+    sorter: TopologicalSorter[str] = TopologicalSorter()
+    for sample_steps in steps:
+        names = [step.stage for step in sample_steps]
+        for name in names:
+            sorter.add(name)
+        for before, after in pairwise(names):
+            sorter.add(after, before)
+    return list(sorter.static_order())
+
+
+def _run_batch(kind: str, members: list[tuple[int, Step]], slots: list[Slot]) -> None:
+    """Run a batch; where it fails, one at a time, so that only the culprit is dropped."""
+    waves_BT = np.stack([np.asarray(slots[i]) for i, _ in members])
+    params = [step.params for _, step in members]
+    try:
+        results: Sequence[Slot] = list(degrade.run(kind, waves_BT, params))
+    except (DropSample, RuntimeError, ValueError) as error:
+        if len(members) > 1:
+            for member in members:
+                _run_batch(kind, [member], slots)
+            return
+        results = [_as_drop(kind, error)]
+    for (i, _), result in zip(members, results, strict=True):
+        slots[i] = result
+
+
+def _as_drop(kind: str, error: Exception) -> DropSample:
+    if isinstance(error, DropSample):
+        return error
+    return DropSample("processor_failed", f"{kind}: {type(error).__name__}: {error}")
+
+
+def _finish(plan: SamplePlan, slot: Slot) -> Rendered:
+    if isinstance(slot, DropSample):
+        return Rendered(plan, None, slot.reason, slot.detail)
+    try:
+        require_sound(slot, "the finished sample")
+    except DropSample as drop:
+        return Rendered(plan, None, drop.reason, drop.detail)
+    return Rendered(plan, to_pcm(guard_peak(slot)))
+
+
+def pcm_sha256(pcm: NDArray[np.int16]) -> str:
+    """Hash of the audio itself, which no FLAC encoder's version changes."""
+    return hashlib.sha256(pcm.astype("<i2").tobytes()).hexdigest()

@@ -1,0 +1,313 @@
+"""The engines. Ray only schedules: what happens to a group and a shard is plain functions, and the
+local engine runs the same ones without it. The only file that imports ``ray``."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from pipeline.job import Job, Worker
+from pipeline.shards import Row, ShardError
+
+Count = Callable[[int], None]
+"""Told how many samples were just finished."""
+
+STORE_BYTES = 1 << 30
+"""Ray's object store: FLAC of some shards in flight needs far less."""
+
+
+@dataclass
+class Outcome:
+    """What a run did. ``failed`` are shards whose attempt failed, with the reason."""
+
+    made: list[int] = field(default_factory=list)
+    skipped: int = 0
+    failed: dict[int, str] = field(default_factory=dict)
+
+
+def run(job: Job, engine: str, workers: int, progress: bool = True) -> Outcome:
+    """Make every shard that is not whole yet.
+
+    A shard's trouble (too many drops, an error that is no sample's own) is kept in ``failed`` and
+    the others go on; a full disk or an unwritable folder (``OSError``) stops the run.
+    """
+    todo = job.todo()
+    outcome = Outcome(skipped=job.shard_count - len(todo))
+    if not todo:
+        return outcome
+    total = sum(len(job.shard_range(shard)) for shard in todo)
+    engines = {"local": _run_local, "ray": _run_ray}
+    with tqdm(total=total, desc="samples", unit="sample", disable=not progress) as bar:
+
+        def count(samples: int) -> None:
+            bar.update(samples)
+
+        for shard, error in engines[engine](job, todo, workers, count):
+            if error:
+                outcome.failed[shard] = error
+            else:
+                outcome.made.append(shard)
+    return outcome
+
+
+Finished = Iterator[tuple[int, str]]
+"""Shards as they end, with an empty string or the reason why they failed."""
+
+
+def _make_shard(worker: Worker, shard: int, count: Count) -> str:
+    """Make and commit one shard. Returns why it failed, or an empty string."""
+    rows: list[Row] = []
+    try:
+        for group in worker.job.groups(shard):
+            rows += worker.make(group)
+            count(len(group))
+        worker.job.commit(shard, rows)
+    except (ShardError, RuntimeError) as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+# --- local engine ---------------------------------------------------------------------------------
+
+
+def _run_local(job: Job, todo: list[int], workers: int, count: Count) -> Finished:
+    if workers > 1:
+        yield from _run_pool(job, todo, min(workers, len(todo)), count)
+        return
+    with _torch_threads_kept():
+        worker = Worker(job)
+        for shard in todo:
+            yield shard, _make_shard(worker, shard, count)
+
+
+@contextmanager
+def _torch_threads_kept() -> Iterator[None]:
+    import torch
+
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _run_pool(job: Job, todo: list[int], workers: int, count: Count) -> Finished:
+    context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
+    finished = context.Value("q", 0)
+    with (
+        ProcessPoolExecutor(workers, context, _start_process, (job, finished)) as pool,
+        _polling(lambda: finished.value, count),
+    ):
+        futures = {pool.submit(_in_process, shard): shard for shard in todo}
+        try:
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+        except BrokenProcessPool:
+            raise ShardError(
+                "a worker process died (killed, or out of memory); what was committed is whole: "
+                "run the same command again, with fewer --workers if memory was short"
+            ) from None
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+_PROCESS: dict[str, Any] = {}
+"""What a pool process keeps between shards: its worker and the shared count."""
+
+
+def _start_process(job: Job, finished: Any) -> None:
+    _PROCESS.update(worker=Worker(job), finished=finished)
+
+
+def _in_process(shard: int) -> str:
+    def count(samples: int) -> None:
+        with _PROCESS["finished"].get_lock():
+            _PROCESS["finished"].value += samples
+
+    return _make_shard(_PROCESS["worker"], shard, count)
+
+
+@contextmanager
+def _polling(read: Callable[[], int], count: Count, seconds: float = 0.5) -> Iterator[None]:
+    """Move the bar from a thread while the main one waits."""
+    stop = threading.Event()
+    seen = 0
+
+    def update() -> None:
+        nonlocal seen
+        now = read()
+        count(max(0, now - seen))
+        seen = now
+
+    def poll() -> None:
+        while not stop.wait(seconds):
+            update()
+
+    thread = threading.Thread(target=poll, daemon=True)
+    thread.start()
+    try:
+        yield
+        update()
+    finally:
+        stop.set()
+        thread.join()
+
+
+# --- Ray engine -----------------------------------------------------------------------------------
+
+
+def _run_ray(job: Job, todo: list[int], workers: int, count: Count) -> Finished:
+    """Stream groups through a pool of actors into a sink that commits one shard per write.
+
+    Order is kept and a shard's rows are one write: shards come out whole and in order, while only
+    a few are in flight.
+    """
+    import ray
+
+    started = not ray.is_initialized()
+    if started:
+        _start_ray(workers)
+    try:
+        counter = ray.remote(num_cpus=0)(_Counter).remote()
+        with _polling(lambda: ray.get(counter.read.remote()), count):
+            yield from _stream(job, todo, workers, counter)
+    finally:
+        if started:
+            ray.shutdown()
+
+
+def _start_ray(workers: int) -> None:
+    import ray
+
+    address = os.environ.get("RAY_ADDRESS")
+    local = {} if address else {"num_cpus": workers, "object_store_memory": STORE_BYTES}
+    ray.init(
+        address=address,
+        include_dashboard=False if not address else None,
+        log_to_driver=False,
+        logging_level="warning",
+        runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}},
+        **local,
+    )
+
+
+class _Counter:
+    """Counts finished samples of all actors."""
+
+    def __init__(self) -> None:
+        self.samples = 0
+
+    def add(self, samples: int) -> None:
+        self.samples += samples
+
+    def read(self) -> int:
+        return self.samples
+
+
+class _Make:
+    """Actor: renders and labels groups, one after the other."""
+
+    def __init__(self, job: Job, counter: Any) -> None:
+        self.worker, self.counter = Worker(job), counter
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> Iterator[dict[str, list[Any]]]:
+        for shard in batch["shard"].tolist():
+            for group in self.worker.job.groups(shard):
+                yield _columns(shard, self._make(group))
+                self.counter.add.remote(len(group))
+
+    def _make(self, group: range) -> list[Row]:
+        try:
+            return self.worker.make(group)
+        except RuntimeError as error:  # the shard's attempt fails, the run goes on
+            failure = f"{type(error).__name__}: {error}"
+            return [Row(str(index), None, None, FAILED, failure) for index in group]
+
+
+FAILED = "attempt_failed"
+"""Reason of rows whose shard must not be committed; never written to a record."""
+
+
+def _columns(shard: int, rows: list[Row]) -> dict[str, list[Any]]:
+    return {
+        "shard": [shard] * len(rows),
+        "key": [row.key for row in rows],
+        "flac": [row.flac or b"" for row in rows],
+        "record": [row.record or b"" for row in rows],
+        "reason": [row.reason for row in rows],
+        "detail": [row.detail for row in rows],
+    }
+
+
+def _stream(job: Job, todo: list[int], workers: int, counter: Any) -> Finished:
+    import ray
+    from ray.data import ActorPoolStrategy, DataContext
+
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.execution_options.preserve_order = True
+    blocks = ray.data.from_items([{"shard": s} for s in todo], override_num_blocks=len(todo))
+    made = blocks.map_batches(
+        _Make,
+        fn_constructor_args=(job, counter),
+        batch_size=1,
+        compute=ActorPoolStrategy(size=min(workers, len(todo))),
+        num_cpus=1,
+    )
+    sink = _sink(job)
+    # Writing a shard is a few milliseconds of copying: it must not take a core from a worker.
+    made.write_datasink(sink, ray_remote_args={"num_cpus": 0.001, "max_retries": 3})
+    yield from sink.finished
+
+
+def _sink(job: Job) -> Any:
+    from ray.data import Datasink
+
+    class ShardSink(Datasink[list[tuple[int, str]]]):
+        """Commits each shard from the rows of one write call."""
+
+        finished: list[tuple[int, str]]
+
+        def write(self, blocks: Iterable[Any], ctx: Any) -> list[tuple[int, str]]:
+            rows: dict[int, list[Row]] = {}
+            for block in blocks:
+                for row in block.to_pylist():
+                    rows.setdefault(row.pop("shard"), []).append(_row(row))
+            return [(shard, _commit(job, shard, found)) for shard, found in rows.items()]
+
+        def on_write_complete(self, write_result: Any) -> None:
+            self.finished = [pair for pairs in write_result.write_returns for pair in pairs]
+
+        @property
+        def min_rows_per_write(self) -> int:
+            return job.recipe.shard_samples
+
+    return ShardSink()
+
+
+def _row(row: dict[str, Any]) -> Row:
+    return Row(row["key"], row["flac"] or None, row["record"] or None, row["reason"], row["detail"])
+
+
+def _commit(job: Job, shard: int, rows: list[Row]) -> str:
+    expected = len(job.shard_range(shard))
+    failed = next((row.detail for row in rows if row.reason == FAILED), "")
+    if failed:
+        return failed
+    if len(rows) != expected:
+        return f"ShardError: {len(rows)} of {expected} rows reached the sink together"
+    try:
+        job.commit(shard, rows)
+    except ShardError as error:
+        return f"{type(error).__name__}: {error}"
+    return ""

@@ -1,0 +1,190 @@
+"""Offline data generation: folders of audio to pseudo-labelled WebDataset shards."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import soundfile
+
+from data_specs.recipe import load_recipe
+from data_specs.sample import SAMPLE_RATE, SampleRecord, parse_sample
+from pipeline import job as jobs
+from pipeline import shards
+from pipeline.plan import BLOCK, SamplePlan, plan_block
+from pipeline.render import Roots, pcm_sha256, render_group
+
+SPLITS = ("train", "validation", "test", "all")
+
+
+def parse_roots(options: Sequence[str]) -> Roots:
+    """Corpus folders from ``NAME=DIR`` options and from ``CORPUS_NAME`` in the environment."""
+    roots: Roots = {}
+    for option in options:
+        name, equals, folder = option.partition("=")
+        if not equals or not folder:
+            raise ValueError(f"--corpus {option}: write NAME=DIR")
+        roots.setdefault(name, []).append(Path(folder))
+    for variable, value in os.environ.items():
+        name = variable.removeprefix("CORPUS_").lower()
+        if variable.startswith("CORPUS_") and name not in roots and value:
+            roots[name] = [Path(folder) for folder in value.split(os.pathsep)]
+    return roots
+
+
+def parse_splits(options: Sequence[str], roles: Sequence[str]) -> dict[str, str]:
+    """Split of each role from ``SPLIT`` (all roles) and ``ROLE=SPLIT`` options."""
+    splits: dict[str, str] = {}
+    for option in sorted(options, key=lambda text: "=" in text):
+        role, equals, split = option.rpartition("=")
+        if split not in SPLITS:
+            raise ValueError(f"--split {option}: must be one of {', '.join(SPLITS)}")
+        splits.update({role: split} if equals else dict.fromkeys(roles, split))
+    return splits
+
+
+def manifest(options: argparse.Namespace) -> int:
+    """Scan the corpora of a recipe and write their manifests."""
+    recipe = load_recipe(options.recipe)
+    found = jobs.scan_all(recipe, parse_roots(options.corpus))
+    options.out.mkdir(parents=True, exist_ok=True)
+    for name, corpus in found.items():
+        corpus.save(options.out / f"{name}.parquet")
+        print(corpus.summary())
+        for row in corpus.table.to_pylist():
+            if row["rejected"]:
+                print(f"  left out: {row['path']}: {row['rejected']}")
+    print(f"written to {options.out}")
+    return 0
+
+
+def plan(options: argparse.Namespace) -> int:
+    """Plan samples and write the plans as parquet, block by block: memory stays flat."""
+    recipe = load_recipe(options.recipe)
+    roots = parse_roots(options.corpus)
+    manifests = jobs.scan_all(recipe, roots)
+    splits = parse_splits(options.split, list(recipe.sources.present()))
+    identity = {"splits": {r: splits.get(r, "train") for r in recipe.sources.present()}}
+    job = jobs.Job(recipe, identity, options.samples, options.out, roots, manifests=manifests)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    began = time.monotonic()
+    with shards.whole_file(options.out) as file:
+        writer = None
+        for first in range(0, options.samples, BLOCK):
+            count = min(BLOCK, options.samples - first)
+            table = pa.table(plan_block(recipe, job.tables, first, count))
+            writer = writer or pq.ParquetWriter(file, table.schema)
+            writer.write_table(table)
+        if writer:
+            writer.close()
+    seconds = time.monotonic() - began
+    print(f"{options.samples} samples planned in {seconds:.1f} s: {options.out}")
+    return 0
+
+
+def make_shards(options: argparse.Namespace) -> int:
+    """Make a dataset; done shards are kept, so that running it again goes on."""
+    from pipeline import run
+
+    recipe = load_recipe(options.recipe)
+    splits = parse_splits(options.split, list(recipe.sources.present()))
+    roots = parse_roots(options.corpus)
+    job = jobs.prepare(recipe, roots, options.out, options.samples, splits, options.device)
+    for manifest in job.manifests.values():
+        print(manifest.summary())
+    began = time.monotonic()
+    outcome = run.run(job, options.engine, options.workers)
+    _tell(job, outcome.made, outcome.skipped, time.monotonic() - began)
+    for shard, reason in sorted(outcome.failed.items()):
+        print(f"failed: {shards.shard_name(shard)}: {reason}")
+    return 1 if outcome.failed else 0
+
+
+def _tell(job: jobs.Job, made: Sequence[int], skipped: int, seconds: float) -> None:
+    records = [r for s in made if (r := shards.read_record(job.out, s)) is not None]
+    samples = sum(record.samples for record in records)
+    dropped = Counter(drop["reason"] for record in records for drop in record.dropped)
+    hours = samples * jobs.CLIP_HOURS
+    print(
+        f"{job.out}: {len(made)} shards made ({samples} samples, {hours:.2f} h of audio, "
+        f"{seconds:.0f} s, {hours * 3600 / max(seconds, 1e-9):.0f} x real time), "
+        f"{skipped} were whole already"
+    )
+    for reason, count in dropped.most_common():
+        print(f"dropped: {count} {reason}")
+
+
+def verify(options: argparse.Namespace) -> int:
+    """Hold every shard to its record; exit status 1 where anything is wrong."""
+    job = jobs.reopen(options.dataset, {})
+    numbers = sorted({*range(job.shard_count), *shards.find_shards(options.dataset)})
+    wrong = 0
+    for shard in numbers:
+        lines = shards.verify_shard(options.dataset, shard, job.dataset_hash, options.deep)
+        wrong += bool(lines)
+        for line in lines:
+            print(line)
+    print(f"{options.dataset}: {len(numbers) - wrong} of {len(numbers)} shards are whole")
+    return 1 if wrong else 0
+
+
+def replay(options: argparse.Namespace) -> int:
+    """Make samples again from their records and compare the audio, bit for bit."""
+    roots = parse_roots(options.corpus)
+    job = jobs.reopen(options.dataset, roots)
+    differ = 0
+    for key in options.keys:
+        record = find_sample(job, key)
+        rendered = render_group([SamplePlan.model_validate(record.plan)], roots)[0]
+        if rendered.pcm is None:
+            raise ValueError(f"{key}: {rendered.reason}: {rendered.detail}")
+        same = pcm_sha256(rendered.pcm) == record.pcm_sha256
+        differ += not same
+        print(f"{key}: {'the same audio' if same else 'DIFFERENT audio'}, mos {record.mos:.3f}")
+        if options.out:
+            options.out.mkdir(parents=True, exist_ok=True)
+            soundfile.write(options.out / f"{key}.flac", rendered.pcm, SAMPLE_RATE)
+    return 1 if differ else 0
+
+
+def find_sample(job: jobs.Job, key: str) -> SampleRecord:
+    """The record of a sample, looked up in its shard. ``ShardError`` where it is not there."""
+    if not key.isdigit():
+        raise ValueError(f"{key!r} is no sample key; keys are numbers such as 000000123")
+    shard = int(key) // job.recipe.shard_samples
+    path = job.out / f"{shards.shard_name(shard)}.tar"
+    if not path.is_file():
+        raise shards.ShardError(f"{path}: no such shard; sample {key} would be in it")
+    for found, _, data in shards.samples(path):
+        if int(found) == int(key):
+            return parse_sample(data, f"{path}: {found}.json")
+    raise shards.ShardError(f"{path}: sample {key} is not in it; it may have been dropped")
+
+
+def delegate(verb: str, argv: Sequence[str]) -> int:
+    """Run a verb that has its own options, imported only when asked for."""
+    return int(importlib.import_module(OWN_OPTIONS[verb]).main(argv) or 0)
+
+
+OWN_OPTIONS = {
+    "preview": "pipeline.preview",
+    "corpora": "pipeline.makers",
+    "bench": "pipeline.bench",
+}
+"""Verbs with a parser of their own, and where it is."""
+
+
+VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "manifest": manifest,
+    "plan": plan,
+    "shards": make_shards,
+    "verify": verify,
+    "replay": replay,
+}

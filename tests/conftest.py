@@ -1,0 +1,97 @@
+"""Fixtures: small corpora made in the test, and the folder of shared recordings."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from data_specs.recipe import Recipe
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = Path(os.environ.get("SPEECH_SHARED", ROOT.parent / "shared"))
+RATE_HZ = 16_000
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    if not (SHARED / "data").is_dir():
+        pytest.skip(f"shared recordings are not at {SHARED} (set SPEECH_SHARED)")
+    return SHARED
+
+
+def talk(seconds: float, seed: int, rate_hz: int = RATE_HZ) -> np.ndarray:
+    """Something with the rhythm and the spectrum of speech: harmonics in syllables, and pauses."""
+    rng = np.random.default_rng(seed)
+    time = np.arange(int(seconds * rate_hz)) / rate_hz
+    pitch_hz = rng.uniform(90, 220) * (1 + 0.1 * np.sin(2 * np.pi * 0.4 * time))
+    phase = 2 * np.pi * np.cumsum(pitch_hz) / rate_hz
+    wave = sum(np.sin(n * phase) / n for n in range(1, 20))
+    syllables = np.clip(np.sin(2 * np.pi * rng.uniform(2, 4) * time), 0, 1)
+    return (0.1 * wave * syllables).astype(np.float32)
+
+
+def write(path: Path, wave: np.ndarray, rate_hz: int = RATE_HZ, subtype: str = "PCM_16") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, wave, rate_hz, subtype=subtype)
+    return path
+
+
+@pytest.fixture(scope="session")
+def corpora(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Path]]:
+    """Folders of 8 speakers, 6 noises (16 and 48 kHz) and 6 rooms."""
+    base = tmp_path_factory.mktemp("corpora")
+    rng = np.random.default_rng(0)
+    for i in range(8):
+        write(base / "speech" / "en" / f"talker{i}" / "0.wav", talk(9 + i / 4, i))
+    for i in range(6):
+        rate_hz = (16_000, 48_000)[i % 2]
+        noise = rng.standard_normal(int((3 + 2 * i) * rate_hz)) * 0.05
+        write(base / "noise" / f"noise{i}.flac", noise, rate_hz)
+    for i in range(6):
+        decay = np.exp(-np.arange(8_000) / (400 + 300 * i))
+        response = 0.3 * rng.standard_normal(8_000) * decay
+        response[40] = 1.0
+        write(base / "rooms" / f"room{i}.wav", response * 0.5)
+    return {name: [base / name] for name in ("speech", "noise", "rooms")}
+
+
+def small_recipe(**changes: object) -> Recipe:
+    """A recipe with every processor that is built, in shards of eight."""
+    values: dict[str, object] = {
+        "name": "small",
+        "seed": 3,
+        "sources": {
+            role: {"corpus": role, "holdout": {"validation": 0.2, "test": 0.2}}
+            for role in ("speech", "noise", "rooms")
+        },
+        "speed": {"distribution": "uniform", "low": 0.9, "high": 1.1},
+        "speech_stages": [
+            {"stage": "colour", "probability": 0.5, "choices": [{"use": {"kind": "equalise"}}]}
+        ],
+        "room": {"probability": 0.33},
+        "noise": {"probability": 0.67, "snr_db": {"distribution": "normal", "mean": 10, "std": 4}},
+        "stages": [
+            {
+                "stage": "enhance",
+                "choices": [{"use": {"kind": "spectral_gating"}}, {"use": {"kind": "none"}}],
+            },
+            {
+                "stage": "codec",
+                "probability": 0.5,
+                "choices": [{"use": {"kind": kind}} for kind in ("opus", "band_limit")],
+            },
+            {
+                "stage": "line",
+                "probability": 0.3,
+                "choices": [{"use": {"kind": kind}} for kind in ("clip", "dropout")],
+            },
+        ],
+        "shard_samples": 8,
+        "group_samples": 4,
+        "max_dropped_share": 0.25,
+    }
+    return Recipe.model_validate(values | changes)

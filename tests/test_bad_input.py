@@ -1,0 +1,248 @@
+"""Bad input, as users have it: each has its stated outcome, and nothing half-made looks whole."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from data_specs.corpus import find_corpus
+from pipeline import run as engines
+from pipeline.__main__ import main
+from pipeline.job import prepare
+from pipeline.manifest import CorpusError, scan
+from pipeline.shards import find_shards, read_record
+from tests.conftest import ROOT, small_recipe, talk, write
+
+Corpora = dict[str, list[Path]]
+
+
+def scanned(folder: Path) -> dict[str, str]:
+    """Why each file of a speech folder is left out; empty where it is not."""
+    manifest = scan("speech", find_corpus("speech", "test"), [folder], progress=False)
+    return {row["path"]: row["rejected"] for row in manifest.table.to_pylist()}
+
+
+@pytest.fixture
+def speech(tmp_path: Path) -> Path:
+    """A folder with one good recording, to which each test adds its bad one."""
+    write(tmp_path / "speech" / "good.wav", talk(9, 0))
+    return tmp_path / "speech"
+
+
+def dropped(corpora: Corpora, speech: Path, out: Path) -> dict[str, str]:
+    """Make shards of a speech folder; file name to reason of what was dropped."""
+    recipe = small_recipe(
+        max_dropped_share=1.0, room=None, noise=None, sources={"speech": {"corpus": "speech"}}
+    )
+    job = prepare(recipe, {"speech": [speech]}, out, 16, {"speech": "all"}, progress=False)
+    assert engines.run(job, "local", 1, progress=False).failed == {}
+    records = [read_record(out, shard) for shard in range(2)]
+    return {
+        Path(drop["detail"].split(": ")[0]).name: drop["reason"]
+        for record in records
+        if record
+        for drop in record.dropped
+    }
+
+
+# --- what the manifest finds ----------------------------------------------------------------------
+
+
+def test_an_empty_folder(tmp_path: Path) -> None:
+    with pytest.raises(CorpusError, match=f"no usable audio file in {tmp_path}"):
+        scanned(tmp_path)
+
+
+def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(CorpusError, match="no such folder"):
+        scanned(tmp_path / "nowhere")
+
+
+def test_a_text_file_named_wav(speech: Path) -> None:
+    (speech / "text.wav").write_text("these are not samples")
+    assert scanned(speech)["text.wav"].startswith("no audio header")
+
+
+def test_a_zero_byte_file_and_one_without_samples(speech: Path) -> None:
+    (speech / "nothing.flac").write_bytes(b"")
+    write(speech / "header.wav", np.zeros(0, np.float32))
+    found = scanned(speech)
+    assert found["nothing.flac"].startswith("no audio header")
+    assert found["header.wav"].startswith("too short: 0.000 s")
+
+
+def test_a_4_khz_file(speech: Path) -> None:
+    write(speech / "slow.wav", talk(9, 1, 4_000), 4_000)
+    assert scanned(speech)["slow.wav"] == "sample rate too low: 4000 Hz, at least 8000"
+
+
+def test_every_rejection_is_in_the_manifest_file_and_on_the_screen(
+    speech: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import pyarrow.parquet as pq
+    import yaml
+
+    (speech / "text.wav").write_text("no")
+    recipe = tmp_path / "one.yaml"
+    recipe.write_text(yaml.safe_dump({"name": "one", "sources": {"speech": {"corpus": "speech"}}}))
+    out = tmp_path / "manifests"
+    status = main(["manifest", str(recipe), "--corpus", f"speech={speech}", "--out", str(out)])
+    assert status == 0
+    assert "left out: 1 no audio header" in capsys.readouterr().out
+    rows = pq.read_table(out / "speech.parquet").to_pylist()
+    assert [bool(row["rejected"]) for row in rows] == [False, True]
+
+
+# --- what rendering finds -------------------------------------------------------------------------
+
+
+def test_a_truncated_flac(speech: Path, corpora: Corpora, tmp_path: Path) -> None:
+    path = write(speech / "cut.flac", talk(60, 2))
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 10])
+    assert dropped(corpora, speech, tmp_path / "out") == {"cut.flac": "unreadable"}
+
+
+def test_a_silent_file(speech: Path, corpora: Corpora, tmp_path: Path) -> None:
+    write(speech / "silent.wav", np.zeros(60 * 16_000, np.float32))
+    assert dropped(corpora, speech, tmp_path / "out") == {"silent.wav": "silent"}
+
+
+def test_nan_and_infinity(speech: Path, corpora: Corpora, tmp_path: Path) -> None:
+    wave = talk(60, 3)
+    wave[::1_000] = np.nan
+    write(speech / "nan.wav", wave, subtype="FLOAT")
+    wave[::1_000] = np.inf
+    write(speech / "inf.wav", wave, subtype="FLOAT")
+    found = dropped(corpora, speech, tmp_path / "out")
+    assert found and set(found) <= {"nan.wav", "inf.wav"}
+    assert set(found.values()) == {"non_finite"}
+
+
+def test_an_8_channel_file_gives_its_first_channel(
+    speech: Path, corpora: Corpora, tmp_path: Path
+) -> None:
+    channels = np.stack([talk(60, 4)] + [np.full(960_000, np.nan, np.float32)] * 7, axis=1)
+    write(speech / "eight.wav", channels, subtype="FLOAT")
+    assert dropped(corpora, speech, tmp_path / "nan") == {}  # nobody listens to the others
+    write(speech / "eight.wav", np.stack([talk(60, c) for c in range(8)], axis=1))
+    assert dropped(corpora, speech, tmp_path / "out") == {}
+
+
+def test_a_3_hour_file_is_read_in_parts(speech: Path, corpora: Corpora, tmp_path: Path) -> None:
+    path = speech / "long.flac"
+    minute = talk(60, 5)
+    with soundfile.SoundFile(path, "w", 16_000, 1) as file:
+        for _ in range(180):
+            file.write(minute)
+    assert soundfile.info(str(path)).duration == 3 * 3600
+    tracked = f"""
+import resource, sys
+from pathlib import Path
+from pipeline.audio import read_part
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+wave = read_part(Path({str(path)!r}), 2 * 3600 * 16_000 + 5, 122_880)
+print(len(wave), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 20_000)
+"""
+    done = subprocess.run([sys.executable, "-c", tracked], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.split() == ["122880", "True"], done.stderr
+    assert dropped(corpora, speech, tmp_path / "out") == {}
+
+
+def test_a_file_that_vanishes_fails_the_attempt_and_drops_nothing(
+    speech: Path, tmp_path: Path
+) -> None:
+    recipe = small_recipe(room=None, noise=None, sources={"speech": {"corpus": "speech"}})
+    job = prepare(recipe, {"speech": [speech]}, tmp_path / "out", 16, {"speech": "all"})
+    (speech / "good.wav").unlink()
+    with pytest.raises(FileNotFoundError, match=r"good\.wav"):
+        engines.run(job, "local", 1, progress=False)
+    assert find_shards(job.out) == []
+
+
+# --- what the command says ------------------------------------------------------------------------
+
+
+def command(
+    corpora: Corpora, out: Path, *more: str, recipe: str = "demo", skip: str = ""
+) -> list[str]:
+    given = [f"--corpus={n}={f[0]}" for n, f in corpora.items() if n != skip]
+    options = ["--out", str(out), "--samples", "4", "--engine", "local", "--workers", "1"]
+    return ["shards", recipe, *given, *options, *more]
+
+
+def said(capsys: pytest.CaptureFixture[str], argv: list[str]) -> str:
+    assert main(argv) == 2
+    return capsys.readouterr().err
+
+
+def test_an_unwritable_output(corpora: Corpora, tmp_path: Path, capsys) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("in the way")
+    assert str(blocked) in said(capsys, command(corpora, blocked / "out"))
+    if os.geteuid() != 0:
+        tmp_path.chmod(0o500)
+        assert "Permission denied" in said(capsys, command(corpora, tmp_path / "out"))
+
+
+def test_a_corpus_without_a_folder_and_one_misspelled(
+    corpora: Corpora, tmp_path: Path, capsys
+) -> None:
+    text = said(capsys, command(corpora, tmp_path / "out", skip="noise"))
+    assert "corpus 'noise' has no folder: give --corpus noise=DIR" in text
+    text = said(capsys, command(corpora, tmp_path / "out", "--corpus", "niose=/x"))
+    assert "did you mean 'noise'?" in text
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_recipe_that_is_not_there_and_one_that_cannot_run(
+    corpora: Corpora, tmp_path: Path, capsys
+) -> None:
+    text = said(capsys, command(corpora, tmp_path / "out", recipe=str(tmp_path / "no.yaml")))
+    assert "no.yaml: no such file" in text
+    text = said(capsys, command(corpora, tmp_path / "out", recipe="paper"))
+    assert "lpcnet (stage 'vocoder'): not built yet" in text
+
+
+@pytest.mark.parametrize("split", ["tarin", "noise=tests", "niose=train"])
+def test_an_unknown_split_or_role(split: str, corpora: Corpora, tmp_path: Path, capsys) -> None:
+    text = said(capsys, command(corpora, tmp_path / "out", "--split", split))
+    assert "must be one of" in text or "did you mean 'noise'?" in text
+
+
+def test_corpora_can_come_from_the_environment(
+    corpora: Corpora, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CORPUS_NOISE", str(corpora["noise"][0]))
+    assert main(command(corpora, tmp_path / "out", skip="noise")) == 0
+
+
+def test_verify_and_replay_tell_what_they_found(corpora: Corpora, tmp_path: Path, capsys) -> None:
+    out = tmp_path / "out"
+    assert main(command(corpora, out)) == 0
+    assert main(["verify", str(out), "--deep"]) == 0
+    given = [f"--corpus={n}={f[0]}" for n, f in corpora.items()]
+    replay = ["replay", "000000002", "--dataset", str(out), *given]
+    assert main([*replay, "--out", str(tmp_path / "audio")]) == 0
+    assert "000000002: the same audio" in capsys.readouterr().out
+    assert soundfile.info(str(tmp_path / "audio" / "000000002.flac")).frames == 122_880
+    assert main(["replay", "99", "--dataset", str(out), *given]) == 2
+    assert "sample 99 is not in it" in capsys.readouterr().err
+    tar = out / "shard-000000.tar"
+    tar.write_bytes(tar.read_bytes()[:-1])
+    assert main(["verify", str(out)]) == 1
+    assert "0 of 1 shards are whole" in capsys.readouterr().out
+
+
+def test_replay_without_the_corpus_says_what_to_give(
+    corpora: Corpora, tmp_path: Path, capsys
+) -> None:
+    out = tmp_path / "out"
+    assert main(command(corpora, out)) == 0
+    text = said(capsys, ["replay", "0", "--dataset", str(out)])
+    assert "--corpus speech=DIR" in text

@@ -1,0 +1,186 @@
+"""One job, every engine, the same bytes; and nothing lost when processes are killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from data_specs.recipe import Recipe
+from pipeline import run as engines
+from pipeline.job import Job, WrongDataset, prepare
+from pipeline.shards import find_shards, read_record, verify_shard
+from tests.conftest import ROOT, small_recipe
+
+SAMPLES = 28  # three shards of eight and one of four
+Corpora = dict[str, list[Path]]
+
+
+def make(corpora: Corpora, out: Path, engine: str, workers: int, **changes: object) -> Job:
+    job = prepare(small_recipe(**changes), corpora, out, SAMPLES, progress=False)
+    outcome = engines.run(job, engine, workers, progress=False)
+    assert outcome.failed == {}
+    return job
+
+
+def tars(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("*.tar"))}
+
+
+@pytest.fixture(scope="module")
+def reference(corpora: Corpora, tmp_path_factory: pytest.TempPathFactory) -> Job:
+    return make(corpora, tmp_path_factory.mktemp("reference"), "local", 1)
+
+
+def test_the_local_engine_makes_whole_shards(reference: Job) -> None:
+    assert find_shards(reference.out) == [0, 1, 2, 3]
+    for shard in range(4):
+        assert verify_shard(reference.out, shard, reference.dataset_hash, deep=True) == []
+    assert reference.todo() == []
+
+
+@pytest.mark.parametrize(("engine", "workers"), [("local", 2), ("ray", 1), ("ray", 2)])
+def test_every_engine_makes_the_same_bytes(
+    engine: str, workers: int, reference: Job, corpora: Corpora, tmp_path: Path
+) -> None:
+    make(corpora, tmp_path, engine, workers)
+    assert tars(tmp_path) == tars(reference.out)
+
+
+def test_running_again_makes_nothing_again(reference: Job, corpora: Corpora) -> None:
+    before = {path: path.stat().st_mtime_ns for path in reference.out.glob("shard-*")}
+    outcome = engines.run(reference, "local", 1, progress=False)
+    assert (outcome.made, outcome.skipped) == ([], 4)
+    assert before == {path: path.stat().st_mtime_ns for path in reference.out.glob("shard-*")}
+
+
+def test_more_samples_extend_a_dataset(reference: Job, corpora: Corpora, tmp_path: Path) -> None:
+    job = prepare(small_recipe(), corpora, tmp_path, 16, progress=False)
+    engines.run(job, "local", 1, progress=False)
+    more = prepare(small_recipe(), corpora, tmp_path, SAMPLES, progress=False)
+    assert more.todo() == [2, 3]
+    engines.run(more, "local", 1, progress=False)
+    assert tars(tmp_path) == tars(reference.out)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"seed": 4}, "recipe.seed: 3 there, 4 asked for"),
+        ({"teacher": {"name": "dnsmos", "precision": "fp32"}}, "recipe.teacher.name"),
+    ],
+)
+def test_another_recipe_is_refused(
+    changes: dict, said: str, reference: Job, corpora: Corpora
+) -> None:
+    with pytest.raises(WrongDataset, match=said.replace(".", r"\.")):
+        prepare(small_recipe(**changes), corpora, reference.out, SAMPLES, progress=False)
+
+
+def test_other_recordings_are_refused(reference: Job, corpora: Corpora, tmp_path: Path) -> None:
+    fewer = tmp_path / "noise"
+    fewer.mkdir()
+    for path in sorted(corpora["noise"][0].iterdir())[:4]:
+        (fewer / path.name).write_bytes(path.read_bytes())
+    with pytest.raises(WrongDataset, match=r"corpora\.noise"):
+        prepare(small_recipe(), corpora | {"noise": [fewer]}, reference.out, SAMPLES)
+
+
+def start(corpora: Corpora, out: Path, recipe: Path, engine: str) -> subprocess.Popen[bytes]:
+    options = [f"--corpus={name}={folders[0]}" for name, folders in corpora.items()]
+    return subprocess.Popen(
+        [sys.executable, "-m", "pipeline", "shards", recipe, *options, "--out", out]
+        + ["--samples", str(SAMPLES), "--engine", engine, "--workers", "2"],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
+def recipe_file(folder: Path, recipe: Recipe) -> Path:
+    import yaml
+
+    path = folder / "small.yaml"
+    path.write_text(yaml.safe_dump(recipe.model_dump(mode="json", exclude_none=True)))
+    return path
+
+
+def wait_for_first_shard(out: Path, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 120
+    while not list(out.glob("shard-*.json")):
+        assert process.poll() is None and time.monotonic() < deadline, "no shard was made"
+        time.sleep(0.02)
+
+
+def kill(process: subprocess.Popen[bytes], engine: str) -> None:
+    """SIGKILL one worker and then the driver; then take down what Ray leaves running."""
+    children = psutil.Process(process.pid).children(recursive=True)
+    worker = "ray::" if engine == "ray" else "spawn_main"
+    for child in children:
+        if worker in " ".join(child.cmdline()):
+            child.kill()
+            break
+    else:
+        raise AssertionError(f"no {engine} worker to kill")
+    time.sleep(0.3)
+    process.kill()
+    process.wait()
+    for child in children:
+        if child.is_running():
+            os.kill(child.pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("engine", ["ray", "local"])
+def test_killed_driver_and_worker_then_the_same_command(
+    engine: str, reference: Job, corpora: Corpora, tmp_path: Path
+) -> None:
+    out, recipe = tmp_path / "out", recipe_file(tmp_path, small_recipe())
+    out.mkdir()
+    process = start(corpora, out, recipe, engine)
+    wait_for_first_shard(out, process)
+    kill(process, engine)
+    committed = {path: path.stat().st_mtime_ns for path in out.glob("shard-*.json")}
+    done = {int(path.stem.removeprefix("shard-")) for path in committed}
+    assert start(corpora, out, recipe, engine).wait() == 0
+    assert tars(out) == tars(reference.out)
+    assert done
+    assert committed == {path: path.stat().st_mtime_ns for path in committed}  # none made twice
+
+
+def test_a_shard_over_its_failure_limit_fails_alone(corpora: Corpora, tmp_path: Path) -> None:
+    for engine in ("local", "ray"):
+        out = tmp_path / engine
+        job = prepare(small_recipe(max_dropped_share=0.0), corpora | quiet(tmp_path), out, SAMPLES)
+        outcome = engines.run(job, engine, 1, progress=False)
+        assert outcome.failed and all("silent" in text for text in outcome.failed.values())
+        assert set(outcome.failed) | set(outcome.made) == {0, 1, 2, 3}
+        assert find_shards(out) == sorted(outcome.made)
+
+
+def quiet(folder: Path) -> Corpora:
+    """Noise of which a third is silent."""
+    from tests.conftest import talk, write
+
+    for i in range(9):
+        write(folder / "noise" / f"{i}.wav", talk(3, i) * (0 if i % 3 == 0 else 1))
+    return {"noise": [folder / "noise"]}
+
+
+def test_every_record_says_what_was_dropped(corpora: Corpora, tmp_path: Path) -> None:
+    job = prepare(
+        small_recipe(max_dropped_share=0.9), corpora | quiet(tmp_path), tmp_path / "out", SAMPLES
+    )
+    engines.run(job, "local", 1, progress=False)
+    records = [read_record(job.out, shard) for shard in range(4)]
+    dropped = [drop for record in records if record for drop in record.dropped]
+    assert dropped
+    assert {drop["reason"] for drop in dropped} == {"silent"}
+    assert all("/noise/" in d["detail"] or ".wav" in d["detail"] for d in dropped)
+    assert sum(r.samples for r in records if r) + len(dropped) == SAMPLES

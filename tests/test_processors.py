@@ -1,0 +1,193 @@
+"""The contract, over the whole table of processors."""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import TypeAdapter
+
+from data_specs.processors import Processor as Spec
+from data_specs.recipe import load_recipe
+from pipeline import degrade
+from pipeline.audio import DropSample
+from pipeline.degrade import PROCESSORS, SelfCheckError, self_check
+from pipeline.plan import Step
+from pipeline.render import _run_steps, _stage_order
+from pipeline.rng import uniforms
+from tests.conftest import small_recipe, talk
+
+KINDS = sorted(PROCESSORS)
+
+
+def drawn(kind: str, count: int, seed: int = 0) -> list[dict[str, float]]:
+    spec = TypeAdapter(Spec).validate_python({"kind": kind})
+    columns = PROCESSORS[kind].draw(spec, uniforms(seed, 0, count), "test")
+    return [{name: float(c[i]) for name, c in columns.items()} for i in range(count)]
+
+
+@pytest.fixture(scope="module")
+def waves() -> np.ndarray:
+    return np.stack([talk(7.68, seed) for seed in range(4)])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_same_count_and_length_finite_and_in_place(kind: str, waves: np.ndarray) -> None:
+    out = degrade.run(kind, waves, drawn(kind, 4))
+    assert out.shape == waves.shape and out.dtype == np.float32
+    for before, after in zip(waves, out, strict=True):
+        spectrum = np.fft.rfft(after, 1 << 18) * np.conj(np.fft.rfft(before, 1 << 18))
+        correlation = np.fft.irfft(spectrum)
+        lag = int(np.argmax(correlation))
+        lag = lag - (1 << 18) if lag > (1 << 17) else lag
+        assert abs(lag) <= 16  # 1 ms
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_batch_is_its_members_one_by_one(kind: str, waves: np.ndarray) -> None:
+    params = drawn(kind, 4)
+    batch = degrade.run(kind, waves, params)
+    single = [degrade.run(kind, w[None], [p])[0] for w, p in zip(waves, params, strict=True)]
+    assert np.abs(batch - np.stack(single)).max() < 1e-5
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_twice_the_same_and_nothing_else_touched(
+    kind: str, waves: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    params, given = drawn(kind, 4), waves.copy()
+    state = (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
+    first = degrade.run(kind, waves, params)
+    assert np.array_equal(first, degrade.run(kind, waves, params))
+    assert np.array_equal(waves, given)
+    assert state == (
+        random.getstate(),
+        np.random.get_state()[1].tolist(),
+        torch.get_rng_state().tolist(),
+    )
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_silence_after_a_short_clip_stays_finite(kind: str) -> None:
+    wave = np.concatenate([talk(2, 0), np.zeros(90_880, np.float32)])
+    assert np.isfinite(degrade.run(kind, wave[None], drawn(kind, 1))).all()
+
+
+@pytest.mark.parametrize("kind", sorted(set(KINDS) - {"none"}))
+def test_it_does_something(kind: str, waves: np.ndarray) -> None:
+    rng = np.random.default_rng(0)
+    noisy = waves + 0.01 * rng.standard_normal(waves.shape).astype("f4")
+    out = degrade.run(kind, noisy, drawn(kind, 4))
+    change = 10 * np.log10(np.mean((out - noisy) ** 2) / np.mean(noisy**2))
+    assert change > -40
+
+
+def power_db(wave: np.ndarray, low_hz: float, high_hz: float) -> float:
+    spectrum = np.abs(np.fft.rfft(wave)) ** 2
+    hz = np.fft.rfftfreq(len(wave), 1 / 16_000)
+    return float(10 * np.log10(spectrum[(hz >= low_hz) & (hz < high_hz)].sum()))
+
+
+def test_the_band_limit_stops_at_its_cutoff() -> None:
+    noise = np.random.default_rng(0).standard_normal((1, 122_880)).astype("f4")
+    out = degrade.run("band_limit", noise, [{"cutoff_hz": 4_000.0}])
+    assert power_db(out[0], 4_200, 8_000) - power_db(noise[0], 4_200, 8_000) < -50
+    assert abs(power_db(out[0], 100, 3_800) - power_db(noise[0], 100, 3_800)) < 0.1
+
+
+def test_the_equaliser_follows_its_curve() -> None:
+    noise = np.random.default_rng(0).standard_normal((1, 122_880)).astype("f4")
+    params = {f"gain_{f}_hz_db": 0.0 for f in (100, 300, 800, 1_800, 3_500, 7_000)}
+    params["gain_1800_hz_db"] = 12.0
+    out = degrade.run("equalise", noise, [params])
+    assert power_db(out[0], 1_700, 1_900) - power_db(noise[0], 1_700, 1_900) == pytest.approx(
+        12, abs=0.5
+    )
+    assert abs(power_db(out[0], 4_000, 8_000) - power_db(noise[0], 4_000, 8_000)) < 0.1
+
+
+@settings(max_examples=10, deadline=None)
+@given(share=st.floats(0.01, 0.4))
+def test_dropout_silences_its_share_and_clip_clips_its(share: float) -> None:
+    noise = np.random.default_rng(0).standard_normal((1, 122_880)).astype("f4")
+    params = {"share": share, "packet_ms": 20.0, "pattern": 5.0}
+    lost = degrade.run("dropout", noise, [params])
+    assert np.mean(lost == 0) == pytest.approx(share, abs=1 / 384)
+    clipped = degrade.run("clip", noise, [{"share": share}])
+    at_limit = np.abs(clipped) >= np.abs(clipped).max() * (1 - 1e-6)
+    assert np.mean(at_limit) == pytest.approx(share, abs=0.001)
+
+
+def test_opus_loses_the_upper_band_at_few_bits() -> None:
+    noise = 0.1 * np.random.default_rng(0).standard_normal((1, 122_880)).astype("f4")
+    few, many = (degrade.run("opus", noise, [settings_of(rate)])[0] for rate in (6_000, 64_000))
+    before_db = power_db(noise[0], 4_500, 6_500)
+    assert power_db(few, 4_500, 6_500) - before_db < -20
+    assert abs(power_db(many, 4_500, 6_500) - before_db) < 3
+
+
+def settings_of(bitrate_bps: float) -> dict[str, float]:
+    return {"bitrate_bps": bitrate_bps, "frame_ms": 20.0, "complexity": 5.0}
+
+
+def test_gating_takes_noise_away() -> None:
+    speech = talk(7.68, 1)
+    noise = 0.003 * np.random.default_rng(0).standard_normal(len(speech)).astype("f4")
+    params = [{"stationary": 1.0, "reduction": 1.0}]
+    out = degrade.run("spectral_gating", (speech + noise)[None], params)[0]
+    pause = np.abs(speech) < 1e-4
+    assert np.mean(out[pause] ** 2) < 0.3 * np.mean((speech + noise)[pause] ** 2)
+
+
+def test_a_processor_that_fails_drops_only_the_culprit(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail_on_quiet(waves_BT: np.ndarray, params: object) -> np.ndarray:
+        if (np.abs(waves_BT).max(axis=1) < 0.01).any():
+            raise RuntimeError("too quiet for me")
+        return waves_BT * np.float32(0.5)
+
+    monkeypatch.setitem(PROCESSORS, "clip", degrade.Processor(fail_on_quiet))
+    slots = [talk(1, 0), talk(1, 1) * np.float32(0.001), talk(1, 2)]
+    before = [np.copy(s) for s in slots]
+    _run_steps(slots, [[Step(stage="x", kind="clip", params={})]] * 3)
+    assert np.array_equal(slots[0], before[0] * np.float32(0.5))
+    assert np.array_equal(slots[2], before[2] * np.float32(0.5))
+    assert isinstance(slots[1], DropSample)
+    assert (slots[1].reason, "too quiet for me" in slots[1].detail) == ("processor_failed", True)
+
+
+def test_nan_out_of_a_processor_drops_the_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(PROCESSORS, "clip", degrade.Processor(lambda w, p: w * np.float32(np.nan)))
+    slots = [talk(1, 0)]
+    _run_steps(slots, [[Step(stage="x", kind="clip", params={})]])
+    assert isinstance(slots[0], DropSample) and slots[0].reason == "non_finite"
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.sets(st.integers(0, 6)), min_size=1, max_size=8))
+def test_stages_keep_every_samples_order(rows: list[set[int]]) -> None:
+    steps = [[Step(stage=f"s{i}", kind="none", params={}) for i in sorted(row)] for row in rows]
+    order = _stage_order(steps)
+    for row in steps:
+        places = [order.index(step.stage) for step in row]
+        assert places == sorted(places)
+
+
+def test_the_self_check_passes_what_is_built() -> None:
+    self_check(small_recipe())
+    self_check(load_recipe("demo"))
+
+
+def test_the_papers_recipe_fails_by_name_until_its_processors_are_built() -> None:
+    with pytest.raises(SelfCheckError) as error:
+        self_check(load_recipe("paper"))
+    for kind in ("deepfilternet3", "nsnet2", "demucs", "hifigan", "lpcnet", "encodec"):
+        assert f"{kind} (stage" in str(error.value)
+    assert "opus (stage" not in str(error.value)

@@ -1,0 +1,219 @@
+"""Shards to batches: every sample once, any number of workers, exact resume, clear errors."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from train_helpers import (
+    flac_bytes,
+    members_of,
+    record,
+    tone_pcm,
+    write_dataset,
+    write_rated,
+    write_tar,
+)
+
+from data_specs.rated import read_rated
+from train.stream import (
+    Batches,
+    DecodedCache,
+    Order,
+    ShardSamples,
+    epoch_order,
+    list_shards,
+    loader,
+    read_dataset_info,
+)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return write_dataset(tmp_path / "shards", shards=3, samples=4)
+
+
+def batches_of(folder, **changes):
+    shards = list_shards(folder)
+    counts = tuple(shard.samples for shard in shards)
+    values = {"rated_clips": 0, "seed": 1, "batch": 5} | changes
+    return Batches(ShardSamples(shards), Order(counts, **values))
+
+
+def same(left, right):
+    return len(left) == len(right) and all(
+        np.array_equal(a[0], b[0]) and np.array_equal(a[1], b[1])
+        for a, b in zip(left, right, strict=True)
+    )
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    counts=st.lists(st.integers(1, 20), min_size=1, max_size=6),
+    seed=st.integers(0, 2**40),
+    epoch=st.integers(0, 5),
+    buffer=st.integers(1, 50),
+)
+def test_an_epoch_has_every_sample_once(counts, seed, epoch, buffer):
+    order = epoch_order(counts, seed, epoch, buffer)
+    assert sorted(order) == list(range(sum(counts)))
+    assert np.array_equal(order, epoch_order(counts, seed, epoch, buffer))
+
+
+def test_epochs_and_seeds_differ():
+    orders = {tuple(epoch_order([50, 50], *key, 100)) for key in [(0, 0), (0, 1), (1, 0)]}
+    assert len(orders) == 3
+
+
+def test_batches_cross_epochs_without_loss():
+    order = Order((3, 4), 0, seed=0, batch=5)
+    numbers = [item.number for step in range(7) for item in order.items(step)]
+    for epoch in range(5):
+        assert sorted(numbers[7 * epoch : 7 * epoch + 7]) == list(range(7))
+    assert order.position(3) == (2, 1)
+
+
+@pytest.mark.parametrize("share", [0.2, 0.33, 0.5])
+def test_rated_share_is_exact(share):
+    order = Order((10,), 3, seed=0, batch=6, rated_share=share)
+    for steps in (1, 7, 50):
+        rated = sum(item.rated for step in range(steps) for item in order.items(step))
+        assert rated == int(steps * 6 * share + 1e-9)
+    assert {len(order.items(step)) for step in range(20)} == {6}
+
+
+def test_workers_do_not_change_the_sequence(folder):
+    batches = batches_of(folder)
+    alone = list(loader(batches, 0, 6, workers=0))
+    assert same(alone, list(loader(batches, 0, 6, workers=2)))
+    assert same(alone[3:], list(loader(batches, 3, 6, workers=2)))
+
+
+def test_cache_gives_the_same(folder):
+    batches = batches_of(folder)
+    cached = Batches(ShardSamples(list_shards(folder), DecodedCache(12)), batches.order)
+    expected = list(loader(batches, 0, 6, workers=0))
+    assert same(expected, list(loader(cached, 0, 6, workers=1)))
+    assert same(expected, list(loader(cached, 0, 6, workers=0)))
+
+
+def test_rated_clips_are_mixed_in(folder, tmp_path):
+    clips = read_rated(write_rated(tmp_path / "rated"))
+    shards = list_shards(folder)
+    order = Order((4, 4, 4), len(clips), seed=0, batch=5, rated_share=0.2)
+    pcm_BT, mos_B = Batches(ShardSamples(shards), order, clips)[0]
+    assert pcm_BT.shape == (5, 122_880)
+    assert float(mos_B[-1]) in {np.float32(clip.mos) for clip in clips}
+    assert not pcm_BT[-1, 32_000:].any()
+
+
+def test_unfinished_shards_are_left_out(folder):
+    (folder / "shard-000001.json").unlink()
+    assert [shard.tar.name for shard in list_shards(folder)] == [
+        "shard-000000.tar",
+        "shard-000002.tar",
+    ]
+
+
+def test_counts_come_from_the_tar_where_the_record_has_none(tmp_path):
+    write_tar(tmp_path / "shard-000000.tar", members_of(range(3)))
+    assert list_shards(tmp_path)[0].samples == 3
+
+
+def test_no_shards(tmp_path):
+    with pytest.raises(ValueError, match="no shards"):
+        list_shards(tmp_path)
+    with pytest.raises(ValueError, match="no such folder"):
+        list_shards(tmp_path / "none")
+    with pytest.raises(ValueError, match=r"dataset\.json is missing"):
+        read_dataset_info(tmp_path)
+
+
+def test_no_whole_shard(folder):
+    for path in folder.glob("shard-*.json"):
+        path.unlink()
+    with pytest.raises(ValueError, match="none of its 3 shards is whole"):
+        list_shards(folder)
+
+
+def test_truncated_tar(folder):
+    tar = folder / "shard-000001.tar"
+    tar.write_bytes(tar.read_bytes()[:-5000])
+    with pytest.raises(ValueError, match=r"shard-000001\.tar.*truncated"):
+        list_shards(folder)
+
+
+def read_all(folder):
+    samples = ShardSamples(list_shards(folder))
+    return [samples.read(number) for number in range(len(samples))]
+
+
+def test_truncated_tar_with_a_matching_record(folder):
+    tar = folder / "shard-000001.tar"
+    tar.write_bytes(tar.read_bytes()[:200_000])
+    tar.with_suffix(".json").write_text(json.dumps({"tar_bytes": 200_000, "samples": 4}))
+    with pytest.raises(ValueError, match=r"shard-000001\.tar"):
+        read_all(folder)
+
+
+def test_corrupted_tar(folder):
+    tar = folder / "shard-000001.tar"
+    data = bytearray(tar.read_bytes())
+    data[: 1 << 16] = b"\xff" * (1 << 16)
+    tar.write_bytes(data)
+    with pytest.raises(ValueError, match=r"shard-000001\.tar"):
+        read_all(folder)
+
+
+def with_member(tmp_path, audio: bytes | None, label: bytes | None):
+    members = [(f"00000000.{e}", d) for e, d in (("flac", audio), ("json", label)) if d is not None]
+    write_tar(tmp_path / "shard-000000.tar", members, 1)
+    return tmp_path
+
+
+def good_label(**changes) -> bytes:
+    return json.dumps(record("00000000", 3.0, tone_pcm(0)) | changes).encode()
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        (json.dumps({"key": "0"}).encode(), "mos"),
+        (good_label(mos=float("nan")), "mos"),
+        (good_label(mos=7), "mos"),
+        (b"{not json", "JSON"),
+        (None, "label"),
+    ],
+)
+def test_bad_labels_name_shard_and_member(tmp_path, label, message):
+    folder = with_member(tmp_path, flac_bytes(tone_pcm(0)), label)
+    with pytest.raises(ValueError, match=message) as caught:
+        read_all(folder)
+    assert "shard-000000.tar" in str(caught.value)
+    assert "00000000.json" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("audio", "message"),
+    [
+        (flac_bytes(tone_pcm(0, 1000)), "shape"),
+        (flac_bytes(tone_pcm(0), 8000), "8000 Hz"),
+        (b"RIFFnot audio", "FLAC"),
+        (None, "audio"),
+    ],
+)
+def test_bad_audio_names_shard_and_member(tmp_path, audio, message):
+    folder = with_member(tmp_path, audio, good_label())
+    with pytest.raises(ValueError, match=message) as caught:
+        read_all(folder)
+    assert "shard-000000.tar" in str(caught.value)
+    assert "00000000.flac" in str(caught.value)
+
+
+def test_errors_come_through_workers(tmp_path):
+    folder = with_member(tmp_path, flac_bytes(tone_pcm(0)), good_label(mos=None))
+    with pytest.raises(ValueError, match="mos"):
+        list(loader(batches_of(folder, batch=2), 0, 2, workers=1))

@@ -1,0 +1,106 @@
+"""Tiny shards and rated sets for the tests of train."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import os
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+from numpy.typing import NDArray
+
+CROP = 122_880
+SHARED = Path(os.environ.get("SPEECH_SHARED", Path(__file__).parents[2] / "shared"))
+
+needs_shared = pytest.mark.skipif(
+    not (SHARED / "data").is_dir(),
+    reason=f"no shared recordings at {SHARED} (SPEECH_SHARED)",
+)
+
+
+def tone_pcm(number: int, samples: int = CROP) -> NDArray[np.int16]:
+    """A tone in noise whose level in the noise depends on the number."""
+    rng = np.random.default_rng(number)
+    time_s = np.arange(samples) / 16_000
+    tone = np.sin(2 * np.pi * (200 + 37 * (number % 11)) * time_s)
+    noise = rng.standard_normal(samples) * (0.01 + 0.1 * (number % 5))
+    return np.round(8000 * (tone + noise) / 2).astype(np.int16)
+
+
+def tone_mos(number: int) -> float:
+    """A label that the noise level gives away."""
+    return 4.5 - 0.75 * (number % 5)
+
+
+def flac_bytes(pcm_T: NDArray[np.int16], rate: int = 16_000) -> bytes:
+    buffer = io.BytesIO()
+    soundfile.write(buffer, pcm_T, rate, format="FLAC", subtype="PCM_16")
+    return buffer.getvalue()
+
+
+def record(key: str, mos: Any, pcm_T: NDArray[np.int16]) -> dict[str, Any]:
+    return {
+        "key": key,
+        "mos": mos,
+        "logit": None,
+        "teacher": "test",
+        "teacher_sha256": "0" * 64,
+        "pcm_sha256": hashlib.sha256(pcm_T.tobytes()).hexdigest(),
+        "plan": {},
+    }
+
+
+def write_tar(path: Path, members: list[tuple[str, bytes]], samples: int | None = None) -> None:
+    """A tar of the members, and its record beside it."""
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as archive:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    content: dict[str, Any] = {"tar_bytes": path.stat().st_size}
+    if samples is not None:
+        content["samples"] = samples
+    path.with_suffix(".json").write_text(json.dumps(content))
+
+
+def members_of(numbers: range) -> list[tuple[str, bytes]]:
+    members = []
+    for number in numbers:
+        key, pcm_T = f"{number:08d}", tone_pcm(number)
+        members.append((f"{key}.flac", flac_bytes(pcm_T)))
+        members.append((f"{key}.json", json.dumps(record(key, tone_mos(number), pcm_T)).encode()))
+    return members
+
+
+def write_dataset(folder: Path, shards: int = 3, samples: int = 4) -> Path:
+    """A folder of shards as the pipeline writes them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    about = {"recipe_hash": "abc", "recipe": {"name": "tiny"}, "teacher": "test"}
+    (folder / "dataset.json").write_text(json.dumps(about))
+    for shard in range(shards):
+        numbers = range(shard * samples, (shard + 1) * samples)
+        write_tar(folder / f"shard-{shard:06d}.tar", members_of(numbers), samples)
+    return folder
+
+
+def write_rated(folder: Path, clips: int = 6, seconds: float = 2.0) -> Path:
+    """A rated CSV with its clips."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "labels.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["dataset", "path", "mos", "extra"])
+        for number in range(clips):
+            soundfile.write(
+                folder / f"{number}.wav",
+                tone_pcm(number, int(seconds * 16_000)),
+                16_000,
+            )
+            writer.writerow([f"set{number % 2}", f"{number}.wav", tone_mos(number), "x"])
+    return folder / "labels.csv"

@@ -1,0 +1,1 @@
+"""Students: read shards, train, evaluate, score. Imports nothing of ``pipeline``."""

@@ -1,0 +1,227 @@
+"""Small charts as inline SVG that take their colours from the page, so that they suit its theme.
+
+Hand-made rather than matplotlib's: text stays text, both themes work, and a chart is a few kB.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from markupsafe import Markup, escape
+
+WIDTH, HEIGHT = 360, 250  # about the width of a column, so that 13 px text stays 13 px
+LEFT, RIGHT, TOP, BOTTOM = 58, 14, 12, 44
+SQUARE = 350
+MAX_POINTS = 4_000
+"""More points than this in a scatter chart are thinned evenly: the page stays small."""
+
+
+@dataclass(frozen=True)
+class Series:
+    """A line: its name in the legend, and its points."""
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float]
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One axis: label with unit, limits, and whether it is logarithmic."""
+
+    label: str
+    low: float
+    high: float
+    log: bool = False
+
+    def place(self, value: float) -> float:
+        """Where ``value`` lies between the limits, 0 to 1."""
+        if self.log:
+            value, low, high = math.log(value), math.log(self.low), math.log(self.high)
+        else:
+            low, high = self.low, self.high
+        return (value - low) / (high - low)
+
+    def ticks(self) -> list[float]:
+        """Round numbers inside the limits."""
+        return _log_ticks(self.low, self.high) if self.log else _ticks(self.low, self.high)
+
+
+def axis(label: str, values: Sequence[float], log: bool = False) -> Axis:
+    """An axis around ``values``, a little wider; never empty."""
+    low, high = min(values), max(values)
+    if log:
+        return Axis(label, low / 1.1, high * 1.1, log=True)
+    margin = 0.05 * (high - low) or 0.5 * abs(high) or 1.0
+    return Axis(label, low - margin, high + margin)
+
+
+def _ticks(low: float, high: float, wanted: int = 5) -> list[float]:
+    rough = (high - low) / wanted
+    power = 10 ** math.floor(math.log10(rough))
+    step = min((m * power for m in (1, 2, 5, 10)), key=lambda s: abs(s - rough))
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [round(k * step, 12) for k in range(first, last + 1)]
+
+
+def _log_ticks(low: float, high: float) -> list[float]:
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for marks in ((1,), (1, 3), (1, 2, 5)):
+        found = [m * 10.0**p for p in powers for m in marks if low <= m * 10.0**p <= high]
+        if len(found) >= 3:
+            return found
+    return _ticks(low, high)
+
+
+def _number(value: float) -> str:
+    text = f"{value:.6g}"
+    if len(text) > 5 and (abs(value) < 0.1 or abs(value) >= 1e5):  # it must fit beside the axis
+        return f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e")
+    return text
+
+
+def _x(at: Axis, value: float) -> float:
+    return LEFT + at.place(value) * (WIDTH - LEFT - RIGHT)
+
+
+def _y(at: Axis, value: float, height: int = HEIGHT) -> float:
+    return height - BOTTOM - at.place(value) * (height - TOP - BOTTOM)
+
+
+def _frame(
+    x: Axis, y: Axis, title: str, body: Sequence[str], x_ticks: bool = True, height: int = HEIGHT
+) -> Markup:
+    parts = []
+    for tick in y.ticks():
+        at = f"{_y(y, tick, height):.1f}"
+        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at}" y2="{at}"/>')
+        parts.append(f'<text class="y tick" x="{LEFT - 6}" y="{at}">{_number(tick)}</text>')
+    base = height - BOTTOM
+    for tick in x.ticks() if x_ticks else ():
+        at = f"{_x(x, tick):.1f}"
+        parts.append(f'<line class="axis" x1="{at}" x2="{at}" y1="{base}" y2="{base + 4}"/>')
+        parts.append(f'<text class="x tick" x="{at}" y="{base + 17}">{_number(tick)}</text>')
+    parts += body
+    parts.append(f'<path class="axis" d="M{LEFT} {TOP}V{base}H{WIDTH - RIGHT}"/>')
+    middle_x, middle_y = (LEFT + WIDTH - RIGHT) / 2, (TOP + base) / 2
+    parts.append(f'<text class="x" x="{middle_x}" y="{height - 8}">{escape(x.label)}</text>')
+    parts.append(
+        f'<text class="x" transform="translate(14 {middle_y}) rotate(-90)">{escape(y.label)}</text>'
+    )
+    return Markup(
+        f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(title)}">'
+        f"{''.join(parts)}</svg>"
+    )
+
+
+def lines(title: str, x_label: str, y_label: str, series: Sequence[Series]) -> Markup:
+    """Lines over a common x; one legend entry each where there are several."""
+    x = axis(x_label, [value for one in series for value in one.x])
+    y = axis(y_label, [value for one in series for value in one.y])
+    body = []
+    for number, one in enumerate(series):
+        points = " ".join(
+            f"{_x(x, a):.1f},{_y(y, b):.1f}" for a, b in zip(one.x, one.y, strict=True)
+        )
+        body.append(f'<polyline class="line s{number}" points="{points}"/>')
+        if len(one.x) < 40:
+            body += [
+                f'<circle class="dot s{number}" r="2.5" cx="{_x(x, a):.1f}" cy="{_y(y, b):.1f}"/>'
+                for a, b in zip(one.x, one.y, strict=True)
+            ]
+    if len(series) > 1:
+        body += _legend([one.name for one in series])
+    return _frame(x, y, title, body)
+
+
+def _legend(names: Sequence[str]) -> list[str]:
+    body = []
+    for number, name in enumerate(names):
+        y = TOP + 10 + 16 * number
+        body.append(
+            f'<line class="line s{number}" x1="{WIDTH - RIGHT - 22}" x2="{WIDTH - RIGHT - 4}" '
+            f'y1="{y}" y2="{y}"/>'
+            f'<text class="y" x="{WIDTH - RIGHT - 28}" y="{y}">{escape(name)}</text>'
+        )
+    return body
+
+
+def scatter(
+    title: str, x_label: str, y_label: str, points: Sequence[tuple[float, float]]
+) -> Markup:
+    """Scores on both axes, 1 to 5, with the line where both are equal."""
+    step = max(1, len(points) // MAX_POINTS)
+    shown = points[::step]
+    x, y = Axis(x_label, 0.9, 5.1), Axis(y_label, 0.9, 5.1)
+    opacity = min(0.75, max(0.3, 60 / max(len(shown), 1)))
+    dots = "".join(
+        f'<circle r="2.4" cx="{_x(x, a):.1f}" cy="{_y(y, min(max(b, 0.9), 5.1), SQUARE):.1f}"/>'
+        for a, b in shown
+    )
+    ends = [f"{_x(x, mos):.1f} {_y(y, mos, SQUARE):.1f}" for mos in (1, 5)]
+    ideal = f'<path class="ideal" d="M{ends[0]}L{ends[1]}"/>'
+    return _frame(
+        x, y, title, [ideal, f'<g class="dots" opacity="{opacity:.2f}">{dots}</g>'], height=SQUARE
+    )
+
+
+def histogram(
+    title: str,
+    x_label: str,
+    values: Sequence[float],
+    edges: Sequence[float],
+    expected: Callable[[float, float], float] | None = None,
+    log: bool = False,
+) -> Markup:
+    """Share of ``values`` in each bin; ``expected(low, high)`` outlines the share asked for."""
+    bins = list(pairwise(edges))
+    shares = [_share(values, low, high, high == edges[-1]) for low, high in bins]
+    asked = [expected(low, high) for low, high in bins] if expected else []
+    x = Axis(x_label, edges[0], edges[-1], log)
+    y = Axis("share of samples (%)", 0, 108 * max([*shares, *asked, 1e-6]))
+    body = []
+    for (low, high), share in zip(bins, shares, strict=True):
+        left, right, top = _x(x, low), _x(x, high), _y(y, 100 * share)
+        body.append(
+            f'<rect class="bar" x="{left + 0.5:.1f}" width="{max(right - left - 1, 0.5):.1f}" '
+            f'y="{top:.1f}" height="{HEIGHT - BOTTOM - top:.1f}"/>'
+        )
+    if asked:
+        path = "".join(
+            f"{'M' if i == 0 else 'L'}{_x(x, low):.1f} {_y(y, 100 * p):.1f}H{_x(x, high):.1f}"
+            for i, ((low, high), p) in enumerate(zip(bins, asked, strict=True))
+        )
+        body.append(f'<path class="asked" d="{path}"/>')
+    return _frame(x, y, title, body)
+
+
+def _share(values: Sequence[float], low: float, high: float, closed: bool) -> float:
+    inside = sum(low <= value < high or (closed and value == high) for value in values)
+    return inside / len(values) if len(values) else 0.0
+
+
+def columns(
+    title: str,
+    x_label: str,
+    names: Sequence[str],
+    shares: Sequence[float],
+    expected: Sequence[float],
+) -> Markup:
+    """A column for each named value, with the share that is asked for marked across it."""
+    y = Axis("share of samples (%)", 0, 108 * max([*shares, *expected]))
+    slot = (WIDTH - LEFT - RIGHT) / len(names)
+    body = []
+    for number, (name, share, asked) in enumerate(zip(names, shares, expected, strict=True)):
+        left, top = LEFT + slot * (number + 0.2), _y(y, 100 * share)
+        body.append(
+            f'<rect class="bar" x="{left:.1f}" width="{0.6 * slot:.1f}" y="{top:.1f}" '
+            f'height="{HEIGHT - BOTTOM - top:.1f}"/>'
+        )
+        at = f"{_y(y, 100 * asked):.1f}"
+        body.append(f'<path class="asked" d="M{left - 4:.1f} {at}h{0.6 * slot + 8:.1f}"/>')
+        middle = f"{left + 0.3 * slot:.1f}"
+        body.append(f'<text class="x tick" x="{middle}" y="{HEIGHT - BOTTOM + 17}">{name}</text>')
+    return _frame(Axis(x_label, 0, 1), y, title, body, x_ticks=False)

@@ -1,0 +1,57 @@
+"""Files that are whole or not there: written to a temporary name, synced, renamed."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from pickle import UnpicklingError  # what torch.load raises
+from typing import Any
+
+import torch
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Let ``write`` make a temporary file beside ``path``, sync it and rename it to ``path``.
+
+    On any failure the temporary file is removed and ``path`` is as it was.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text atomically."""
+    write_atomically(path, lambda temporary: _write_plain(temporary, text))
+
+
+def _write_plain(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
+
+
+def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
+    """``torch.save`` atomically; tensors and plain values only (read with ``weights_only``)."""
+    write_atomically(path, lambda temporary: torch.save(content, temporary))
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read what ``save_checkpoint`` wrote; ``ValueError`` naming the file if it is damaged."""
+    if not zipfile.is_zipfile(path):  # what torch.save writes; a truncated one is none
+        raise ValueError(f"{path}: not a checkpoint, or truncated; delete it to start again")
+    try:
+        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError, UnpicklingError) as error:
+        raise ValueError(f"{path}: not a readable checkpoint: {error}") from error
+    return content

@@ -1,0 +1,1 @@
+"""The networks: features, head, students, teachers."""

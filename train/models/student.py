@@ -1,0 +1,270 @@
+"""The student: convolutions over the compressed spectrum, then the Transformer head.
+
+Section IV-A of the paper and the published code (``distillmos.sqa``): ``v7`` here is the published
+network, weight for weight (``load_v7``). The other nine variants are ours: the paper gives
+only the range of their sizes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from pathlib import Path
+from typing import Annotated
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor, nn
+
+from data_specs.sample import CROP_SAMPLES
+from train.models.features import (
+    FREQUENCIES,
+    compressed_spectrum,
+    frames,
+    peak_normalise,
+)
+from train.models.head import TransformerHead, head_state
+
+KERNEL = 3
+LEAK = 0.1
+"""Negative slope of the LeakyReLU (published code)."""
+
+Positive = Annotated[int, Field(ge=1)]
+
+
+class StudentConfig(BaseModel):
+    """Dimensions of one student.
+
+    ``channels`` and ``strides`` have one entry a convolution layer; a stride is (along
+    frequency, along time). ``feedforward`` is twice ``dim`` where it is not given.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    channels: Annotated[tuple[Positive, ...], Field(min_length=1)]
+    strides: tuple[tuple[Positive, Positive], ...]
+    dim: Annotated[int, Field(ge=2, multiple_of=2)]
+    heads: Positive
+    layers: Positive
+    feedforward: Positive | None = None
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> StudentConfig:
+        if len(self.channels) != len(self.strides):
+            raise ValueError(f"{len(self.channels)} channels but {len(self.strides)} strides")
+        if self.dim % self.heads:
+            raise ValueError(f"dim {self.dim} is not a multiple of heads {self.heads}")
+        if min(size for size, _ in self.grids()) < 1:
+            raise ValueError("too many layers: no frequency bin is left; stride less")
+        return self
+
+    def grids(self) -> list[tuple[int, int]]:
+        """(frequency bins, frames) after each convolution, for a clip of 7.68 s."""
+        bins, steps = FREQUENCIES, frames(CROP_SAMPLES)
+        sizes = []
+        for stride_bins, stride_steps in self.strides:
+            bins = (bins - KERNEL) // stride_bins + 1  # no padding along frequency
+            steps = (steps + 2 - KERNEL) // stride_steps + 1  # one frame each side along time
+            sizes.append((bins, steps))
+        return sizes
+
+    @property
+    def tokens(self) -> int:
+        """Length of the head's sequence."""
+        return self.grids()[-1][1]
+
+    @property
+    def features(self) -> int:
+        """Values a token: channels times the bins that are left."""
+        return self.channels[-1] * self.grids()[-1][0]
+
+
+def _published_strides(layers: int) -> tuple[tuple[int, int], ...]:
+    """First (1, 1), then (2, 1), last (2, 2): section IV-A."""
+    return ((1, 1), *((2, 1),) * (layers - 2), (2, 2))
+
+
+# The small ones halve the time axis early: v2 costs a fiftieth of v7 a clip, so that two
+# CPU cores train it in minutes. notes: 96 or 192 tokens of 80 or 40 ms.
+_TOKENS_96 = ((2, 2), (2, 2), (2, 1), (2, 1), (2, 2))
+_TOKENS_192 = ((2, 2), (2, 1), (2, 1), (2, 1), (2, 2))
+
+VARIANTS: dict[str, StudentConfig] = {
+    "v1": StudentConfig(
+        channels=(8, 16, 24, 32, 32), strides=_TOKENS_96, dim=32, heads=4, layers=2
+    ),
+    "v2": StudentConfig(
+        channels=(16, 32, 48, 64, 64), strides=_TOKENS_96, dim=64, heads=4, layers=3
+    ),
+    "v3": StudentConfig(
+        channels=(24, 48, 64, 96, 96), strides=_TOKENS_96, dim=96, heads=4, layers=4
+    ),
+    "v4": StudentConfig(
+        channels=(32, 48, 96, 128, 128), strides=_TOKENS_192, dim=128, heads=4, layers=5
+    ),
+    "v5": StudentConfig(
+        channels=(32, 64, 128, 160, 160),
+        strides=_TOKENS_192,
+        dim=160,
+        heads=8,
+        layers=6,
+    ),
+    "v6": StudentConfig(
+        channels=(48, 64, 128, 192, 192),
+        strides=_TOKENS_192,
+        dim=192,
+        heads=8,
+        layers=7,
+    ),
+    "v7": StudentConfig(
+        channels=(64, 64, 128, 256, 256, 256),
+        strides=_published_strides(6),
+        dim=200,
+        heads=8,
+        layers=7,
+    ),
+    "v8": StudentConfig(
+        channels=(64, 64, 128, 256, 384, 384),
+        strides=_published_strides(6),
+        dim=288,
+        heads=8,
+        layers=8,
+    ),
+    "v9": StudentConfig(
+        channels=(64, 64, 128, 256, 512, 512),
+        strides=_published_strides(6),
+        dim=384,
+        heads=8,
+        layers=10,
+    ),
+    "v10": StudentConfig(
+        channels=(64, 64, 128, 256, 512, 512),
+        strides=_published_strides(6),
+        dim=512,
+        heads=8,
+        layers=12,
+    ),
+}
+"""The ten sizes, smallest first; ``python -m train variants`` prints their cost."""
+
+
+def variant(name: str) -> StudentConfig:
+    """The variant of that name; ``ValueError`` naming the known ones."""
+    if name not in VARIANTS:
+        raise ValueError(f"unknown student {name!r}: known are {', '.join(VARIANTS)}")
+    return VARIANTS[name]
+
+
+class Student(nn.Module):
+    """A speech quality student: 7.68 s of 16 kHz speech to a mean opinion score of 1 to 5."""
+
+    def __init__(self, config: StudentConfig) -> None:
+        super().__init__()
+        self.config = config
+        layers: list[nn.Module] = []
+        previous = 2  # real and imaginary part
+        for channels, stride in zip(config.channels, config.strides, strict=True):
+            layers.append(nn.Conv2d(previous, channels, KERNEL, stride=stride, padding=(0, 1)))
+            layers.append(nn.LeakyReLU(LEAK, inplace=True))
+            previous = channels
+        self.convolutions = nn.Sequential(*layers)
+        self.head = TransformerHead(
+            config.features,
+            config.tokens,
+            config.dim,
+            config.heads,
+            config.layers,
+            config.feedforward,
+            config.dropout,
+        )
+
+    def logits(self, waves_BT: Tensor) -> Tensor:
+        """Logits (B,), float32, of a (B, 122880) batch at 16 kHz of any level.
+
+        ``ValueError`` for another shape: cut or pad the clip first (``train.score.windows``).
+        """
+        if waves_BT.ndim != 2 or waves_BT.shape[1] != CROP_SAMPLES:
+            raise ValueError(f"waves of shape {tuple(waves_BT.shape)}: need (B, {CROP_SAMPLES})")
+        spectrum_B2FT = compressed_spectrum(peak_normalise(waves_BT))
+        logits_B: Tensor = self.head(self.tokens(spectrum_B2FT)).float()
+        return logits_B
+
+    def tokens(self, spectrum_B2FT: Tensor) -> Tensor:
+        """The head's input (B, L, C) of a compressed spectrum (B, 2, 161, F)."""
+        maps_BCFT = self.convolutions(spectrum_B2FT)
+        return torch.flatten(maps_BCFT, 1, -2).permute(0, 2, 1)
+
+    def forward(self, waves_BT: Tensor) -> Tensor:
+        """Mean opinion scores (B,), float32, 1 to 5, of a (B, 122880) batch at 16 kHz."""
+        return mos_of(self.logits(waves_BT))
+
+
+def mos_of(logits_B: Tensor) -> Tensor:
+    """``1 + 4 * sigmoid(logit)`` (published code)."""
+    return 1 + 4 * torch.sigmoid(logits_B)
+
+
+def count(config: StudentConfig) -> tuple[int, int]:
+    """(parameters, multiply-adds a clip of 7.68 s) of a student, without making its weights.
+
+    Multiply-adds are those of the convolutions, the linear layers and the attention products.
+    """
+    with torch.device("meta"):
+        parameters = sum(p.numel() for p in Student(config).parameters())
+    macs, previous = 0, 2
+    for channels, (bins, steps) in zip(config.channels, config.grids(), strict=True):
+        macs += previous * channels * KERNEL**2 * bins * steps
+        previous = channels
+    return parameters, macs + _head_macs(config)
+
+
+def _head_macs(config: StudentConfig) -> int:
+    tokens, dim = config.tokens, config.dim
+    feedforward = config.feedforward or 2 * dim
+    layer = tokens * (4 * dim**2 + 2 * dim * feedforward) + 2 * tokens**2 * dim
+    pool = tokens * (2 * dim**2 + 3 * dim)
+    return tokens * config.features * dim + config.layers * layer + pool
+
+
+def v7_weights_path() -> Path:
+    """Where the ``distillmos`` wheel keeps the published weights; the package is not imported.
+
+    ``ValueError`` saying what to install where the package or the file is missing.
+    """
+    spec = importlib.util.find_spec("distillmos")
+    if spec is None or not spec.submodule_search_locations:
+        raise ValueError("the v7 weights come in a package that is missing: pip install distillmos")
+    path = Path(spec.submodule_search_locations[0]) / "weights" / "distill_mos_v7.pt"
+    if not path.is_file():
+        raise ValueError(f"{path} is missing: pip install --force-reinstall distillmos")
+    return path
+
+
+def sha256_of(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def load_v7() -> Student:
+    """The published student with its weights out of the ``distillmos`` wheel, in eval mode."""
+    published = torch.load(v7_weights_path(), map_location="cpu", weights_only=True)["model"]
+    student = Student(VARIANTS["v7"])
+    student.load_state_dict(_student_state(published))
+    return student.eval()
+
+
+def _student_state(published: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The published state dict under our names."""
+    convolutions, head = "cnn.cnn.", "transformer_pool_attn."
+    state = {
+        "convolutions." + name[len(convolutions) :]: tensor
+        for name, tensor in published.items()
+        if name.startswith(convolutions)
+    }
+    head_tensors = {
+        name[len(head) :]: tensor for name, tensor in published.items() if name.startswith(head)
+    }
+    state.update({f"head.{name}": tensor for name, tensor in head_state(head_tensors).items()})
+    return state

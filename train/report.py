@@ -1,0 +1,524 @@
+"""One HTML page about a run: what was made, learnt and reached. ``python -m train report``.
+
+The page is a single file without a script or an outside address: it opens from disk, keeps, and
+can be mailed. What is not there is said, with the command that makes it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import importlib.metadata
+import io
+import json
+import math
+import platform
+import shlex
+import sys
+import tarfile
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypedDict
+
+import jinja2
+import numpy as np
+import soundfile
+from markupsafe import Markup
+
+from data_specs.distributions import Choice, Constant, LogUniform, Normal, Uniform
+from data_specs.listen import data_uri, in_words, spectrogram_png, split_unit
+from data_specs.recipe import Recipe
+from data_specs.sample import CROP_SAMPLES, DATASET_FILE, SAMPLE_RATE, SampleRecord, parse_sample
+from train import charts
+from train.files import write_text
+from train.stream import list_shards
+
+Spread = Uniform | LogUniform | Normal
+DISTRIBUTIONS = (Constant, Uniform, LogUniform, Normal, Choice)
+
+PLAYERS = 8
+VERSIONED = ("torch", "numpy", "scipy", "soundfile", "soxr", "distillmos", "webdataset", "ray")
+
+
+class Missing(Exception):
+    """Something that the page would show is not there; the message says what makes it."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A folder of shards: its description and its samples' records."""
+
+    folder: Path
+    about: dict[str, Any]
+    recipe: Recipe
+    records: dict[str, SampleRecord]
+    dropped: int
+
+
+class Section(TypedDict, total=False):
+    """A part of the page: what to show, or ``missing`` in words."""
+
+    missing: str
+    content: Any
+
+
+# --- reading --------------------------------------------------------------------------------------
+
+
+def _json(path: Path, make: str) -> dict[str, Any]:
+    if not path.is_file():
+        raise Missing(f"{path} is not there. It is made by: {make}")
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON ({error}); make it again: {make}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: must be a JSON object; make it again: {make}")
+    return content
+
+
+MAKE_RUN = "python -m train fit --student v2 --shards SHARDS --out RUN"
+MAKE_SHARDS = "python -m pipeline shards RECIPE --out SHARDS --samples 2000, then --shards SHARDS"
+MAKE_SCORES = (
+    "python -m train evaluate --model RUN --model v7 --rated labels.csv --shards TEST_SHARDS "
+    "--out EVALUATION, then --evaluation EVALUATION"
+)
+
+
+def read_log(run: Path) -> list[dict[str, Any]]:
+    """The lines of ``log.jsonl``; a last line cut by a crash is left out."""
+    path = run / "log.jsonl"
+    if not path.is_file():
+        raise Missing(f"{path} is not there. It is made by: {MAKE_RUN}")
+    rows = [json.loads(line) for line in path.read_text("utf-8").split("\n") if line.endswith("}")]
+    if not rows:
+        raise Missing(f"{path} has no lines yet. It is made by: {MAKE_RUN}")
+    return rows
+
+
+def read_dataset(folder: Path | None) -> Dataset:
+    """Description and records of every sample. Raises ``Missing`` or ``ValueError``."""
+    if folder is None:
+        raise Missing(f"No dataset was given. Make one: {MAKE_SHARDS}")
+    about = _json(folder / DATASET_FILE, MAKE_SHARDS)
+    records: dict[str, SampleRecord] = {}
+    dropped = 0
+    for shard in list_shards(folder):
+        dropped += len(_json(shard.tar.with_suffix(".json"), MAKE_SHARDS).get("dropped", []))
+        with tarfile.open(shard.tar) as tar:
+            for member in tar:
+                if member.name.endswith(".json") and (data := tar.extractfile(member)):
+                    record = parse_sample(data.read(), f"{shard.tar}: {member.name}")
+                    records[record.key] = record
+    return Dataset(folder, about, Recipe.model_validate(about["recipe"]), records, dropped)
+
+
+def read_audio(folder: Path, keys: Sequence[str]) -> dict[str, bytes]:
+    """The FLAC members of some samples."""
+    wanted, found = {f"{key}.flac": key for key in keys}, {}
+    for shard in list_shards(folder):
+        with tarfile.open(shard.tar) as tar:
+            for member in tar:
+                if member.name in wanted and (data := tar.extractfile(member)):
+                    found[wanted[member.name]] = data.read()
+        if len(found) == len(wanted):
+            break
+    return found
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What ``python -m train evaluate`` wrote."""
+
+    folder: Path
+    sets: list[dict[str, Any]]
+    scores: list[dict[str, str]]
+
+
+def read_evaluation(folder: Path | None) -> Evaluation:
+    """Results and scores. Raises ``Missing`` or ``ValueError``."""
+    if folder is None:
+        raise Missing(f"No evaluation was given. Make one: {MAKE_SCORES}")
+    results = _json(folder / "results.json", MAKE_SCORES)
+    if not isinstance(results.get("sets"), list):
+        raise ValueError(f"{folder / 'results.json'}: no list 'sets'; evaluate again")
+    path = folder / "scores.csv"
+    if not path.is_file():
+        raise Missing(f"{path} is not there. It is made by: {MAKE_SCORES}")
+    with path.open(newline="", encoding="utf-8") as file:
+        scores = list(csv.DictReader(file))
+    return Evaluation(folder, results["sets"], scores)
+
+
+# --- sections -------------------------------------------------------------------------------------
+
+
+def _column(rows: Sequence[Mapping[str, Any]], *names: str) -> tuple[list[float], list[float]]:
+    """Steps and values of the first of ``names`` that a row has; rows without it are left out."""
+    steps, values = [], []
+    for row in rows:
+        value = next((row[name] for name in names if row.get(name) is not None), None)
+        if value is not None and math.isfinite(value):
+            steps.append(float(row["step"]))
+            values.append(float(value))
+    return steps, values
+
+
+CURVES = (
+    ("Loss", "mean squared error (MOS²)", {"training": ("loss",), "held out": ("val_loss",)}),
+    ("Correlation with the teacher, held out", "Pearson's correlation", {"": ("val_pcc",)}),
+    ("Error to the teacher, held out", "RMSE (MOS)", {"": ("val_rmse",)}),
+    ("Speed", "samples per second", {"": ("samples_per_s",)}),
+    ("Time spent waiting for data", "share of time (%)", {"": ("data_wait_share",)}),
+    ("Learning rate", "learning rate", {"": ("lr",)}),
+)
+
+
+def curves(log: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """A chart for every quantity that the log has."""
+    found = []
+    for title, label, wanted in CURVES:
+        series = []
+        for name, columns in wanted.items():
+            also = [column.replace("val_", "validation_") for column in columns]
+            x, y = _column(log, *columns, *also)
+            if x:
+                y = [100 * value for value in y] if "%" in label else y
+                series.append(charts.Series(name, x, y))
+        if series:
+            found.append({"title": title, "svg": charts.lines(title, "updates", label, series)})
+    return found
+
+
+def scatters(evaluation: Evaluation) -> list[dict[str, Any]]:
+    """A chart for every model and set, with its figures beneath."""
+    groups: dict[tuple[str, str, str], list[tuple[float, float]]] = defaultdict(list)
+    for row in evaluation.scores:
+        key = (row["set"], row["model"], row.get("short", ""))
+        groups[key].append((float(row["truth"]), float(row["score"])))
+    kinds = {(r["set"], r["model"], r.get("short", "")): r for r in evaluation.sets}
+    found = []
+    for key, points in groups.items():
+        if _matters(key[2]) and any(key[:2] == other[:2] for other in groups if other != key):
+            continue  # in the table; a chart of its own would look the same
+        result = kinds.get(key, {})
+        truth = "teacher's score" if _is_teachers(result) else "people's mean opinion score"
+        title = f"{key[1]} on {key[0]}" + (f", short clips: {key[2]}" if _matters(key[2]) else "")
+        svg = charts.scatter(title, f"{truth} (MOS)", f"score of {key[1]} (MOS)", points)
+        found.append({"title": title, "svg": svg, "result": result, "clips": len(points)})
+    return found
+
+
+def _matters(short: str) -> bool:
+    return short not in ("", "none", "zero")
+
+
+def _is_teachers(result: Mapping[str, Any]) -> bool:
+    """Whether a set's truth is the teacher's labels (shards) rather than people's ratings."""
+    return result.get("kind") == "shards"
+
+
+def headlines(
+    model: Mapping[str, Any], dataset: Dataset | None, sets: Sequence[Mapping[str, Any]], run: str
+) -> list[dict[str, str]]:
+    """The few numbers on top: value, unit, what it is and where it comes from."""
+    found: list[dict[str, str]] = []
+    mine = sorted((row for row in sets if row["model"] == run), key=_is_teachers, reverse=True)
+    for row in mine:
+        if _is_teachers(row):
+            note = f"to the teacher, {row['clips']} samples of {row['set']}"
+            found.append({"value": figure(row["pcc"]), "name": "PCC", "note": note})
+            found.append({"value": figure(row["rmse"]), "name": "RMSE (MOS)", "note": note})
+        elif not _matters(str(row.get("short", ""))):
+            found.append({"value": figure(row["pcc"]), "name": "PCC", "note": _beside(row, sets)})
+    metrics = model.get("metrics") or {}
+    if not mine and metrics:
+        for name, title in (("pcc", "PCC"), ("rmse", "RMSE (MOS)")):
+            value = figure(metrics.get(name))
+            note = "to the teacher, on what training held out"
+            found.append({"value": value, "name": title, "note": note})
+    if "parameters" in model:
+        note = f"student {model.get('student', '')}"
+        found.append({"value": f"{model['parameters']:,}", "name": "parameters", "note": note})
+    if dataset:
+        hours = len(dataset.records) * CROP_SAMPLES / SAMPLE_RATE / 3600
+        note = f"{hours:.1f} h of recipe {dataset.recipe.name}, {dataset.dropped} dropped"
+        found.append({"value": f"{len(dataset.records):,}", "name": "samples", "note": note})
+    return found
+
+
+def _beside(row: Mapping[str, Any], sets: Sequence[Mapping[str, Any]]) -> str:
+    others = [
+        f"{other['model']} {figure(other['pcc'])}"
+        for other in sets
+        if other["set"] == row["set"]
+        and other["model"] != row["model"]
+        and other.get("short") == row.get("short")
+    ]
+    beside = f" ({', '.join(others)})" if others else ""
+    return f"to people, {row['clips']} clips of {row['set']}{beside}"
+
+
+def figure(value: float | None) -> str:
+    """Three decimals, or a dash where the value is not defined."""
+    return "–" if value is None or not math.isfinite(value) else f"{value:.3f}"
+
+
+# --- what was drawn against the recipe ------------------------------------------------------------
+
+
+def decisions(dataset: Dataset) -> list[dict[str, Any]]:
+    """Every yes-or-no and every choice: the recipe's probability beside the share drawn."""
+    recipe, plans = dataset.recipe, [record.plan for record in dataset.records.values()]
+    rows: list[dict[str, Any]] = []
+    voices = recipe.sources.voices.corpus if recipe.sources.voices else None
+    if recipe.voices:
+        spoken = sum(plan["speech"]["corpus"] == voices for plan in plans)
+        rows.append(_row("synthetic voice", recipe.voices.share, spoken, len(plans)))
+        if not recipe.voices.degrade:  # the steps below are for recorded speech alone
+            plans = [plan for plan in plans if plan["speech"]["corpus"] != voices]
+    for stage in recipe.speech_stages:
+        rows += _stage_rows(stage, plans)
+    if recipe.room:
+        found = sum(bool(plan["room"]) for plan in plans)
+        rows.append(_row("room", recipe.room.probability, found, len(plans)))
+    if recipe.noise:
+        found = sum(bool(plan["noise"]) for plan in plans)
+        rows.append(_row("noise", recipe.noise.probability, found, len(plans)))
+    for stage in recipe.stages:
+        rows += _stage_rows(stage, plans)
+    return rows
+
+
+def _stage_rows(stage: Any, plans: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    kinds = [step["kind"] for p in plans for step in p["steps"] if step["stage"] == stage.stage]
+    rows = [_row(stage.stage, stage.probability, len(kinds), len(plans))]
+    if len(stage.choices) > 1:
+        total = sum(option.weight for option in stage.choices)
+        for option in stage.choices:
+            name = f"{stage.stage}: {option.use.kind.replace('_', ' ')}"
+            found = kinds.count(option.use.kind)
+            rows.append(_row(name, option.weight / total, found, len(kinds), inner=True))
+    return rows
+
+
+def _row(name: str, asked: float, found: int, of: int, inner: bool = False) -> dict[str, Any]:
+    share = found / of if of else 0.0
+    error = math.sqrt(asked * (1 - asked) / of) if of else 0.0
+    distance = (share - asked) / error if error else 0.0
+    return {
+        "name": name.replace("_", " "),
+        "asked": 100 * asked,
+        "drawn": 100 * share,
+        "of": of,
+        "errors": distance,
+        "inner": inner,
+    }
+
+
+def parameters(dataset: Dataset) -> list[dict[str, Any]]:
+    """A chart for every value that is drawn, over the distribution that the recipe asks for."""
+    recipe, plans = dataset.recipe, [record.plan for record in dataset.records.values()]
+    drawn: list[tuple[str, str, Constant | Spread | Choice, list[float]]] = [
+        ("Level", "level_dbfs", recipe.level_dbfs, [p["level_dbfs"] for p in plans]),
+        ("Speed", "speed", recipe.speed, [p["speed"] for p in plans]),
+    ]
+    if recipe.noise:
+        snr_db = [plan["noise"]["snr_db"] for plan in plans if plan["noise"]]
+        drawn.append(("Signal-to-noise ratio", "snr_db", recipe.noise.snr_db, snr_db))
+    for stage in recipe.all_stages():
+        for option in stage.choices:
+            for field, distribution in option.use:
+                if isinstance(distribution, DISTRIBUTIONS):
+                    values = _settings(plans, stage.stage, option.use.kind, field)
+                    kind = option.use.kind.replace("_", " ")
+                    title = f"{stage.stage.replace('_', ' ')}, {kind}: {split_unit(field)[0]}"
+                    drawn.append((title, field, distribution, values))
+    return [
+        {"title": title, "n": len(values), "svg": _chart(title, field, distribution, values)}
+        for title, field, distribution, values in drawn
+        if values and not isinstance(distribution, Constant)
+    ]
+
+
+def _settings(plans: Sequence[Mapping[str, Any]], stage: str, kind: str, field: str) -> list[float]:
+    """Values of a field; one that is drawn for many points (``gain_250_hz_db``) is pooled."""
+    stem, _, unit = field.rpartition("_")
+    return [
+        value
+        for plan in plans
+        for step in plan["steps"]
+        if step["stage"] == stage and step["kind"] == kind
+        for name, value in step["params"].items()
+        if name == field or (stem and name.startswith(f"{stem}_") and name.endswith(f"_{unit}"))
+    ]
+
+
+def _chart(
+    title: str, field: str, distribution: Spread | Choice, values: Sequence[float]
+) -> Markup:
+    what, unit = split_unit(field)
+    unit = "dBFS" if field == "level_dbfs" else unit
+    what = "level" if field == "level_dbfs" else what
+    label = f"{what} ({unit})" if unit else what
+    if isinstance(distribution, Choice):
+        return _choice_chart(title, label, distribution, values)
+    log = isinstance(distribution, LogUniform)
+    edges = _edges(distribution, values)
+    return charts.histogram(title, label, values, edges, _expected(distribution), log)
+
+
+def _choice_chart(title: str, label: str, choice: Choice, values: Sequence[float]) -> Markup:
+    order = sorted(choice.values)
+    weights = dict(zip(choice.values, choice.weights or [1.0] * len(order), strict=True))
+    total = sum(weights.values())
+    return charts.columns(
+        title,
+        label,
+        [f"{value:g}" for value in order],
+        [sum(v == value for v in values) / len(values) for value in order],
+        [weights[value] / total for value in order],
+    )
+
+
+def _edges(distribution: Spread, values: Sequence[float], bins: int = 20) -> list[float]:
+    if isinstance(distribution, LogUniform):
+        return list(np.geomspace(distribution.low, distribution.high, bins + 1))
+    if isinstance(distribution, Uniform):
+        return list(np.linspace(distribution.low, distribution.high, bins + 1))
+    return list(np.linspace(min(values), max(values), bins + 1))
+
+
+def _expected(distribution: Spread) -> Callable[[float, float], float]:
+    """Probability that a value falls between two edges."""
+
+    def below(value: float) -> float:
+        if isinstance(distribution, Normal):
+            deviation = (value - distribution.mean) / max(distribution.sigma, 1e-12)
+            return 0.5 * (1 + math.erf(deviation / math.sqrt(2)))
+        low, high = distribution.low, distribution.high
+        if isinstance(distribution, LogUniform):
+            value, low, high = math.log(value), math.log(low), math.log(high)
+        return (value - low) / (high - low) if high > low else 1.0
+
+    return lambda low, high: below(high) - below(low)
+
+
+def labels(dataset: Dataset) -> Markup:
+    """Distribution of the teacher's scores."""
+    values = [record.mos for record in dataset.records.values()]
+    edges = list(np.linspace(1, 5, 33))
+    return charts.histogram("Labels", "teacher's score (MOS)", values, edges)
+
+
+# --- samples to listen to -------------------------------------------------------------------------
+
+
+def players(dataset: Dataset, evaluation: Evaluation | None, run: str) -> list[dict[str, Any]]:
+    """Samples spread evenly over the labels, from worst to best."""
+    ranked = sorted(dataset.records.values(), key=lambda record: (record.mos, record.key))
+    places = np.linspace(0, len(ranked) - 1, min(PLAYERS, len(ranked))).astype(int)
+    chosen = [ranked[place] for place in places]
+    audio = read_audio(dataset.folder, [record.key for record in chosen])
+    scores = _student_scores(evaluation, dataset.folder.name, run)
+    return [_player(record, audio[record.key], scores.get(record.key)) for record in chosen]
+
+
+def _student_scores(evaluation: Evaluation | None, name: str, run: str) -> dict[str, float]:
+    rows = evaluation.scores if evaluation else []
+    return {
+        row["path_or_key"]: float(row["score"])
+        for row in rows
+        if row["set"] == name and row["model"] == run
+    }
+
+
+def _player(record: SampleRecord, flac: bytes, student: float | None) -> dict[str, Any]:
+    pcm, _ = soundfile.read(io.BytesIO(flac), dtype="int16")
+    return {
+        "key": record.key,
+        "teacher": f"{record.mos:.2f}",
+        "student": None if student is None else f"{student:.2f}",
+        "words": in_words(record.plan),
+        "audio": data_uri("audio/flac", flac),
+        "picture": data_uri("image/png", spectrogram_png(pcm)),
+        "seconds": len(pcm) / SAMPLE_RATE,
+    }
+
+
+# --- the page -------------------------------------------------------------------------------------
+
+
+def _section(make: Callable[[], Any]) -> Section:
+    """Content, or in words what is missing. Damaged input is an error, not a gap."""
+    try:
+        content = make()
+    except Missing as missing:
+        return {"missing": str(missing)}
+    return {"content": content}
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that numbers depend on, as far as installed."""
+    found = {"python": platform.python_version()}
+    for name in VERSIONED:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def page(run: Path, shards: Path | None, evaluation: Path | None, command: str) -> str:
+    """The whole page as HTML. Raises ``ValueError`` for damaged input, naming the file."""
+    log = _section(lambda: read_log(run))
+    model = _section(lambda: _json(run / "model.json", MAKE_RUN))
+    data = _section(lambda: read_dataset(shards))
+    scored = _section(lambda: read_evaluation(evaluation))
+    dataset: Dataset | None = data.get("content")
+    results: Evaluation | None = scored.get("content")
+    about: dict[str, Any] = model.get("content") or {}
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["figure"] = figure
+    return environment.get_template("report.html.j2").render(
+        run=run,
+        command=command,
+        model=about,
+        missing={"log": log, "model": model, "data": data, "scores": scored},
+        headlines=headlines(about, dataset, results.sets if results else [], run.name),
+        curves=curves(log["content"]) if "content" in log else [],
+        sets=results.sets if results else [],
+        scatters=scatters(results) if results else [],
+        dataset=dataset,
+        labels=labels(dataset) if dataset and dataset.records else None,
+        decisions=decisions(dataset) if dataset and dataset.records else [],
+        parameters=parameters(dataset) if dataset and dataset.records else [],
+        players=players(dataset, results, run.name) if dataset and dataset.records else [],
+        evaluation=evaluation,
+        versions=versions(),
+        make={"run": MAKE_RUN, "shards": MAKE_SHARDS, "scores": MAKE_SCORES},
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """``python -m train report --run RUN [--shards DIR] [--evaluation DIR] --out report.html``."""
+    parser = argparse.ArgumentParser(prog="python -m train report", description=__doc__)
+    parser.add_argument("--run", type=Path, required=True, help="folder that fit wrote")
+    parser.add_argument("--shards", type=Path, help="the dataset that it was trained on")
+    parser.add_argument("--evaluation", type=Path, help="folder that evaluate wrote")
+    parser.add_argument("--out", type=Path, required=True, metavar="HTML")
+    argv = sys.argv[1:] if argv is None else argv
+    args = parser.parse_args(argv)
+    command = f"python -m train report {shlex.join(argv)}"
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    write_text(args.out, page(args.run.resolve(), args.shards, args.evaluation, command))
+    print(args.out.resolve())
+    return 0
