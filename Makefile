@@ -71,6 +71,40 @@ lock: ## resolve requirements.lock again from pyproject.toml (needs uv)
 demo: setup corpora shards train evaluate report ## the whole job, small: corpora to HTML report
 	@echo "report: $(abspath $(OUT)/report.html)"
 
+SHARED ?= $(or $(SPEECH_SHARED),../shared)
+REAL := runs/real
+REAL_CORPORA := $(REAL)/corpora
+LIBRI := $(SHARED)/data/speech
+REAL_SAMPLES ?= 14000
+REAL_STEPS ?= 10000
+
+.PHONY: real
+real: setup ## the job on real recordings, judged on other people, noise and rooms (under an hour)
+	@[ -d $(LIBRI) ] || { echo "no recordings at $(SHARED): set SHARED=DIR"; exit 1; }
+	mkdir -p $(REAL) && date +%s > $(REAL)/began
+	$(PY) -m pipeline corpora noise --out $(REAL_CORPORA)/noise-train --count 60 --seed 1 \
+	  --from $(LIBRI)/train-clean-100
+	$(PY) -m pipeline corpora noise --out $(REAL_CORPORA)/noise-test --count 60 --seed 2 \
+	  --from $(LIBRI)/test-other
+	$(PY) -m pipeline corpora rooms --out $(REAL_CORPORA)/rooms-train --count 100 --seed 1
+	$(PY) -m pipeline corpora rooms --out $(REAL_CORPORA)/rooms-test --count 50 --seed 2
+	$(MAKE) shards train OUT=$(REAL) SAMPLES=$(REAL_SAMPLES) STEPS=$(REAL_STEPS) \
+	  SPEECH=$(LIBRI)/train-clean-100 \
+	  NOISE="$(SHARED)/data/noise $(REAL_CORPORA)/noise-train" \
+	  ROOMS="$(SHARED)/data/rir $(REAL_CORPORA)/rooms-train"
+	@echo "made, labelled and trained in $$(( ($$(date +%s) - $$(cat $(REAL)/began)) / 60 )) minutes"
+	$(PY) -m pipeline shards $(RECIPE) --out $(REAL)/shards/judge --samples 1000 \
+	  --split test --split speech=all --engine $(ENGINE) --workers $(WORKERS) \
+	  --corpus speech=$(LIBRI)/test-other \
+	  --corpus noise=$(SHARED)/data/noise --corpus noise=$(REAL_CORPORA)/noise-test \
+	  --corpus rooms=$(SHARED)/data/rir --corpus rooms=$(REAL_CORPORA)/rooms-test
+	$(PY) -m pipeline verify $(REAL)/shards/judge --apart-from $(REAL)/shards/train
+	$(PY) -m train evaluate --model $(REAL)/model --model v7 --shards $(REAL)/shards/judge \
+	  --rated $(SHARED)/data/mos/labels.csv --out $(REAL)/evaluation --short both
+	$(PY) -m train report --run $(REAL)/model --shards $(REAL)/shards/judge \
+	  --evaluation $(REAL)/evaluation --out $(REAL)/report.html
+	@echo "report: $(abspath $(REAL)/report.html)"
+
 .PHONY: corpora
 corpora: setup ## the offline default corpora, where no folders are given
 	$(if $(SPEECH),,$(PY) -m pipeline corpora speech --out $(CORPORA)/speech --seed 1)

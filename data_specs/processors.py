@@ -160,6 +160,13 @@ class Dropout(Strict):
     )
 
 
+class Mnru(Strict):
+    """Modulated noise reference unit: noise in step with the speech (ITU-T P.810)."""
+
+    kind: Literal["mnru"] = "mnru"
+    q_db: Annotated[Distribution, _within(0, 60, "dB")] = Uniform(low=5, high=35)
+
+
 Processor = Annotated[
     Untouched
     | SpectralGating
@@ -173,6 +180,7 @@ Processor = Annotated[
     | BandLimit
     | Equalise
     | Clip
-    | Dropout,
+    | Dropout
+    | Mnru,
     Field(discriminator="kind"),
 ]

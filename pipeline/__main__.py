@@ -52,6 +52,12 @@ def _dataset_verbs(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     verify = sub.add_parser("verify", help="hold a dataset to its records")
     verify.add_argument("dataset", type=Path)
     verify.add_argument("--deep", action="store_true", help="decode all audio and compare hashes")
+    verify.add_argument(
+        "--apart-from",
+        type=Path,
+        metavar="DATASET",
+        help="also check that the two share no speaker, recording, noise or room",
+    )
     replay = sub.add_parser("replay", help="make samples again from their own records")
     replay.add_argument("keys", nargs="+", metavar="KEY")
     replay.add_argument("--dataset", type=Path, required=True)

@@ -132,7 +132,44 @@ def verify(options: argparse.Namespace) -> int:
         for line in lines:
             print(line)
     print(f"{options.dataset}: {len(numbers) - wrong} of {len(numbers)} shards are whole")
-    return 1 if wrong else 0
+    shared = _shared(job, options.apart_from) if options.apart_from else []
+    for line in shared:
+        print(line)
+    return 1 if wrong or shared else 0
+
+
+def _shared(job: jobs.Job, other: Path) -> list[str]:
+    """What the samples of two datasets have in common, as lines; says so where it is nothing."""
+    ours, theirs = sources(job), sources(jobs.reopen(other, {}))
+    lines = []
+    for what, used in ours.items():
+        both = sorted(used & theirs[what])
+        print(f"{what}: {len(used)} here, {len(theirs[what])} in {other}, {len(both)} in both")
+        lines += [f"in both: {what} {name}" for name in both[:5]]
+    return lines
+
+
+def sources(job: jobs.Job) -> dict[str, set[str]]:
+    """Speakers, recordings, noises and rooms that a dataset's samples were made of.
+
+    A file is its path, length and size, so that equal names in different folders are two files.
+    """
+    headers = {
+        (name, row["root"], row["path"]): f"{row['path']} ({row['frames']}, {row['size_bytes']})"
+        for name, manifest in job.manifests.items()
+        for row in manifest.usable.to_pylist()
+    }
+    found: dict[str, set[str]] = {"speaker": set(), "speech": set(), "noise": set(), "room": set()}
+    for shard in shards.find_shards(job.out):
+        path = job.out / f"{shards.shard_name(shard)}.tar"
+        for key, _, data in shards.samples(path):
+            plan = parse_sample(data, f"{path}: {key}.json").plan
+            found["speaker"].add(plan["speech"]["speaker"])
+            for part in ("speech", "noise", "room"):
+                if plan[part]:
+                    file = plan[part]
+                    found[part].add(headers[file["corpus"], file["root"], file["path"]])
+    return found
 
 
 def replay(options: argparse.Namespace) -> int:

@@ -88,6 +88,12 @@ def score_shards(scorer: Scorer, folder: Path) -> list[ClipScore]:
     return scored
 
 
+def labelled_by(folder: Path, scorer: Scorer) -> bool:
+    """Whether the shards' labels are this very model's: then there is nothing to compare."""
+    samples = ShardSamples(list_shards(folder))
+    return read_record(*samples.locate(0)).teacher_sha256 == scorer.weights_sha256
+
+
 def summarise(rows: Sequence[ClipScore], kind: str) -> list[SetResult]:
     """One result a (model, set, way with short clips), in order of appearance."""
     groups: dict[tuple[str, str, str], list[ClipScore]] = {}
@@ -182,8 +188,13 @@ def evaluate(
     rows: list[ClipScore] = []
     results: list[SetResult] = []
     for scorer in scorers:
-        of_people = [row for way in ways for row in score_rated(scorer, clips, way)]
-        of_teacher = [row for folder in shards for row in score_shards(scorer, folder)]
+        of_people = [row for way in ways if clips for row in score_rated(scorer, clips, way)]
+        of_teacher = [
+            row
+            for folder in shards
+            if not labelled_by(folder, scorer)
+            for row in score_shards(scorer, folder)
+        ]
         results += summarise(of_people, "rated") + summarise(of_teacher, "shards")
         rows += of_people + of_teacher
     write_results(out, results, rows)

@@ -14,6 +14,7 @@ from pipeline.degrade import (
     clip,
     dropout,
     equalise,
+    mnru,
     opus,
     spectral_gating,
     untouched,
@@ -28,6 +29,7 @@ PROCESSORS: dict[str, Processor] = {
     "equalise": equalise.PROCESSOR,
     "clip": clip.PROCESSOR,
     "dropout": dropout.PROCESSOR,
+    "mnru": mnru.PROCESSOR,
 }
 
 
