@@ -75,8 +75,8 @@ SHARED ?= $(or $(SPEECH_SHARED),../shared)
 REAL := runs/real
 REAL_CORPORA := $(REAL)/corpora
 LIBRI := $(SHARED)/data/speech
-REAL_SAMPLES ?= 14000
-REAL_STEPS ?= 10000
+REAL_SAMPLES ?= 13000
+REAL_STEPS ?= 9000
 
 .PHONY: real
 real: setup ## the job on real recordings, judged on other people, noise and rooms (under an hour)

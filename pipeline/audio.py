@@ -134,3 +134,12 @@ def decode_flac(data: bytes) -> NDArray[np.int16]:
     if rate_hz != SAMPLE_RATE or pcm.ndim != 1:
         raise ValueError(f"must be mono at {SAMPLE_RATE} Hz, is {pcm.shape} at {rate_hz} Hz")
     return pcm
+
+
+def resample(waves_BT: Wave, from_hz: int, to_hz: int) -> Wave:
+    """Resample every row of (B, T), without delay, to T * to_hz / from_hz samples, rounded up."""
+    out_BT = np.zeros((len(waves_BT), -(-waves_BT.shape[1] * to_hz // from_hz)), np.float32)
+    for wave_T, out_T in zip(waves_BT, out_BT, strict=True):
+        resampled = soxr.resample(wave_T, from_hz, to_hz, quality="HQ")[: len(out_T)]
+        out_T[: len(resampled)] = resampled
+    return out_BT

@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
     if unknown:
         parser.error(f"no bench {', '.join(sorted(unknown))}; there are {', '.join(BENCHES)}")
     with tempfile.TemporaryDirectory() as folder:
-        roots = parse_roots(options.corpus) or _default_corpora(Path(folder))
+        roots = parse_roots(options.corpus, load_recipe(RECIPE)) or _default_corpora(Path(folder))
         setting = Setting(roots, Path(folder), options.samples, options.repeat)
         for name in options.names or list(BENCHES):
             BENCHES[name](setting)

@@ -14,7 +14,7 @@ from data_specs.recipe import Recipe
 from data_specs.sample import CROP_SAMPLES, DATASET_FILE, SAMPLE_RATE
 from data_specs.strict import digest, unknown
 from pipeline import label, shards
-from pipeline.degrade import self_check
+from pipeline.degrade import self_check, weights_sha256
 from pipeline.manifest import CorpusError, Manifest, scan
 from pipeline.plan import PLAN_VERSION, SamplePlan, Table, make_table, plan_range
 from pipeline.render import Roots, render_group
@@ -148,11 +148,13 @@ def _identity(
         "corpora": {name: manifest.sha256() for name, manifest in manifests.items()},
         "splits": {role: splits.get(role, "train") for role in roles},
         "teacher_sha256": teacher.weights_sha256,
+        "processors_sha256": weights_sha256(recipe),
     }
 
 
 def _open_folder(job: Job) -> None:
     job.out.mkdir(parents=True, exist_ok=True)
+    shards.remove_leftovers(job.out)
     path = job.out / DATASET_FILE
     before = _read_dataset(path)
     if before is None and shards.find_shards(job.out):

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from data_specs.corpus import AUDIO_SUFFIXES, Corpus, Part
 from data_specs.recipe import Holdout
 from pipeline.audio import read_header
+from pipeline.shards import whole_file
 
 SCHEMA = pa.schema(
     [
@@ -89,9 +90,8 @@ class Manifest:
 
     def save(self, path: Path) -> None:
         """Write as parquet, whole or not at all."""
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        pq.write_table(self.table, temporary)
-        os.replace(temporary, path)
+        with whole_file(path) as file:
+            pq.write_table(self.table, file)
 
     @classmethod
     def read(cls, name: str, path: Path) -> Manifest:

@@ -28,9 +28,6 @@ Roots = dict[str, list[Path]]
 RESPONSE_SECONDS = CROP_SAMPLES / 16_000
 """A longer impulse response cannot be heard within a crop."""
 
-NOISE_SECONDS = 600.0
-"""Noise is played in a loop; of longer recordings the plan's part is read, not the whole."""
-
 
 @dataclass(frozen=True)
 class Rendered:
@@ -101,8 +98,8 @@ def _read_noise(plan: NoisePlan, roots: Roots) -> Wave:
     path = find(roots, plan.corpus, plan.root, plan.path)
     wave = read_part(path, plan.start_sample, CROP_SAMPLES)
     if len(wave) < CROP_SAMPLES:  # the file ends: go on from its beginning
-        start = read_whole(path, min(NOISE_SECONDS, RESPONSE_SECONDS))
-        wave = np.concatenate([wave, repeat(start, 0, CROP_SAMPLES - len(wave))])
+        beginning = read_part(path, 0, CROP_SAMPLES)
+        wave = np.concatenate([wave, repeat(beginning, 0, CROP_SAMPLES - len(wave))])
     return wave
 
 

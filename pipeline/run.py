@@ -181,9 +181,21 @@ def _run_ray(job: Job, todo: list[int], workers: int, count: Count) -> Finished:
         counter = ray.remote(num_cpus=0)(_Counter).remote()
         with _polling(lambda: ray.get(counter.read.remote()), count):
             yield from _stream(job, todo, workers, counter)
+    except ray.exceptions.RayError as error:
+        raise _cause(error) from None
     finally:
         if started:
             ray.shutdown()
+
+
+def _cause(error: BaseException) -> Exception:
+    """What went wrong in a worker, without the pages that Ray wraps around it."""
+    inner: BaseException | None = error
+    while inner is not None:
+        if isinstance(inner, OSError | ValueError) and not hasattr(inner, "cause"):
+            return inner
+        inner = getattr(inner, "cause", None) or inner.__cause__
+    return ShardError(f"Ray gave up: {error}; what was committed is whole: run the command again")
 
 
 def _start_ray(workers: int) -> None:
@@ -265,8 +277,9 @@ def _stream(job: Job, todo: list[int], workers: int, counter: Any) -> Finished:
         num_cpus=1,
     )
     sink = _sink(job)
-    # Writing a shard is a few milliseconds of copying: it must not take a core from a worker.
-    made.write_datasink(sink, ray_remote_args={"num_cpus": 0.001, "max_retries": 3})
+    # Writing a shard is a few milliseconds of copying. It must ask for no core at all: the workers
+    # hold all of them to the end, and a write that waits for one stops the stream.
+    made.write_datasink(sink, ray_remote_args={"num_cpus": 0, "max_retries": 3})
     yield from sink.finished
 
 

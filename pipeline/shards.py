@@ -11,6 +11,7 @@ import hashlib
 import importlib.metadata
 import json
 import os
+import socket
 import tarfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+import psutil
 from webdataset.writer import TarWriter
 
 from data_specs.sample import CROP_SAMPLES, parse_sample
@@ -91,7 +93,7 @@ def versions() -> dict[str, str]:
 @contextmanager
 def whole_file(path: Path) -> Iterator[IO[bytes]]:
     """Write ``path`` whole or not at all: temporary name, sync, rename, sync of the folder."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
             yield file
@@ -102,6 +104,14 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
         temporary.unlink(missing_ok=True)
         raise
     _sync_folder(path.parent)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove temporary files that killed processes of this machine left behind."""
+    for path in folder.glob(f".*.{socket.gethostname()}.*.tmp"):
+        process = path.name.split(".")[-2]
+        if process.isdigit() and not psutil.pid_exists(int(process)):
+            path.unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:

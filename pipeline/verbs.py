@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import soundfile
 
-from data_specs.recipe import load_recipe
+from data_specs.recipe import Recipe, load_recipe
 from data_specs.sample import SAMPLE_RATE, SampleRecord, parse_sample
 from pipeline import job as jobs
 from pipeline import shards
@@ -24,17 +24,17 @@ from pipeline.render import Roots, pcm_sha256, render_group
 SPLITS = ("train", "validation", "test", "all")
 
 
-def parse_roots(options: Sequence[str]) -> Roots:
-    """Corpus folders from ``NAME=DIR`` options and from ``CORPUS_NAME`` in the environment."""
+def parse_roots(options: Sequence[str], recipe: Recipe) -> Roots:
+    """Corpus folders from ``NAME=DIR`` options, else from ``CORPUS_NAME`` in the environment."""
     roots: Roots = {}
     for option in options:
         name, equals, folder = option.partition("=")
         if not equals or not folder:
             raise ValueError(f"--corpus {option}: write NAME=DIR")
         roots.setdefault(name, []).append(Path(folder))
-    for variable, value in os.environ.items():
-        name = variable.removeprefix("CORPUS_").lower()
-        if variable.startswith("CORPUS_") and name not in roots and value:
+    for name in {source.corpus for source in recipe.sources.present().values()} - set(roots):
+        value = os.environ.get(f"CORPUS_{name.upper()}", "")
+        if value:
             roots[name] = [Path(folder) for folder in value.split(os.pathsep)]
     return roots
 
@@ -53,7 +53,7 @@ def parse_splits(options: Sequence[str], roles: Sequence[str]) -> dict[str, str]
 def manifest(options: argparse.Namespace) -> int:
     """Scan the corpora of a recipe and write their manifests."""
     recipe = load_recipe(options.recipe)
-    found = jobs.scan_all(recipe, parse_roots(options.corpus))
+    found = jobs.scan_all(recipe, parse_roots(options.corpus, recipe))
     options.out.mkdir(parents=True, exist_ok=True)
     for name, corpus in found.items():
         corpus.save(options.out / f"{name}.parquet")
@@ -68,7 +68,7 @@ def manifest(options: argparse.Namespace) -> int:
 def plan(options: argparse.Namespace) -> int:
     """Plan samples and write the plans as parquet, block by block: memory stays flat."""
     recipe = load_recipe(options.recipe)
-    roots = parse_roots(options.corpus)
+    roots = parse_roots(options.corpus, recipe)
     manifests = jobs.scan_all(recipe, roots)
     splits = parse_splits(options.split, list(recipe.sources.present()))
     identity = {"splits": {r: splits.get(r, "train") for r in recipe.sources.present()}}
@@ -95,7 +95,7 @@ def make_shards(options: argparse.Namespace) -> int:
 
     recipe = load_recipe(options.recipe)
     splits = parse_splits(options.split, list(recipe.sources.present()))
-    roots = parse_roots(options.corpus)
+    roots = parse_roots(options.corpus, recipe)
     job = jobs.prepare(recipe, roots, options.out, options.samples, splits, options.device)
     for manifest in job.manifests.values():
         print(manifest.summary())
@@ -174,8 +174,8 @@ def sources(job: jobs.Job) -> dict[str, set[str]]:
 
 def replay(options: argparse.Namespace) -> int:
     """Make samples again from their records and compare the audio, bit for bit."""
-    roots = parse_roots(options.corpus)
-    job = jobs.reopen(options.dataset, roots)
+    job = jobs.reopen(options.dataset, {})
+    roots = parse_roots(options.corpus, job.recipe)
     differ = 0
     for key in options.keys:
         record = find_sample(job, key)

@@ -53,6 +53,15 @@ def test_every_engine_makes_the_same_bytes(
     assert tars(tmp_path) == tars(reference.out)
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_ray_commits_while_it_makes(workers: int, corpora: Corpora, tmp_path: Path) -> None:
+    # Were writes to wait for a core that the workers hold, all shards would come at the end.
+    job = make(corpora, tmp_path, "ray", workers, shard_samples=4)
+    times = [path.stat().st_mtime for path in sorted(job.out.glob("shard-*.json"))]
+    assert len(times) == 7
+    assert max(times) - min(times) > 1.0
+
+
 def test_running_again_makes_nothing_again(reference: Job, corpora: Corpora) -> None:
     before = {path: path.stat().st_mtime_ns for path in reference.out.glob("shard-*")}
     outcome = engines.run(reference, "local", 1, progress=False)
@@ -162,6 +171,43 @@ def test_a_shard_over_its_failure_limit_fails_alone(corpora: Corpora, tmp_path: 
         assert outcome.failed and all("silent" in text for text in outcome.failed.values())
         assert set(outcome.failed) | set(outcome.made) == {0, 1, 2, 3}
         assert find_shards(out) == sorted(outcome.made)
+
+
+def test_a_recording_that_vanishes_stops_ray_with_its_name(
+    corpora: Corpora, tmp_path: Path
+) -> None:
+    import shutil
+
+    copy = Path(shutil.copytree(corpora["speech"][0], tmp_path / "speech"))
+    job = prepare(small_recipe(), corpora | {"speech": [copy]}, tmp_path / "out", SAMPLES)
+    shutil.rmtree(copy)
+    with pytest.raises(FileNotFoundError, match=str(copy)):
+        engines.run(job, "ray", 1, progress=False)
+    assert find_shards(job.out) == []
+
+
+@pytest.mark.parametrize("engine", ["local", "ray"])
+def test_a_full_disk_stops_the_run_and_a_larger_one_goes_on(
+    engine: str, corpora: Corpora, reference: Job, tmp_path: Path
+) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounting a small disk needs root")
+    try:
+        job = prepare(small_recipe(), corpora, disk / "out", SAMPLES, progress=False)
+        with pytest.raises(OSError, match="No space left"):
+            engines.run(job, engine, 1, progress=False)
+        assert not list(disk.rglob("*.tmp"))
+        for shard in find_shards(job.out):
+            assert verify_shard(job.out, shard, job.dataset_hash) == []
+        assert len(find_shards(job.out)) < 4
+        subprocess.run(["mount", "-o", "remount,size=30m", str(disk)], check=True)
+        assert engines.run(job, engine, 1, progress=False).failed == {}
+        assert tars(job.out) == tars(reference.out)
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
 
 
 def quiet(folder: Path) -> Corpora:

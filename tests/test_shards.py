@@ -187,6 +187,25 @@ def test_an_error_midway_leaves_nothing_behind(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
+def test_leftovers_of_the_dead_are_removed_and_those_of_the_living_are_not(tmp_path: Path) -> None:
+    import socket
+
+    dead = subprocess.run(
+        [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True
+    ).stdout.strip()
+    host = socket.gethostname()
+    for process in (dead, os.getpid()):
+        (tmp_path / f".shard-000000.tar.{host}.{process}.tmp").write_bytes(b"half")
+    (tmp_path / f".shard-000000.tar.another-host.{dead}.tmp").write_bytes(b"half")
+    shards.remove_leftovers(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == sorted(
+        [
+            f".shard-000000.tar.{host}.{os.getpid()}.tmp",
+            f".shard-000000.tar.another-host.{dead}.tmp",
+        ]
+    )
+
+
 def test_a_link_in_a_tar_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "evil.tar"
     with tarfile.open(path, "w") as tar:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,9 +13,11 @@ from pipeline.audio import DropSample
 from pipeline.degrade import (
     band_limit,
     clip,
+    deepfilternet3,
     dropout,
     equalise,
     mnru,
+    nsnet2,
     opus,
     spectral_gating,
     untouched,
@@ -24,6 +27,8 @@ from pipeline.degrade.interface import Params, Processor, Waves
 PROCESSORS: dict[str, Processor] = {
     "none": untouched.PROCESSOR,
     "spectral_gating": spectral_gating.PROCESSOR,
+    "deepfilternet3": deepfilternet3.PROCESSOR,
+    "nsnet2": nsnet2.PROCESSOR,
     "opus": opus.PROCESSOR,
     "band_limit": band_limit.PROCESSOR,
     "equalise": equalise.PROCESSOR,
@@ -72,6 +77,17 @@ def _problem(stage: Stage, kind: str) -> str | None:
     except Exception as error:  # opuslib raises a bare Exception where libopus is missing
         return f"{type(error).__name__}: {error}"
     return None
+
+
+def weights_sha256(recipe: Recipe) -> dict[str, str]:
+    """Hash of the weights of each processor of the recipe that has any: part of the data."""
+    found = {}
+    for kind in recipe.kinds():
+        digest = hashlib.sha256()
+        for path in PROCESSORS[kind].weights():
+            digest.update(path.read_bytes())
+            found[kind] = digest.hexdigest()
+    return found
 
 
 def run(kind: str, waves_BT: Waves, params: Sequence[Params]) -> Waves:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -41,10 +42,12 @@ class Processor:
 
     ``process`` takes a group of waves (B, T) and their parameters and returns as many of the same
     length: finite float32, delay compensated, nothing drawn, no file touched. ``packages`` are the
-    distributions whose versions its output depends on.
+    distributions whose versions its output depends on, ``weights`` finds the files whose content it
+    depends on.
     """
 
     process: Process
     draw: Draw = draw_fields
     packages: tuple[str, ...] = ()
     licence: str = "MIT"
+    weights: Callable[[], Sequence[Path]] = tuple
