@@ -2,6 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
+.NOTPARALLEL: # the steps of a job follow each other
 
 PYTHON ?= python3.11
 VENV ?= .venv
@@ -49,9 +50,9 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 .PHONY: system
 system: ## say which system libraries are missing, and install them with apt where allowed
 	@missing=""; \
-	ldconfig -p | grep -q 'libopus\.so\.0' || missing="$$missing libopus0"; \
-	command -v flite >/dev/null || missing="$$missing flite"; \
-	command -v espeak-ng >/dev/null || missing="$$missing espeak-ng"; \
+	$(PYTHON) -c 'import ctypes; ctypes.CDLL("libopus.so.0")' 2>/dev/null || missing=" libopus0"; \
+	$(if $(SPEECH),,for voice in flite espeak-ng; do \
+	  command -v $$voice >/dev/null || missing="$$missing $$voice"; done;) \
 	[ -z "$$missing" ] && exit 0; \
 	echo "missing system packages:$$missing"; \
 	if [ "$$(id -u)" = 0 ]; then apt="apt-get"; \
@@ -101,7 +102,8 @@ real: setup ## the job on real recordings, judged on other people, noise and roo
 	$(PY) -m pipeline verify $(REAL)/shards/judge --apart-from $(REAL)/shards/train
 	$(PY) -m train evaluate --model $(REAL)/model --model v7 --shards $(REAL)/shards/judge \
 	  --rated $(SHARED)/data/mos/labels.csv --out $(REAL)/evaluation --short both
-	$(PY) -m train report --run $(REAL)/model --shards $(REAL)/shards/judge \
+	$(PY) -m train report --run $(REAL)/model --shards $(REAL)/shards/train \
+	  --judged $(REAL)/shards/judge \
 	  --evaluation $(REAL)/evaluation --out $(REAL)/report.html
 	@echo "report: $(abspath $(REAL)/report.html)"
 
@@ -134,7 +136,8 @@ evaluate: setup ## judge the student beside its teacher: held-out shards and rat
 
 .PHONY: report
 report: setup ## one HTML page: losses, scores, what was drawn, samples to listen to
-	$(PY) -m train report --run $(OUT)/model --shards $(OUT)/shards/test \
+	$(PY) -m train report --run $(OUT)/model --shards $(OUT)/shards/train \
+	  --judged $(OUT)/shards/test \
 	  --evaluation $(OUT)/evaluation --out $(OUT)/report.html
 
 .PHONY: preview

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import csv
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -82,18 +84,28 @@ def read_rated(csv_path: Path | str, scale: Scale | None = None) -> list[RatedCl
     csv_path = Path(csv_path)
     if not csv_path.is_file():
         raise SpecError(f"{csv_path}: no such file; a rated set is a CSV with columns path, mos")
-    with csv_path.open(newline="", encoding="utf-8-sig") as file:
+    with csv_path.open(newline="", encoding="utf-8-sig") as file, _named_errors(csv_path):
         reader = csv.DictReader(file, skipinitialspace=True)
         columns = reader.fieldnames or []
         for needed in ("path", "mos"):
             if needed not in columns:
                 raise SpecError(f"{csv_path}: no column {needed!r}; it has {', '.join(columns)}")
         clips = [
-            _clip(row, csv_path, reader.line_num, scale or Scale()) for row in reader if any(row)
+            _clip(row, csv_path, reader.line_num, scale or Scale())
+            for row in reader
+            if any(row.values())
         ]
     if not clips:
         raise SpecError(f"{csv_path}: no rows")
     return clips
+
+
+@contextmanager
+def _named_errors(csv_path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise SpecError(f"{csv_path}: not a CSV in UTF-8: {error}") from error
 
 
 def _clip(row: dict[str, str], csv_path: Path, line: int, scale: Scale) -> RatedClip:

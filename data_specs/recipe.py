@@ -6,10 +6,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from data_specs.distributions import Constant, Distribution, Normal, Uniform
-from data_specs.processors import Processor
+from data_specs.processors import Processor, Within
 from data_specs.strict import HERE, Strict, load
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -108,8 +108,10 @@ class Recipe(Strict):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     sources: Sources
     voices: Voices | None = None
-    speed: Distribution = Constant(value=1.0)
-    level_dbfs: Distribution = Uniform(low=-35, high=-15)
+    speed: Annotated[Distribution, AfterValidator(Within(0.5, 2, ""))] = Constant(value=1.0)
+    level_dbfs: Annotated[Distribution, AfterValidator(Within(-60, 0, "dBFS"))] = Uniform(
+        low=-35, high=-15
+    )
     speech_stages: tuple[Stage, ...] = ()
     room: Room | None = None
     noise: Noise | None = None

@@ -79,11 +79,11 @@ def _corpus_option(verb: argparse.ArgumentParser) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a verb. Exit status 0: done; 1: something is not whole; 2: bad input."""
     options, rest = parser().parse_known_args(argv)
-    if options.verb in verbs.OWN_OPTIONS:
-        return verbs.delegate(options.verb, rest)
-    if rest:
+    if rest and options.verb not in verbs.OWN_OPTIONS:
         parser().error(f"unrecognized arguments: {' '.join(rest)}")
     try:
+        if options.verb in verbs.OWN_OPTIONS:
+            return verbs.delegate(options.verb, rest)
         return verbs.VERBS[options.verb](options)
     except (ValueError, OSError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)

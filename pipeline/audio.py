@@ -21,17 +21,6 @@ EDGE_SECONDS = 0.05
 """Read this much more on both sides, so that the resampler's filter starts on real samples."""
 
 
-class DropSample(Exception):
-    """This sample cannot be made, for a listed reason; the shard goes on without it."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(f"{reason}: {detail}")
-        self.reason, self.detail = reason, detail
-
-    def __reduce__(self) -> tuple[type[DropSample], tuple[str, str]]:
-        return type(self), (self.reason, self.detail)
-
-
 DROP_REASONS = {
     "unreadable": "the audio data behind a good header cannot be decoded, or ends early",
     "non_finite": "NaN or infinity in a source file or in a processor's output",
@@ -39,6 +28,23 @@ DROP_REASONS = {
     "processor_failed": "a processor raised an error on this sample",
 }
 """Every reason for which a sample may be dropped."""
+
+
+class DropSample(Exception):
+    """This sample cannot be made, for a listed reason; the shard goes on without it."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        if reason not in DROP_REASONS:
+            raise RuntimeError(f"{reason!r} is no listed reason to drop a sample")
+        super().__init__(f"{reason}: {detail}")
+        self.reason, self.detail = reason, detail
+
+    def __reduce__(self) -> tuple[type[DropSample], tuple[str, str]]:
+        return type(self), (self.reason, self.detail)
+
+
+SF_ERR_SYSTEM = 2
+"""libsndfile's code for an error of the operating system (``sndfile.h``)."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +63,15 @@ def read_header(path: Path) -> Header:
     try:
         info = soundfile.info(str(path))
     except soundfile.LibsndfileError as error:
+        _raise_system_error(path, error)
         raise ValueError(error.error_string.strip()) from error
     return Header(info.frames, info.samplerate, info.channels, size_bytes)
+
+
+def _raise_system_error(path: Path, error: soundfile.LibsndfileError) -> None:
+    """An open that the system refused (too many files, no permission) is no fault of the file."""
+    if error.code == SF_ERR_SYSTEM:
+        raise OSError(f"{path}: cannot be opened: {error.error_string.strip()}") from error
 
 
 def read_part(path: Path, start: int, count: int, speed: float = 1.0) -> Wave:
@@ -75,6 +88,7 @@ def read_part(path: Path, start: int, count: int, speed: float = 1.0) -> Wave:
             rate_hz = file.samplerate
             wave, before = _read_native(file, start, int(np.ceil(count * speed)), path)
     except soundfile.LibsndfileError as error:
+        _raise_system_error(path, error)
         raise DropSample("unreadable", f"{path}: {error.error_string.strip()}") from error
     if not np.isfinite(wave).all():
         raise DropSample("non_finite", f"{path}: NaN or infinity in the audio")

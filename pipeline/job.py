@@ -14,10 +14,10 @@ from data_specs.recipe import Recipe
 from data_specs.sample import CROP_SAMPLES, DATASET_FILE, SAMPLE_RATE
 from data_specs.strict import digest, unknown
 from pipeline import label, shards
-from pipeline.degrade import self_check, weights_sha256
+from pipeline.degrade import self_check, versions, weights_sha256
 from pipeline.manifest import CorpusError, Manifest, scan
 from pipeline.plan import PLAN_VERSION, SamplePlan, Table, make_table, plan_range
-from pipeline.render import Roots, render_group
+from pipeline.render import RENDER_VERSION, Roots, render_group
 from pipeline.shards import Row, ShardError, write_json
 
 CLIP_HOURS = CROP_SAMPLES / SAMPLE_RATE / 3600
@@ -89,7 +89,12 @@ class Job:
     def commit(self, shard: int, rows: Sequence[Row]) -> shards.ShardRecord:
         """Write a finished shard."""
         return shards.commit(
-            self.out, shard, rows, self.dataset_hash, self.recipe.max_dropped_share
+            self.out,
+            shard,
+            rows,
+            self.dataset_hash,
+            self.recipe.max_dropped_share,
+            self.identity["versions"],
         )
 
 
@@ -108,8 +113,7 @@ def prepare(
     run, an output folder that holds another dataset, and ``OSError`` for one that cannot be
     written.
     """
-    if samples < 1:
-        raise ValueError(f"--samples must be at least 1, not {samples}")
+    require_samples(samples)
     self_check(recipe)
     manifests = scan_all(recipe, roots, progress)
     job = Job(
@@ -118,6 +122,12 @@ def prepare(
     _ = job.tables  # an empty split is told now, not by a worker
     _open_folder(job)
     return job
+
+
+def require_samples(samples: int) -> None:
+    """Raise ``ValueError`` for fewer than one sample."""
+    if samples < 1:
+        raise ValueError(f"--samples must be at least 1, not {samples}")
 
 
 def scan_all(recipe: Recipe, roots: Roots, progress: bool = True) -> dict[str, Manifest]:
@@ -136,20 +146,27 @@ def scan_all(recipe: Recipe, roots: Roots, progress: bool = True) -> dict[str, M
 def _identity(
     recipe: Recipe, manifests: dict[str, Manifest], splits: dict[str, str]
 ) -> dict[str, Any]:
-    roles = recipe.sources.present()
-    for role in splits:
-        if role not in roles:
-            raise ValueError(f"--split {role}: {unknown('role', role, roles)}")
     teacher = label.load(recipe.teacher)
     return {
         "format": shards.FORMAT,
         "plan_version": PLAN_VERSION,
-        "recipe": recipe.model_dump(mode="json"),
+        "render_version": RENDER_VERSION,
+        "recipe": recipe.model_dump(mode="json", exclude={"about", "max_dropped_share"}),
         "corpora": {name: manifest.sha256() for name, manifest in manifests.items()},
-        "splits": {role: splits.get(role, "train") for role in roles},
+        "splits": resolve_splits(recipe, splits),
         "teacher_sha256": teacher.weights_sha256,
         "processors_sha256": weights_sha256(recipe),
+        "versions": versions(recipe),
     }
+
+
+def resolve_splits(recipe: Recipe, splits: dict[str, str]) -> dict[str, str]:
+    """The split of every role, train where none was asked for. ``ValueError`` for no such role."""
+    roles = recipe.sources.present()
+    for role in splits:
+        if role not in roles:
+            raise ValueError(f"--split {role}: {unknown('role', role, roles)}")
+    return {role: splits.get(role, "train") for role in roles}
 
 
 def _open_folder(job: Job) -> None:
@@ -172,14 +189,15 @@ def _open_folder(job: Job) -> None:
 
 
 def _dataset_json(job: Job, before: dict[str, Any] | None) -> dict[str, Any]:
+    samples = max(job.samples, before["samples"] if before else 0)
     return {
         "format": shards.FORMAT,
-        "recipe": job.identity["recipe"],
+        "recipe": job.recipe.model_dump(mode="json"),
         "recipe_hash": job.dataset_hash,
-        "teacher": job.identity["recipe"]["teacher"]["name"],
+        "teacher": job.recipe.teacher.name,
         "splits": job.identity["splits"],
-        "samples": max(job.samples, before["samples"] if before else 0),
-        "hours": round(job.samples * CLIP_HOURS, 3),
+        "samples": samples,
+        "hours": round(samples * CLIP_HOURS, 3),
         "corpora": {name: manifest.summary() for name, manifest in job.manifests.items()},
         "identity": job.identity,
     }
@@ -230,6 +248,10 @@ class Worker:
         import torch
 
         torch.set_num_threads(1)
+        here, there = versions(job.recipe), job.identity["versions"]
+        if here != there:
+            differ = "; ".join(_differences(there, here))
+            raise ShardError(f"this machine has other packages than the dataset: {differ}")
         self.job = job
         self.teacher = label.load(job.recipe.teacher, job.device) if with_teacher else None
 

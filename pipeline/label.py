@@ -35,6 +35,20 @@ def load(spec: TeacherSpec, device: str = "cpu") -> Teacher:
     return load_teacher(spec.name, device=device, precision=spec.precision)
 
 
+def slow_precision(spec: TeacherSpec, device: str) -> str:
+    """A warning where the recipe's precision is slow on this device, else an empty string."""
+    import torch
+
+    from train.models.teacher import has_fast_bf16
+
+    if spec.precision != "bf16" or has_fast_bf16(torch.device(device)):
+        return ""
+    return (
+        "warning: this machine computes bf16 slowly (about 6 times the time of fp32); a copy of "
+        "the recipe with teacher.precision: fp32 labels faster here, as another dataset"
+    )
+
+
 def label_group(teacher: Teacher, group: Sequence[Rendered]) -> list[Row]:
     """Score the samples of a group that were made, as one batch, and encode them."""
     made = [sample.pcm for sample in group if sample.pcm is not None]

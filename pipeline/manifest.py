@@ -59,8 +59,8 @@ class Manifest:
         return self.table.filter(pc.equal(self.table["rejected"], ""))
 
     def sha256(self) -> str:
-        """Hash of the usable files: paths, headers, sizes and speakers, never the folder."""
-        columns = ["root", "path", "frames", "sample_rate_hz", "channels", "size_bytes", "speaker"]
+        """Hash of the usable files: paths, headers, sizes, speakers, languages; not the folder."""
+        columns = [name for name in SCHEMA.names if name not in ("licence", "rejected")]
         digest = hashlib.sha256(self.name.encode())
         for batch in self.usable.select(columns).to_batches(max_chunksize=10_000):
             rows = zip(*(column.to_pylist() for column in batch.columns), strict=True)
@@ -158,7 +158,7 @@ def _row(corpus: Corpus, root: Path, index: int, path: str, part: Part) -> dict[
     }
     try:
         header = read_header(root / path)
-    except (ValueError, OSError) as error:
+    except ValueError as error:
         empty = {"frames": 0, "sample_rate_hz": 0, "channels": 0, "size_bytes": 0}
         return row | empty | {"rejected": f"no audio header: {error}"}
     return row | vars(header) | {"rejected": _reason(corpus, header.frames, header.sample_rate_hz)}
@@ -185,19 +185,20 @@ def identify(part: Part, path: str) -> tuple[str, str | None]:
 def split_of(groups: Sequence[str], holdout: Holdout) -> dict[str, str]:
     """Assign each group (speaker, or noise file) to train, validation or test.
 
-    By a hash of its name, so that a group stays where it is when a corpus grows; where a share is
-    asked for and no hash falls into it, the group nearest to it goes there, so that small corpora
-    have every split.
+    By a hash of its name, so that a group stays where it is when a corpus grows. With three groups
+    or more, no split that is asked for stays empty: the group whose hash is nearest to it goes
+    there from a split that can spare one.
     """
     place = {g: int(hashlib.blake2b(g.encode(), digest_size=6).hexdigest(), 16) for g in groups}
     ranked = sorted(place, key=lambda group: (place[group], group))
     edges = (holdout.test, holdout.test + holdout.validation)
     split = {g: _split_at(place[g] / 2**48, edges) for g in ranked}
-    if len(ranked) >= 3:
-        if holdout.test and "test" not in split.values():
-            split[ranked[0]] = "test"
-        if holdout.validation and "validation" not in split.values():
-            split[next(g for g in ranked if split[g] == "train")] = "validation"
+    wanted = {"test": holdout.test > 0, "validation": holdout.validation > 0, "train": True}
+    for name in [name for name in wanted if wanted[name] and len(ranked) >= 3]:
+        if name not in split.values():
+            counts = Counter(split.values())
+            spare = [g for g in ranked if counts[split[g]] > 1]
+            split[spare[-1] if name == "train" else spare[0]] = name
     return split
 
 

@@ -21,6 +21,7 @@ from pipeline.degrade import PROCESSORS
 from pipeline.draw import pick, sample
 from pipeline.manifest import CorpusError, Manifest, split_of
 from pipeline.rng import Uniform, uniforms
+from pipeline.shards import sample_key
 
 PLAN_VERSION = 1
 """Raised whenever the same recipe would give another plan."""
@@ -85,11 +86,6 @@ class SamplePlan(Strict):
         return sample_key(self.index)
 
 
-def sample_key(index: int) -> str:
-    """Nine digits: contiguous, sorted, without the dots that WebDataset splits at."""
-    return f"{index:09d}"
-
-
 @dataclass(frozen=True)
 class Table:
     """The usable files of one role and split, as arrays that the plan can index."""
@@ -108,16 +104,16 @@ class Table:
 def make_table(manifest: Manifest, source: Source, role: str, split: str) -> Table:
     """The files of ``split`` ("all" for every one). Raises ``CorpusError`` where there are none."""
     table = manifest.usable
-    by_speaker = role in ("speech", "voices")
-    groups = table["speaker" if by_speaker else "path"].to_pylist()
+    groups = table["speaker"].to_pylist()  # of noise and rooms: what was recorded together
     if split != "all":
         assigned = split_of(sorted(set(groups)), source.holdout)
         keep = [assigned[group] == split for group in groups]
         table = table.filter(pa.array(keep, pa.bool_()))
     if not len(table):
+        change = "lower" if split == "train" else "raise"
         raise CorpusError(
-            f"no {role} file of corpus {manifest.name!r} is in split {split!r}: raise "
-            f"sources.{role}.holdout, add files, or take another split with --split {role}=train"
+            f"no {role} file of corpus {manifest.name!r} is in split {split!r}: {change} "
+            f"sources.{role}.holdout, add files, or take another split with --split {role}=all"
         )
     return _to_table(manifest.name, table)
 

@@ -25,6 +25,9 @@ from pipeline.plan import NoisePlan, SamplePlan, Step
 Roots = dict[str, list[Path]]
 """Corpus name to its folders on this machine."""
 
+RENDER_VERSION = 1
+"""Raised whenever the same plan would give other audio; part of the dataset's hash."""
+
 RESPONSE_SECONDS = CROP_SAMPLES / 16_000
 """A longer impulse response cannot be heard within a crop."""
 
@@ -134,6 +137,8 @@ def _run_batch(kind: str, members: list[tuple[int, Step]], slots: list[Slot]) ->
     try:
         results: Sequence[Slot] = list(degrade.run(kind, waves_BT, params))
     except (DropSample, RuntimeError, ValueError) as error:
+        if _is_the_jobs(error):
+            raise
         if len(members) > 1:
             for member in members:
                 _run_batch(kind, [member], slots)
@@ -141,6 +146,12 @@ def _run_batch(kind: str, members: list[tuple[int, Step]], slots: list[Slot]) ->
         results = [_as_drop(kind, error)]
     for (i, _), result in zip(members, results, strict=True):
         slots[i] = result
+
+
+def _is_the_jobs(error: Exception) -> bool:
+    """Out of memory, and a processor that breaks its contract: no sample's own fault."""
+    out_of_memory = "out of memory" in str(error) or "can't allocate memory" in str(error)
+    return out_of_memory or isinstance(error, degrade.ContractError)
 
 
 def _as_drop(kind: str, error: Exception) -> DropSample:

@@ -30,6 +30,11 @@ def stream(seed: int, name: str, start: int, count: int) -> Words:
     return generator.random_raw(WORDS_PER_SAMPLE * count).reshape(count, WORDS_PER_SAMPLE)
 
 
+def spelled_out(number: float) -> np.random.Generator:
+    """A generator that spells a drawn number out into a pattern: no draw, the same each time."""
+    return np.random.Generator(Philox(int(number)))
+
+
 Uniform = Callable[[str], Floats]
 """``uniform(name)``: one number in [0, 1) per sample of a range."""
 

@@ -6,11 +6,13 @@ from __future__ import annotations
 import multiprocessing
 import os
 import threading
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -72,9 +74,17 @@ def _make_shard(worker: Worker, shard: int, count: Count) -> str:
             rows += worker.make(group)
             count(len(group))
         worker.job.commit(shard, rows)
-    except (ShardError, RuntimeError) as error:
-        return f"{type(error).__name__}: {error}"
+    except OSError:
+        raise
+    except Exception as error:  # the shard boundary: whatever it is, the other shards go on
+        return failure(error)
     return ""
+
+
+def failure(error: Exception) -> str:
+    """An error in one line, with the place where it was raised."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {error} ({Path(place.filename).name}:{place.lineno})"
 
 
 # --- local engine ---------------------------------------------------------------------------------
@@ -126,7 +136,16 @@ _PROCESS: dict[str, Any] = {}
 
 
 def _start_process(job: Job, finished: Any) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     _PROCESS.update(worker=Worker(job), finished=finished)
+
+
+def _end_with_parent() -> None:
+    """A killed driver must not leave workers behind that go on writing beside the next run."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _in_process(shard: int) -> str:
@@ -179,7 +198,7 @@ def _run_ray(job: Job, todo: list[int], workers: int, count: Count) -> Finished:
         _start_ray(workers)
     try:
         counter = ray.remote(num_cpus=0)(_Counter).remote()
-        with _polling(lambda: ray.get(counter.read.remote()), count):
+        with _polling(lambda: _read_count(counter), count):
             yield from _stream(job, todo, workers, counter)
     except ray.exceptions.RayError as error:
         raise _cause(error) from None
@@ -196,6 +215,16 @@ def _cause(error: BaseException) -> Exception:
             return inner
         inner = getattr(inner, "cause", None) or inner.__cause__
     return ShardError(f"Ray gave up: {error}; what was committed is whole: run the command again")
+
+
+def _read_count(counter: Any) -> int:
+    """Samples so far; 0 where the counter died, for progress is no reason to fail."""
+    import ray
+
+    try:
+        return int(ray.get(counter.read.remote()))
+    except ray.exceptions.RayError:
+        return 0
 
 
 def _start_ray(workers: int) -> None:
@@ -241,9 +270,10 @@ class _Make:
     def _make(self, group: range) -> list[Row]:
         try:
             return self.worker.make(group)
-        except RuntimeError as error:  # the shard's attempt fails, the run goes on
-            failure = f"{type(error).__name__}: {error}"
-            return [Row(str(index), None, None, FAILED, failure) for index in group]
+        except OSError:
+            raise
+        except Exception as error:  # as in _make_shard: the attempt fails, the run goes on
+            return [Row(str(index), None, None, FAILED, failure(error)) for index in group]
 
 
 FAILED = "attempt_failed"

@@ -8,38 +8,23 @@ the size that it states. All else is made again by running the same command agai
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
 import os
 import socket
 import tarfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 import psutil
-from webdataset.writer import TarWriter
 
 from data_specs.sample import CROP_SAMPLES, parse_sample
 from data_specs.strict import Strict
 
 FORMAT = 1
-VERSIONED = [
-    "numpy",
-    "scipy",
-    "soundfile",
-    "soxr",
-    "torch",
-    "noisereduce",
-    "opuslib",
-    "webdataset",
-    "distillmos",
-    "speechmos",
-]
-"""Packages whose versions every record states."""
 
 
 @dataclass(frozen=True)
@@ -76,18 +61,14 @@ class TooManyDropped(ShardError):
     """A shard lost more samples than the recipe allows and was not committed."""
 
 
+def sample_key(index: int) -> str:
+    """Nine digits: contiguous, sorted, without the dots that WebDataset splits at."""
+    return f"{index:09d}"
+
+
 def shard_name(shard: int) -> str:
     """File name of a shard without its ending."""
     return f"shard-{shard:06d}"
-
-
-def versions() -> dict[str, str]:
-    """Versions of the packages that the bytes depend on."""
-    found = {}
-    for name in VERSIONED:
-        with suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
 
 
 @contextmanager
@@ -129,9 +110,14 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def commit(
-    folder: Path, shard: int, rows: Sequence[Row], dataset_hash: str, max_dropped_share: float
+    folder: Path,
+    shard: int,
+    rows: Sequence[Row],
+    dataset_hash: str,
+    max_dropped_share: float,
+    versions: dict[str, str] | None = None,
 ) -> ShardRecord:
-    """Write a shard and its record.
+    """Write a shard and its record; ``versions`` are those of the packages that made it.
 
     Raises ``TooManyDropped`` (and writes nothing) where more than ``max_dropped_share`` of the
     samples were dropped, ``OSError`` where the disk is full or cannot be written.
@@ -154,7 +140,7 @@ def commit(
         tar_sha256=counter.digest.hexdigest(),
         pcm_sha256=_combined_pcm(rows),
         dropped=dropped,
-        versions=versions(),
+        versions=versions or {},
     )
     write_json(folder / f"{shard_name(shard)}.json", record.model_dump(mode="json"))
     return record
@@ -173,6 +159,8 @@ class _HashingFile:
 
 
 def _write_tar(file: _HashingFile, rows: Iterable[Row]) -> None:
+    from webdataset.writer import TarWriter  # it imports torch, which planning does without
+
     # mtime, user and mode are fixed: the same samples give the same bytes.
     with TarWriter(file, user="", group="", mode=0o644, encoder=False, mtime=0) as tar:
         for row in rows:
@@ -192,8 +180,8 @@ def _too_many(shard: int, dropped: Sequence[dict[str, str]], planned: int) -> st
     reasons = ", ".join(f"{n} {r}" for r, n in Counter(d["reason"] for d in dropped).most_common())
     return (
         f"{shard_name(shard)}: {len(dropped)} of {planned} samples dropped ({reasons}), more than "
-        f"max_dropped_share allows; first: {dropped[0]['detail']}. Not committed: mend the corpus "
-        "or raise max_dropped_share in the recipe"
+        f"max_dropped_share allows; first: {dropped[0]['detail']}. Not committed: raise "
+        "max_dropped_share in the recipe, or mend the corpus (which makes another dataset)"
     )
 
 
@@ -209,12 +197,15 @@ def read_record(folder: Path, shard: int) -> ShardRecord | None:
 
 
 def is_whole(folder: Path, shard: int, dataset_hash: str, planned: int) -> bool:
-    """Whether a shard is done: its record is there, is ours, and the tar has the stated size."""
+    """Whether a shard is done: its record is there, is ours, and the tar has the stated size.
+
+    One that holds more than the ``planned`` samples (a longer run made it) is done too.
+    """
     try:
         record = read_record(folder, shard)
     except ShardError:
         return False
-    if record is None or record.dataset_hash != dataset_hash or record.planned != planned:
+    if record is None or record.dataset_hash != dataset_hash or record.planned < planned:
         return False
     tar = folder / f"{shard_name(shard)}.tar"
     return tar.is_file() and tar.stat().st_size == record.tar_bytes
@@ -250,10 +241,13 @@ def samples(path: Path) -> Iterator[tuple[str, bytes, bytes]]:
         yield key, content, record
 
 
-def verify_shard(folder: Path, shard: int, dataset_hash: str, deep: bool = False) -> list[str]:
+def verify_shard(
+    folder: Path, shard: int, dataset_hash: str, rows: range, deep: bool = False
+) -> list[str]:
     """Everything that is wrong with a shard, as lines; none where it is whole.
 
-    ``deep`` decodes the audio and holds it to its hash and its length.
+    ``rows`` are the plan's rows that belong in it: each is a sample or was dropped. ``deep``
+    decodes the audio and holds it to its hash and its length.
     """
     path = folder / f"{shard_name(shard)}.tar"
     try:
@@ -262,12 +256,14 @@ def verify_shard(folder: Path, shard: int, dataset_hash: str, deep: bool = False
             return [f"{path}: no record beside it: never committed; run the same command again"]
         if not path.is_file():
             return [f"{path}: missing, though its record is there; run the same command again"]
-        return list(_problems(path, record, dataset_hash, deep))
+        return list(_problems(path, record, dataset_hash, rows, deep))
     except ShardError as error:
         return [str(error)]
 
 
-def _problems(path: Path, record: ShardRecord, dataset_hash: str, deep: bool) -> Iterator[str]:
+def _problems(
+    path: Path, record: ShardRecord, dataset_hash: str, rows: range, deep: bool
+) -> Iterator[str]:
     if record.dataset_hash != dataset_hash:
         yield f"{path}: its record belongs to another dataset ({record.dataset_hash[:12]})"
     size = path.stat().st_size
@@ -277,20 +273,35 @@ def _problems(path: Path, record: ShardRecord, dataset_hash: str, deep: bool) ->
     with open(path, "rb") as file:
         if hashlib.file_digest(file, "sha256").hexdigest() != record.tar_sha256:
             yield f"{path}: content differs from its record's hash: corrupted"
-    count = 0
+    keys = [drop["key"] for drop in record.dropped]
     for key, flac, data in samples(path):
-        count += 1
-        yield from _sample_problems(f"{path}: {key}", flac, data, deep)
-    if count != record.samples:
-        yield f"{path}: {count} samples, its record says {record.samples}"
+        keys.append(key)
+        yield from _sample_problems(path, key, flac, data, deep)
+    yield from _key_problems(path, keys, rows)
 
 
-def _sample_problems(where: str, flac: bytes, data: bytes, deep: bool) -> Iterator[str]:
+def _key_problems(path: Path, keys: list[str], rows: range) -> Iterator[str]:
+    """Every row of the plan must be there or be recorded as dropped, once, and no other."""
+    expected = {sample_key(index) for index in rows}
+    twice = sorted(key for key, count in Counter(keys).items() if count > 1)
+    for what, names in (
+        ("missing, neither made nor dropped", sorted(expected - set(keys))),
+        ("not part of this shard", sorted(set(keys) - expected)),
+        ("there more than once", twice),
+    ):
+        if names:
+            yield f"{path}: {len(names)} samples {what}, such as {names[0]}"
+
+
+def _sample_problems(path: Path, key: str, flac: bytes, data: bytes, deep: bool) -> Iterator[str]:
+    where = f"{path}: {key}"
     try:
         record = parse_sample(data, f"{where}.json")
     except ValueError as error:
         yield str(error)
         return
+    if record.key != key:
+        yield f"{where}.json: is the record of sample {record.key}"
     if deep:
         yield from _audio_problems(where, flac, record.pcm_sha256)
 

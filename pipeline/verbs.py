@@ -7,9 +7,11 @@ import importlib
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import IO
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import soundfile
@@ -17,8 +19,8 @@ import soundfile
 from data_specs.recipe import Recipe, load_recipe
 from data_specs.sample import SAMPLE_RATE, SampleRecord, parse_sample
 from pipeline import job as jobs
-from pipeline import shards
-from pipeline.plan import BLOCK, SamplePlan, plan_block
+from pipeline import label, shards
+from pipeline.plan import BLOCK, Block, SamplePlan, plan_block
 from pipeline.render import Roots, pcm_sha256, render_group
 
 SPLITS = ("train", "validation", "test", "all")
@@ -68,25 +70,53 @@ def manifest(options: argparse.Namespace) -> int:
 def plan(options: argparse.Namespace) -> int:
     """Plan samples and write the plans as parquet, block by block: memory stays flat."""
     recipe = load_recipe(options.recipe)
+    jobs.require_samples(options.samples)
     roots = parse_roots(options.corpus, recipe)
-    manifests = jobs.scan_all(recipe, roots)
     splits = parse_splits(options.split, list(recipe.sources.present()))
-    identity = {"splits": {r: splits.get(r, "train") for r in recipe.sources.present()}}
+    identity = {"splits": jobs.resolve_splits(recipe, splits)}
+    manifests = jobs.scan_all(recipe, roots)
     job = jobs.Job(recipe, identity, options.samples, options.out, roots, manifests=manifests)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
     with shards.whole_file(options.out) as file:
-        writer = None
-        for first in range(0, options.samples, BLOCK):
-            count = min(BLOCK, options.samples - first)
-            table = pa.table(plan_block(recipe, job.tables, first, count))
-            writer = writer or pq.ParquetWriter(file, table.schema)
-            writer.write_table(table)
-        if writer:
-            writer.close()
+        _write_plans(job, file)
     seconds = time.monotonic() - began
     print(f"{options.samples} samples planned in {seconds:.1f} s: {options.out}")
     return 0
+
+
+def _write_plans(job: jobs.Job, file: IO[bytes]) -> None:
+    writer = None
+    for first in range(0, job.samples, BLOCK):
+        count = min(BLOCK, job.samples - first)
+        block = plan_block(job.recipe, job.tables, first, count)
+        table = pa.table({name: _named(job, block, name) for name in block})
+        writer = writer or pq.ParquetWriter(file, table.schema)
+        writer.write_table(table)
+    if writer:
+        writer.close()
+
+
+def _named(job: jobs.Job, block: Block, name: str) -> pa.Array:
+    """A column of a plan with paths and kinds by name, and null where a step does not happen."""
+    column = block[name]
+    stages = {f"stage.{stage.stage}": stage for stage in job.recipe.all_stages()}
+    if name in stages:
+        return _dictionary(column, [option.use.kind for option in stages[name].choices])
+    role = {"room.file": "rooms", "noise.file": "noise"}.get(name)
+    if role:
+        return _dictionary(column, job.tables[role].path if role in job.tables else [])
+    if name == "speech.file":
+        spoken, voices = job.tables["speech"].path, job.tables.get("voices")
+        index = column + np.where(block["voice"], len(spoken), 0)
+        return _dictionary(index, [*spoken, *(voices.path if voices else [])])
+    return pa.array(column)
+
+
+def _dictionary(index: np.ndarray, names: Iterable[str]) -> pa.Array:
+    mask = index < 0
+    indices = pa.array(np.where(mask, 0, index).astype(np.int32), mask=mask)
+    return pa.DictionaryArray.from_arrays(indices, pa.array(list(names), pa.string()))
 
 
 def make_shards(options: argparse.Namespace) -> int:
@@ -99,6 +129,8 @@ def make_shards(options: argparse.Namespace) -> int:
     job = jobs.prepare(recipe, roots, options.out, options.samples, splits, options.device)
     for manifest in job.manifests.values():
         print(manifest.summary())
+    if warning := label.slow_precision(recipe.teacher, options.device):
+        print(warning)
     began = time.monotonic()
     outcome = run.run(job, options.engine, options.workers)
     _tell(job, outcome.made, outcome.skipped, time.monotonic() - began)
@@ -127,7 +159,8 @@ def verify(options: argparse.Namespace) -> int:
     numbers = sorted({*range(job.shard_count), *shards.find_shards(options.dataset)})
     wrong = 0
     for shard in numbers:
-        lines = shards.verify_shard(options.dataset, shard, job.dataset_hash, options.deep)
+        rows = job.shard_range(shard)
+        lines = shards.verify_shard(options.dataset, shard, job.dataset_hash, rows, options.deep)
         wrong += bool(lines)
         for line in lines:
             print(line)

@@ -133,17 +133,21 @@ def test_splits_share_no_speaker_noise_or_room(corpora: dict[str, list[Path]]) -
 
 
 @settings(max_examples=50, deadline=None)
-@given(names=st.sets(st.text(min_size=1), min_size=3, max_size=60), extra=st.text(min_size=1))
-def test_every_split_has_someone_and_growth_moves_nobody_into_another_hash(
-    names: set[str], extra: str
+@given(
+    names=st.sets(st.text(min_size=1), min_size=3, max_size=12),
+    extra=st.text(min_size=1),
+    share=st.floats(0.01, 0.45),
+)
+def test_every_split_has_someone_and_growth_moves_almost_nobody(
+    names: set[str], extra: str, share: float
 ) -> None:
-    holdout = Holdout(validation=0.1, test=0.1)
+    holdout = Holdout(validation=share, test=share)
     split = split_of(sorted(names), holdout)
-    assert {"test", "validation"} <= set(split.values())
+    assert set(split.values()) == {"train", "validation", "test"}
     grown = split_of(sorted(names | {extra}), holdout)
     moved = [n for n in names if grown[n] != split[n]]
-    # Only the ones that stood in for an empty split may give the place back.
-    assert len(moved) <= 2
+    # Only the ones that stand in for an empty split may give the place back: one a split.
+    assert len(moved) <= 3
 
 
 def test_an_empty_split_is_told(corpora: dict[str, list[Path]]) -> None:

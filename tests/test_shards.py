@@ -48,7 +48,7 @@ def folder(tmp_path: Path) -> Path:
 def test_a_committed_shard_is_whole_and_deeply_right(folder: Path) -> None:
     assert sorted(os.listdir(folder)) == ["shard-000000.json", "shard-000000.tar"]
     assert is_whole(folder, 0, HASH, 3)
-    assert verify_shard(folder, 0, HASH, deep=True) == []
+    assert verify_shard(folder, 0, HASH, range(3), deep=True) == []
 
 
 def test_the_stock_webdataset_package_reads_it(folder: Path) -> None:
@@ -75,7 +75,7 @@ def test_a_truncated_tar_is_not_whole_and_is_told(folder: Path) -> None:
     tar = folder / "shard-000000.tar"
     tar.write_bytes(tar.read_bytes()[:-5000])
     assert not is_whole(folder, 0, HASH, 3)
-    (line,) = verify_shard(folder, 0, HASH)
+    (line,) = verify_shard(folder, 0, HASH, range(3))
     assert str(tar) in line and "truncated" in line
 
 
@@ -84,7 +84,7 @@ def test_a_flipped_byte_is_told(folder: Path) -> None:
     data = bytearray(tar.read_bytes())
     data[5_000] ^= 0xFF
     tar.write_bytes(data)
-    lines = verify_shard(folder, 0, HASH, deep=True)
+    lines = verify_shard(folder, 0, HASH, range(3), deep=True)
     assert any("corrupted" in line for line in lines)
     assert any("000000000.flac" in line for line in lines)
 
@@ -93,12 +93,20 @@ def test_a_missing_record_or_tar_is_told(folder: Path) -> None:
     record = folder / "shard-000000.json"
     kept = record.read_bytes()
     record.unlink()
-    assert "no record" in verify_shard(folder, 0, HASH)[0]
+    assert "no record" in verify_shard(folder, 0, HASH, range(3))[0]
     record.write_bytes(b"{not json")
-    assert "not a shard record" in verify_shard(folder, 0, HASH)[0]
+    assert "not a shard record" in verify_shard(folder, 0, HASH, range(3))[0]
     record.write_bytes(kept)
     (folder / "shard-000000.tar").unlink()
-    assert "missing" in verify_shard(folder, 0, HASH)[0]
+    assert "missing" in verify_shard(folder, 0, HASH, range(3))[0]
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [(range(4), "1 samples missing, neither made nor dropped"), (range(2), "1 samples not part")],
+)
+def test_what_the_plan_does_not_say_is_told(folder: Path, rows: range, said: str) -> None:
+    assert any(said in line for line in verify_shard(folder, 0, HASH, rows))
 
 
 def rewrite(folder: Path, change: object) -> None:
@@ -135,17 +143,22 @@ def without_audio(members: dict[str, bytes]) -> dict[str, bytes]:
     return {name: c for name, c in members.items() if name != "000000001.flac"}
 
 
+def swapped(members: dict[str, bytes]) -> dict[str, bytes]:
+    return members | {"000000001.json": members["000000002.json"]}
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
         (without_label, "000000001.json: field 'mos'"),
         (with_nan, "000000001.json: field 'mos'"),
         (without_audio, "expected 000000001.flac"),
+        (swapped, "is the record of sample 000000002"),
     ],
 )
 def test_a_sample_without_label_or_audio_is_told(folder: Path, change: object, said: str) -> None:
     rewrite(folder, change)
-    assert any(said in line for line in verify_shard(folder, 0, HASH))
+    assert any(said in line for line in verify_shard(folder, 0, HASH, range(3)))
 
 
 def test_too_many_drops_are_not_committed(tmp_path: Path) -> None:
@@ -156,7 +169,7 @@ def test_too_many_drops_are_not_committed(tmp_path: Path) -> None:
     record = commit(tmp_path, 0, rows, HASH, 0.5)
     assert (record.samples, record.planned) == (1, 2)
     assert record.dropped[0]["reason"] == "silent"
-    assert verify_shard(tmp_path, 0, HASH, deep=True) == []
+    assert verify_shard(tmp_path, 0, HASH, range(2), deep=True) == []
 
 
 def test_a_full_disk_leaves_nothing_behind(tmp_path: Path) -> None:

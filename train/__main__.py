@@ -73,7 +73,7 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv[:1])
     try:
         return VERBS[args.verb][0](argv[1:])
-    except ValueError as error:
+    except (ValueError, OSError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 

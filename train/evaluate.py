@@ -39,6 +39,7 @@ class ClipScore:
     truth: float
     score: float
     short: str
+    weights_sha256: str = ""
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class SetResult:
     short: str
     kind: str
     reason: str | None = None
+    weights_sha256: str = ""
 
 
 def score_rated(scorer: Scorer, clips: Sequence[RatedClip], short: Short) -> list[ClipScore]:
@@ -64,8 +66,17 @@ def score_rated(scorer: Scorer, clips: Sequence[RatedClip], short: Short) -> lis
     for clip, result in zip(clips, bar, strict=True):
         if result.mos is None:
             raise ValueError(result.error)
-        row = ClipScore(scorer.name, clip.dataset, str(clip.path), clip.mos, result.mos, short)
-        scored.append(row)
+        scored.append(
+            ClipScore(
+                scorer.name,
+                clip.dataset,
+                str(clip.path),
+                clip.mos,
+                result.mos,
+                short,
+                scorer.weights_sha256,
+            )
+        )
     return scored
 
 
@@ -82,10 +93,30 @@ def score_shards(scorer: Scorer, folder: Path) -> list[ClipScore]:
             for (tar, span), mos in zip(places, scorer.score_windows(waves), strict=True):
                 label = read_record(tar, span).mos
                 scored.append(
-                    ClipScore(scorer.name, folder.name, span.key, label, mos, SHARDS_SHORT)
+                    ClipScore(
+                        scorer.name,
+                        folder.name,
+                        span.key,
+                        label,
+                        mos,
+                        SHARDS_SHORT,
+                        scorer.weights_sha256,
+                    )
                 )
             bar.update(len(waves))
     return scored
+
+
+def _require_own_names(tables: Sequence[list[RatedClip]], shards: Sequence[Path]) -> None:
+    """Refuse two sets of one name: their clips would be judged together."""
+    names = [name for table in tables for name in {clip.dataset for clip in table}]
+    names += [folder.name for folder in shards]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(
+            f"two sets are called {twice[0]!r}: name them in the CSV's column 'dataset', or rename "
+            "the folder of shards"
+        )
 
 
 def labelled_by(folder: Path, scorer: Scorer) -> bool:
@@ -102,7 +133,16 @@ def summarise(rows: Sequence[ClipScore], kind: str) -> list[SetResult]:
     results = []
     for (model, name, short), group in groups.items():
         found: Agreement = agreement([r.truth for r in group], [r.score for r in group])
-        results.append(SetResult(model=model, set=name, short=short, kind=kind, **asdict(found)))
+        results.append(
+            SetResult(
+                model=model,
+                set=name,
+                short=short,
+                kind=kind,
+                weights_sha256=group[0].weights_sha256,
+                **asdict(found),
+            )
+        )
     return results
 
 
@@ -184,7 +224,9 @@ def evaluate(
     """
     if not rated and not shards:
         raise ValueError("nothing to evaluate on: give --rated labels.csv or --shards DIR")
-    clips = [clip for path in rated for clip in read_rated(path)]
+    tables = [read_rated(path) for path in rated]
+    _require_own_names(tables, shards)
+    clips = [clip for table in tables for clip in table]
     rows: list[ClipScore] = []
     results: list[SetResult] = []
     for scorer in scorers:

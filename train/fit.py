@@ -35,6 +35,7 @@ from tqdm import tqdm
 
 from data_specs.rated import RatedClip, read_rated
 from data_specs.sample import CROP_SAMPLES
+from data_specs.strict import digest
 from train.files import load_checkpoint, save_checkpoint, write_atomically, write_text
 from train.memory import keep_freed_memory
 from train.metrics import agreement
@@ -87,6 +88,8 @@ class FitConfig(BaseModel):
     buffer: Annotated[int, Field(ge=1)]
     validate_every: Annotated[int, Field(ge=1)]
     recipe_hash: str
+    validation_hash: str
+    rated_hash: str
     samples: int
     validation_samples: int
     rated_clips: int
@@ -145,6 +148,7 @@ class Sources:
     shards: list[Shard]
     validation: list[Shard]
     rated: list[RatedClip]
+    validation_hash: str
 
 
 def open_sources(shards: Path, validation: Path | None, rated: Path | None) -> Sources:
@@ -156,15 +160,20 @@ def open_sources(shards: Path, validation: Path | None, rated: Path | None) -> S
     info, found = read_dataset_info(shards), list_shards(shards)
     clips = read_rated(rated) if rated else []
     if validation is not None:
-        read_dataset_info(validation)
-        return Sources(info, found, list_shards(validation), clips)
+        held_info = read_dataset_info(validation)
+        if held_info.teacher != info.teacher:
+            raise ValueError(
+                f"{validation}: labelled by {held_info.teacher!r}, but {shards} by "
+                f"{info.teacher!r}: label both with one teacher"
+            )
+        return Sources(info, found, list_shards(validation), clips, held_info.recipe_hash)
     if len(found) < 2:
         raise ValueError(
             f"{shards}: holds one shard; holding one out for validation needs two: "
             "make more shards or give --validation"
         )
     held = max(1, round(len(found) * HOLD_OUT))
-    return Sources(info, found[:-held], found[-held:], clips)
+    return Sources(info, found[:-held], found[-held:], clips, info.recipe_hash)
 
 
 def make_config(
@@ -193,6 +202,8 @@ def make_config(
         student=student,
         preset=preset,
         recipe_hash=sources.info.recipe_hash,
+        validation_hash=sources.validation_hash,
+        rated_hash=digest([[clip.dataset, clip.path.name, clip.mos] for clip in sources.rated]),
         samples=sum(shard.samples for shard in sources.shards),
         validation_samples=sum(shard.samples for shard in sources.validation),
         rated_clips=len(sources.rated),

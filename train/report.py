@@ -18,7 +18,7 @@ import sys
 import tarfile
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -471,15 +471,37 @@ def versions() -> dict[str, str]:
     return found
 
 
-def page(run: Path, shards: Path | None, evaluation: Path | None, command: str) -> str:
-    """The whole page as HTML. Raises ``ValueError`` for damaged input, naming the file."""
+def mark_mine(results: Evaluation, weights_sha256: str, name: str) -> Evaluation:
+    """Call the run's own model by the run's name, wherever its weights were evaluated."""
+    mine = {row["model"] for row in results.sets if row.get("weights_sha256") == weights_sha256}
+
+    def renamed(rows: Sequence[Mapping[str, Any]]) -> list[Any]:
+        return [{**row, "model": name} if row["model"] in mine else row for row in rows]
+
+    return replace(results, sets=renamed(results.sets), scores=renamed(results.scores))
+
+
+def page(
+    run: Path,
+    shards: Path | None,
+    evaluation: Path | None,
+    command: str,
+    judged: Path | None = None,
+) -> str:
+    """The whole page as HTML. Raises ``ValueError`` for damaged input, naming the file.
+
+    ``shards`` were trained on (labels, draws); ``judged`` were not (players; default ``shards``).
+    """
     log = _section(lambda: read_log(run))
     model = _section(lambda: _json(run / "model.json", MAKE_RUN))
     data = _section(lambda: read_dataset(shards))
     scored = _section(lambda: read_evaluation(evaluation))
     dataset: Dataset | None = data.get("content")
-    results: Evaluation | None = scored.get("content")
     about: dict[str, Any] = model.get("content") or {}
+    results: Evaluation | None = scored.get("content")
+    if results:
+        results = mark_mine(results, str(about.get("weights_sha256")), run.name)
+    heard = read_dataset(judged) if judged else dataset
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -501,7 +523,7 @@ def page(run: Path, shards: Path | None, evaluation: Path | None, command: str) 
         labels=labels(dataset) if dataset and dataset.records else None,
         decisions=decisions(dataset) if dataset and dataset.records else [],
         parameters=parameters(dataset) if dataset and dataset.records else [],
-        players=players(dataset, results, run.name) if dataset and dataset.records else [],
+        players=players(heard, results, run.name) if heard and heard.records else [],
         evaluation=evaluation,
         versions=versions(),
         make={"run": MAKE_RUN, "shards": MAKE_SHARDS, "scores": MAKE_SCORES},
@@ -509,16 +531,19 @@ def page(run: Path, shards: Path | None, evaluation: Path | None, command: str) 
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """``python -m train report --run RUN [--shards DIR] [--evaluation DIR] --out report.html``."""
+    """``python -m train report --run RUN [--shards DIR] [--evaluation DIR] --out HTML``."""
     parser = argparse.ArgumentParser(prog="python -m train report", description=__doc__)
     parser.add_argument("--run", type=Path, required=True, help="folder that fit wrote")
     parser.add_argument("--shards", type=Path, help="the dataset that it was trained on")
+    parser.add_argument("--judged", type=Path, help="held-out dataset to listen to (the players)")
     parser.add_argument("--evaluation", type=Path, help="folder that evaluate wrote")
     parser.add_argument("--out", type=Path, required=True, metavar="HTML")
     argv = sys.argv[1:] if argv is None else argv
     args = parser.parse_args(argv)
     command = f"python -m train report {shlex.join(argv)}"
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    write_text(args.out, page(args.run.resolve(), args.shards, args.evaluation, command))
+    write_text(
+        args.out, page(args.run.resolve(), args.shards, args.evaluation, command, args.judged)
+    )
     print(args.out.resolve())
     return 0

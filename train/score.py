@@ -316,6 +316,8 @@ def run(args: argparse.Namespace) -> int:
     if args.threads:
         torch.set_num_threads(args.threads)
     scorer, files = load(args.model, args.device), find_files(args.paths)
+    if not files:
+        raise ValueError(f"no audio file in {', '.join(map(str, args.paths))}")
     if not args.out.parent.is_dir():
         raise ValueError(f"{args.out.parent}: no such folder for --out")
     scores: list[Score] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 from collections.abc import Sequence
 
 import numpy as np
@@ -36,6 +37,10 @@ PROCESSORS: dict[str, Processor] = {
     "dropout": dropout.PROCESSOR,
     "mnru": mnru.PROCESSOR,
 }
+
+
+class ContractError(RuntimeError):
+    """A processor returned what none may return: a mistake in the code, not in the sample."""
 
 
 class SelfCheckError(RuntimeError):
@@ -79,6 +84,18 @@ def _problem(stage: Stage, kind: str) -> str | None:
     return None
 
 
+CORE_PACKAGES = ("numpy", "scipy", "soundfile", "soxr", "torch")
+
+
+def versions(recipe: Recipe) -> dict[str, str]:
+    """Versions of the packages that the recipe's audio and labels depend on: part of the data."""
+    names = {*CORE_PACKAGES, *(p for k in recipe.kinds() for p in PROCESSORS[k].packages)}
+    found = {name: importlib.metadata.version(name) for name in sorted(names)}
+    if "opus" in recipe.kinds():
+        found["libopus"] = opus.library_version()
+    return found
+
+
 def weights_sha256(recipe: Recipe) -> dict[str, str]:
     """Hash of the weights of each processor of the recipe that has any: part of the data."""
     found = {}
@@ -93,11 +110,11 @@ def weights_sha256(recipe: Recipe) -> dict[str, str]:
 def run(kind: str, waves_BT: Waves, params: Sequence[Params]) -> Waves:
     """Run one processor over a group and hold it to its contract.
 
-    Raises ``DropSample`` for an output that is not finite, ``RuntimeError`` for a wrong shape.
+    Raises ``DropSample`` for an output that is not finite, ``ContractError`` for a wrong shape.
     """
     out = PROCESSORS[kind].process(waves_BT, params)
     if out.shape != waves_BT.shape or out.dtype != np.float32:
-        raise RuntimeError(f"{kind} returned {out.dtype} {out.shape} for {waves_BT.shape}")
+        raise ContractError(f"{kind} returned {out.dtype} {out.shape} for {waves_BT.shape}")
     if not np.isfinite(out).all():
         raise DropSample("non_finite", f"{kind} returned NaN or infinity")
     return out

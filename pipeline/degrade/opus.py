@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
 
 import numpy as np
@@ -43,6 +44,14 @@ def _code(wave: Wave, params: Params) -> Wave:
     packets = (coder.encode(block.tobytes(), frame) for block in pcm.reshape(-1, frame))
     decoded = b"".join(decoder.decode(packet, frame) for packet in packets)
     return from_pcm(np.frombuffer(decoded, dtype=np.int16)[delay : delay + len(wave)])
+
+
+def library_version() -> str:
+    """Version of the system's libopus, such as "libopus 1.3.1"."""
+    from opuslib.api import libopus
+
+    libopus.opus_get_version_string.restype = ctypes.c_char_p
+    return str(libopus.opus_get_version_string().decode())
 
 
 PROCESSOR = Processor(process, draw, packages=("opuslib",), licence="BSD-3-Clause")

@@ -10,6 +10,7 @@ import numpy as np
 
 from data_specs.sample import SAMPLE_RATE
 from pipeline.degrade.interface import Params, Processor, Waves
+from pipeline.rng import spelled_out
 
 FLOOR = 1e-7
 """-140 dBFS, under a 16-bit step: the non-stationary gate divides by the local mean magnitude, and
@@ -25,7 +26,7 @@ def _gate(stationary: bool) -> Any:
 
 @cache
 def _floor(count: int) -> Waves:
-    return (np.random.Generator(np.random.Philox(0)).standard_normal(count) * FLOOR).astype("f4")
+    return (spelled_out(0).standard_normal(count) * FLOOR).astype("f4")
 
 
 def process(waves_BT: Waves, params: Sequence[Params]) -> Waves:
