@@ -191,7 +191,15 @@ def test_evaluate_command(small_v7, tmp_path):
     with (out / "scores.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 15
-    assert list(rows[0]) == ["model", "set", "path_or_key", "truth", "score", "short"]
+    assert list(rows[0]) == [
+        "model",
+        "set",
+        "path_or_key",
+        "truth",
+        "score",
+        "short",
+        "weights_sha256",
+    ]
     assert main(["evaluate", "--model", "v7", "--out", str(out)]) == 2
 
 

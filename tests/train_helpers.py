@@ -51,7 +51,7 @@ def record(key: str, mos: Any, pcm_T: NDArray[np.int16]) -> dict[str, Any]:
         "mos": mos,
         "logit": None,
         "teacher": "test",
-        "teacher_sha256": "0" * 64,
+        "teacher_sha256": "f" * 64,
         "pcm_sha256": hashlib.sha256(pcm_T.tobytes()).hexdigest(),
         "plan": {},
     }
