@@ -3,6 +3,7 @@ local engine runs the same ones without it. The only file that imports ``ray``."
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import threading
@@ -295,6 +296,7 @@ def _stream(job: Job, todo: list[int], workers: int, counter: Any) -> Finished:
     import ray
     from ray.data import ActorPoolStrategy, DataContext
 
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # its plans are no news to a user
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_options.preserve_order = True
