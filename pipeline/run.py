@@ -41,8 +41,9 @@ class Outcome:
 def run(job: Job, engine: str, workers: int, progress: bool = True) -> Outcome:
     """Make every shard that is not whole yet.
 
-    A shard's trouble (too many drops, an error that is no sample's own) is kept in ``failed`` and
-    the others go on; a full disk or an unwritable folder (``OSError``) stops the run.
+    A shard's trouble (too many drops, a source that cannot be opened, an error that is no sample's
+    own) is kept in ``failed`` and the others go on; a full or unwritable output stops the run
+    (``OSError``).
     """
     todo = job.todo()
     outcome = Outcome(skipped=job.shard_count - len(todo))
@@ -74,10 +75,11 @@ def _make_shard(worker: Worker, shard: int, count: Count) -> str:
         for group in worker.job.groups(shard):
             rows += worker.make(group)
             count(len(group))
-        worker.job.commit(shard, rows)
-    except OSError:
-        raise
     except Exception as error:  # the shard boundary: whatever it is, the other shards go on
+        return failure(error)
+    try:
+        worker.job.commit(shard, rows)
+    except ShardError as error:
         return failure(error)
     return ""
 
@@ -208,13 +210,14 @@ def _run_ray(job: Job, todo: list[int], workers: int, count: Count) -> Finished:
             ray.shutdown()
 
 
-def _cause(error: BaseException) -> Exception:
+def _cause(error: Any) -> Exception:
     """What went wrong in a worker, without the pages that Ray wraps around it."""
-    inner: BaseException | None = error
+    inner, deepest = error, error
     while inner is not None:
-        if isinstance(inner, OSError | ValueError) and not hasattr(inner, "cause"):
-            return inner
+        deepest = inner
         inner = getattr(inner, "cause", None) or inner.__cause__
+    if isinstance(deepest, OSError | ValueError):
+        return deepest
     return ShardError(f"Ray gave up: {error}; what was committed is whole: run the command again")
 
 
@@ -271,8 +274,6 @@ class _Make:
     def _make(self, group: range) -> list[Row]:
         try:
             return self.worker.make(group)
-        except OSError:
-            raise
         except Exception as error:  # as in _make_shard: the attempt fails, the run goes on
             return [Row(str(index), None, None, FAILED, failure(error)) for index in group]
 

@@ -190,16 +190,18 @@ def test_a_shard_over_its_failure_limit_fails_alone(corpora: Corpora, tmp_path: 
         assert find_shards(out) == sorted(outcome.made)
 
 
-def test_a_recording_that_vanishes_stops_ray_with_its_name(
-    corpora: Corpora, tmp_path: Path
+@pytest.mark.parametrize("engine", ["local", "ray"])
+def test_a_recording_that_vanishes_fails_the_attempt_by_name(
+    engine: str, corpora: Corpora, tmp_path: Path
 ) -> None:
     import shutil
 
     copy = Path(shutil.copytree(corpora["speech"][0], tmp_path / "speech"))
     job = prepare(small_recipe(), corpora | {"speech": [copy]}, tmp_path / "out", SAMPLES)
     shutil.rmtree(copy)
-    with pytest.raises(FileNotFoundError, match=str(copy)):
-        engines.run(job, "ray", 1, progress=False)
+    failed = engines.run(job, engine, 1, progress=False).failed
+    assert sorted(failed) == [0, 1, 2, 3]
+    assert all(str(copy) in reason for reason in failed.values())
     assert find_shards(job.out) == []
 
 
