@@ -7,6 +7,7 @@ is that of all its processes together.
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import subprocess
 import sys
@@ -32,6 +33,9 @@ from pipeline.render import Roots
 from pipeline.verbs import parse_roots
 
 RECIPE = "demo"
+EQUAL_PRIORITY = {"RAY_worker_niceness": "0"}
+"""Ray starts its workers at nice 15, and whatever else runs would then slow only them."""
+
 CLIP_SECONDS = CROP_SAMPLES / SAMPLE_RATE
 
 
@@ -189,7 +193,11 @@ def _make(setting: Setting, engine: str, workers: int, samples: int) -> tuple[fl
         command += ["--samples", str(samples), "--engine", engine, "--workers", str(workers)]
         began = time.perf_counter()
         process = subprocess.Popen(
-            command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+            command,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **EQUAL_PRIORITY},
         )
         with _Peak(psutil.Process(process.pid)) as peak:
             _, errors = process.communicate()
