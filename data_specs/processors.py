@@ -88,15 +88,25 @@ class NSNet2(Strict):
 
 
 class Demucs(Strict):
-    """Demucs denoiser in the waveform domain."""
+    """Demucs denoiser in the waveform domain (the ``denoiser`` package; non-commercial).
+
+    ``hidden`` is the network's width: 48 and 64 are the published dns48 and dns64.
+    """
 
     kind: Literal["demucs"] = "demucs"
+    hidden: Annotated[Distribution, AfterValidator(OneOf(48, 64))] = Choice(values=(48, 64))
 
 
 class HifiGan(Strict):
-    """HiFi-GAN: log-mel analysis and resynthesis."""
+    """HiFi-GAN: log-mel analysis and resynthesis.
+
+    ``rate_hz`` chooses the network: 16000 is SpeechT5's, 22050 a Coqui vocoder.
+    """
 
     kind: Literal["hifigan"] = "hifigan"
+    rate_hz: Annotated[Distribution, AfterValidator(OneOf(16_000, 22_050))] = Choice(
+        values=(16_000, 22_050)
+    )
 
 
 class LpcNet(Strict):
