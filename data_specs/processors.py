@@ -116,7 +116,11 @@ class LpcNet(Strict):
 
 
 class Opus(Strict):
-    """Opus, encoded and decoded frame by frame at 16 kHz (the ``opuslib`` package)."""
+    """Opus, encoded and decoded frame by frame at 16 kHz (the ``opuslib`` package).
+
+    ``loss`` is the share of packets that never arrive, each on its own; ``conceal`` says whether
+    the decoder fills the gaps (1) or leaves them silent (0).
+    """
 
     kind: Literal["opus"] = "opus"
     bitrate_bps: Annotated[Distribution, _within(6_000, 256_000, "bit/s")] = LogUniform(
@@ -128,6 +132,8 @@ class Opus(Strict):
     complexity: Annotated[Distribution, AfterValidator(OneOf(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10))] = (
         Choice(values=(0, 2, 5, 8, 10))
     )
+    loss: Annotated[Distribution, _within(0, 0.5, "")] = Constant(value=0)
+    conceal: Annotated[Distribution, AfterValidator(OneOf(0, 1))] = Constant(value=1)
 
 
 class EnCodec(Strict):

@@ -116,6 +116,8 @@ class Recipe(Strict):
     room: Room | None = None
     noise: Noise | None = None
     stages: tuple[Stage, ...] = ()
+    precision: Literal["fp32", "bf16"] = "fp32"  # of the neural processors; data, as the teacher's
+    allow_noncommercial: bool = False
     teacher: Teacher = Teacher()
     shard_samples: Annotated[int, Field(ge=1, le=100_000)] = 500
     group_samples: Annotated[int, Field(ge=1, le=1_000)] = 10

@@ -31,8 +31,9 @@ class SampleRecord(BaseModel):
     """The JSON member of a sample.
 
     ``mos`` is the teacher's score (1 to 5), ``logit`` the value before its sigmoid where the
-    teacher has one, and ``plan`` every value that was drawn to make the sample, so that the
-    sample can be made again from its own record (``python -m pipeline replay KEY``).
+    teacher has one, ``licences`` those of the processors that the sample went through, and ``plan``
+    every value that was drawn to make the sample, so that the sample can be made again from its own
+    record (``python -m pipeline replay KEY``).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -43,6 +44,7 @@ class SampleRecord(BaseModel):
     teacher: str
     teacher_sha256: str
     pcm_sha256: str
+    licences: tuple[str, ...] = ()
     plan: dict[str, Any]
 
 

@@ -1,4 +1,5 @@
-"""``python -m pipeline VERB``: manifest, plan, shards, verify, replay, preview, corpora, bench."""
+"""``python -m pipeline VERB``: manifest, plan, shards, verify, replay, preview, corpora, speak,
+rooms, bench."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline import verbs
+from pipeline.guard import TIME_LIMIT_S
 
 
 def parser() -> argparse.ArgumentParser:
@@ -20,6 +22,8 @@ def parser() -> argparse.ArgumentParser:
     for name, about in (
         ("preview", "a static page to listen to samples of a dataset"),
         ("corpora", "write the offline default corpora: speech, noise, rooms"),
+        ("speak", "write synthetic speech by text-to-speech models, as a corpus"),
+        ("rooms", "write simulated rooms, as a corpus"),
         ("bench", "measure planning, processors and engines against their baselines"),
     ):
         sub.add_parser(name, help=about, add_help=False)
@@ -45,7 +49,14 @@ def _recipe_verbs(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         )
     make.add_argument("--engine", choices=("ray", "local"), default="ray")
     make.add_argument("--workers", type=int, default=os.cpu_count() or 1)
-    make.add_argument("--device", default="cpu", help="the teacher's device (default cpu)")
+    make.add_argument("--device", default="cpu", help="of the networks (default cpu)")
+    make.add_argument(
+        "--time-limit",
+        type=float,
+        default=TIME_LIMIT_S,
+        metavar="SECONDS",
+        help="drop a sample on which a processor takes longer (default %(default)g)",
+    )
 
 
 def _dataset_verbs(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -26,6 +26,8 @@ DROP_REASONS = {
     "non_finite": "NaN or infinity in a source file or in a processor's output",
     "silent": "no speech, or no noise, above -70 dBFS in the part that was drawn",
     "processor_failed": "a processor raised an error on this sample",
+    "processor_timeout": "a processor did not answer within its time limit on this sample",
+    "processor_crashed": "a processor's native code ended its process on this sample",
 }
 """Every reason for which a sample may be dropped."""
 

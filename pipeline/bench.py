@@ -175,10 +175,11 @@ def bench_engines(setting: Setting) -> None:
 
 
 def bench_memory(setting: Setting) -> None:
-    """Peak memory of a run and of one ten times as long."""
+    """Peak memory of a run in which each worker makes one shard, and of one ten times as long."""
     print("\npeak memory of all processes, ray, 2 workers")
     peaks = []
-    for samples in (max(setting.samples // 10, 20), setting.samples):
+    shortest = 2 * load_recipe(RECIPE).shard_samples  # with less, one worker would have no shard
+    for samples in (shortest, 10 * shortest):
         seconds, peak = _make(setting, "ray", 2, samples)
         peaks.append(peak)
         print(f"{samples:>8} samples {peak:>8.0f} MB {seconds:>8.1f} s")

@@ -15,10 +15,15 @@ from data_specs.sample import CROP_SAMPLES, DATASET_FILE, SAMPLE_RATE
 from data_specs.strict import digest, unknown
 from pipeline import label, shards
 from pipeline.degrade import self_check, versions, weights_sha256
+from pipeline.degrade.runtime import Runtime
+from pipeline.guard import TIME_LIMIT_S, Guard
 from pipeline.manifest import CorpusError, Manifest, scan
 from pipeline.plan import PLAN_VERSION, SamplePlan, Table, make_table, plan_range
 from pipeline.render import RENDER_VERSION, Roots, render_group
 from pipeline.shards import Row, ShardError, write_json
+
+NOT_DATA = {"about", "max_dropped_share", "allow_noncommercial"}
+"""Fields of a recipe that change no sample."""
 
 CLIP_HOURS = CROP_SAMPLES / SAMPLE_RATE / 3600
 
@@ -41,6 +46,7 @@ class Job:
     out: Path
     roots: Roots
     device: str = "cpu"
+    time_limit_s: float = TIME_LIMIT_S
     manifests: dict[str, Manifest] = field(default_factory=dict, repr=False)
 
     @cached_property
@@ -106,6 +112,7 @@ def prepare(
     splits: dict[str, str] | None = None,
     device: str = "cpu",
     progress: bool = True,
+    time_limit_s: float = TIME_LIMIT_S,
 ) -> Job:
     """Check everything that can be checked before work starts, and open the output folder.
 
@@ -116,9 +123,8 @@ def prepare(
     require_samples(samples)
     self_check(recipe)
     manifests = scan_all(recipe, roots, progress)
-    job = Job(
-        recipe, _identity(recipe, manifests, splits or {}), samples, out, roots, device, manifests
-    )
+    identity = _identity(recipe, manifests, splits or {})
+    job = Job(recipe, identity, samples, out, roots, device, time_limit_s, manifests)
     _ = job.tables  # an empty split is told now, not by a worker
     _open_folder(job)
     return job
@@ -151,7 +157,7 @@ def _identity(
         "format": shards.FORMAT,
         "plan_version": PLAN_VERSION,
         "render_version": RENDER_VERSION,
-        "recipe": recipe.model_dump(mode="json", exclude={"about", "max_dropped_share"}),
+        "recipe": recipe.model_dump(mode="json", exclude=NOT_DATA),
         "corpora": {name: manifest.sha256() for name, manifest in manifests.items()},
         "splits": resolve_splits(recipe, splits),
         "teacher_sha256": teacher.weights_sha256,
@@ -237,14 +243,14 @@ def reopen(out: Path, roots: Roots) -> Job:
     recipe = Recipe.model_validate(found["recipe"])
     names = {source.corpus for source in recipe.sources.present().values()}
     manifests = {name: Manifest.read(name, out / "manifests" / f"{name}.parquet") for name in names}
-    return Job(recipe, found["identity"], found["samples"], out, roots, "cpu", manifests)
+    return Job(recipe, found["identity"], found["samples"], out, roots, manifests=manifests)
 
 
 class Worker:
     """Makes groups of samples; one to a process. Pins torch to one thread, so that the numbers do
     not depend on how many cores a machine has."""
 
-    def __init__(self, job: Job, with_teacher: bool = True) -> None:
+    def __init__(self, job: Job) -> None:
         import torch
 
         torch.set_num_threads(1)
@@ -253,10 +259,11 @@ class Worker:
             differ = "; ".join(_differences(there, here))
             raise ShardError(f"this machine has other packages than the dataset: {differ}")
         self.job = job
-        self.teacher = label.load(job.recipe.teacher, job.device) if with_teacher else None
+        # Started first: it imports its libraries while the teacher is loaded here.
+        self.guard = Guard(Runtime(job.device, job.recipe.precision), job.time_limit_s)
+        self.teacher = label.load(job.recipe.teacher, job.device)
 
     def make(self, rows: range) -> list[Row]:
         """Render and label a group."""
-        if self.teacher is None:
-            raise RuntimeError("this worker was made without a teacher")
-        return label.label_group(self.teacher, render_group(self.job.plans(rows), self.job.roots))
+        rendered = render_group(self.job.plans(rows), self.job.roots, self.guard.run)
+        return label.label_group(self.teacher, rendered)

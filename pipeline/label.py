@@ -11,6 +11,7 @@ import numpy as np
 from data_specs.recipe import Teacher as TeacherSpec
 from data_specs.sample import SampleRecord
 from pipeline.audio import encode_flac, from_pcm
+from pipeline.degrade import licences
 from pipeline.render import Rendered, pcm_sha256
 from pipeline.shards import Row
 
@@ -73,6 +74,7 @@ def _row(teacher: Teacher, sample: Rendered, mos: float, logit: float | None) ->
         teacher=teacher.name,
         teacher_sha256=teacher.weights_sha256,
         pcm_sha256=pcm_sha256(sample.pcm),
+        licences=licences(step.kind for step in sample.plan.steps),
         plan=sample.plan.model_dump(mode="json"),
     )
     return Row(sample.plan.key, encode_flac(sample.pcm), record.model_dump_json().encode())

@@ -23,7 +23,7 @@ from pipeline.manifest import CorpusError, Manifest, split_of
 from pipeline.rng import Uniform, uniforms
 from pipeline.shards import sample_key
 
-PLAN_VERSION = 1
+PLAN_VERSION = 2
 """Raised whenever the same recipe would give another plan."""
 
 BLOCK = 65_536

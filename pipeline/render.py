@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from data_specs.sample import CROP_SAMPLES
 from pipeline import degrade
 from pipeline.audio import DropSample, Wave, read_part, read_whole, to_pcm
+from pipeline.degrade.interface import Params, Waves
 from pipeline.mix import add_noise, fit_length, guard_peak, repeat, require_sound, reverberate
 from pipeline.mix import set_level as set_level_dbfs
 from pipeline.plan import NoisePlan, SamplePlan, Step
@@ -45,15 +46,21 @@ class Rendered:
 Slot = Wave | DropSample
 
 
-def render_group(plans: Sequence[SamplePlan], roots: Roots) -> list[Rendered]:
+Run = Callable[[str, Waves, Sequence[Params]], Waves]
+"""``degrade.run``, or the same behind a ``guard.Guard``."""
+
+
+def render_group(
+    plans: Sequence[SamplePlan], roots: Roots, run: Run = degrade.run
+) -> list[Rendered]:
     """Make the audio of a group. Samples that cannot be made come back with their reason."""
     slots: list[Slot] = [_attempt(partial(_read_speech, plan, roots)) for plan in plans]
-    _run_steps(slots, [plan.steps[: plan.speech_steps] for plan in plans])
+    _run_steps(slots, [plan.steps[: plan.speech_steps] for plan in plans], run)
     for i, plan in enumerate(plans):
         wave = slots[i]
         if isinstance(wave, np.ndarray):
             slots[i] = _attempt(partial(_mix, plan, wave, roots))
-    _run_steps(slots, [plan.steps[plan.speech_steps :] for plan in plans])
+    _run_steps(slots, [plan.steps[plan.speech_steps :] for plan in plans], run)
     return [_finish(plan, slot) for plan, slot in zip(plans, slots, strict=True)]
 
 
@@ -106,7 +113,7 @@ def _read_noise(plan: NoisePlan, roots: Roots) -> Wave:
     return wave
 
 
-def _run_steps(slots: list[Slot], steps: Sequence[Sequence[Step]]) -> None:
+def _run_steps(slots: list[Slot], steps: Sequence[Sequence[Step]], run: Run = degrade.run) -> None:
     """Run the steps of all samples, one stage after the other, each kind as one batch."""
     for stage in _stage_order(steps):
         batches: dict[str, list[tuple[int, Step]]] = defaultdict(list)
@@ -115,7 +122,7 @@ def _run_steps(slots: list[Slot], steps: Sequence[Sequence[Step]]) -> None:
                 if step.stage == stage and isinstance(slots[i], np.ndarray):
                     batches[step.kind].append((i, step))
         for kind, members in sorted(batches.items()):
-            _run_batch(kind, members, slots)
+            _run_batch(kind, members, slots, run)
 
 
 def _stage_order(steps: Sequence[Sequence[Step]]) -> list[str]:
@@ -130,34 +137,20 @@ def _stage_order(steps: Sequence[Sequence[Step]]) -> list[str]:
     return list(sorter.static_order())
 
 
-def _run_batch(kind: str, members: list[tuple[int, Step]], slots: list[Slot]) -> None:
+def _run_batch(kind: str, members: list[tuple[int, Step]], slots: list[Slot], run: Run) -> None:
     """Run a batch; where it fails, one at a time, so that only the culprit is dropped."""
     waves_BT = np.stack([np.asarray(slots[i]) for i, _ in members])
     params = [step.params for _, step in members]
     try:
-        results: Sequence[Slot] = list(degrade.run(kind, waves_BT, params))
-    except (DropSample, RuntimeError, ValueError) as error:
-        if _is_the_jobs(error):
-            raise
+        results: Sequence[Slot] = list(run(kind, waves_BT, params))
+    except DropSample as drop:
         if len(members) > 1:
             for member in members:
-                _run_batch(kind, [member], slots)
+                _run_batch(kind, [member], slots, run)
             return
-        results = [_as_drop(kind, error)]
+        results = [drop]
     for (i, _), result in zip(members, results, strict=True):
         slots[i] = result
-
-
-def _is_the_jobs(error: Exception) -> bool:
-    """Out of memory, and a processor that breaks its contract: no sample's own fault."""
-    out_of_memory = "out of memory" in str(error) or "can't allocate memory" in str(error)
-    return out_of_memory or isinstance(error, degrade.ContractError)
-
-
-def _as_drop(kind: str, error: Exception) -> DropSample:
-    if isinstance(error, DropSample):
-        return error
-    return DropSample("processor_failed", f"{kind}: {type(error).__name__}: {error}")
 
 
 def _finish(plan: SamplePlan, slot: Slot) -> Rendered:

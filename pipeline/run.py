@@ -25,8 +25,9 @@ from pipeline.shards import Row, ShardError
 Count = Callable[[int], None]
 """Told how many samples were just finished."""
 
-STORE_BYTES = 1 << 30
-"""Ray's object store: FLAC of some shards in flight needs far less."""
+STORE_BYTES = 1 << 28
+"""Ray's object store. FLAC of the shards in flight needs less (500 samples are some 75 MB), and a
+long run touches all of it sooner or later: it counts as memory."""
 
 
 @dataclass

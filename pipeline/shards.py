@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import psutil
+from pydantic import Field
 
 from data_specs.sample import CROP_SAMPLES, parse_sample
 from data_specs.strict import Strict
@@ -39,7 +40,7 @@ class Row:
 
 
 class ShardRecord(Strict):
-    """What stands beside a shard once it is whole."""
+    """What stands beside a shard once it is whole; ``licences`` counts samples by processor's."""
 
     format: int = FORMAT
     shard: int
@@ -51,6 +52,7 @@ class ShardRecord(Strict):
     pcm_sha256: str
     dropped: tuple[dict[str, str], ...]
     versions: dict[str, str]
+    licences: dict[str, int] = Field(default_factory=dict)
 
 
 class ShardError(ValueError):
@@ -127,6 +129,7 @@ def commit(
     )
     if len(dropped) > max_dropped_share * len(rows):
         raise TooManyDropped(_too_many(shard, dropped, len(rows)))
+    records = [json.loads(row.record) for row in rows if row.record is not None]
     path = folder / f"{shard_name(shard)}.tar"
     with whole_file(path) as file:
         counter = _HashingFile(file)
@@ -138,9 +141,10 @@ def commit(
         planned=len(rows),
         tar_bytes=counter.size,
         tar_sha256=counter.digest.hexdigest(),
-        pcm_sha256=_combined_pcm(rows),
+        pcm_sha256=_combined_pcm(records),
         dropped=dropped,
         versions=versions or {},
+        licences=dict(sorted(Counter(x for r in records for x in r.get("licences", ())).items())),
     )
     write_json(folder / f"{shard_name(shard)}.json", record.model_dump(mode="json"))
     return record
@@ -168,11 +172,10 @@ def _write_tar(file: _HashingFile, rows: Iterable[Row]) -> None:
                 tar.write({"__key__": row.key, "flac": row.flac, "json": row.record})
 
 
-def _combined_pcm(rows: Iterable[Row]) -> str:
+def _combined_pcm(records: Iterable[dict[str, Any]]) -> str:
     digest = hashlib.sha256()
-    for row in rows:
-        if row.record is not None:
-            digest.update(json.loads(row.record)["pcm_sha256"].encode())
+    for record in records:
+        digest.update(record["pcm_sha256"].encode())
     return digest.hexdigest()
 
 

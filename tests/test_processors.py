@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +19,15 @@ from pydantic import TypeAdapter
 from data_specs.processors import Processor as Spec
 from data_specs.recipe import load_recipe
 from pipeline import degrade
+from pipeline import run as engines
 from pipeline.audio import DropSample
+from pipeline.card import write_card
 from pipeline.degrade import PROCESSORS, SelfCheckError, self_check
+from pipeline.job import prepare
 from pipeline.plan import Step
 from pipeline.render import _run_steps, _stage_order
 from pipeline.rng import uniforms
+from pipeline.shards import samples
 from tests.conftest import small_recipe, talk
 
 KINDS = sorted(PROCESSORS)
@@ -146,6 +153,25 @@ def test_opus_loses_the_upper_band_at_few_bits() -> None:
     assert abs(power_db(many, 4_500, 6_500) - before_db) < 3
 
 
+def test_opus_loses_its_share_of_packets_and_conceals_them() -> None:
+    hiss = 0.01 * np.random.default_rng(0).standard_normal(122_880)  # never silent by itself
+    wave = talk(7.68, 1) + hiss.astype("f4")
+    base = settings_of(32_000) | {"pattern": 7.0}
+    whole, silent, filled = (
+        degrade.run("opus", wave[None], [base | {"loss": loss, "conceal": conceal}])[0]
+        for loss, conceal in ((0.0, 1.0), (0.2, 0.0), (0.2, 1.0))
+    )
+    packets = silent[: 320 * 380].reshape(-1, 320)
+    lost = (packets[:, 150:200] == 0).all(axis=1)  # its middle: the delay cuts packets elsewhere
+    assert np.mean(lost) == pytest.approx(0.2, abs=0.06)  # 3 sigma of 384 packets
+
+    def error(wave: np.ndarray) -> float:
+        return float(np.mean((wave - whole) ** 2))
+
+    assert 0 < error(filled) < 0.9 * error(silent)
+    assert np.array_equal(whole, degrade.run("opus", wave[None], [settings_of(32_000)])[0])
+
+
 def settings_of(bitrate_bps: float) -> dict[str, float]:
     return {"bitrate_bps": bitrate_bps, "frame_ms": 20.0, "complexity": 5.0}
 
@@ -190,6 +216,34 @@ def test_stages_keep_every_samples_order(rows: list[set[int]]) -> None:
     for row in steps:
         places = [order.index(step.stage) for step in row]
         assert places == sorted(places)
+
+
+def test_noncommercial_processors_ask_for_leave(monkeypatch: pytest.MonkeyPatch) -> None:
+    foreign = replace(PROCESSORS["clip"], licence="CC-BY-NC-4.0")
+    monkeypatch.setitem(PROCESSORS, "clip", foreign)
+    with pytest.raises(SelfCheckError, match=r"clip .*CC-BY-NC-4.0: say allow_noncommercial"):
+        self_check(small_recipe())
+    self_check(small_recipe(allow_noncommercial=True))
+
+
+def test_every_sample_and_the_card_carry_licences(
+    corpora: dict[str, list[Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    foreign = replace(PROCESSORS["spectral_gating"], licence="CC-BY-NC-4.0")
+    monkeypatch.setitem(PROCESSORS, "spectral_gating", foreign)
+    job = prepare(small_recipe(allow_noncommercial=True), corpora, tmp_path, 8, progress=False)
+    engines.run(job, "local", 1, progress=False)
+    card = write_card(job).read_text()
+    expected: Counter[str] = Counter()
+    for _, _, data in samples(tmp_path / "shard-000000.tar"):
+        record = json.loads(data)
+        kinds = {step["kind"] for step in record["plan"]["steps"]}
+        assert ("CC-BY-NC-4.0" in record["licences"]) == ("spectral_gating" in kinds)
+        expected.update(record["licences"])
+    assert expected["CC-BY-NC-4.0"] > 0
+    assert f"| CC-BY-NC-4.0 | {expected['CC-BY-NC-4.0']} | spectral_gating |" in card
+    assert "non-commercial use only" in card
+    assert "| speech | 8 | as the folder's owner says |" in card
 
 
 def test_the_self_check_passes_what_is_built() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -23,7 +23,7 @@ from pipeline.degrade import (
     spectral_gating,
     untouched,
 )
-from pipeline.degrade.interface import Params, Processor, Waves
+from pipeline.degrade.interface import Params, Processor, Waves, noncommercial
 
 PROCESSORS: dict[str, Processor] = {
     "none": untouched.PROCESSOR,
@@ -57,7 +57,7 @@ def self_check(recipe: Recipe) -> None:
         f"  {option.use.kind} (stage {stage.stage!r}): {problem}"
         for stage in recipe.all_stages()
         for option in stage.choices
-        if (problem := _problem(stage, option.use.kind))
+        if (problem := _not_allowed(recipe, option.use.kind) or _problem(stage, option.use.kind))
     ]
     if problems:
         built = ", ".join(sorted(PROCESSORS))
@@ -66,6 +66,20 @@ def self_check(recipe: Recipe) -> None:
             + "\n".join(problems)
             + f"\nprocessors that are built: {built}"
         )
+
+
+def _not_allowed(recipe: Recipe, kind: str) -> str | None:
+    if recipe.allow_noncommercial or kind not in PROCESSORS:
+        return None
+    licence = PROCESSORS[kind].licence
+    if not noncommercial(licence):
+        return None
+    return f"is {licence}: say allow_noncommercial: true in the recipe, or leave it out"
+
+
+def licences(kinds: Iterable[str]) -> tuple[str, ...]:
+    """Licences of the processors that a sample went through, sorted."""
+    return tuple(sorted({PROCESSORS[kind].licence for kind in kinds} - {""}))
 
 
 def _problem(stage: Stage, kind: str) -> str | None:
@@ -79,7 +93,7 @@ def _problem(stage: Stage, kind: str) -> str | None:
         run(kind, tone[None].astype(np.float32), [params])
     except (ImportError, OSError, DropSample) as error:
         return str(error)
-    except Exception as error:  # opuslib raises a bare Exception where libopus is missing
+    except Exception as error:
         return f"{type(error).__name__}: {error}"
     return None
 
@@ -110,11 +124,25 @@ def weights_sha256(recipe: Recipe) -> dict[str, str]:
 def run(kind: str, waves_BT: Waves, params: Sequence[Params]) -> Waves:
     """Run one processor over a group and hold it to its contract.
 
-    Raises ``DropSample`` for an output that is not finite, ``ContractError`` for a wrong shape.
+    Raises ``DropSample`` where the processor raises or its output is not finite, ``ContractError``
+    for a wrong shape. A missing file or library and memory that is short are no sample's own fault:
+    ``OSError``, ``ImportError`` and such pass through.
     """
-    out = PROCESSORS[kind].process(waves_BT, params)
+    out = _process(kind, waves_BT, params)
     if out.shape != waves_BT.shape or out.dtype != np.float32:
         raise ContractError(f"{kind} returned {out.dtype} {out.shape} for {waves_BT.shape}")
     if not np.isfinite(out).all():
         raise DropSample("non_finite", f"{kind} returned NaN or infinity")
     return out
+
+
+def _process(kind: str, waves_BT: Waves, params: Sequence[Params]) -> Waves:
+    try:
+        return PROCESSORS[kind].process(waves_BT, params)
+    except (DropSample, OSError, ImportError, MemoryError):
+        raise
+    except Exception as error:  # opuslib raises a bare Exception, networks what they like
+        if "out of memory" in str(error) or "can't allocate memory" in str(error):
+            raise
+        detail = f"{kind}: {type(error).__name__}: {error}"
+        raise DropSample("processor_failed", detail) from error

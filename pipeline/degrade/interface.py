@@ -24,6 +24,12 @@ Columns = dict[str, Floats]
 Draw = Callable[[Any, UniformSource, str], Columns]
 Process = Callable[[Waves, Sequence[Params]], Waves]
 
+
+def noncommercial(licence: str) -> bool:
+    """Whether an SPDX licence expression has a non-commercial part (CC-BY-NC and its kin)."""
+    return "-NC" in licence.upper()
+
+
 DISTRIBUTIONS = (Constant, Uniform, LogUniform, Normal, Choice)
 
 
@@ -43,11 +49,12 @@ class Processor:
     ``process`` takes a group of waves (B, T) and their parameters and returns as many of the same
     length: finite float32, delay compensated, nothing drawn, no file touched. ``packages`` are the
     distributions whose versions its output depends on, ``weights`` finds the files whose content it
-    depends on.
+    depends on. ``licence`` is that of foreign code and weights together, as an SPDX
+    expression; empty where there are none.
     """
 
     process: Process
     draw: Draw = draw_fields
     packages: tuple[str, ...] = ()
-    licence: str = "MIT"
+    licence: str = ""
     weights: Callable[[], Sequence[Path]] = tuple

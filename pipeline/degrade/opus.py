@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from data_specs.processors import Opus
 from data_specs.sample import SAMPLE_RATE
 from pipeline.audio import DropSample, Wave, from_pcm, to_pcm
 from pipeline.degrade.interface import Columns, Params, Processor, Waves, draw_fields
-from pipeline.rng import Uniform
+from pipeline.rng import Uniform, spelled_out
 
 
 def draw(spec: Opus, uniform: Uniform, prefix: str) -> Columns:
     """Draw the settings; the encoder takes whole bits per second."""
     columns = draw_fields(spec, uniform, prefix)
-    return columns | {"bitrate_bps": np.rint(columns["bitrate_bps"])}
+    pattern = np.floor(uniform(f"{prefix}.pattern") * 2**32)  # says which packets are lost
+    return columns | {"bitrate_bps": np.rint(columns["bitrate_bps"]), "pattern": pattern}
 
 
 def process(waves_BT: Waves, params: Sequence[Params]) -> Waves:
@@ -41,9 +44,29 @@ def _code(wave: Wave, params: Params) -> Wave:
     delay = int(encoder.encoder_ctl(coder.encoder_state, ctl.get_lookahead))
     decoder = opuslib.Decoder(SAMPLE_RATE, 1)
     pcm = to_pcm(np.pad(wave, (0, delay + frame - (len(wave) + delay) % frame)))
-    packets = (coder.encode(block.tobytes(), frame) for block in pcm.reshape(-1, frame))
-    decoded = b"".join(decoder.decode(packet, frame) for packet in packets)
+    packets = [coder.encode(block.tobytes(), frame) for block in pcm.reshape(-1, frame)]
+    arrives = _arrives(len(packets), params)
+    frames = (
+        decoder.decode(packet, frame) if here else _fill(decoder.decoder_state, frame, params)
+        for packet, here in zip(packets, arrives, strict=True)
+    )
+    decoded = b"".join(frames)
     return from_pcm(np.frombuffer(decoded, dtype=np.int16)[delay : delay + len(wave)])
+
+
+def _arrives(count: int, params: Params) -> NDArray[np.bool_]:
+    loss = params.get("loss", 0.0)
+    if not loss:
+        return np.ones(count, dtype=bool)
+    return spelled_out(params["pattern"]).random(count) >= loss
+
+
+def _fill(state: Any, frame: int, params: Params) -> bytes:
+    """What stands in for a lost packet: ``opus_decode`` conceals where it is given none."""
+    from opuslib.api import decoder
+
+    concealed = decoder.decode(state, None, 0, frame, False, channels=1)  # keeps the state in step
+    return concealed if params["conceal"] else bytes(2 * frame)
 
 
 def library_version() -> str:

@@ -52,4 +52,4 @@ def _run(waves_BT: Waves, reduction_B: Waves, stationary: bool) -> Waves:
     return gate(torch.from_numpy(padded)).numpy()[:, :length]
 
 
-PROCESSOR = Processor(process, packages=("noisereduce", "torch"))
+PROCESSOR = Processor(process, packages=("noisereduce", "torch"), licence="MIT")

@@ -1,0 +1,101 @@
+"""Voices: which text-to-speech models speak, in which languages, what they say, whose they are."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from data_specs.strict import HERE, Strict, load
+
+NOT_STATED = "not stated in the library's list"
+"""The licence of a model for which the library states none."""
+
+NONCOMMERCIAL = re.compile(r"\bCPML\b|\bNC\b|non-?commercial", re.IGNORECASE)
+
+Language = Annotated[str, Field(pattern=r"^[a-z]{2}$")]
+
+
+class VoiceModel(Strict):
+    """One model of the library's list, as it stands there.
+
+    ``languages`` are the two-letter ones it shall speak, ``vocoder`` the list's default for it and
+    ``weight`` its share of the clips against the others'.
+    """
+
+    name: Annotated[str, Field(pattern=r"^tts_models/[^/\s]+/[^/\s]+/[^/\s]+$")]
+    languages: Annotated[tuple[Language, ...], Field(min_length=1)]
+    licence: str
+    vocoder: str | None = None
+    vocoder_licence: str | None = None
+    weight: Annotated[float, Field(gt=0)] = 1.0
+
+    @model_validator(mode="after")
+    def _vocoder_has_a_licence(self) -> VoiceModel:
+        if (self.vocoder is None) != (self.vocoder_licence is None):
+            raise ValueError("vocoder and vocoder_licence go together")
+        return self
+
+    @property
+    def noncommercial(self) -> bool:
+        """Whether the model or its vocoder is for non-commercial use only, by its licence."""
+        licences = f"{self.licence} / {self.vocoder_licence or ''}"
+        return NONCOMMERCIAL.search(licences) is not None
+
+
+class Sentences(Strict):
+    """Which lines of a text file are spoken: one sentence each.
+
+    In a line with tabs the sentence is column ``column`` (from 1); a line without is the sentence.
+    MultiSubs (Wang et al. 2021, https://doi.org/10.5281/zenodo.5034604) writes
+    ``sentence-id TAB sentence`` in ``en.sents.det``.
+    """
+
+    column: Annotated[int, Field(ge=1)] = 2
+    min_words: Annotated[int, Field(ge=1)] = 4
+    max_words: Annotated[int, Field(ge=1)] = 20
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Sentences:
+        if self.min_words > self.max_words:
+            raise ValueError(f"min_words {self.min_words} is above max_words {self.max_words}")
+        return self
+
+
+class VoiceSpec(Strict):
+    """A corpus of synthetic speech: what ``python -m pipeline speak`` makes.
+
+    A clip is one sentence after another until it has ``min_seconds``; a sentence that comes out
+    empty, silent or broken is replaced by the next draw, ``retries`` times in one clip.
+    """
+
+    name: str
+    about: str = ""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    sentences: Sentences = Sentences()
+    min_seconds: Annotated[float, Field(ge=0, le=60)] = 8.2
+    retries: Annotated[int, Field(ge=0, le=100)] = 3
+    models: Annotated[tuple[VoiceModel, ...], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _each_model_once(self) -> VoiceSpec:
+        names = [model.name for model in self.models]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"models: {', '.join(twice)} is there more than once")
+        return self
+
+    @property
+    def languages(self) -> list[str]:
+        """Every language that a model speaks, sorted."""
+        return sorted({language for model in self.models for language in model.languages})
+
+
+def load_voices(path: Path | str) -> VoiceSpec:
+    """Read a voice spec; a bare name means ``data_specs/voices/NAME.yaml``."""
+    path = Path(path)
+    if path.suffix not in (".yaml", ".yml"):
+        path = HERE / "voices" / f"{path}.yaml"
+    return load(VoiceSpec, path)
