@@ -34,6 +34,7 @@ from pipeline.makers import (
     _with_tail,
     decay_seconds,
 )
+from pipeline.shards import remove_leftovers
 from pipeline.speak import write_manifest, write_record
 
 Wave = NDArray[np.float64]
@@ -173,6 +174,7 @@ def make_rooms(spec: RoomSpec, out: Path, count: int, workers: int = 1) -> list[
     """
     values = spec.model_dump(mode="json", exclude={"about"})
     _claim(out, f"rooms: {spec.name}, spec {digest(values)[:16]}", spec.seed)
+    remove_leftovers(out)
 
     def room(path: Path) -> Wave:
         wave, record = make_room(spec, path.name)

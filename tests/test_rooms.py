@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from hashlib import sha256
 from pathlib import Path
 
@@ -67,7 +68,7 @@ def test_the_decay_of_the_written_files_tracks_what_was_drawn(thirty: Path) -> N
         ours.append(makers.decay_seconds(wave))
         other.append(measure_rt60(wave, fs=16_000, decay_db=30))  # T30, by another's code
     assert len(asked) == 30 and max(asked) / min(asked) > 4
-    for measured, mean_limit in ((ours, 0.08), (other, 0.12)):
+    for measured, mean_limit in ((ours, 0.045), (other, 0.1)):
         errors = np.asarray(measured) / asked - 1
         assert np.corrcoef(asked, measured)[0, 1] > 0.98
         assert np.abs(errors).mean() < mean_limit and abs(errors.mean()) < 0.08
@@ -157,6 +158,7 @@ def test_an_interrupted_folder_is_completed_to_the_same_bytes(
     monkeypatch.setattr(rooms, "make_room", make)
     assert len(records(out)) == 3
     (out / ".room00003.part").write_bytes(b"half a file")  # as a kill while writing leaves it
+    (out / f".rooms.jsonl.{socket.gethostname()}.4194305.tmp").touch()
     kept = (out / "room00001.flac").stat().st_mtime_ns
     rooms.make_rooms(small(), out, 6)
     assert hashes(out) == hashes(tmp_path / "whole")

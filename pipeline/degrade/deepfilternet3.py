@@ -23,12 +23,13 @@ from typing import Any
 import numpy as np
 
 from data_specs.sample import SAMPLE_RATE
+from pipeline import weights
 from pipeline.audio import resample
 from pipeline.degrade.interface import Params, Processor, Waves
 
 RATE_HZ = 48_000
 FOLDER_VARIABLE = "DEEPFILTERNET3_DIR"
-WEIGHTS_URL = "https://github.com/Rikorose/DeepFilterNet/raw/main/models/DeepFilterNet3.zip"
+WEIGHTS = "deepfilternet3"
 INSTALL = "pip install --no-deps deepfilternet deepfilterlib loguru appdirs"
 """Without its dependencies: the package's own upper bounds would take numpy back to 1.x."""
 
@@ -83,22 +84,30 @@ class Network:
 
 
 def weights_folder() -> Path:
-    """Where the weights are: ``$DEEPFILTERNET3_DIR``, else the package's own cache.
+    """Where the weights are: ``$DEEPFILTERNET3_DIR``, else our cache, else the package's own.
 
     Raises ``FileNotFoundError`` saying what to set or to run; nothing is downloaded.
     """
     given = os.environ.get(FOLDER_VARIABLE)
-    folder = Path(given) if given else _cache_folder()
+    folder = Path(given) if given else _fetched_folder() or _package_folder()
     if not (folder / "config.ini").is_file() or not _checkpoints(folder):
         raise FileNotFoundError(
-            f"no DeepFilterNet3 weights (config.ini, checkpoints/model_*.ckpt.best) in {folder}: "
-            f"set {FOLDER_VARIABLE} to their folder, or run: curl -L -o /tmp/dfn3.zip "
-            f"{WEIGHTS_URL} && unzip /tmp/dfn3.zip -d {_cache_folder().parent}"
+            f"no DeepFilterNet3 weights (config.ini, checkpoints/model_*.ckpt.best) in {folder}"
+            + ("" if given else f", and not all in {weights.cache_folder() / WEIGHTS}")
+            + f": run make weights NAMES={WEIGHTS}, or set {FOLDER_VARIABLE} to their folder"
         )
     return folder
 
 
-def _cache_folder() -> Path:
+def _fetched_folder() -> Path | None:
+    """Where ``make weights`` puts them, if they are whole there."""
+    try:
+        return weights.find(WEIGHTS) / "DeepFilterNet3"
+    except FileNotFoundError:
+        return None
+
+
+def _package_folder() -> Path:
     _import_package()
     from df.utils import get_cache_dir  # type: ignore[import-untyped]
 
@@ -136,8 +145,8 @@ def _load_weights(model: Any, path: Path) -> None:
     import torch
 
     try:
-        weights = torch.load(path, map_location="cpu", weights_only=True)
-        missing, _ = model.load_state_dict(weights, strict=False)  # old ones hold unused states
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        missing, _ = model.load_state_dict(state, strict=False)  # old ones hold unused states
     except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise OSError(f"{path} is damaged, or of another network: {error}") from error
     if missing:

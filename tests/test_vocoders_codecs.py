@@ -1,0 +1,665 @@
+"""EnCodec and HiFi-GAN: the contract, the packages' own output, their files, and their place.
+
+Where a test's name says "random weights", it makes them: the real architecture in the real on-disk
+format, seeded noise of a size that keeps signals alive. Where it says "real weights", it runs where
+``$SPEECH_WEIGHTS`` has them.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import random
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.signal import lfilter
+
+from data_specs.weight import all_weights
+from pipeline import weights
+from pipeline.audio import resample
+from pipeline.degrade import encodec, hifigan, runtime
+from pipeline.degrade.interface import noncommercial
+from tests.conftest import talk
+
+BANDWIDTHS_KBPS = (1.5, 3.0, 6.0, 12.0, 24.0)
+RATES_HZ = (16_000, 22_050)
+MODULES = {"encodec": encodec, "hifigan": hifigan}
+MAX_LAG = 16  # 1 ms
+
+AUDIO = {
+    "sample_rate": 22_050,
+    "fft_size": 1024,
+    "win_length": 1024,
+    "hop_length": 256,
+    "num_mels": 80,
+    "mel_fmin": 0.0,
+    "mel_fmax": 8000.0,
+    "preemphasis": 0.0,
+    "log_func": "np.log",
+    "spec_gain": 1,
+    "signal_norm": False,
+    "stats_path": None,
+}
+GENERATOR = {  # HiFi-GAN V2: a quarter of V1's channels
+    "upsample_factors": [8, 8, 2, 2],
+    "upsample_kernel_sizes": [16, 16, 4, 4],
+    "upsample_initial_channel": 128,
+    "resblock_kernel_sizes": [3, 7, 11],
+    "resblock_dilation_sizes": [[1, 3, 5], [1, 3, 5], [1, 3, 5]],
+    "resblock_type": "1",
+}
+
+
+# --- random weights, as the official files lie on disk --------------------------------------------
+
+
+def enliven(network: torch.nn.Module, gain: float) -> None:
+    """Weights that keep the power of a signal, about, from layer to layer; no biases.
+
+    What networks are built with lets it fade into the biases, so that any input gives one output.
+    """
+    for name, parameter in network.named_parameters():
+        if name.endswith("bias") or "bias_" in name:
+            parameter.data.zero_()
+    for module in network.modules():
+        scale = gain
+        if isinstance(module, torch.nn.ConvTranspose1d):
+            scale *= (module.stride[0] * module.out_channels / module.in_channels) ** 0.5
+        if hasattr(module, "weight_g"):  # its norm, for each of the first dimension
+            module.weight_g.data.fill_(scale)
+        elif isinstance(module, torch.nn.Conv1d | torch.nn.ConvTranspose1d):
+            norm = module.weight.data.flatten(1).norm(dim=1).view(-1, 1, 1)
+            module.weight.data.mul_(scale / norm)
+
+
+@pytest.fixture(scope="session")
+def reference_codec() -> Any:
+    """The ``encodec`` package's own 24 kHz model."""
+    package = pytest.importorskip("encodec")
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        model = package.EncodecModel.encodec_model_24khz(pretrained=False)
+        enliven(model, 1.3)
+        for i, layer in enumerate(model.quantizer.vq.layers):
+            layer._codebook.embed.normal_(std=0.25 * 0.95**i)
+            layer._codebook.inited.fill_(1)
+    return model
+
+
+def hub_name(name: str) -> str:
+    """How the hub's ``model.safetensors`` calls what the package calls ``name``."""
+    name = re.sub(r"\.(conv|convtr)\.\1\.", ".conv.", name).replace(".model.", ".layers.")
+    return name.replace("quantizer.vq.", "quantizer.").replace("._codebook.", ".codebook.")
+
+
+@pytest.fixture(scope="session")
+def codec_weights(tmp_path_factory: pytest.TempPathFactory, reference_codec: Any) -> Path:
+    transformers = pytest.importorskip("transformers")
+    safetensors = pytest.importorskip("safetensors.torch")
+    folder = tmp_path_factory.mktemp("codec") / encodec.WEIGHTS
+    state = {hub_name(name): value for name, value in reference_codec.state_dict().items()}
+    transformers.EncodecConfig(architectures=["EncodecModel"]).save_pretrained(folder)
+    safetensors.save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder.parent
+
+
+@pytest.fixture(scope="session")
+def vocoder_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SpeechT5's as the hub has it (a pickled state dict), Coqui's as its zip unpacks."""
+    folder = tmp_path_factory.mktemp("vocoders")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        save_speecht5(folder / hifigan.SPEECHT5)
+        save_coqui(folder / hifigan.COQUI)
+    return folder
+
+
+def save_speecht5(folder: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    network = transformers.SpeechT5HifiGan(transformers.SpeechT5HifiGanConfig())
+    enliven(network, 1.0)
+    network.mean.normal_(-2.0, 0.3)
+    network.scale.uniform_(0.5, 1.0)
+    network.config.save_pretrained(folder)
+    torch.save(network.state_dict(), folder / "pytorch_model.bin")
+
+
+def save_coqui(folder: Path) -> None:
+    """All of the GAN, with the names of a weight norm that the published files have."""
+    pytest.importorskip("TTS")
+    from TTS.vocoder.configs import HifiganConfig
+    from TTS.vocoder.models import setup_model
+
+    config = HifiganConfig(generator_model_params=dict(GENERATOR))
+    config.audio.update(AUDIO)
+    folder.mkdir()
+    config.save_json(str(folder / "config.json"))
+    names = {"parametrizations.weight.original0": "weight_g"}
+    names |= {"parametrizations.weight.original1": "weight_v"}
+    state = {}
+    for name, value in setup_model(config).state_dict().items():
+        for new, old in names.items():
+            name = name.replace(new, old)
+        if name.startswith("model_g.") and name.endswith("weight_g"):
+            value = value * 1.5
+        state[name] = value
+    torch.save({"model": state, "step": 7, "config": config.to_dict()}, folder / "model_file.pth")
+
+
+@pytest.fixture
+def random_codec(codec_weights: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv(weights.FOLDER_VARIABLE, str(codec_weights))
+    return codec_weights / encodec.WEIGHTS
+
+
+@pytest.fixture
+def random_vocoders(vocoder_weights: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv(weights.FOLDER_VARIABLE, str(vocoder_weights))
+    return vocoder_weights
+
+
+@pytest.fixture(params=sorted(MODULES))
+def module(request: pytest.FixtureRequest) -> ModuleType:
+    request.getfixturevalue(
+        {"encodec": "random_codec", "hifigan": "random_vocoders"}[request.param]
+    )
+    return MODULES[request.param]
+
+
+@pytest.fixture
+def use_bf16() -> Iterator[None]:
+    before = runtime.current()
+    runtime.use(runtime.Runtime(before.device, "bf16"))
+    yield
+    runtime.use(before)
+
+
+def params(module: ModuleType, count: int) -> list[dict[str, float]]:
+    """Each value in turn."""
+    if module is encodec:
+        return [{"bandwidth_kbps": BANDWIDTHS_KBPS[i * 3 % 5]} for i in range(count)]
+    return [{"rate_hz": float(RATES_HZ[i % 2])} for i in range(count)]
+
+
+@pytest.fixture(scope="module")
+def waves() -> np.ndarray:
+    hiss = 0.01 * np.random.default_rng(0).standard_normal(20_000)
+    return np.stack([talk(1.25, seed) + hiss for seed in range(4)]).astype(np.float32)
+
+
+def vocoder_of(name: str) -> hifigan.Vocoder:
+    return hifigan._vocoder(name, *hifigan.weight_paths(name), "cpu")
+
+
+def difference_db(wave: np.ndarray, reference: np.ndarray) -> float:
+    power = np.mean((wave - reference).astype(np.float64) ** 2) + 1e-30
+    return float(10 * np.log10(power / np.mean(reference.astype(np.float64) ** 2)))
+
+
+# --- the contract ---------------------------------------------------------------------------------
+
+
+def test_random_weights_a_batch_is_its_members(module: ModuleType, waves: np.ndarray) -> None:
+    out = module.process(waves, params(module, 4))
+    assert out.shape == waves.shape and out.dtype == np.float32 and np.isfinite(out).all()
+    assert (out.std(axis=1) > 1e-3).all()  # not the silence that most random networks give
+    single = [module.process(w[None], [p]) for w, p in zip(waves, params(module, 4), strict=True)]
+    assert np.array_equal(out, np.concatenate(single))
+
+
+def test_random_weights_twice_the_same_and_nothing_else_touched(
+    module: ModuleType,
+    waves: np.ndarray,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    files = sorted(weights.cache_folder().rglob("*"))
+    for cached in ("_network", "_vocoder"):  # loading, too, must leave everything as it was
+        if hasattr(module, cached):
+            getattr(module, cached).cache_clear()
+    given, before = waves.copy(), random_states()
+    capfd.readouterr()
+    first = module.process(waves, params(module, 4))
+    assert random_states() == before
+    assert capfd.readouterr() == ("", "")
+    assert np.array_equal(first, module.process(waves, params(module, 4)))
+    assert np.array_equal(waves, given)
+    assert os.listdir(tmp_path) == []
+    assert sorted(weights.cache_folder().rglob("*")) == files
+
+
+def random_states() -> tuple[Any, ...]:
+    numpy_state = np.random.get_state()[1].tolist()
+    return random.getstate(), numpy_state, torch.get_rng_state().tolist()
+
+
+@pytest.mark.filterwarnings("ignore:n_fft")
+@pytest.mark.parametrize("length", [1, 159, 6_001, 16_000])
+def test_random_weights_any_length_stays(module: ModuleType, length: int) -> None:
+    wave = np.zeros((2, length), np.float32)
+    wave[1, : length // 2] = talk(1, 0)[: length // 2]
+    out = module.process(wave, params(module, 2))
+    assert out.shape == wave.shape and np.isfinite(out).all()
+
+
+def test_random_weights_larger_runs_as_on_a_gpu_are_the_same_to_rounding(
+    module: ModuleType, waves: np.ndarray
+) -> None:
+    if module is encodec:
+        network = encodec._network(*encodec.weight_paths(), "cpu")
+        together = encodec._code(network, waves, BANDWIDTHS_KBPS[:4])
+        single = encodec.code(waves, BANDWIDTHS_KBPS[:4])
+    else:
+        vocoder = vocoder_of(hifigan.COQUI)
+        together = vocoder.run(waves)
+        single = np.concatenate([vocoder.run(wave[None]) for wave in waves])
+    assert difference_db(together, single) < -90
+
+
+def test_licences() -> None:
+    """They name what the packages and the table of weights say; EnCodec's weights are not free."""
+    uses = {encodec: (encodec.WEIGHTS, "transformers")}
+    uses[hifigan] = (hifigan.SPEECHT5, hifigan.COQUI, "transformers", "coqui-tts")
+    said = {name: entry.licence for name, entry in all_weights().items()}
+    said |= {"transformers": "Apache-2.0", "coqui-tts": "MPL-2.0"}
+    for module, names in uses.items():
+        assert {said[name] for name in names} == set(module.PROCESSOR.licence.split(" AND "))
+    for package in ("transformers", "coqui-tts"):
+        metadata = importlib.metadata.metadata(package)
+        text = f"{metadata.get('License')} {metadata.get('License-Expression')}"
+        assert said[package].replace("-", " ") in text.replace("-", " ")
+    assert noncommercial(encodec.PROCESSOR.licence)
+    assert not noncommercial(hifigan.PROCESSOR.licence)
+
+
+# --- weights that are not there, or damaged -------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "given"),
+    [
+        (encodec, encodec.WEIGHTS, {"bandwidth_kbps": 6.0}),
+        (hifigan, hifigan.SPEECHT5, {"rate_hz": 16_000.0}),
+        (hifigan, hifigan.COQUI, {"rate_hz": 22_050.0}),
+    ],
+)
+def test_missing_weights_say_what_to_run(
+    module: ModuleType,
+    name: str,
+    given: dict[str, float],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv(weights.FOLDER_VARIABLE, str(tmp_path))
+    for _ in ("no folder", "no file in it"):
+        with pytest.raises(FileNotFoundError, match=f"run make weights NAMES={name}$"):
+            module.process(np.zeros((1, 16_000), np.float32), [given])
+        (tmp_path / name).mkdir(exist_ok=True)
+    with pytest.raises(FileNotFoundError, match="make weights"):
+        module.PROCESSOR.weights()
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:50_000])
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def lack(path: Path) -> None:
+    """All but one of its tensors."""
+    change(path, lambda state: state.popitem())
+
+
+def misshape(path: Path) -> None:
+    def replace(state: dict[str, torch.Tensor]) -> None:
+        state[next(iter(state))] = torch.zeros(3, 5)
+
+    change(path, replace)
+
+
+def change(path: Path, by: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    safetensors = pytest.importorskip("safetensors.torch")
+    if path.suffix == ".safetensors":
+        state = safetensors.load_file(path)
+        by(state)
+        safetensors.save_file(state, path)
+    else:
+        whole = torch.load(path, weights_only=True)
+        state = whole.get("model", whole)
+        generator = {k: v for k, v in state.items() if not k.startswith("model_d.")}
+        by(generator)
+        torch.save({"model": generator} if "model" in whole else generator, path)
+
+
+def copied(source: Path, target: Path) -> Path:
+    target.mkdir(parents=True)
+    for path in source.iterdir():
+        (target / path.name).write_bytes(path.read_bytes())
+    return target
+
+
+@pytest.mark.parametrize("damage", [cut, empty, lack, misshape])
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        (encodec.WEIGHTS, "model.safetensors"),
+        (hifigan.SPEECHT5, "pytorch_model.bin"),
+        (hifigan.COQUI, "model_file.pth"),
+    ],
+)
+def test_a_damaged_checkpoint_is_an_error_by_name_with_random_weights(
+    name: str,
+    file: str,
+    damage: Callable[[Path], None],
+    codec_weights: Path,
+    vocoder_weights: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    source = codec_weights if name == encodec.WEIGHTS else vocoder_weights
+    damage(copied(source / name, tmp_path / name) / file)
+    monkeypatch.setenv(weights.FOLDER_VARIABLE, str(tmp_path))
+    with pytest.raises(OSError, match=rf"{re.escape(file)} is (damaged|empty|of another network)"):
+        load(name)
+
+
+def load(name: str) -> None:
+    if name == encodec.WEIGHTS:
+        encodec._network(*encodec.weight_paths(), "cpu")
+    else:
+        vocoder_of(name)
+
+
+@pytest.mark.parametrize("name", [encodec.WEIGHTS, hifigan.SPEECHT5, hifigan.COQUI])
+def test_a_damaged_configuration_is_an_error_by_name_with_random_weights(
+    name: str,
+    codec_weights: Path,
+    vocoder_weights: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    source = codec_weights if name == encodec.WEIGHTS else vocoder_weights
+    (copied(source / name, tmp_path / name) / "config.json").write_text("{")
+    monkeypatch.setenv(weights.FOLDER_VARIABLE, str(tmp_path))
+    with pytest.raises(OSError, match=r"config\.json"):
+        load(name)
+
+
+def test_encodec_takes_no_other_model_s_configuration_with_random_weights(
+    codec_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = copied(codec_weights / encodec.WEIGHTS, tmp_path / encodec.WEIGHTS)
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"sampling_rate": 48_000, "audio_channels": 2, "normalize": True}
+    (folder / "config.json").write_text(json.dumps(config))
+    monkeypatch.setenv(weights.FOLDER_VARIABLE, str(tmp_path))
+    with pytest.raises(OSError, match=r"config\.json is of another network"):
+        load(encodec.WEIGHTS)
+
+
+def test_checkpoints_that_run_code_are_refused(
+    vocoder_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = copied(vocoder_weights / hifigan.COQUI, tmp_path / hifigan.COQUI)
+    torch.save({"model": Trap(tmp_path / "sprung")}, folder / "model_file.pth")
+    monkeypatch.setenv(weights.FOLDER_VARIABLE, str(tmp_path))
+    with pytest.raises(OSError, match=r"model_file\.pth is damaged"):
+        load(hifigan.COQUI)
+    assert not (tmp_path / "sprung").exists()
+
+
+class Trap:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.path),)
+
+
+# --- EnCodec --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bandwidth_kbps", BANDWIDTHS_KBPS)
+def test_encodec_random_weights_is_the_package_s_own_output(
+    bandwidth_kbps: float, random_codec: Path, reference_codec: Any, waves: np.ndarray
+) -> None:
+    wave = resample(waves[:1], 16_000, encodec.RATE_HZ)
+    reference_codec.set_target_bandwidth(bandwidth_kbps)
+    with torch.inference_mode():
+        theirs = reference_codec(torch.from_numpy(wave)[None])[0].numpy()
+    ours = encodec.code(wave, [bandwidth_kbps])
+    assert ours.shape == theirs.shape == wave.shape
+    assert difference_db(ours, theirs) < -90
+
+
+def test_encodec_random_weights_each_wave_has_its_own_codebooks(
+    random_codec: Path, waves: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quantizer = encodec._network(*encodec.weight_paths(), "cpu").quantizer
+    codes, decode = [], quantizer.decode
+    monkeypatch.setattr(quantizer, "decode", lambda c: codes.append(c) or decode(c))
+    batch = np.stack([waves[0]] * 5)
+    out = encodec.process(batch, [{"bandwidth_kbps": b} for b in BANDWIDTHS_KBPS])
+    assert [len(c) for c in codes] == [2, 4, 8, 16, 32]
+    assert all(torch.equal(c, codes[-1][: len(c)]) for c in codes)  # one residual after another
+    assert codes[-1].unique().numel() > 100
+    assert len({wave.tobytes() for wave in out}) == 5
+
+
+def test_encodec_random_weights_runs_in_fp32_whatever_the_recipe_says(
+    random_codec: Path, waves: np.ndarray, request: pytest.FixtureRequest
+) -> None:
+    expected = encodec.process(waves[:1], params(encodec, 1))
+    request.getfixturevalue("use_bf16")
+    assert runtime.current().precision == "bf16"
+    assert np.array_equal(encodec.process(waves[:1], params(encodec, 1)), expected)
+
+
+@pytest.mark.parametrize("at", [320 * 30, 320 * 30 + 100])
+def test_encodec_random_weights_frames_stay_over_their_samples(at: int, random_codec: Path) -> None:
+    """What changes from sample ``at`` on changes the output from its own frame on, not before."""
+    wave = resample(talk(1, 3)[None], 16_000, encodec.RATE_HZ)
+    changed = wave.copy()
+    changed[:, at:] *= -1
+    change = np.flatnonzero(encodec.code(wave, [24.0]) != encodec.code(changed, [24.0]))
+    assert 320 * 30 <= change[0] < 320 * 31
+
+
+# --- HiFi-GAN -------------------------------------------------------------------------------------
+
+
+def test_hifigan_random_weights_speecht5_is_transformers_own_output(
+    random_vocoders: Path, waves: np.ndarray
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    folder = random_vocoders / hifigan.SPEECHT5
+    network = transformers.SpeechT5HifiGan.from_pretrained(folder, local_files_only=True).eval()
+    extractor = transformers.SpeechT5FeatureExtractor()
+    batch = extractor(audio_target=list(waves), sampling_rate=16_000, return_tensors="pt")
+    with torch.inference_mode():
+        theirs = network(batch["input_values"])[:, : waves.shape[1]].numpy()
+    ours = hifigan.process(waves, [{"rate_hz": 16_000.0}] * 4)
+    mel = vocoder_of(hifigan.SPEECHT5).mel(waves[0])
+    assert np.abs(mel - batch["input_values"][0].numpy()).max() < 1e-4
+    assert difference_db(ours, theirs) < -90
+
+
+def test_hifigan_random_weights_speecht5_s_features_are_what_they_say(
+    random_vocoders: Path, waves: np.ndarray
+) -> None:
+    """64 ms frames every 16 ms, 80 Slaney bands of magnitude from 80 to 7600 Hz, log10."""
+    librosa = pytest.importorskip("librosa")
+    spectrum = np.abs(librosa.stft(waves[0], n_fft=1024, hop_length=256, pad_mode="reflect"))
+    bands = librosa.filters.mel(sr=16_000, n_fft=1024, n_mels=80, fmin=80, fmax=7600)
+    expected = np.log10(np.maximum(1e-10, bands @ spectrum)).T
+    mel = vocoder_of(hifigan.SPEECHT5).mel(waves[0])
+    assert mel.shape == (1 + waves.shape[1] // 256, 80)
+    assert np.abs(mel - expected).max() < 1e-3
+
+
+def coqui_s_own(folder: Path, wave: np.ndarray) -> np.ndarray:
+    """The package's loading and inference, without the frames that it repeats at both ends."""
+    from TTS.config import load_config
+    from TTS.utils.audio import AudioProcessor
+    from TTS.vocoder.models import setup_model
+
+    config = load_config(str(folder / "config.json"))
+    model = setup_model(config)
+    model.load_checkpoint(config, str(folder / "model_file.pth"), eval=True)
+    mel = AudioProcessor(config.audio).melspectrogram(wave)
+    out = model.inference(torch.from_numpy(mel)[None])[0, 0].numpy()
+    return out[5 * 256 :][: len(wave)]
+
+
+@pytest.mark.parametrize("layout", ["whole GAN", "before 0.0.15"])
+def test_hifigan_random_weights_coqui_is_the_package_s_own_output(
+    layout: str,
+    random_vocoders: Path,
+    waves: np.ndarray,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = copied(random_vocoders / hifigan.COQUI, tmp_path / hifigan.COQUI)
+    if layout == "before 0.0.15":  # the generator alone under "model"
+        state = torch.load(folder / "model_file.pth", weights_only=True)["model"]
+        generator = {n.removeprefix("model_g."): v for n, v in state.items() if "model_g." in n}
+        torch.save({"model": generator, "model_disc": {}}, folder / "model_file.pth")
+    monkeypatch.setenv(weights.FOLDER_VARIABLE, str(tmp_path))
+    wave = resample(waves[:1], 16_000, 22_050)
+    with torch.random.fork_rng(devices=[]):
+        theirs = coqui_s_own(folder, wave[0])
+    assert difference_db(vocoder_of(hifigan.COQUI).run(wave)[0], theirs) < -90
+    again = hifigan.process(waves[:1], [{"rate_hz": 22_050.0}])
+    assert difference_db(again, resample(theirs[None], 22_050, 16_000)[:, :20_000]) < -90
+
+
+def test_hifigan_random_weights_coqui_follows_its_configuration(
+    random_vocoders: Path, waves: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sample rate is the folder's own, and statistics, which are a pickle, are refused."""
+    folder = copied(random_vocoders / hifigan.COQUI, tmp_path / hifigan.COQUI)
+    config = json.loads((folder / "config.json").read_text())
+    config["audio"] |= {"sample_rate": 24_000}
+    (folder / "config.json").write_text(json.dumps(config))
+    monkeypatch.setenv(weights.FOLDER_VARIABLE, str(tmp_path))
+    assert vocoder_of(hifigan.COQUI).rate_hz == 24_000
+    out = hifigan.process(waves[:1], [{"rate_hz": 22_050.0}])
+    assert out.shape == waves[:1].shape and out.std() > 1e-3
+    config["audio"] |= {"signal_norm": True, "stats_path": "scale_stats.npy"}
+    (folder / "config.json").write_text(json.dumps(config))
+    hifigan._vocoder.cache_clear()
+    with pytest.raises(OSError, match=r"config\.json wants scale_stats\.npy"):
+        vocoder_of(hifigan.COQUI)
+
+
+@pytest.mark.parametrize("name", [hifigan.SPEECHT5, hifigan.COQUI])
+def test_hifigan_random_weights_frames_are_centred_on_their_first_sample(
+    name: str, random_vocoders: Path
+) -> None:
+    """The features' half of being in place: a click shows most in the frame that begins there."""
+    vocoder = vocoder_of(name)
+    for at in (256 * 20, 256 * 20 + 100, 256 * 20 - 100):
+        wave = np.zeros(256 * 40, np.float32)
+        wave[at] = 1.0
+        power_N = (10.0 ** vocoder.mel(wave)).sum(axis=1)
+        assert int(np.argmax(power_N)) == 20
+        if at == 256 * 20:
+            assert power_N[19] == pytest.approx(power_N[21], rel=1e-3)
+
+
+@pytest.mark.parametrize("name", [hifigan.SPEECHT5, hifigan.COQUI])
+def test_hifigan_random_weights_frame_n_moves_the_samples_around_its_own(
+    name: str, random_vocoders: Path
+) -> None:
+    """The generator's half: what frame n reaches lies evenly around its 256 samples."""
+    vocoder = vocoder_of(name)
+    mels_BNM = torch.full((2, 81, 80), -2.0)
+    mels_BNM[1, 40] += 1.0
+    with torch.inference_mode():
+        plain, moved = vocoder.generate(mels_BNM).numpy()
+    assert plain.shape == (81 * 256,)
+    reached = np.flatnonzero(plain != moved)
+    assert len(reached) >= 256
+    assert (reached[0] + reached[-1]) / 2 == pytest.approx(40 * 256 + 127.5, abs=MAX_LAG)
+
+
+def test_hifigan_random_weights_in_bf16_stay_close(
+    random_vocoders: Path, waves: np.ndarray, request: pytest.FixtureRequest
+) -> None:
+    expected = hifigan.process(waves[:2], params(hifigan, 2))
+    request.getfixturevalue("use_bf16")
+    out = hifigan.process(waves[:2], params(hifigan, 2))
+    assert out.dtype == np.float32 and not np.array_equal(out, expected)
+    assert max(difference_db(o, e) for o, e in zip(out, expected, strict=True)) < -20
+
+
+# --- real weights ---------------------------------------------------------------------------------
+
+
+def envelope(wave: np.ndarray) -> np.ndarray:
+    """Magnitude over 4 ms, in step with the pitch; no phase, which a vocoder makes up."""
+    window = np.hanning(65)[1:-1]
+    smooth = np.convolve(np.abs(np.diff(wave, append=0.0)), window / window.sum(), "same")
+    return smooth - smooth.mean()
+
+
+def lag(before: np.ndarray, after: np.ndarray) -> int:
+    """By how many samples the envelope of ``after`` is late, within 20 ms."""
+    spectra = [np.fft.rfft(envelope(wave), 1 << 18) for wave in (after, before)]
+    correlation = np.fft.irfft(spectra[0] * np.conj(spectra[1]))
+    middle = np.concatenate([correlation[-320:], correlation[:321]])
+    return int(np.argmax(middle)) - 320
+
+
+@pytest.mark.parametrize("late", [0, 5, 80, -200])
+def test_the_lag_is_measured_whatever_the_phase(late: int) -> None:
+    wave = talk(4, 2)
+    turned = lfilter([0.6, 1.0], [1.0, 0.6], wave)  # an all-pass filter
+    assert abs(lag(wave, np.roll(turned, late)) - late) <= 2
+
+
+def need_real(name: str) -> None:
+    try:
+        weights.find(name)
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="module")
+def clips() -> np.ndarray:
+    hiss = 0.003 * np.random.default_rng(1).standard_normal(122_880)
+    return np.stack([talk(7.68, seed) + hiss for seed in (2, 3)]).astype(np.float32)
+
+
+def test_encodec_with_real_weights(clips: np.ndarray) -> None:
+    need_real(encodec.WEIGHTS)
+    errors_db = []
+    for bandwidth_kbps in BANDWIDTHS_KBPS:
+        out = encodec.process(clips, [{"bandwidth_kbps": bandwidth_kbps}] * 2)
+        assert max(abs(lag(a, b)) for a, b in zip(clips, out, strict=True)) <= MAX_LAG
+        errors_db.append(difference_db(out, clips))
+    assert errors_db == sorted(errors_db, reverse=True)  # more bits, less error
+    assert errors_db[-1] < -3
+
+
+@pytest.mark.parametrize("rate_hz", RATES_HZ)
+def test_hifigan_with_real_weights(rate_hz: int, clips: np.ndarray) -> None:
+    name = hifigan.NETWORKS[rate_hz]
+    need_real(name)
+    out = hifigan.process(clips, [{"rate_hz": float(rate_hz)}] * 2)
+    assert max(abs(lag(a, b)) for a, b in zip(clips, out, strict=True)) <= MAX_LAG
+    mel = vocoder_of(name).mel  # at 16 kHz for both: other bands, but the same for all three
+    first, second, made = (mel(wave) for wave in (*clips, out[0]))
+    assert np.abs(made - first).mean() < 0.5 * np.abs(second - first).mean()

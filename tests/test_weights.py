@@ -1,0 +1,788 @@
+"""Weights: what is fetched is whole, what is not whole is not found, and nothing is fetched twice.
+
+The server is a local one, with tables made for it; tests of the real table need no network, but the
+one marked ``net``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import importlib.util
+import io
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+import zipfile
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from data_specs.strict import HERE, SpecError, load
+from data_specs.weight import Archive, HuggingFace, Plain, WeightTable, Wheel, all_weights
+from pipeline import weights
+from pipeline.degrade import deepfilternet3
+from tests.conftest import ROOT
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def noise(size: int, seed: int = 0) -> bytes:
+    return np.random.default_rng(seed).bytes(size)
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+class Site:
+    """A server's files and moods, and what was asked of it."""
+
+    def __init__(self) -> None:
+        self.files: dict[str, bytes] = {}
+        self.links: dict[str, tuple[str, str]] = {}  # path -> (target, tag): as the hub does it
+        self.ranges = True
+        self.validators = True
+        self.lengths = True
+        self.cut_after: int | None = None  # bytes, then the connection is closed
+        self.stall = threading.Event()  # set: it sends half of a large file, then nothing more
+        self.asked: list[tuple[str, str | None]] = []
+        self.sent = 0
+        self.url = ""
+
+    def etag(self, path: str) -> str:
+        return f'"{hashlib.md5(self.files[path]).hexdigest()}"'
+
+
+class Handler(BaseHTTPRequestHandler):
+    site: Site
+
+    def log_message(self, *_: object) -> None: ...
+
+    def do_GET(self) -> None:
+        site, wanted = self.site, self.headers.get("Range")
+        site.asked.append((self.path, wanted))
+        if self.path in site.links:
+            target, tag = site.links[self.path]
+            self.answer(302, {"Location": site.url + target, "X-Linked-Etag": f'"{tag}"'})
+        elif self.path not in site.files:
+            self.answer(404, {"Content-Length": "0"})
+        else:
+            self.give(site.files[self.path], wanted)
+
+    def give(self, data: bytes, wanted: str | None) -> None:
+        site = self.site
+        headers = {"ETag": site.etag(self.path)} if site.validators else {}
+        condition = self.headers.get("If-Range")
+        if wanted and site.ranges and condition in (None, site.etag(self.path)):
+            start = int(wanted.removeprefix("bytes=").removesuffix("-"))
+            if start >= len(data):
+                self.answer(416, {"Content-Range": f"bytes */{len(data)}"})
+                return
+            span = f"bytes {start}-{len(data) - 1}/{len(data)}"
+            self.answer(206, headers | {"Content-Range": span}, data[start:])
+        else:
+            self.answer(200, headers, data)
+
+    def answer(self, code: int, headers: dict[str, str], data: bytes = b"") -> None:
+        self.send_response(code)
+        if self.site.lengths:
+            headers = {"Content-Length": str(len(data))} | headers
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        stall = self.site.stall.is_set() and len(data) >= 1 << 20
+        part = data[: len(data) // 2] if stall else data[: self.site.cut_after]
+        self.wfile.write(part)
+        self.wfile.flush()
+        self.site.sent += len(part)
+        while stall and self.site.stall.is_set():
+            time.sleep(0.01)
+
+
+@pytest.fixture
+def site() -> Iterator[Site]:
+    site = Site()
+    handler = type("Bound", (Handler,), {"site": site})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    site.url = f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    yield site
+    site.stall.clear()
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "cache"
+    monkeypatch.setenv(weights.FOLDER_VARIABLE, str(folder))
+    for name in (weights.OFFLINE_VARIABLE, weights.HUB_VARIABLE, "http_proxy", "HTTP_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    return folder
+
+
+ABOUT = {"about": "x", "homepage": "https://example.org", "licence": "CC0-1.0"}
+
+
+def use(monkeypatch: pytest.MonkeyPatch, entries: dict[str, dict[str, object]]) -> WeightTable:
+    """Put a table in the real one's place."""
+    table = WeightTable.model_validate({"weights": {n: ABOUT | e for n, e in entries.items()}})
+    monkeypatch.setattr(weights, "all_weights", lambda: table.weights)
+    return table
+
+
+def one_file(site: Site, monkeypatch: pytest.MonkeyPatch, data: bytes, **known: object) -> None:
+    """An entry "net" of one file "net.bin"; its hash is published unless ``known`` says else."""
+    site.files["/net.bin"] = data
+    known = known or {"size": len(data), "sha256": sha256(data)}
+    file = {"name": "net.bin", "url": f"{site.url}/net.bin", **known}
+    use(monkeypatch, {"net": {"files": [file]}})
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(
+        p.relative_to(folder).as_posix()
+        for p in folder.rglob("*")
+        if p.is_file() and p.name != weights.LOCK_FILE
+    )
+
+
+# --- whole ----------------------------------------------------------------------------------------
+
+
+def test_what_is_fetched_is_found_and_recorded(
+    site: Site, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = noise(3_000_000)
+    one_file(site, monkeypatch, data)
+    assert weights.main(["net"]) == 0
+    assert weights.find("net") == cache / "net"
+    assert (cache / "net" / "net.bin").read_bytes() == data
+    assert names(cache / "net") == ["SHA256SUMS", "net.bin"]
+    run = ["sha256sum", "--strict", "-c", "SHA256SUMS"]
+    done = subprocess.run(run, cwd=cache / "net", capture_output=True, text=True)
+    assert done.returncode == 0 and "net.bin: OK" in done.stdout, done.stderr
+    assert weights.main(["net"]) == 0 and len(site.asked) == 1
+    assert "CC0-1.0" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("prefix", [8, 16])
+def test_the_digits_in_a_name_are_held_to(
+    site: Site, prefix: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = noise(1000)
+    one_file(site, monkeypatch, data, sha256_prefix=sha256(data)[:prefix])
+    assert weights.main(["net"]) == 0
+    weights.find("net")
+
+
+def test_only_what_the_processors_read_is_fetched_unasked(
+    site: Site, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.files = {"/a": b"a", "/b": b"b"}
+    entries = {n: {"files": [{"name": n, "url": f"{site.url}/{n}"}]} for n in ("a", "b")}
+    use(monkeypatch, {"a": {**entries["a"], "by_default": True}, "b": entries["b"]})
+    assert weights.main([]) == 0
+    assert names(cache) == ["a/SHA256SUMS", "a/a"]
+
+
+# --- not whole ------------------------------------------------------------------------------------
+
+
+def test_what_is_not_here_is_an_error_that_names_the_command_and_no_network(
+    monkeypatch: pytest.MonkeyPatch, cache: Path
+) -> None:
+    def forbidden(*_: object, **__: object) -> None:
+        raise AssertionError("find went to the network")
+
+    monkeypatch.setattr(socket.socket, "connect", forbidden)
+    monkeypatch.setattr(urllib.request.OpenerDirector, "open", forbidden)
+    for name, entry in all_weights().items():
+        if isinstance(entry, Wheel):
+            continue
+        run = "make lpcnet" if name == "lpcnet" else f"make weights NAMES={name}$"
+        with pytest.raises(FileNotFoundError, match=f"no weights '{name}' in {cache}.*run {run}"):
+            weights.find(name)
+    with pytest.raises(FileNotFoundError, match=r"unknown weights.*did you mean 'lpcnet'"):
+        weights.find("lpcnets")
+    assert not cache.exists()
+
+
+def test_without_network_the_error_names_address_and_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))  # and never listens
+        url = f"http://127.0.0.1:{unused.getsockname()[1]}/net.bin"
+        use(monkeypatch, {"net": {"files": [{"name": "net.bin", "url": url}]}})
+        assert weights.main(["net"]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: net: {url}: ") and "run the same command again" in said
+    assert names(cache) == []
+
+
+def test_a_cut_connection_is_gone_on_from_where_it_was(
+    site: Site, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = noise(2_000_000)
+    one_file(site, monkeypatch, data)
+    site.cut_after = 1_500_000
+    assert weights.main(["net"]) == 1
+    assert "ended after 1500000 of 2000000 bytes; run the same" in capsys.readouterr().err
+    assert "net/net.bin" not in names(cache)
+    with pytest.raises(FileNotFoundError, match=r"incomplete \(net.bin missing\).*NAMES=net"):
+        weights.find("net")
+    site.cut_after, site.sent = None, 0
+    assert weights.main(["net"]) == 0
+    assert site.asked[-1] == ("/net.bin", "bytes=1500000-") and site.sent == 500_000
+    assert (weights.find("net") / "net.bin").read_bytes() == data
+    assert names(cache / "net") == ["SHA256SUMS", "net.bin"]
+
+
+@pytest.mark.parametrize("change", ["no ranges", "other content", "no validator"])
+def test_where_it_cannot_be_gone_on_it_begins_again(
+    change: str, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is known of the file, so only the server can say that it is still the same."""
+    one_file(site, monkeypatch, noise(50_000, 1), size=50_000)
+    site.cut_after, site.validators = 20_000, change != "no validator"
+    assert weights.main(["net"]) == 1
+    site.cut_after, site.sent, site.ranges = None, 0, change != "no ranges"
+    if change == "other content":
+        site.files["/net.bin"] = noise(50_000, 2)
+    assert weights.main(["net"]) == 0
+    assert site.sent == 50_000
+    assert (weights.find("net") / "net.bin").read_bytes() == site.files["/net.bin"]
+
+
+def test_without_a_validator_the_hash_tells_and_a_mixture_is_refused(
+    site: Site, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = noise(50_000)
+    one_file(site, monkeypatch, data)
+    site.validators, site.cut_after = False, 20_000
+    site.files["/net.bin"] = noise(50_000, 2)
+    assert weights.main(["net"]) == 1
+    site.files["/net.bin"], site.cut_after, site.sent = data, None, 0
+    assert weights.main(["net"]) == 1 and site.sent == 30_000
+    assert f"expected {sha256(data)}" in capsys.readouterr().err and names(cache / "net") == []
+    assert weights.main(["net"]) == 0
+    assert (weights.find("net") / "net.bin").read_bytes() == data
+
+
+def test_a_part_that_is_all_there_is_not_fetched_again(
+    site: Site, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = noise(10_000)
+    one_file(site, monkeypatch, data)
+    (cache / "net").mkdir(parents=True)
+    (cache / "net" / "net.bin.part").write_bytes(data)
+    assert weights.main(["net"]) == 0
+    assert site.sent == 0 and (weights.find("net") / "net.bin").read_bytes() == data
+
+
+def test_a_part_longer_than_the_file_begins_again(
+    site: Site, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = noise(10_000)
+    one_file(site, monkeypatch, data)
+    (cache / "net").mkdir(parents=True)
+    (cache / "net" / "net.bin.part").write_bytes(noise(20_000, 3))
+    assert weights.main(["net"]) == 0
+    assert (weights.find("net") / "net.bin").read_bytes() == data
+
+
+@pytest.mark.parametrize("wrong", ["sha256", "sha256_prefix", "size", "truncated"])
+def test_a_wrong_file_is_deleted_and_told_with_both_values(
+    wrong: str,
+    site: Site,
+    cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    data = noise(30_000)
+    other = sha256(b"other")
+    known: dict[str, object] = {"sha256": other}
+    said = (other, sha256(data))
+    if wrong == "sha256_prefix":
+        known, said = {wrong: other[:16]}, (other[:16], sha256(data))
+    elif wrong != "sha256":
+        known, said = {"size": 30_001}, ("30001", "30000")
+    one_file(site, monkeypatch, data, **known)
+    site.lengths = wrong != "truncated"  # then only the table knows that more should have come
+    assert weights.main(["net"]) == 1
+    error = capsys.readouterr().err
+    assert f"{site.url}/net.bin has" in error and all(text in error for text in said)
+    assert names(cache / "net") == []
+    with pytest.raises(FileNotFoundError, match="make weights NAMES=net"):
+        weights.find("net")
+
+
+def test_one_entry_that_fails_does_not_keep_the_others_back(
+    site: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    site.files["/b"] = b"b"
+    use(monkeypatch, {n: {"files": [{"name": n, "url": f"{site.url}/{n}"}]} for n in ("a", "b")})
+    assert weights.main(["a", "b"]) == 1
+    assert "error: a: " in capsys.readouterr().err
+    weights.find("b")
+
+
+CHILD = """
+import sys, yaml
+from data_specs.weight import WeightTable
+from pipeline import weights
+table = WeightTable.model_validate(yaml.safe_load(open(sys.argv[1]))).weights
+weights.all_weights = lambda: table
+sys.exit(weights.main(sys.argv[2:]))
+"""
+
+
+def child(folder: Path, table: WeightTable, *argv: str) -> subprocess.Popen[str]:
+    path = folder / "table.yaml"
+    path.write_text(yaml.safe_dump(table.model_dump(mode="json")))
+    return subprocess.Popen(
+        [sys.executable, "-c", CHILD, str(path), *argv], cwd=ROOT, stderr=subprocess.PIPE, text=True
+    )
+
+
+def test_a_killed_fetch_leaves_nothing_that_is_found_and_is_gone_on(
+    site: Site, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, half = noise(100_000, 1), noise(4 << 20, 2)
+    site.files = {"/config.json": whole, "/net.bin": half}
+    files = [{"name": n[1:], "url": site.url + n} for n in site.files]
+    table = use(monkeypatch, {"net": {"files": files}})
+    site.stall.set()
+    process = child(tmp_path, table, "net")
+    part = cache / "net" / "net.bin.part"
+    deadline = time.monotonic() + 60
+    while not (part.is_file() and part.stat().st_size == 2 << 20):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    process.communicate()
+    with pytest.raises(FileNotFoundError, match=r"incomplete \(net.bin missing\).*NAMES=net"):
+        weights.find("net")
+    site.stall.clear()
+    site.sent = 0
+    assert weights.main(["net"]) == 0
+    assert site.sent == 2 << 20 and site.asked[-1] == ("/net.bin", f"bytes={2 << 20}-")
+    assert (weights.find("net") / "net.bin").read_bytes() == half
+
+
+def test_two_at_once_fetch_once(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = noise(1 << 20)
+    site.files["/net.bin"] = data
+    table = use(
+        monkeypatch, {"net": {"files": [{"name": "net.bin", "url": f"{site.url}/net.bin"}]}}
+    )
+    site.stall.set()
+    first = child(tmp_path, table, "net")
+    while not site.asked:
+        assert first.poll() is None
+        time.sleep(0.02)
+    second = threading.Thread(target=weights.main, args=[["net"]])
+    second.start()
+    time.sleep(0.2)
+    assert len(site.asked) == 1 and second.is_alive()
+    first.kill()  # its lock goes with it, and the other takes over where it was
+    first.communicate()
+    site.stall.clear()
+    second.join(timeout=60)
+    assert (weights.find("net") / "net.bin").read_bytes() == data
+    assert "another process is fetching it" in capsys.readouterr().out
+
+
+# --- hashes that nobody publishes -----------------------------------------------------------------
+
+
+def test_an_unpublished_hash_is_told_recorded_and_holds_from_then_on(
+    site: Site, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = noise(10_000, 1)
+    one_file(site, monkeypatch, data, size=None)
+    assert weights.main(["net"]) == 0
+    said = capsys.readouterr().out
+    assert f"no SHA-256 of {site.url}/net.bin is published" in said and sha256(data) in said
+    assert weights.read_sums(cache / "net") == {"net.bin": weights.Sum(10_000, sha256(data))}
+    (cache / "net" / "net.bin").unlink()
+    with pytest.raises(FileNotFoundError, match="make weights NAMES=net"):
+        weights.find("net")
+    site.files["/net.bin"] = noise(10_000, 2)
+    assert weights.main(["net"]) == 1
+    assert f"was fetched before with {sha256(data)}" in capsys.readouterr().err
+    site.files["/net.bin"] = data
+    assert weights.main(["net"]) == 0
+    assert (weights.find("net") / "net.bin").read_bytes() == data
+
+
+def test_a_changed_size_is_not_found_and_changed_bytes_do_not_pass_the_check(
+    site: Site, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = noise(10_000)
+    one_file(site, monkeypatch, data, size=None)
+    assert weights.main(["net"]) == 0 and weights.main(["--check"]) == 0
+    path = cache / "net" / "net.bin"
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    assert weights.find("net") == cache / "net"
+    capsys.readouterr()
+    assert weights.main(["--check", "net"]) == 1
+    said = capsys.readouterr().out
+    assert str(path) in said and sha256(data) in said and "make weights NAMES=net" in said
+    path.write_bytes(data[:-1])
+    with pytest.raises(FileNotFoundError, match=r"9999 bytes, expected 10000.*NAMES=net"):
+        weights.find("net")
+    assert weights.main(["--check"]) == 1
+
+
+def test_a_newer_table_does_not_take_an_older_fetch(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one_file(site, monkeypatch, b"old")
+    assert weights.main(["net"]) == 0
+    one_file(site, monkeypatch, b"new")
+    with pytest.raises(FileNotFoundError, match="not the version of the table"):
+        weights.find("net")
+
+
+def test_files_by_hand_are_used_and_recorded_without_network(
+    site: Site, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = noise(1000)
+    one_file(site, monkeypatch, data)
+    (cache / "net").mkdir(parents=True)
+    (cache / "net" / "net.bin").write_bytes(data)
+    assert weights.find("net") == cache / "net"
+    assert weights.state_of("net", weights.entry_of("net")).word == "by hand"
+    assert weights.main(["net"]) == 0 and site.asked == []
+    assert weights.state_of("net", weights.entry_of("net")).word == "whole"
+
+
+def test_a_file_by_hand_that_is_another_is_told_and_left_alone(
+    site: Site, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one_file(site, monkeypatch, noise(1000))
+    path = cache / "net" / "net.bin"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"my own training")
+    assert weights.main(["net"]) == 1 and weights.main(["--check", "net"]) == 1
+    assert f"{path} has 15 bytes, expected 1000: move it away" in capsys.readouterr().err
+    assert path.read_bytes() == b"my own training"
+    path.write_bytes(b"")
+    with pytest.raises(FileNotFoundError, match=r"net\.bin is empty"):
+        weights.find("net")
+
+
+# --- huggingface.co -------------------------------------------------------------------------------
+
+
+def git_hash(data: bytes) -> str:
+    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+
+
+def hub(site: Site, monkeypatch: pytest.MonkeyPatch, config_tag: str, model_tag: str) -> bytes:
+    """A repository as the hub serves it: a small file itself, a large one elsewhere."""
+    base, data = f"/some/model/resolve/{COMMIT}", noise(200_000)
+    site.files = {"/cdn/1": b"{}", "/cdn/2": data}
+    site.links = {
+        f"{base}/config.json": ("/cdn/1", config_tag),
+        f"{base}/model.safetensors": ("/cdn/2", model_tag),
+    }
+    monkeypatch.setenv(weights.HUB_VARIABLE, site.url)
+    files = [{"name": "config.json"}, {"name": "model.safetensors"}]
+    entry = {"kind": "huggingface", "repository": "some/model", "revision": COMMIT, "files": files}
+    use(monkeypatch, {"net": entry})
+    return data
+
+
+def test_the_hub_s_files_are_held_to_the_hub_s_hashes_and_gone_on(
+    site: Site, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = hub(site, monkeypatch, git_hash(b"{}"), sha256(noise(200_000)))
+    site.cut_after = 150_000
+    assert weights.main(["net"]) == 1
+    assert names(cache / "net") == ["config.json", "model.safetensors.part", *FROM]
+    site.cut_after, site.sent = None, 0
+    assert weights.main(["net"]) == 0 and site.sent == 50_000
+    assert (weights.find("net") / "model.safetensors").read_bytes() == data
+    assert "is published" not in capsys.readouterr().out
+
+
+FROM = ["model.safetensors.part.from"]
+
+
+@pytest.mark.parametrize("wrong", ["config.json", "model.safetensors"])
+def test_a_file_that_is_not_the_hub_s_is_refused(
+    wrong: str,
+    site: Site,
+    cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    tags = {"config.json": git_hash(b"{}"), "model.safetensors": sha256(noise(200_000))}
+    tags[wrong] = tags[wrong][::-1]
+    hub(site, monkeypatch, *tags.values())
+    assert weights.main(["net"]) == 1
+    assert f"expected {tags[wrong]} as the hub says" in capsys.readouterr().err
+    assert wrong not in names(cache / "net")
+    with pytest.raises(FileNotFoundError, match="make weights NAMES=net"):
+        weights.find("net")
+
+
+def test_hf_hub_offline_is_respected(
+    site: Site, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hub(site, monkeypatch, git_hash(b"{}"), sha256(noise(200_000)))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert weights.main(["net"]) == 1 and site.asked == []
+    said = capsys.readouterr().err
+    assert "HF_HUB_OFFLINE is set" in said and str(cache / "net") in said
+
+
+# --- archives -------------------------------------------------------------------------------------
+
+
+def zipped(**members: bytes) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+    return buffer.getvalue()
+
+
+def archive_entry(
+    site: Site, monkeypatch: pytest.MonkeyPatch, data: bytes, *files: str, flat: bool = False
+) -> None:
+    site.files["/net.zip"] = data
+    archive = {"name": "net.zip", "url": f"{site.url}/net.zip", "sha256": sha256(data)}
+    entry = {"kind": "zip", "archive": archive, "flat": flat, "files": [{"name": f} for f in files]}
+    use(monkeypatch, {"net": entry})
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_an_archive_is_unpacked_and_only_what_is_listed(
+    flat: bool, site: Site, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = zipped(**{"top/config.ini": b"1", "top/deep/net.ckpt": noise(5000), "top/more": b"2"})
+    files = ["config.ini", "net.ckpt"] if flat else ["top/config.ini", "top/deep/net.ckpt"]
+    archive_entry(site, monkeypatch, data, *files, flat=flat)
+    assert weights.main(["net"]) == 0
+    assert names(weights.find("net")) == ["SHA256SUMS", *files]
+    assert (cache / "net" / files[1]).read_bytes() == noise(5000)
+    (cache / "net" / files[1]).unlink()
+    assert weights.main(["net"]) == 0 and len(site.asked) == 2
+    weights.find("net")
+
+
+@pytest.mark.parametrize("evil", ["../evil", "a/../../evil", "/evil", "..\\evil"])
+@pytest.mark.parametrize("flat", [False, True])
+def test_an_archive_that_leads_outside_is_refused(
+    evil: str,
+    flat: bool,
+    site: Site,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    before = names(tmp_path)
+    data = zipped(**{"config.ini": b"1", evil: b"evil"})
+    archive_entry(site, monkeypatch, data, "config.ini", flat=flat)
+    assert weights.main(["net"]) == 1
+    assert "leads out of its folder" in capsys.readouterr().err
+    assert names(tmp_path) == before and not Path("/evil").exists()
+    with pytest.raises(FileNotFoundError):
+        weights.find("net")
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"no zip at all", "not a zip file"),
+        (zipped(**{"model.pth": b"1"}), "0 files 'config.ini'; it holds model.pth"),
+        (zipped(**{"a/config.ini": b"1", "b/config.ini": b"2"}), "has 2 files 'config.ini'"),
+        (zipped(**{"config.ini": noise(9000)}).replace(noise(9000)[:99], bytes(99)), "Bad CRC-32"),
+    ],
+)
+def test_a_bad_archive_is_told(
+    data: bytes,
+    said: str,
+    site: Site,
+    cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    archive_entry(site, monkeypatch, data, "config.ini", flat=True)
+    assert weights.main(["net"]) == 1
+    assert said in capsys.readouterr().err
+    assert not {"net/config.ini", "net/net.zip"} & set(names(cache))
+    with pytest.raises(FileNotFoundError):
+        weights.find("net")
+
+
+# --- the table ------------------------------------------------------------------------------------
+
+
+def test_list_shows_state_size_licence_and_address(
+    site: Site, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one_file(site, monkeypatch, noise(2_500_000), size=None)
+    assert weights.main(["--list"]) == 0
+    before = capsys.readouterr().out
+    assert weights.main(["net"]) == 0
+    capsys.readouterr()
+    assert weights.main(["--list", "net"]) == 0
+    after = capsys.readouterr().out
+    head, columns, row = after.splitlines()
+    assert str(cache) in head
+    assert columns.split() == ["name", "state", "size", "licence", "address"]
+    assert row.split() == ["net", "whole", "2.5", "MB", "CC0-1.0", f"{site.url}/net.bin"]
+    assert "missing" in before and "not known" in before
+
+
+def test_the_real_table_is_listed_with_every_licence_and_address(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert weights.main(["--list"]) == 0
+    rows = capsys.readouterr().out.splitlines()[2:]
+    assert len(rows) == len(all_weights())
+    for row, (name, entry) in zip(rows, all_weights().items(), strict=True):
+        assert row.startswith(name) and entry.licence in row and row.endswith(entry.address)
+
+
+def test_every_entry_has_an_official_address_and_a_licence() -> None:
+    table = load(WeightTable, HERE / "weights.yaml").weights
+    hosts = ("github.com", "huggingface.co", "dl.fbaipublicfiles.com")
+    for name, entry in table.items():
+        assert entry.licence and entry.address.startswith("https://"), name
+        assert entry.address.split("/")[2] in hosts and entry.homepage.split("/")[2] in hosts, name
+        for file in entry.files:
+            url = getattr(file, "url", None)
+            assert url is None or url.startswith("https://"), name
+    assert {name for name, entry in table.items() if entry.by_default} == {
+        *("deepfilternet3", "demucs-dns48", "demucs-dns64"),
+        *("hifigan-speecht5", "hifigan-coqui", "encodec-24khz"),
+    }
+
+
+WHEELS = [name for name, entry in all_weights().items() if isinstance(entry, Wheel)]
+
+
+@pytest.mark.parametrize("name", WHEELS)
+def test_the_files_of_the_packages_are_those_of_the_table(name: str) -> None:
+    entry = all_weights()[name]
+    assert isinstance(entry, Wheel)
+    if importlib.util.find_spec(entry.module) is None:
+        pytest.skip(f"pip install {entry.package}")
+    assert importlib.metadata.version(entry.package) == entry.version
+    folder = weights.find(name)
+    for file in entry.files:
+        assert weights.measure(folder / file.name) == weights.Sum(file.size or 0, file.sha256 or "")
+    assert weights.main(["--check", name]) == 0 and weights.main([name]) == 0
+
+
+def test_a_package_that_is_not_installed_or_another_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wheel = {"kind": "wheel", "package": "no-such", "version": "1.2"}
+    file = {"name": "__init__.py", "size": 1, "sha256": sha256(b"")}
+    use(
+        monkeypatch,
+        {
+            "absent": {**wheel, "module": "no_such_module", "files": [file]},
+            "other": {**wheel, "module": "yaml", "files": [file]},
+        },
+    )
+    for name, said in (("absent", "no weights 'absent'"), ("other", "bytes, expected 1")):
+        with pytest.raises(FileNotFoundError, match=f"{said}.*pip install .* no-such==1.2"):
+            weights.find(name)
+        assert weights.main([name]) == 1
+    assert "no-such==1.2" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("file", "said"),
+    [
+        ({"name": "../net.bin"}, "not a path inside"),
+        ({"name": "/net.bin"}, "not a path inside"),
+        ({"name": "a/./b"}, "is written 'a/b'"),
+        ({"name": "x", "url": "file:///etc/passwd"}, r"files\[0\].url"),
+        ({"name": "x", "sha256": "0" * 64, "sha256_prefix": "0" * 16}, "not both"),
+        ({"name": "x", "sha256": "0" * 63}, r"files\[0\].sha256"),
+        ({"name": "x", "bytes": 3}, "unknown key 'bytes'"),
+    ],
+)
+def test_a_wrong_table_is_told_by_path(file: dict[str, object], said: str, tmp_path: Path) -> None:
+    entry = {**ABOUT, "files": [{"url": "https://example.org/x", **file}]}
+    path = tmp_path / "weights.yaml"
+    path.write_text(yaml.safe_dump({"weights": {"net": entry}}))
+    with pytest.raises(SpecError, match=said) as error:
+        load(WeightTable, path)
+    assert "weights.net" in str(error.value)
+
+
+# --- who reads them -------------------------------------------------------------------------------
+
+
+def test_deepfilternet3_is_found_in_the_cache_after_the_variable(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(deepfilternet3.FOLDER_VARIABLE, raising=False)
+    for folder in (cache / "deepfilternet3" / "DeepFilterNet3", tmp_path / "mine"):
+        for name in ("config.ini", "checkpoints/model_120.ckpt.best"):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(b"1")
+    assert deepfilternet3.weights_folder() == cache / "deepfilternet3" / "DeepFilterNet3"
+    monkeypatch.setenv(deepfilternet3.FOLDER_VARIABLE, str(tmp_path / "mine"))
+    assert deepfilternet3.weights_folder() == tmp_path / "mine"
+
+
+REAL_CACHE = os.environ.get(weights.FOLDER_VARIABLE)
+
+
+@pytest.mark.parametrize("name", [n for n, e in all_weights().items() if not isinstance(e, Wheel)])
+def test_real_weights_are_what_the_table_says(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not REAL_CACHE or not (Path(REAL_CACHE) / name).is_dir():
+        pytest.skip(f"no real weights {name!r}: set {weights.FOLDER_VARIABLE}, make weights")
+    monkeypatch.setenv(weights.FOLDER_VARIABLE, REAL_CACHE)
+    assert weights.main(["--check", name]) == 0
+
+
+def addresses() -> list[tuple[str, int | None]]:
+    """Every address and the size that the table has for it."""
+    found: list[tuple[str, int | None]] = []
+    for entry in all_weights().values():
+        if isinstance(entry, Plain):
+            found += [(file.url, file.size) for file in entry.files]
+        elif isinstance(entry, Archive):
+            found.append((entry.archive.url, entry.archive.size))
+        elif isinstance(entry, HuggingFace):
+            found += [
+                (f"{entry.address}/resolve/{entry.revision}/{file.name}", file.size)
+                for file in entry.files
+            ]
+    return found
+
+
+@pytest.mark.net
+@pytest.mark.parametrize(("url", "size"), addresses())
+def test_every_official_address_answers(url: str, size: int | None) -> None:
+    request = urllib.request.Request(url, method="HEAD", headers={"User-Agent": weights.AGENT})
+    with urllib.request.urlopen(request, timeout=60) as response:
+        assert response.status == 200
+        assert size is None or int(response.headers["Content-Length"]) == size
