@@ -144,6 +144,35 @@ report: setup ## one HTML page: losses, scores, what was drawn, samples to liste
 preview: setup ## a page to listen to samples of the training shards
 	$(PY) -m pipeline preview $(OUT)/shards/train --out $(OUT)/preview.html
 
+# --- weights -------------------------------------------------------------------------------------
+
+NAMES ?=
+
+.PHONY: weights
+weights: setup ## fetch weights into one cache: NAMES="encodec-24khz ..." (none: list them)
+	$(PY) -m pipeline weights $(or $(NAMES),--list)
+
+# Another revision is another network and another dataset: the executable is hashed as weights are.
+LPCNET_REF ?= master
+WEIGHTS ?= $(or $(SPEECH_WEIGHTS),$(HOME)/.cache/distill-mos-factory)
+LPCNET_DIR := $(abspath $(WEIGHTS))/lpcnet
+
+.PHONY: lpcnet
+lpcnet: ## build xiph's lpcnet_demo into the weights' cache (its network is downloaded)
+	@missing=""; \
+	for tool in git wget autoconf automake libtoolize cc; do \
+	  command -v $$tool >/dev/null || missing="$$missing $$tool"; done; \
+	[ -z "$$missing" ] || { echo "missing:$$missing" \
+	  "(Debian: apt-get install git wget autoconf automake libtool gcc libc6-dev)"; exit 1; }
+	build=$$(mktemp -d) && trap 'rm -rf "$$build"' EXIT && \
+	git clone -q https://github.com/xiph/LPCNet "$$build" && cd "$$build" && \
+	git checkout -q $(LPCNET_REF) && ./autogen.sh && \
+	CFLAGS="-Ofast -g -march=native" ./configure --disable-shared --disable-doc && \
+	$(MAKE) -j$(WORKERS) lpcnet_demo && mkdir -p $(LPCNET_DIR) && \
+	install -m 755 lpcnet_demo $(LPCNET_DIR)/lpcnet_demo && \
+	git rev-parse HEAD > $(LPCNET_DIR)/COMMIT
+	@echo "$(LPCNET_DIR)/lpcnet_demo, from $$(cat $(LPCNET_DIR)/COMMIT)"
+
 # --- checks --------------------------------------------------------------------------------------
 
 .PHONY: test

@@ -1,5 +1,5 @@
 """``python -m pipeline VERB``: manifest, plan, shards, verify, replay, preview, corpora, speak,
-rooms, bench."""
+rooms, weights, bench."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ def parser() -> argparse.ArgumentParser:
         ("corpora", "write the offline default corpora: speech, noise, rooms"),
         ("speak", "write synthetic speech by text-to-speech models, as a corpus"),
         ("rooms", "write simulated rooms, as a corpus"),
+        ("weights", "fetch the processors' weights into one cache; list and check them"),
         ("bench", "measure planning, processors and engines against their baselines"),
     ):
         sub.add_parser(name, help=about, add_help=False)

@@ -375,7 +375,7 @@ def speak(order: Order, clips: int, models: Sequence[VoiceModel], load: Loader) 
     made_of = f"speak: {order.spec.name}, {whole}, texts {_texts_digest(order.texts)[:16]}"
     _claim(order.out, made_of, order.spec.seed)
     chosen = models_of(order.spec, clips)
-    done_ = 1
+    remove_leftovers(order.out)
     done = {int(path.stem) for path in order.out.rglob("*.flac") if path.stem.isdigit()}
     outcome = Outcome()
     try:

@@ -270,6 +270,7 @@ OWN_OPTIONS = {
     "corpora": "pipeline.makers",
     "speak": "pipeline.speak",
     "rooms": "pipeline.rooms",
+    "weights": "pipeline.weights",
     "bench": "pipeline.bench",
 }
 """Verbs with a parser of their own, and where it is."""

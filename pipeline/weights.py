@@ -228,13 +228,27 @@ def _downloaded(
 ) -> Iterator[tuple[str, Sum]]:
     """Have every file, one by one."""
     hub = isinstance(entry, HuggingFace)
-    for file in entry.files:
+    for file, url in _sources(entry):
         path = folder / file.name
         have = _kept(file, path, recorded.get(file.name))
-        if have is None:
-            url = file.url if isinstance(file, Download) else _hub_url(entry, file, folder)
-            have = _download(file, url, path, recorded.get(file.name), hub)
-        yield file.name, have
+        if have is None and hub and _offline():
+            raise OSError(
+                f"{url} cannot be fetched while {OFFLINE_VARIABLE} is set: "
+                f"unset it, or copy the file to {folder}"
+            )
+        yield file.name, have or _download(file, url, path, recorded.get(file.name), hub)
+
+
+def _sources(entry: Plain | HuggingFace) -> list[tuple[WeightFile, str]]:
+    if isinstance(entry, Plain):
+        return [(file, file.url) for file in entry.files]
+    hub = os.environ.get(HUB_VARIABLE, HUB).rstrip("/")
+    base = f"{hub}/{entry.repository}/resolve/{entry.revision}"
+    return [(file, f"{base}/{file.name}") for file in entry.files]
+
+
+def _offline() -> bool:
+    return os.environ.get(OFFLINE_VARIABLE, "").upper() in ("1", "ON", "YES", "TRUE")
 
 
 def _unpacked(entry: Archive, folder: Path, recorded: Sums) -> Iterator[tuple[str, Sum]]:
@@ -259,16 +273,6 @@ def _kept(file: WeightFile, path: Path, recorded: Sum | None) -> Sum | None:
     return have
 
 
-def _hub_url(entry: Plain | HuggingFace, file: WeightFile, folder: Path) -> str:
-    if os.environ.get(OFFLINE_VARIABLE, "").upper() in ("1", "ON", "YES", "TRUE"):
-        raise OSError(
-            f"{file.name} of {entry.address} is not here and {OFFLINE_VARIABLE} is set: "
-            f"unset it, or copy the file to {folder}"
-        )
-    hub = os.environ.get(HUB_VARIABLE, HUB).rstrip("/")
-    return f"{hub}/{entry.repository}/resolve/{entry.revision}/{file.name}"
-
-
 def _download(
     file: WeightFile, url: str, path: Path, recorded: Sum | None = None, hub: bool = False
 ) -> Sum:
@@ -280,7 +284,9 @@ def _download(
     except (OSError, http.client.HTTPException) as error:
         raise OSError(f"{url}: {error}; run the same command again to go on") from error
     have = measure(part)
-    problem = _objection(file, have, recorded) or (_hub_objection(part, have, tag) if hub else "")
+    problem = _objection(file, have, recorded)
+    if hub and not file.published:
+        problem = problem or _hub_objection(part, have, tag)
     if problem:
         _discard(part)
         raise OSError(f"{url} {problem}; it was deleted, run the same command to try again")

@@ -192,7 +192,9 @@ def test_only_what_the_processors_read_is_fetched_unasked(
     site: Site, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     site.files = {"/a": b"a", "/b": b"b"}
-    entries = {n: {"files": [{"name": n, "url": f"{site.url}/{n}"}]} for n in ("a", "b")}
+    entries: dict[str, dict[str, object]] = {
+        n: {"files": [{"name": n, "url": f"{site.url}/{n}"}]} for n in ("a", "b")
+    }
     use(monkeypatch, {"a": {**entries["a"], "by_default": True}, "b": entries["b"]})
     assert weights.main([]) == 0
     assert names(cache) == ["a/SHA256SUMS", "a/a"]
@@ -506,8 +508,8 @@ def hub(site: Site, monkeypatch: pytest.MonkeyPatch, config_tag: str, model_tag:
     }
     monkeypatch.setenv(weights.HUB_VARIABLE, site.url)
     files = [{"name": "config.json"}, {"name": "model.safetensors"}]
-    entry = {"kind": "huggingface", "repository": "some/model", "revision": COMMIT, "files": files}
-    use(monkeypatch, {"net": entry})
+    where = {"kind": "huggingface", "repository": "some/model", "revision": COMMIT}
+    use(monkeypatch, {"net": {**where, "files": files}})
     return data
 
 
