@@ -19,7 +19,8 @@ import threading
 import time
 import urllib.request
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -352,12 +353,25 @@ sys.exit(weights.main(sys.argv[2:]))
 """
 
 
-def child(folder: Path, table: WeightTable, *argv: str) -> subprocess.Popen[str]:
+@contextmanager
+def child(folder: Path, table: WeightTable, *argv: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that fetches; it does not outlive the block."""
     path = folder / "table.yaml"
     path.write_text(yaml.safe_dump(table.model_dump(mode="json")))
-    return subprocess.Popen(
-        [sys.executable, "-c", CHILD, str(path), *argv], cwd=ROOT, stderr=subprocess.PIPE, text=True
-    )
+    run = [sys.executable, "-c", CHILD, str(path), *argv]
+    process = subprocess.Popen(run, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def wait_for(reached: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 60
+    while not reached():
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.02)
 
 
 def test_a_killed_fetch_leaves_nothing_that_is_found_and_is_gone_on(
@@ -368,15 +382,11 @@ def test_a_killed_fetch_leaves_nothing_that_is_found_and_is_gone_on(
     files = [{"name": n[1:], "url": site.url + n} for n in site.files]
     table = use(monkeypatch, {"net": {"files": files}})
     site.stall.set()
-    process = child(tmp_path, table, "net")
     part = cache / "net" / "net.bin.part"
-    deadline = time.monotonic() + 60
-    while not (part.is_file() and part.stat().st_size == 2 << 20):
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    process.communicate()
+    with child(tmp_path, table, "net") as process:
+        wait_for(lambda: part.is_file() and part.stat().st_size == 2 << 20, process)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
     with pytest.raises(FileNotFoundError, match=r"incomplete \(net.bin missing\).*NAMES=net"):
         weights.find("net")
     site.stall.clear()
@@ -395,17 +405,13 @@ def test_two_at_once_fetch_once(
         monkeypatch, {"net": {"files": [{"name": "net.bin", "url": f"{site.url}/net.bin"}]}}
     )
     site.stall.set()
-    first = child(tmp_path, table, "net")
-    while not site.asked:
-        assert first.poll() is None
-        time.sleep(0.02)
-    second = threading.Thread(target=weights.main, args=[["net"]])
-    second.start()
-    time.sleep(0.2)
-    assert len(site.asked) == 1 and second.is_alive()
-    first.kill()  # its lock goes with it, and the other takes over where it was
-    first.communicate()
-    site.stall.clear()
+    second = threading.Thread(target=weights.main, args=[["net"]], daemon=True)
+    with child(tmp_path, table, "net") as first:
+        wait_for(lambda: bool(site.asked), first)
+        second.start()
+        time.sleep(0.2)
+        assert len(site.asked) == 1 and second.is_alive()
+    site.stall.clear()  # the first is dead and its lock gone with it: the second takes over
     second.join(timeout=60)
     assert (weights.find("net") / "net.bin").read_bytes() == data
     assert "another process is fetching it" in capsys.readouterr().out
