@@ -201,12 +201,13 @@ def test_a_corpus_without_a_folder_and_one_misspelled(
 
 
 def test_a_recipe_that_is_not_there_and_one_that_cannot_run(
-    corpora: Corpora, tmp_path: Path, capsys
+    corpora: Corpora, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("SPEECH_WEIGHTS", str(tmp_path))
     text = said(capsys, command(corpora, tmp_path / "out", recipe=str(tmp_path / "no.yaml")))
     assert "no.yaml: no such file" in text
     text = said(capsys, command(corpora, tmp_path / "out", recipe="paper"))
-    assert "lpcnet (stage 'vocoder'): not built yet" in text
+    assert "demucs (stage 'enhance'): no weights 'demucs-dns48' in" in text
 
 
 @pytest.mark.parametrize("split", ["tarin", "noise=tests", "niose=train"])

@@ -15,8 +15,12 @@ from pipeline.degrade import (
     band_limit,
     clip,
     deepfilternet3,
+    demucs,
     dropout,
+    encodec,
     equalise,
+    hifigan,
+    lpcnet,
     mnru,
     nsnet2,
     opus,
@@ -30,7 +34,11 @@ PROCESSORS: dict[str, Processor] = {
     "spectral_gating": spectral_gating.PROCESSOR,
     "deepfilternet3": deepfilternet3.PROCESSOR,
     "nsnet2": nsnet2.PROCESSOR,
+    "demucs": demucs.PROCESSOR,
+    "hifigan": hifigan.PROCESSOR,
+    "lpcnet": lpcnet.PROCESSOR,
     "opus": opus.PROCESSOR,
+    "encodec": encodec.PROCESSOR,
     "band_limit": band_limit.PROCESSOR,
     "equalise": equalise.PROCESSOR,
     "clip": clip.PROCESSOR,
@@ -90,6 +98,7 @@ def _problem(stage: Stage, kind: str) -> str | None:
     params = {name: float(values[0]) for name, values in columns.items()}
     tone = np.sin(np.arange(SAMPLE_RATE, dtype=np.float32) * 0.3) * 0.1
     try:
+        PROCESSORS[kind].weights()  # of every network it may draw, not of the one run here alone
         run(kind, tone[None].astype(np.float32), [params])
     except (ImportError, OSError, DropSample) as error:
         return str(error)

@@ -147,7 +147,7 @@ def _load_weights(model: Any, path: Path) -> None:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         missing, _ = model.load_state_dict(state, strict=False)  # old ones hold unused states
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise OSError(f"{path} is damaged, or of another network: {error}") from error
     if missing:
         raise OSError(f"{path} is of another network: it has no {', '.join(sorted(missing))}")

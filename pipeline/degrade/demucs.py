@@ -73,7 +73,7 @@ def _network(path: Path, hidden: int, device: Any) -> Any:
     import torch
 
     try:
-        from denoiser.demucs import Demucs  # type: ignore[import-not-found,import-untyped]
+        from denoiser.demucs import Demucs
     except ImportError as error:
         raise ImportError(f"Demucs needs the denoiser package: {INSTALL}") from error
     # Building the network draws weights that are then replaced: not from the caller's generator.
@@ -87,14 +87,15 @@ def _load_weights(network: Any, path: Path, hidden: int) -> None:
     """Load a plain state dict. Raises ``OSError`` where it is damaged or another network's."""
     import torch
 
+    damaged = (OSError, RuntimeError, EOFError, LookupError, TypeError, pickle.UnpicklingError)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        width = len(state[FIRST_LAYER])
-        if width != hidden:
-            raise OSError(f"{path} is of a network {width} channels wide, not {hidden}")
-        network.load_state_dict(state)
-    except (RuntimeError, EOFError, LookupError, TypeError, pickle.UnpicklingError) as error:
+        if len(state[FIRST_LAYER]) == hidden:
+            network.load_state_dict(state)
+    except damaged as error:
         raise OSError(f"{path} is damaged, or of another network: {error!r}") from error
+    if (width := len(state[FIRST_LAYER])) != hidden:
+        raise OSError(f"{path} is of a network {width} channels wide, not {hidden}")
 
 
 PROCESSOR = Processor(
