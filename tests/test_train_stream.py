@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from train_helpers import (
 )
 
 from data_specs.rated import read_rated
+from train.memory import free_bytes
 from train.stream import (
     Batches,
     DecodedCache,
@@ -217,3 +219,18 @@ def test_errors_come_through_workers(tmp_path):
     folder = with_member(tmp_path, flac_bytes(tone_pcm(0)), good_label(mos=None))
     with pytest.raises(ValueError, match="mos"):
         list(loader(batches_of(folder, batch=2), 0, 2, workers=1))
+
+
+def test_a_container_s_limit_counts_as_free_memory(tmp_path: Path) -> None:
+    machine = free_bytes(tmp_path)  # no control group there
+    assert machine > 1 << 20
+    (tmp_path / "memory.max").write_text("max\n")
+    (tmp_path / "memory.current").write_text("1000\n")
+    assert free_bytes(tmp_path) > 1 << 20
+    (tmp_path / "memory.max").write_text("5000\n")
+    assert free_bytes(tmp_path) == 4000
+    old = tmp_path / "memory"
+    old.mkdir()
+    (old / "memory.limit_in_bytes").write_text("1500\n")
+    (old / "memory.usage_in_bytes").write_text("2000\n")
+    assert free_bytes(tmp_path) == 0

@@ -16,7 +16,6 @@ from __future__ import annotations
 import io
 import json
 import mmap
-import os
 import signal
 import tarfile
 from collections.abc import Iterator, Sequence
@@ -40,6 +39,7 @@ from data_specs.sample import (
     parse_sample,
 )
 from train.audio import read_mono, to_16k
+from train.memory import free_bytes
 
 Pcm = NDArray[np.int16]
 PCM_SCALE = 32768.0
@@ -324,8 +324,7 @@ class DecodedCache:
 def cache_fits(samples: int, budget_gb: float) -> bool:
     """Whether all decoded samples fit the budget and half of the memory that is free now."""
     needed = samples * CROP_SAMPLES * 2
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return needed <= min(budget_gb * 1e9, free / 2)
+    return needed <= min(budget_gb * 1e9, free_bytes() / 2)
 
 
 class ShardSamples:
