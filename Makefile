@@ -142,7 +142,7 @@ report: setup ## one HTML page: losses, scores, what was drawn, samples to liste
 
 .PHONY: preview
 preview: setup ## a page to listen to samples of the training shards
-	$(PY) -m pipeline preview $(OUT)/shards/train --out $(OUT)/preview.html
+	$(PY) -m pipeline preview $(OUT)/shards/train $(CORPUS) --out $(OUT)/preview.html
 
 # --- weights -------------------------------------------------------------------------------------
 

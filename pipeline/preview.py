@@ -1,7 +1,8 @@
 """A static page to listen to samples of a dataset. ``python -m pipeline preview DIR``.
 
 One file without a script or an outside address: audio, spectrogram, plan in words and score of
-samples spread evenly over the whole shards.
+samples spread evenly over the whole shards, or of one for each processor. With the corpora's
+folders the recording that each was made from stands beside it.
 """
 
 from __future__ import annotations
@@ -10,16 +11,20 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
 from data_specs.listen import data_uri, in_words, spectrogram_png
+from data_specs.recipe import Recipe
 from data_specs.sample import DATASET_FILE, SAMPLE_RATE, SampleRecord, parse_sample
-from pipeline.audio import decode_flac
+from pipeline.audio import decode_flac, encode_flac
+from pipeline.plan import SamplePlan
+from pipeline.render import Roots, render_group
 from pipeline.shards import find_shards, samples, shard_name
+from pipeline.verbs import parse_roots
 
 
 def _whole_shards(folder: Path) -> list[Path]:
@@ -46,29 +51,57 @@ def _dataset(folder: Path) -> dict[str, Any]:
     return about
 
 
-def choose(folder: Path, count: int) -> list[dict[str, Any]]:
-    """``count`` samples, evenly spread over the shards and inside each, ready for the page."""
+Found = tuple[Path, SampleRecord, bytes]
+"""A sample where it lies: tar, record and FLAC."""
+
+
+def spread(folder: Path, count: int) -> Iterator[tuple[str, Found]]:
+    """``count`` samples, evenly spread over the shards and inside each, by key."""
     tars = _whole_shards(folder)
     step = max(1, len(tars) // count)
     chosen = tars[::step][:count]
     shares = [len(range(place, count, len(chosen))) for place in range(len(chosen))]
-    cards = []
     for tar, wanted in zip(chosen, shares, strict=True):
         total = json.loads(tar.with_suffix(".json").read_bytes())["samples"]
         share = min(wanted, total)
         places = {total * place // share for place in range(share)}
-        for place, (key, flac, data) in enumerate(samples(tar)):
+        for place, found in enumerate(_read(tar)):
             if place in places:
-                cards.append(_card(parse_sample(data, f"{tar}: {key}.json"), flac, tar))
-    return cards
+                yield found[1].key, found
 
 
-def _card(record: SampleRecord, flac: bytes, tar: Path) -> dict[str, Any]:
+def every_processor(folder: Path, recipe: Recipe) -> Iterator[tuple[str, Found]]:
+    """One sample for each processor of the recipe, by its name: the one with the least besides.
+
+    Reads shards until every processor was met. What no sample went through is left out.
+    """
+    best: dict[str, tuple[int, Found]] = {}
+    for tar in _whole_shards(folder):
+        for found in _read(tar):
+            kinds = [step["kind"] for step in found[1].plan["steps"]]
+            besides = len([kind for kind in kinds if kind != "none"])
+            besides += bool(found[1].plan["room"]) + bool(found[1].plan["noise"])
+            for kind in kinds:
+                if kind not in best or besides < best[kind][0]:
+                    best[kind] = besides, found
+        if set(best) >= set(recipe.kinds()):
+            break
+    yield from ((kind, best[kind][1]) for kind in sorted(best))
+
+
+def _read(tar: Path) -> Iterator[Found]:
+    for key, flac, data in samples(tar):
+        yield tar, parse_sample(data, f"{tar}: {key}.json"), flac
+
+
+def _card(title: str, found: Found, roots: Roots) -> dict[str, Any]:
+    tar, record, flac = found
     try:
         pcm = decode_flac(flac)
     except ValueError as error:
         raise ValueError(f"{tar}: {record.key}.flac: {error}") from error
     return {
+        "title": title,
         "key": record.key,
         "shard": tar.stem,
         "mos": f"{record.mos:.2f}",
@@ -76,13 +109,34 @@ def _card(record: SampleRecord, flac: bytes, tar: Path) -> dict[str, Any]:
         "audio": data_uri("audio/flac", flac),
         "picture": data_uri("image/png", spectrogram_png(pcm)),
         "seconds": f"{len(pcm) / SAMPLE_RATE:.2f}",
+        "original": _original(record, roots) if roots else None,
     }
 
 
-def page(folder: Path, count: int) -> str:
-    """The page as HTML. Raises ``ValueError`` naming what is damaged or missing."""
+def _original(record: SampleRecord, roots: Roots) -> dict[str, str]:
+    """The recording that a sample was made from: the same crop at the same speed and level."""
+    plan = SamplePlan.model_validate(record.plan)
+    bare = plan.model_copy(update={"room": None, "noise": None, "steps": (), "speech_steps": 0})
+    (made,) = render_group([bare], roots)
+    if made.pcm is None:
+        raise ValueError(f"{record.key}: its recording cannot be read any more: {made.detail}")
+    return {
+        "audio": data_uri("audio/flac", encode_flac(made.pcm)),
+        "picture": data_uri("image/png", spectrogram_png(made.pcm)),
+    }
+
+
+def page(folder: Path, count: int, corpora: Sequence[str] = (), each: bool = False) -> str:
+    """The page as HTML. ``corpora`` are NAME=DIR; ``each`` asks for a sample of each processor.
+
+    Raises ``ValueError`` or ``OSError`` naming what is damaged or missing.
+    """
     if count < 1:
         raise ValueError(f"--count must be at least 1, not {count}")
+    about = _dataset(folder)
+    recipe = Recipe.model_validate(about["recipe"])
+    roots = parse_roots(corpora, recipe)
+    chosen = every_processor(folder, recipe) if each else spread(folder, count)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -91,20 +145,23 @@ def page(folder: Path, count: int) -> str:
         lstrip_blocks=True,
     )
     return environment.get_template("preview.html.j2").render(
-        folder=folder, about=_dataset(folder), cards=choose(folder, count)
+        folder=folder, about=about, each=each, cards=[_card(*one, roots) for one in chosen]
     )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """``python -m pipeline preview DIR --out preview.html [--count 12]``."""
+    """``python -m pipeline preview DIR --out preview.html [--count 12 | --each-processor]``."""
     parser = argparse.ArgumentParser(prog="python -m pipeline preview", description=__doc__)
     parser.add_argument("dataset", type=Path, metavar="DIR")
     parser.add_argument("--out", type=Path, default=Path("preview.html"), metavar="HTML")
     parser.add_argument("--count", type=int, default=12, help="samples (default %(default)s)")
+    parser.add_argument("--each-processor", action="store_true", help="one sample for each instead")
+    help_text = "folders of the corpora, to show what each sample was made from"
+    parser.add_argument("--corpus", action="append", default=[], metavar="NAME=DIR", help=help_text)
     args = parser.parse_args(argv)
     try:
-        html = page(args.dataset, args.count)
-    except ValueError as error:
+        html = page(args.dataset, args.count, args.corpus, args.each_processor)
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     args.out.parent.mkdir(parents=True, exist_ok=True)
