@@ -34,7 +34,7 @@ export RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO ?= 0
 
 .PHONY: help
 help: ## list every target
-	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # --- environment ---------------------------------------------------------------------------------
 
@@ -192,6 +192,13 @@ lint: setup ## ruff and mypy
 .PHONY: bench
 bench: setup ## speed against named baselines, as ratios within one run
 	$(PY) -m pipeline bench
+
+DEEPFILTERNET3_DIR ?= $(wildcard $(abspath $(SHARED))/weights/DeepFilterNet3)
+
+.PHONY: bench-degrade
+bench-degrade: setup ## the paper's processors against the packages' own calls, on one core
+	SPEECH_SHARED=$(SHARED) DEEPFILTERNET3_DIR=$(DEEPFILTERNET3_DIR) \
+	  $(PY) -W ignore -m pipeline bench-degrade --samples 100
 
 .PHONY: clean
 clean: ## remove what the demo made (the environment stays)

@@ -1,5 +1,5 @@
 """``python -m pipeline VERB``: manifest, plan, shards, verify, replay, preview, corpora, speak,
-rooms, weights, bench."""
+rooms, weights, bench, bench-degrade."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ def parser() -> argparse.ArgumentParser:
         ("rooms", "write simulated rooms, as a corpus"),
         ("weights", "fetch the processors' weights into one cache; list and check them"),
         ("bench", "measure planning, processors and engines against their baselines"),
+        ("bench-degrade", "measure the paper's processors against the packages' own calls"),
     ):
         sub.add_parser(name, help=about, add_help=False)
     return top

@@ -26,7 +26,7 @@ from pipeline.plan import NoisePlan, SamplePlan, Step
 Roots = dict[str, list[Path]]
 """Corpus name to its folders on this machine."""
 
-RENDER_VERSION = 1
+RENDER_VERSION = 2
 """Raised whenever the same plan would give other audio; part of the dataset's hash."""
 
 RESPONSE_SECONDS = CROP_SAMPLES / 16_000

@@ -272,6 +272,7 @@ OWN_OPTIONS = {
     "rooms": "pipeline.rooms",
     "weights": "pipeline.weights",
     "bench": "pipeline.bench",
+    "bench-degrade": "pipeline.bench_degrade",
 }
 """Verbs with a parser of their own, and where it is."""
 

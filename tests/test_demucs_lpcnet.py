@@ -29,6 +29,7 @@ from pipeline.degrade import demucs, lpcnet, runtime
 from pipeline.degrade.interface import Processor
 from pipeline.degrade.runtime import Runtime
 from pipeline.mix import fit_length
+from pipeline.random_weights import demucs_network, seeded
 from pipeline.weights import FOLDER_VARIABLE
 from tests.conftest import SHARED, talk
 
@@ -82,10 +83,9 @@ def check_process(
 
 
 def network(hidden: int) -> Any:
-    package = pytest.importorskip("denoiser.demucs", reason=demucs.INSTALL)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return package.Demucs(hidden=hidden, sample_rate=16_000).eval()
+    pytest.importorskip("denoiser.demucs", reason=demucs.INSTALL)
+    with seeded():
+        return demucs_network(hidden)
 
 
 def save(cache: Path, state: object, hidden: int, zipped: bool = True) -> Path:

@@ -23,7 +23,7 @@ import torch
 from scipy.signal import lfilter
 
 from data_specs.weight import all_weights
-from pipeline import weights
+from pipeline import random_weights, weights
 from pipeline.audio import resample
 from pipeline.degrade import encodec, hifigan, runtime
 from pipeline.degrade.interface import noncommercial
@@ -34,124 +34,35 @@ RATES_HZ = (16_000, 22_050)
 MODULES = {"encodec": encodec, "hifigan": hifigan}
 MAX_LAG = 16  # 1 ms
 
-AUDIO = {
-    "sample_rate": 22_050,
-    "fft_size": 1024,
-    "win_length": 1024,
-    "hop_length": 256,
-    "num_mels": 80,
-    "mel_fmin": 0.0,
-    "mel_fmax": 8000.0,
-    "preemphasis": 0.0,
-    "log_func": "np.log",
-    "spec_gain": 1,
-    "signal_norm": False,
-    "stats_path": None,
-}
-GENERATOR = {  # HiFi-GAN V2: a quarter of V1's channels
-    "upsample_factors": [8, 8, 2, 2],
-    "upsample_kernel_sizes": [16, 16, 4, 4],
-    "upsample_initial_channel": 128,
-    "resblock_kernel_sizes": [3, 7, 11],
-    "resblock_dilation_sizes": [[1, 3, 5], [1, 3, 5], [1, 3, 5]],
-    "resblock_type": "1",
-}
-
-
 # --- random weights, as the official files lie on disk --------------------------------------------
 
 
-def enliven(network: torch.nn.Module, gain: float) -> None:
-    """Weights that keep the power of a signal, about, from layer to layer; no biases.
-
-    What networks are built with lets it fade into the biases, so that any input gives one output.
-    """
-    for name, parameter in network.named_parameters():
-        if name.endswith("bias") or "bias_" in name:
-            parameter.data.zero_()
-    for module in network.modules():
-        scale = gain
-        if isinstance(module, torch.nn.ConvTranspose1d):
-            scale *= (module.stride[0] * module.out_channels / module.in_channels) ** 0.5
-        if hasattr(module, "weight_g"):  # its norm, for each of the first dimension
-            module.weight_g.data.fill_(scale)
-        elif isinstance(module, torch.nn.Conv1d | torch.nn.ConvTranspose1d):
-            norm = module.weight.data.flatten(1).norm(dim=1).view(-1, 1, 1)
-            module.weight.data.mul_(scale / norm)
+@pytest.fixture(scope="session")
+def random_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The codec and both vocoders, as far as their packages are installed."""
+    cache = tmp_path_factory.mktemp("random")
+    random_weights.write_all(cache, (encodec.WEIGHTS, hifigan.SPEECHT5, hifigan.COQUI))
+    return cache
 
 
 @pytest.fixture(scope="session")
 def reference_codec() -> Any:
     """The ``encodec`` package's own 24 kHz model."""
-    package = pytest.importorskip("encodec")
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(0)
-        model = package.EncodecModel.encodec_model_24khz(pretrained=False)
-        enliven(model, 1.3)
-        for i, layer in enumerate(model.quantizer.vq.layers):
-            layer._codebook.embed.normal_(std=0.25 * 0.95**i)
-            layer._codebook.inited.fill_(1)
-    return model
-
-
-def hub_name(name: str) -> str:
-    """How the hub's ``model.safetensors`` calls what the package calls ``name``."""
-    name = re.sub(r"\.(conv|convtr)\.\1\.", ".conv.", name).replace(".model.", ".layers.")
-    return name.replace("quantizer.vq.", "quantizer.").replace("._codebook.", ".codebook.")
+    pytest.importorskip("encodec")
+    with random_weights.seeded():
+        return random_weights.encodec_model()
 
 
 @pytest.fixture(scope="session")
-def codec_weights(tmp_path_factory: pytest.TempPathFactory, reference_codec: Any) -> Path:
-    transformers = pytest.importorskip("transformers")
-    safetensors = pytest.importorskip("safetensors.torch")
-    folder = tmp_path_factory.mktemp("codec") / encodec.WEIGHTS
-    state = {hub_name(name): value for name, value in reference_codec.state_dict().items()}
-    transformers.EncodecConfig(architectures=["EncodecModel"]).save_pretrained(folder)
-    safetensors.save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
-    return folder.parent
+def codec_weights(random_cache: Path) -> Path:
+    pytest.importorskip("encodec")
+    return random_cache
 
 
 @pytest.fixture(scope="session")
-def vocoder_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """SpeechT5's as the hub has it (a pickled state dict), Coqui's as its zip unpacks."""
-    folder = tmp_path_factory.mktemp("vocoders")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1)
-        save_speecht5(folder / hifigan.SPEECHT5)
-        save_coqui(folder / hifigan.COQUI)
-    return folder
-
-
-def save_speecht5(folder: Path) -> None:
-    transformers = pytest.importorskip("transformers")
-    network = transformers.SpeechT5HifiGan(transformers.SpeechT5HifiGanConfig())
-    enliven(network, 1.0)
-    network.mean.normal_(-2.0, 0.3)
-    network.scale.uniform_(0.5, 1.0)
-    network.config.save_pretrained(folder)
-    torch.save(network.state_dict(), folder / "pytorch_model.bin")
-
-
-def save_coqui(folder: Path) -> None:
-    """All of the GAN, with the names of a weight norm that the published files have."""
+def vocoder_weights(random_cache: Path) -> Path:
     pytest.importorskip("TTS")
-    from TTS.vocoder.configs import HifiganConfig
-    from TTS.vocoder.models import setup_model
-
-    config = HifiganConfig(generator_model_params=dict(GENERATOR))
-    config.audio.update(AUDIO)
-    folder.mkdir()
-    config.save_json(str(folder / "config.json"))
-    names = {"parametrizations.weight.original0": "weight_g"}
-    names |= {"parametrizations.weight.original1": "weight_v"}
-    state = {}
-    for name, value in setup_model(config).state_dict().items():
-        for new, old in names.items():
-            name = name.replace(new, old)
-        if name.startswith("model_g.") and name.endswith("weight_g"):
-            value = value * 1.5
-        state[name] = value
-    torch.save({"model": state, "step": 7, "config": config.to_dict()}, folder / "model_file.pth")
+    return random_cache
 
 
 @pytest.fixture
@@ -196,7 +107,7 @@ def waves() -> np.ndarray:
 
 
 def vocoder_of(name: str) -> hifigan.Vocoder:
-    return hifigan._vocoder(name, *hifigan.weight_paths(name), "cpu")
+    return hifigan._vocoder(name, *hifigan.weight_paths(name), "cpu", "fp32")
 
 
 def difference_db(wave: np.ndarray, reference: np.ndarray) -> float:
@@ -256,8 +167,8 @@ def test_random_weights_larger_runs_as_on_a_gpu_are_the_same_to_rounding(
     module: ModuleType, waves: np.ndarray
 ) -> None:
     if module is encodec:
-        network = encodec._network(*encodec.weight_paths(), "cpu")
-        together = encodec._code(network, waves, BANDWIDTHS_KBPS[:4])
+        network = encodec._network(*encodec.weight_paths(), "cpu", "fp32")
+        together = network.run(waves, BANDWIDTHS_KBPS[:4])
         single = encodec.code(waves, BANDWIDTHS_KBPS[:4])
     else:
         vocoder = vocoder_of(hifigan.COQUI)
@@ -377,7 +288,7 @@ def test_a_damaged_checkpoint_is_an_error_by_name_with_random_weights(
 
 def load(name: str) -> None:
     if name == encodec.WEIGHTS:
-        encodec._network(*encodec.weight_paths(), "cpu")
+        encodec._network(*encodec.weight_paths(), "cpu", "fp32")
     else:
         vocoder_of(name)
 
@@ -447,7 +358,7 @@ def test_encodec_random_weights_is_the_package_s_own_output(
 def test_encodec_random_weights_each_wave_has_its_own_codebooks(
     random_codec: Path, waves: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    quantizer = encodec._network(*encodec.weight_paths(), "cpu").quantizer
+    quantizer = encodec._network(*encodec.weight_paths(), "cpu", "fp32").quantizer
     codes, decode = [], quantizer.decode
     monkeypatch.setattr(quantizer, "decode", lambda c: codes.append(c) or decode(c))
     batch = np.stack([waves[0]] * 5)
@@ -458,13 +369,25 @@ def test_encodec_random_weights_each_wave_has_its_own_codebooks(
     assert len({wave.tobytes() for wave in out}) == 5
 
 
-def test_encodec_random_weights_runs_in_fp32_whatever_the_recipe_says(
-    random_codec: Path, waves: np.ndarray, request: pytest.FixtureRequest
+def test_encodec_random_weights_in_bf16_sends_the_same_codes(
+    random_codec: Path,
+    waves: np.ndarray,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
 ) -> None:
-    expected = encodec.process(waves[:1], params(encodec, 1))
-    request.getfixturevalue("use_bf16")
-    assert runtime.current().precision == "bf16"
-    assert np.array_equal(encodec.process(waves[:1], params(encodec, 1)), expected)
+    """Whatever the recipe says, encoder and quantiser run in fp32; the decoder stays close."""
+    outs, codes = [], []
+    for precision in ("fp32", "bf16"):
+        if precision == "bf16":
+            request.getfixturevalue("use_bf16")
+        quantizer = encodec._network(*encodec.weight_paths(), "cpu", precision).quantizer
+        decode = quantizer.decode
+        monkeypatch.setattr(
+            quantizer, "decode", lambda c, decode=decode: codes.append(c) or decode(c)
+        )
+        outs.append(encodec.process(waves[:1], [{"bandwidth_kbps": 24.0}]))
+    assert torch.equal(*codes) and not np.array_equal(*outs)
+    assert difference_db(outs[1], outs[0]) < -30
 
 
 @pytest.mark.parametrize("at", [320 * 30, 320 * 30 + 100])

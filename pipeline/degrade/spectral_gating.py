@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from data_specs.sample import SAMPLE_RATE
+from pipeline.audio import Wave
 from pipeline.degrade.interface import Params, Processor, Waves
 from pipeline.rng import spelled_out
 
@@ -25,31 +26,29 @@ def _gate(stationary: bool) -> Any:
 
 
 @cache
-def _floor(count: int) -> Waves:
+def _floor(count: int) -> Wave:
     return (spelled_out(0).standard_normal(count) * FLOOR).astype("f4")
 
 
 def process(waves_BT: Waves, params: Sequence[Params]) -> Waves:
-    """Gate each wave; ``reduction`` is how much of the gated part is taken away (0 to 1)."""
-    out = np.empty_like(waves_BT)
-    for stationary in (False, True):
-        rows = [i for i, p in enumerate(params) if bool(p["stationary"]) == stationary]
-        if rows:
-            reduction = np.array([params[i]["reduction"] for i in rows], dtype="f4")
-            out[rows] = _run(waves_BT[rows], reduction, stationary)
-    return out
+    """Gate each wave; ``reduction`` is how much of the gated part is taken away (0 to 1).
+
+    One at a time: in a group of ten each takes one core 1.4 times as long, all out of its caches.
+    """
+    pairs = zip(waves_BT, params, strict=True)
+    return np.stack([_run(wave_T, p["reduction"], bool(p["stationary"])) for wave_T, p in pairs])
 
 
-def _run(waves_BT: Waves, reduction_B: Waves, stationary: bool) -> Waves:
+def _run(wave_T: Wave, reduction: float, stationary: bool) -> Wave:
     import torch
 
     gate = _gate(stationary)
-    gate.prop_decrease = torch.from_numpy(reduction_B)[:, None, None]
-    length = waves_BT.shape[1]
+    gate.prop_decrease = reduction
+    length = len(wave_T)
     # The inverse STFT returns whole hops only: pad to the next one and cut.
-    padded = np.pad(waves_BT, ((0, 0), (0, -length % gate.hop_length + gate.hop_length)))
-    padded = padded + _floor(padded.shape[1])
-    return gate(torch.from_numpy(padded)).numpy()[:, :length]
+    padded_T = np.pad(wave_T, (0, -length % gate.hop_length + gate.hop_length))
+    padded_T = padded_T + _floor(len(padded_T))
+    return gate(torch.from_numpy(padded_T)[None])[0].numpy()[:length]
 
 
 PROCESSOR = Processor(process, packages=("noisereduce", "torch"), licence="MIT")
