@@ -158,7 +158,6 @@ def bench_engines(setting: Setting) -> None:
         "ray, 2 workers": ("ray", 2),
     }
     print(f"\n{setting.samples} samples of {RECIPE}.yaml, whole commands, {setting.repeat} turns")
-    print(f"{'':20}{'seconds (median)':>18}{'samples/s':>12}{'peak MB':>10}")
     seconds: dict[str, list[float]] = {name: [] for name in kinds}
     peaks: dict[str, float] = dict.fromkeys(kinds, 0.0)
     for _ in range(setting.repeat):
@@ -166,6 +165,8 @@ def bench_engines(setting: Setting) -> None:
             taken, peak = _make(setting, engine, workers, setting.samples)
             seconds[name].append(taken)
             peaks[name] = max(peaks[name], peak)
+            print(f"  turn {len(seconds[name])}: {name:20}{taken:>8.1f} s{peak:>8.0f} MB", flush=True)
+    print(f"{'':20}{'seconds (median)':>18}{'samples/s':>12}{'peak MB':>10}")
     median = {name: statistics.median(values) for name, values in seconds.items()}
     for name, value in median.items():
         print(f"{name:20}{value:>18.1f}{setting.samples / value:>12.2f}{peaks[name]:>10.0f}")
@@ -182,7 +183,7 @@ def bench_memory(setting: Setting) -> None:
     for samples in (shortest, 10 * shortest):
         seconds, peak = _make(setting, "ray", 2, samples)
         peaks.append(peak)
-        print(f"{samples:>8} samples {peak:>8.0f} MB {seconds:>8.1f} s")
+        print(f"{samples:>8} samples {peak:>8.0f} MB {seconds:>8.1f} s", flush=True)
     print(f"ten times as long: {peaks[1] / peaks[0]:.3f} of the memory (goal at most 1.10)")
 
 

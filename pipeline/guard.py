@@ -30,6 +30,9 @@ TIME_LIMIT_S = 60.0
 LOAD_SECONDS = 300.0
 """Allowed on top where a processor runs first and may have to load its weights from afar."""
 
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+"""So that numbers do not depend on a machine's cores; said before torch and numpy are there."""
+
 CHILD = "import sys, pipeline.guard; sys.exit(pipeline.guard.main(sys.argv[1:]))"
 
 
@@ -112,7 +115,7 @@ class Guard:
 def _environment() -> dict[str, str]:
     here = str(Path(__file__).resolve().parent.parent)
     path = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH", "")]))
-    return {**os.environ, "PYTHONPATH": path}
+    return {**os.environ, "PYTHONPATH": path, **ONE_THREAD}
 
 
 # --- the child ------------------------------------------------------------------------------------
@@ -124,9 +127,6 @@ def main(argv: Sequence[str]) -> int:
     """Answer requests until the parent closes its end."""
     handle, target, device, precision = argv
     _end_with_parent()
-    import torch
-
-    torch.set_num_threads(1)
     runtime.use(Runtime(device, precision))
     module, _, name = target.partition(":")
     work: Work = getattr(importlib.import_module(module), name)

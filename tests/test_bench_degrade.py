@@ -33,16 +33,12 @@ CLOSE_DB = {
 """How far apart the two ways may be, in fp32. -200: the same bits."""
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture
+def cache(random_cache: Path) -> Path:
     for package in PACKAGES:
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"pip install {package}")
-    folder = tmp_path_factory.mktemp("weights")
-    state = torch.get_rng_state()
-    assert random_weights.write_all(folder) == {}
-    assert torch.equal(state, torch.get_rng_state())
-    return folder
+    return random_cache
 
 
 @pytest.fixture
@@ -66,6 +62,12 @@ def test_random_weights_are_what_the_processors_load(use_cache: None) -> None:
         for kind in kinds
     ]
     self_check(small_recipe(stages=stages, allow_noncommercial=True))
+
+
+def test_writing_random_weights_leaves_the_generator_alone(cache: Path, tmp_path: Path) -> None:
+    state = torch.get_rng_state()
+    assert random_weights.write_all(tmp_path, ["demucs-dns48"]) == {}
+    assert torch.equal(state, torch.get_rng_state())
 
 
 def test_random_weights_without_a_package_are_left_out_by_name(

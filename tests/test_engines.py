@@ -26,8 +26,7 @@ Corpora = dict[str, list[Path]]
 
 
 def recipe(**changes: object) -> Recipe:
-    teacher = {"name": "distillmos", "precision": "bf16"}
-    small: dict[str, object] = {"shard_samples": 4, "group_samples": 2, "teacher": teacher}
+    small: dict[str, object] = {"shard_samples": 4, "group_samples": 2}
     return small_recipe(**small | changes)
 
 
@@ -77,15 +76,9 @@ def test_every_engine_makes_the_same_bytes(
 ) -> None:
     make(corpora, tmp_path, engine, workers)
     assert tars(tmp_path) == tars(reference.out)
-
-
-@pytest.mark.parametrize("workers", [1, 2])
-def test_ray_commits_while_it_makes(workers: int, corpora: Corpora, tmp_path: Path) -> None:
-    # Were writes to wait for a core that the workers hold, all shards would come at the end.
-    job = make(corpora, tmp_path, "ray", workers)
-    times = [path.stat().st_mtime for path in sorted(job.out.glob("shard-*.json"))]
-    assert len(times) == len(SHARDS)
-    assert max(times) - min(times) > 0.5
+    # Were Ray's writes to wait for a core that its workers hold, all would come at the end.
+    times = [path.stat().st_mtime for path in sorted(tmp_path.glob("shard-*.json"))]
+    assert len(times) == len(SHARDS) and max(times) - min(times) > 0.5
 
 
 def test_running_again_makes_nothing_again(reference: Job, corpora: Corpora) -> None:
@@ -229,7 +222,7 @@ def test_a_recording_that_vanishes_fails_the_attempt_by_name(
     assert find_shards(job.out) == []
 
 
-@pytest.mark.parametrize("engine", ["local", "ray"])
+@pytest.mark.parametrize("engine", ["local", pytest.param("ray", marks=pytest.mark.slow)])
 def test_a_full_disk_stops_the_run_and_a_larger_one_goes_on(
     engine: str, corpora: Corpora, reference: Job, tmp_path: Path
 ) -> None:

@@ -51,7 +51,7 @@ TROUBLES = {
 
 @pytest.fixture
 def guard(monkeypatch: pytest.MonkeyPatch) -> Guard:
-    monkeypatch.setattr("pipeline.guard.LOAD_SECONDS", 20.0)  # torch is imported within it
+    monkeypatch.setattr("pipeline.guard.LOAD_SECONDS", 20.0)  # the child starts within it
     return Guard(limit_s=0.3, target="tests.test_guard:trouble")
 
 
@@ -119,7 +119,7 @@ def test_a_hanging_processor_costs_one_sample_of_a_run(
     job = prepare(recipe, corpora, tmp_path, 8, progress=False, time_limit_s=2.0)
     victim = next(plan for plan in job.plans(range(8)) if plan.steps[-1].params)
     monkeypatch.setenv("HANG_ON", json.dumps([victim.steps[-1].kind, victim.steps[-1].params]))
-    monkeypatch.setattr("pipeline.guard.LOAD_SECONDS", 20.0)
+    monkeypatch.setattr("pipeline.guard.LOAD_SECONDS", 12.0)
     monkeypatch.setattr("pipeline.job.Guard", partial(Guard, target="tests.test_guard:hang_on_one"))
     outcome = engines.run(job, "local", 1, progress=False)
     record = read_record(tmp_path, 0)

@@ -38,14 +38,6 @@ MAX_LAG = 16  # 1 ms
 
 
 @pytest.fixture(scope="session")
-def random_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The codec and both vocoders, as far as their packages are installed."""
-    cache = tmp_path_factory.mktemp("random")
-    random_weights.write_all(cache, (encodec.WEIGHTS, hifigan.SPEECHT5, hifigan.COQUI))
-    return cache
-
-
-@pytest.fixture(scope="session")
 def reference_codec() -> Any:
     """The ``encodec`` package's own 24 kHz model."""
     pytest.importorskip("encodec")
