@@ -165,7 +165,9 @@ def bench_engines(setting: Setting) -> None:
             taken, peak = _make(setting, engine, workers, setting.samples)
             seconds[name].append(taken)
             peaks[name] = max(peaks[name], peak)
-            print(f"  turn {len(seconds[name])}: {name:20}{taken:>8.1f} s{peak:>8.0f} MB", flush=True)
+            print(
+                f"  turn {len(seconds[name])}: {name:20}{taken:>8.1f} s{peak:>8.0f} MB", flush=True
+            )
     print(f"{'':20}{'seconds (median)':>18}{'samples/s':>12}{'peak MB':>10}")
     median = {name: statistics.median(values) for name, values in seconds.items()}
     for name, value in median.items():
