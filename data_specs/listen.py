@@ -58,9 +58,11 @@ def _step(step: Mapping[str, Any]) -> str:
 
 def _settings(params: Mapping[str, float]) -> str:
     """A few settings one by one; a whole curve of them (an equaliser's) by its range."""
-    shown = {name: value for name, value in params.items() if name != "pattern"}
-    if len(shown) > 4:
-        unit = split_unit(next(iter(shown)))[1]
+    hidden = {"pattern"} if params.get("loss", 1) else {"pattern", "loss", "conceal"}
+    shown = {name: value for name, value in params.items() if name not in hidden}
+    units = {split_unit(name)[1] for name in shown}
+    if len(shown) > 4 and len(units) == 1:
+        (unit,) = units
         low, high = min(shown.values()), max(shown.values())
         return f"{len(shown)} values, {low:.1f} to {high:.1f} {unit}".rstrip()
     return ", ".join(quantity(name, value) for name, value in shown.items())

@@ -14,6 +14,7 @@ import os
 import signal
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -127,6 +128,7 @@ def main(argv: Sequence[str]) -> int:
     """Answer requests until the parent closes its end."""
     handle, target, device, precision = argv
     _end_with_parent()
+    warnings.filterwarnings("ignore", category=UserWarning)  # of libraries, about their own code
     runtime.use(Runtime(device, precision))
     module, _, name = target.partition(":")
     work: Work = getattr(importlib.import_module(module), name)

@@ -78,13 +78,12 @@ def every_processor(folder: Path, recipe: Recipe) -> Iterator[tuple[str, Found]]
     best: dict[str, tuple[int, Found]] = {}
     for tar in _whole_shards(folder):
         for found in _read(tar):
-            kinds = [step["kind"] for step in found[1].plan["steps"]]
-            besides = len([kind for kind in kinds if kind != "none"])
-            besides += bool(found[1].plan["room"]) + bool(found[1].plan["noise"])
+            kinds = [s["kind"] for s in found[1].plan["steps"] if s["kind"] != "none"]
+            besides = len(kinds) + bool(found[1].plan["room"]) + bool(found[1].plan["noise"])
             for kind in kinds:
                 if kind not in best or besides < best[kind][0]:
                     best[kind] = besides, found
-        if set(best) >= set(recipe.kinds()):
+        if set(best) >= set(recipe.kinds()) - {"none"}:
             break
     yield from ((kind, best[kind][1]) for kind in sorted(best))
 
