@@ -33,7 +33,7 @@ from data_specs.processors import Processor as Spec
 from data_specs.processors import Untouched
 from data_specs.recipe import Recipe, Source, Sources, load_recipe
 from data_specs.sample import CROP_SAMPLES, SAMPLE_RATE
-from pipeline import makers, random_weights, weights
+from pipeline import label, makers, random_weights, weights
 from pipeline.audio import Wave, read_part, resample
 from pipeline.degrade import PROCESSORS, deepfilternet3, demucs, encodec, hifigan, nsnet2, runtime
 from pipeline.degrade.interface import Params, Waves
@@ -66,6 +66,8 @@ def main(argv: Sequence[str]) -> int:
             if not options.whole_only:
                 bench_processors(setting, guard, options.clips)
             bench_recipe(setting, guard, options.samples)
+            if options.scores:
+                bench_scores(setting, guard)
         finally:
             guard.close()
     for line in (*foot, *left_out, "no voices corpus here: every sample is degraded speech"):
@@ -82,6 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--group", type=int, help="samples in ours (default: the recipe's)")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="bf16")
+    parser.add_argument("--scores", action="store_true", help="what the precision does to labels")
     parser.add_argument("--whole-only", action="store_true", help="the recipe, no single processor")
     return parser
 
@@ -390,7 +393,7 @@ def bench_processors(setting: Setting, guard: Guard, clips: int) -> None:
     print(f"\nx real time on one core and {setting.device}: one at a time in fp32 (naive), and in")
     print(f"groups of {group} in {setting.precision} (ours); medians of {setting.repeat} turns")
     print(f"{'':26}{'naive':>8}{'ours':>8}{'ratio':>8}  naive is")
-    for label, kind, params in _lines(setting.recipe, group):
+    for line, kind, params in _lines(setting.recipe, group):
         call, said = naive(kind, setting.device), NAIVE[kind][0]
         few = list(zip(waves_BT, params, strict=True))[:: max(group // clips, 1)][:clips]
 
@@ -403,7 +406,7 @@ def bench_processors(setting: Setting, guard: Guard, clips: int) -> None:
 
         slow, fast = _medians(setting.repeat, one_by_one, grouped)
         rates = len(few) * CLIP_SECONDS / slow, group * CLIP_SECONDS / fast
-        print(f"{label:26}{rates[0]:>8.1f}{rates[1]:>8.1f}{rates[1] / rates[0]:>8.2f}  {said}")
+        print(f"{line:26}{rates[0]:>8.1f}{rates[1]:>8.1f}{rates[1] / rates[0]:>8.2f}  {said}")
 
 
 def _lines(recipe: Recipe, group: int) -> Iterator[tuple[str, str, list[Params]]]:
@@ -469,6 +472,22 @@ def bench_recipe(setting: Setting, guard: Guard, samples: int) -> None:
     print(f"ratio {fast / slow:.2f} (goal at least 2.5); ours at least 20 x real time is the goal")
     print(f"made: naive {made[0]}, ours {made[1]} of {samples * setting.repeat}")
     print(f"memory afterwards: the processors' process {memory:.0f} MB")
+
+
+def bench_scores(setting: Setting, guard: Guard, clips: int = 20) -> None:
+    """By how much the teacher's score moves where processors run in the recipe's precision."""
+    teacher = label.load(setting.recipe.teacher.model_copy(update={"precision": "fp32"}))
+    waves_BT = _clips(setting, clips)
+    exact = Guard(Runtime(setting.device, "fp32"))
+    print(f"\nteacher's score in {setting.precision} against fp32, {clips} clips (goal below 0.02)")
+    print(f"{'':26}{'mean':>8}{'largest':>10}")
+    for line, kind, params in _lines(setting.recipe, clips):
+        if kind not in ("demucs", "hifigan", "encodec"):
+            continue  # the others run in fp32 whatever the recipe says
+        ours, fp32 = (teacher.score(g.run(kind, waves_BT, params))[0] for g in (guard, exact))
+        moved = np.abs(ours - fp32)
+        print(f"{line:26}{moved.mean():>8.4f}{moved.max():>10.4f}")
+    exact.close()
 
 
 def _load_all(setting: Setting, guard: Guard) -> None:
