@@ -8,7 +8,7 @@ import multiprocessing
 import os
 import threading
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -26,8 +26,7 @@ Count = Callable[[int], None]
 """Told how many samples were just finished."""
 
 STORE_BYTES = 1 << 28
-"""Ray's object store. FLAC of the shards in flight needs less (500 samples are some 75 MB), and a
-long run touches all of it sooner or later: it counts as memory."""
+"""Ray's object store, through which only shard numbers pass."""
 
 
 @dataclass
@@ -190,10 +189,10 @@ def _polling(read: Callable[[], int], count: Count, seconds: float = 0.5) -> Ite
 
 
 def _run_ray(job: Job, todo: list[int], workers: int, count: Count) -> Finished:
-    """Stream groups through a pool of actors into a sink that commits one shard per write.
+    """Hand shards to a pool of actors, each of which makes and commits one at a time.
 
-    Order is kept and a shard's rows are one write: shards come out whole and in order, while only
-    a few are in flight.
+    No audio passes through Ray: its object store would have to hold some 75 MB a shard, another
+    process would have to write them, and what Ray Data reserves for them leaves workers idle.
     """
     import ray
 
@@ -261,37 +260,22 @@ class _Counter:
 
 
 class _Make:
-    """Actor: renders and labels groups, one after the other."""
+    """Actor: makes shards, one after the other, as the local engine does."""
 
     def __init__(self, job: Job, counter: Any) -> None:
         self.worker, self.counter = Worker(job), counter
 
-    def __call__(self, batch: dict[str, np.ndarray]) -> Iterator[dict[str, list[Any]]]:
-        for shard in batch["shard"].tolist():
-            for group in self.worker.job.groups(shard):
-                yield _columns(shard, self._make(group))
-                self.counter.add.remote(len(group))
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
+        rows = [self._make(shard) for shard in batch["shard"].tolist()]
+        return {name: [row[name] for row in rows] for name in rows[0]}
 
-    def _make(self, group: range) -> list[Row]:
+    def _make(self, shard: int) -> dict[str, Any]:
+        """``error`` is why the shard failed, ``errno`` not 0 where that ends the run."""
         try:
-            return self.worker.make(group)
-        except Exception as error:  # as in _make_shard: the attempt fails, the run goes on
-            return [Row(str(index), None, None, FAILED, failure(error)) for index in group]
-
-
-FAILED = "attempt_failed"
-"""Reason of rows whose shard must not be committed; never written to a record."""
-
-
-def _columns(shard: int, rows: list[Row]) -> dict[str, list[Any]]:
-    return {
-        "shard": [shard] * len(rows),
-        "key": [row.key for row in rows],
-        "flac": [row.flac or b"" for row in rows],
-        "record": [row.record or b"" for row in rows],
-        "reason": [row.reason for row in rows],
-        "detail": [row.detail for row in rows],
-    }
+            error = _make_shard(self.worker, shard, self.counter.add.remote)
+        except OSError as full:  # as a value: Ray would wrap it in pages of its own
+            return {"shard": shard, "error": str(full.strerror or full), "errno": full.errno or -1}
+        return {"shard": shard, "error": error, "errno": 0}
 
 
 def _stream(job: Job, todo: list[int], workers: int, counter: Any) -> Finished:
@@ -299,62 +283,18 @@ def _stream(job: Job, todo: list[int], workers: int, counter: Any) -> Finished:
     from ray.data import ActorPoolStrategy, DataContext
 
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # its plans are no news to a user
-    context = DataContext.get_current()
-    context.enable_progress_bars = False
-    context.execution_options.preserve_order = True
+    DataContext.get_current().enable_progress_bars = False
     blocks = ray.data.from_items([{"shard": s} for s in todo], override_num_blocks=len(todo))
+    size = min(workers, len(todo))
     made = blocks.map_batches(
         _Make,
         fn_constructor_args=(job, counter),
         batch_size=1,
-        compute=ActorPoolStrategy(size=min(workers, len(todo))),
+        # One at a time: a shard that waits behind another worker's own is made last, and alone.
+        compute=ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=1),
         num_cpus=1,
     )
-    sink = _sink(job)
-    # Writing a shard is a few milliseconds of copying. It must ask for no core at all: the workers
-    # hold all of them to the end, and a write that waits for one stops the stream.
-    made.write_datasink(sink, ray_remote_args={"num_cpus": 0, "max_retries": 3})
-    yield from sink.finished
-
-
-def _sink(job: Job) -> Any:
-    from ray.data import Datasink
-
-    class ShardSink(Datasink[list[tuple[int, str]]]):
-        """Commits each shard from the rows of one write call."""
-
-        finished: list[tuple[int, str]]
-
-        def write(self, blocks: Iterable[Any], ctx: Any) -> list[tuple[int, str]]:
-            rows: dict[int, list[Row]] = {}
-            for block in blocks:
-                for row in block.to_pylist():
-                    rows.setdefault(row.pop("shard"), []).append(_row(row))
-            return [(shard, _commit(job, shard, found)) for shard, found in rows.items()]
-
-        def on_write_complete(self, write_result: Any) -> None:
-            self.finished = [pair for pairs in write_result.write_returns for pair in pairs]
-
-        @property
-        def min_rows_per_write(self) -> int:
-            return job.recipe.shard_samples
-
-    return ShardSink()
-
-
-def _row(row: dict[str, Any]) -> Row:
-    return Row(row["key"], row["flac"] or None, row["record"] or None, row["reason"], row["detail"])
-
-
-def _commit(job: Job, shard: int, rows: list[Row]) -> str:
-    expected = len(job.shard_range(shard))
-    failed = next((row.detail for row in rows if row.reason == FAILED), "")
-    if failed:
-        return failed
-    if len(rows) != expected:
-        return f"ShardError: {len(rows)} of {expected} rows reached the sink together"
-    try:
-        job.commit(shard, rows)
-    except ShardError as error:
-        return f"{type(error).__name__}: {error}"
-    return ""
+    for row in made.iter_rows():
+        if row["errno"]:
+            raise OSError(int(row["errno"]), str(row["error"]), str(job.out))
+        yield int(row["shard"]), str(row["error"])
