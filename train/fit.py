@@ -37,8 +37,8 @@ from data_specs.rated import RatedClip, read_rated
 from data_specs.sample import CROP_SAMPLES
 from data_specs.strict import digest
 from train.files import load_checkpoint, save_checkpoint, write_atomically, write_text
-from train.memory import keep_freed_memory
 from train.metrics import agreement
+from train.models.memory import keep_freed_memory
 from train.models.student import Student, count, sha256_of, variant
 from train.models.teacher import resolve_precision
 from train.stream import (

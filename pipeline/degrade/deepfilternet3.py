@@ -26,7 +26,7 @@ from data_specs.sample import SAMPLE_RATE
 from pipeline import weights
 from pipeline.audio import resample
 from pipeline.degrade.interface import Params, Processor, Waves
-from pipeline.degrade.timewise import keep_memory
+from train.models.memory import keep_freed_memory
 
 RATE_HZ = 48_000
 FOLDER_VARIABLE = "DEEPFILTERNET3_DIR"
@@ -45,7 +45,7 @@ def process(waves_BT: Waves, params: Sequence[Params]) -> Waves:
 
 def enhance(waves_BT: Waves) -> Waves:
     """Denoise waves at 48 kHz: what the package's ``enhance`` gives with ``pad=True``."""
-    keep_memory()
+    keep_freed_memory()
     network = _network(weights_folder())
     starts = range(0, len(waves_BT), BATCH)
     return np.concatenate([network.run(waves_BT[start : start + BATCH]) for start in starts])

@@ -25,7 +25,8 @@ from data_specs.sample import SAMPLE_RATE
 from pipeline import weights
 from pipeline.degrade import runtime
 from pipeline.degrade.interface import Params, Processor, Waves
-from pipeline.degrade.timewise import Layer, conv, dtype_of, keep_memory, lstm, taps, transposed
+from pipeline.degrade.timewise import Layer, conv, dtype_of, lstm, taps, transposed
+from train.models.memory import keep_freed_memory
 
 INSTALL = "pip install --no-deps denoiser==0.1.5"
 """Without its dependencies: hydra below 1.0 and sounddevice are for training and live use."""
@@ -177,7 +178,7 @@ def _network(path: Path, hidden: int, device: Any, precision: str) -> Network:
         from denoiser.resample import kernel_upsample2
     except ImportError as error:
         raise ImportError(f"Demucs needs the denoiser package: {INSTALL}") from error
-    keep_memory()
+    keep_freed_memory()
     # Building the network draws weights that are then replaced: not from the caller's generator.
     with torch.random.fork_rng(devices=[]):
         whole = Demucs(hidden=hidden, sample_rate=SAMPLE_RATE)

@@ -31,7 +31,8 @@ from pipeline import weights
 from pipeline.audio import resample
 from pipeline.degrade import runtime
 from pipeline.degrade.interface import Params, Processor, Waves
-from pipeline.degrade.timewise import Layer, conv, dtype_of, keep_memory, lstm, transposed
+from pipeline.degrade.timewise import Layer, conv, dtype_of, lstm, transposed
+from train.models.memory import keep_freed_memory
 
 RATE_HZ = 24_000
 WEIGHTS = "encodec-24khz"
@@ -122,7 +123,7 @@ def _network(config_path: Path, checkpoint: Path, device: str, precision: str) -
     _load_weights(whole, checkpoint)
     _remove_weight_norm(whole)
     whole.eval().to(device)
-    keep_memory()
+    keep_freed_memory()
     dtype = dtype_of(precision)
     encoder = [_layer(layer, torch.float32) for layer in whole.encoder.layers]
     decoder = [_layer(layer, dtype) for layer in whole.decoder.layers]

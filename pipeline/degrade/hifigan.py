@@ -32,7 +32,8 @@ from pipeline import weights
 from pipeline.audio import Wave, resample
 from pipeline.degrade import runtime
 from pipeline.degrade.interface import Params, Processor, Waves
-from pipeline.degrade.timewise import Layer, conv, dtype_of, keep_memory, transposed
+from pipeline.degrade.timewise import Layer, conv, dtype_of, transposed
+from train.models.memory import keep_freed_memory
 
 SPEECHT5 = "hifigan-speecht5"
 COQUI = "hifigan-coqui"
@@ -122,7 +123,7 @@ def _residual(block: Block, x_BTC: Any) -> Any:
 
 def _generator(network: Any, upsamplers: Any, precision: str) -> Generator:
     """What transformers and coqui-tts name alike, but for the upsampling layers."""
-    keep_memory()
+    keep_freed_memory()
     dtype = dtype_of(precision)
     blocks = [
         [(conv(a, dtype), conv(b, dtype)) for a, b in zip(r.convs1, r.convs2, strict=True)]

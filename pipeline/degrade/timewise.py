@@ -12,16 +12,11 @@ GFLOP/s in fp32 and 200 in bf16 so, of 110 and 220 at best.
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 Layer = Callable[[Any], Any]
 """(B, T, C) to (B, T', C')."""
-
-TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
-"""Of glibc's ``mallopt``."""
 
 
 def dtype_of(precision: str) -> Any:
@@ -29,19 +24,6 @@ def dtype_of(precision: str) -> Any:
     import torch
 
     return {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
-
-
-@cache
-def keep_memory() -> None:
-    """Let glibc keep what is freed for the next layer, for the rest of this process.
-
-    It gives large blocks back to the system at once, and every layer then waits for new pages: with
-    four clips in Demucs, a third of the time.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    for option in (TRIM_THRESHOLD, MMAP_THRESHOLD):
-        if mallopt is not None:
-            mallopt(option, 1 << 30)
 
 
 def taps(weight_OIK: Any, bias_O: Any, dtype: Any, dilation: int = 1, padding: int = 0) -> Layer:
