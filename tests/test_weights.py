@@ -103,9 +103,9 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         stall = self.site.stall.is_set() and len(data) >= 1 << 20
         part = data[: len(data) // 2] if stall else data[: self.site.cut_after]
+        self.site.sent += len(part)  # before the client has it all, and a test asks
         self.wfile.write(part)
         self.wfile.flush()
-        self.site.sent += len(part)
         while stall and self.site.stall.is_set():
             time.sleep(0.01)
 
