@@ -20,6 +20,7 @@ NOISE ?=
 ROOMS ?=
 RATED ?=
 RECIPE ?= demo
+WEIGHTS ?= $(or $(SPEECH_WEIGHTS),$(HOME)/.cache/distill-mos-factory)
 
 CORPORA := $(OUT)/corpora
 SPEECH_DIRS := $(or $(SPEECH),$(CORPORA)/speech)
@@ -140,6 +141,21 @@ report: setup ## one HTML page: losses, scores, what was drawn, samples to liste
 	  --judged $(OUT)/shards/test \
 	  --evaluation $(OUT)/evaluation --out $(OUT)/report.html
 
+FRONT_END ?= xlsr-2b-l10
+TEACHER_OUT ?= $(abspath $(WEIGHTS))/$(FRONT_END)-ba
+TEACHER_STEPS ?= 72000
+
+.PHONY: teacher
+teacher: setup ## train the teacher's head on rated clips: RATED="a.csv ..." [VALIDATION="b.csv ..."]
+	@[ -n "$(RATED_CSVS)" ] || { echo "give rated clips: make teacher RATED=labels.csv"; exit 1; }
+	OMP_NUM_THREADS=$(WORKERS) $(PY) -m train teacher --front-end $(FRONT_END) \
+	  $(RATED_CSVS:%=--rated %) $(VALIDATION:%=--validation %) \
+	  --steps $(TEACHER_STEPS) --out $(TEACHER_OUT)
+
+.PHONY: relabel
+relabel: setup ## label made shards again: SHARDS=dir TEACHER=name RELABELLED=dir
+	$(PY) -m pipeline relabel $(SHARDS) --teacher $(TEACHER) --out $(RELABELLED)
+
 .PHONY: preview
 preview: setup ## a page to listen to samples of the training shards
 	$(PY) -m pipeline preview $(OUT)/shards/train $(CORPUS) --out $(OUT)/preview.html
@@ -154,7 +170,6 @@ weights: setup ## fetch weights into one cache: NAMES="encodec-24khz ..." (none:
 
 # Another revision is another network and another dataset: the executable is hashed as weights are.
 LPCNET_REF ?= master
-WEIGHTS ?= $(or $(SPEECH_WEIGHTS),$(HOME)/.cache/distill-mos-factory)
 LPCNET_DIR := $(abspath $(WEIGHTS))/lpcnet
 
 .PHONY: lpcnet
@@ -199,6 +214,10 @@ DEEPFILTERNET3_DIR ?= $(wildcard $(abspath $(SHARED))/weights/DeepFilterNet3)
 bench-degrade: setup ## the paper's processors against the packages' own calls, on one core
 	SPEECH_SHARED=$(SHARED) DEEPFILTERNET3_DIR=$(DEEPFILTERNET3_DIR) \
 	  $(PY) -W ignore -m pipeline bench-degrade --samples 100
+
+.PHONY: bench-teacher
+bench-teacher: setup ## the XLS-R teacher against the published way: clips/s; memory of loading it
+	OMP_NUM_THREADS=$(WORKERS) $(PY) -m train bench-teacher speed memory
 
 .PHONY: clean
 clean: ## remove what the demo made (the environment stays)

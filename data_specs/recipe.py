@@ -96,8 +96,8 @@ class Stage(Strict):
 class Teacher(Strict):
     """Who scores. ``precision`` is data: labels in bf16 differ from fp32 in the last digits."""
 
-    name: str = "distillmos"
-    precision: Literal["fp32", "bf16"] = "fp32"
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9:+_-]*$")] = "distillmos"
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
 
 
 class Recipe(Strict):

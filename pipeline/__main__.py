@@ -1,10 +1,9 @@
-"""``python -m pipeline VERB``: manifest, plan, shards, verify, replay, preview, corpora, speak,
-rooms, weights, bench, bench-degrade."""
+"""``python -m pipeline VERB``: manifest, plan, shards, verify, replay, relabel, preview, corpora,
+speak, rooms, weights, bench, bench-degrade."""
 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ def parser() -> argparse.ArgumentParser:
     _recipe_verbs(sub)
     _dataset_verbs(sub)
     for name, about in (
+        ("relabel", "label a dataset's samples again by another teacher, as another dataset"),
         ("preview", "a static page to listen to samples of a dataset"),
         ("corpora", "write the offline default corpora: speech, noise, rooms"),
         ("speak", "write synthetic speech by text-to-speech models, as a corpus"),
@@ -49,9 +49,9 @@ def _recipe_verbs(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
             metavar="SPLIT|ROLE=SPLIT",
             help="train (default), validation, test or all; for every role or for one",
         )
-    make.add_argument("--engine", choices=("ray", "local"), default="ray")
-    make.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    verbs.engine_options(make)
     make.add_argument("--device", default="cpu", help="of the networks (default cpu)")
+    make.add_argument("--teacher-device", default="", help="of the teacher (default: --device)")
     make.add_argument(
         "--time-limit",
         type=float,

@@ -99,7 +99,7 @@ def bench_plan(setting: Setting, count: int = 1_000_000) -> None:
 
     for name, work in (("columns (verb plan)", columns), ("one plan at a time", objects)):
         before = psutil.Process().memory_info().rss
-        with _Peak(psutil.Process()) as peak:
+        with _Peak(psutil.Process(), 0.2) as peak:
             seconds = _seconds(work)
         print(f"{name:24}{seconds:>10.1f}{(peak.bytes - before) / 1e6:>18.0f}")
 
@@ -211,9 +211,12 @@ def _make(setting: Setting, engine: str, workers: int, samples: int) -> tuple[fl
 
 
 class _Peak:
-    """Highest memory of a process and its children, shared pages counted once (PSS)."""
+    """Highest memory of a process and its children, shared pages counted once (PSS).
 
-    def __init__(self, process: psutil.Process, every_seconds: float = 1.0) -> None:
+    A look at the 16 processes of a Ray run takes 0.1 s of a core: every second would be too often.
+    """
+
+    def __init__(self, process: psutil.Process, every_seconds: float = 5.0) -> None:
         self.process, self.every_seconds, self.bytes = process, every_seconds, 0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)

@@ -33,7 +33,8 @@ from data_specs.processors import Processor as Spec
 from data_specs.processors import Untouched
 from data_specs.recipe import Recipe, Source, Sources, load_recipe
 from data_specs.sample import CROP_SAMPLES, SAMPLE_RATE
-from pipeline import label, makers, random_weights, weights
+from data_specs.strict import unknown
+from pipeline import label, makers, random_weights
 from pipeline.audio import Wave, read_part, resample
 from pipeline.degrade import PROCESSORS, deepfilternet3, demucs, encodec, hifigan, nsnet2, runtime
 from pipeline.degrade.interface import Params, Waves
@@ -44,6 +45,7 @@ from pipeline.mix import fit_length
 from pipeline.plan import SamplePlan, make_table, plan_range
 from pipeline.render import Roots, render_group
 from pipeline.verbs import parse_roots
+from train.models import weights
 
 RECIPE = "paper"
 CLIP_SECONDS = CROP_SAMPLES / SAMPLE_RATE
@@ -58,14 +60,18 @@ WARM_UP = 1_000_000
 def main(argv: Sequence[str]) -> int:
     """Measure, and print the tables."""
     options = _parser().parse_args(argv)
+    for kind in options.only:
+        if kind not in NAIVE:
+            raise ValueError(f"--only {kind}: {unknown('processor', kind, NAIVE)}")
     with tempfile.TemporaryDirectory() as folder, _one_core(), _weights(Path(folder)) as foot:
         recipe, roots, left_out = _recipe(options, Path(folder))
         setting = Setting(recipe, roots, options.device, options.precision, options.repeat)
         guard = Guard(Runtime(options.device, options.precision))
         try:
             if not options.whole_only:
-                bench_processors(setting, guard, options.clips)
-            bench_recipe(setting, guard, options.samples)
+                bench_processors(setting, guard, options.clips, options.only)
+            if not options.only:
+                bench_recipe(setting, guard, options.samples)
             if options.scores:
                 bench_scores(setting, guard)
         finally:
@@ -85,6 +91,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="bf16")
     parser.add_argument("--scores", action="store_true", help="what the precision does to labels")
+    parser.add_argument(
+        "--only", action="append", default=[], metavar="KIND", help="this processor, no recipe"
+    )
     parser.add_argument("--whole-only", action="store_true", help="the recipe, no single processor")
     return parser
 
@@ -386,14 +395,16 @@ NAIVE: dict[str, tuple[str, Callable[[str], Naive] | None]] = {
 # --- measuring ------------------------------------------------------------------------------------
 
 
-def bench_processors(setting: Setting, guard: Guard, clips: int) -> None:
-    """Each processor, and each network of one: x real time both ways."""
+def bench_processors(setting: Setting, guard: Guard, clips: int, only: Sequence[str] = ()) -> None:
+    """Each processor (of ``only``), and each network of one: x real time both ways."""
     group = setting.recipe.group_samples
     waves_BT = _clips(setting, group)
     print(f"\nx real time on one core and {setting.device}: one at a time in fp32 (naive), and in")
     print(f"groups of {group} in {setting.precision} (ours); medians of {setting.repeat} turns")
     print(f"{'':26}{'naive':>8}{'ours':>8}{'ratio':>8}  naive is")
     for line, kind, params in _lines(setting.recipe, group):
+        if only and kind not in only:
+            continue
         call, said = naive(kind, setting.device), NAIVE[kind][0]
         few = list(zip(waves_BT, params, strict=True))[:: max(group // clips, 1)][:clips]
 

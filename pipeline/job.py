@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from data_specs.corpus import find_corpus
 from data_specs.recipe import Recipe
@@ -25,6 +26,9 @@ from pipeline.shards import Row, ShardError, write_json
 NOT_DATA = {"about", "max_dropped_share", "allow_noncommercial"}
 """Fields of a recipe that change no sample."""
 
+LABEL_PACKAGES = ("numpy", "torch")
+"""Of the packages whose versions a dataset states, those that compute labels."""
+
 CLIP_HOURS = CROP_SAMPLES / SAMPLE_RATE / 3600
 
 
@@ -37,7 +41,8 @@ class Job:
     """Everything that a worker needs: picklable, small, no audio and no teacher in it.
 
     ``identity`` is what the dataset hash is made of; folders of corpora, workers and devices are
-    not part of it.
+    not part of it. ``device`` is where the processors run and, where ``teacher_device`` is empty,
+    the teacher too.
     """
 
     recipe: Recipe
@@ -48,6 +53,8 @@ class Job:
     device: str = "cpu"
     time_limit_s: float = TIME_LIMIT_S
     manifests: dict[str, Manifest] = field(default_factory=dict, repr=False)
+    teacher_device: str = ""
+    teacher_calibration: dict[str, Any] | None = field(default=None, repr=False)
 
     @cached_property
     def dataset_hash(self) -> str:
@@ -74,9 +81,14 @@ class Job:
         size = self.recipe.shard_samples
         return range(shard * size, min((shard + 1) * size, self.samples))
 
-    def groups(self, shard: int) -> Iterator[range]:
-        """Plan rows of each group of a shard; a group never crosses a shard's end."""
-        rows, size = self.shard_range(shard), self.recipe.group_samples
+    @property
+    def label_device(self) -> str:
+        """Where the teacher runs."""
+        return self.teacher_device or self.device
+
+    def groups(self, shard: int, size: int = 0) -> Iterator[range]:
+        """Plan rows of each group (``size`` or the recipe's); none crosses a shard's end."""
+        rows, size = self.shard_range(shard), size or self.recipe.group_samples
         for first in range(rows.start, rows.stop, size):
             yield range(first, min(first + size, rows.stop))
 
@@ -92,6 +104,27 @@ class Job:
         """The plans of some rows."""
         return list(plan_range(self.recipe, self.tables, rows.start, rows.stop))
 
+    def load_teacher(self) -> label.Teacher:
+        """Load the teacher where it shall run, with torch pinned to one thread.
+
+        Raises ``ShardError`` where this machine would give other labels than the dataset's: another
+        version of a package, other weights under the same name.
+        """
+        use_one_thread()
+        self.require_label_packages()
+        teacher = label.load(self.recipe.teacher, self.label_device)
+        if teacher.weights_sha256 != self.identity["teacher_sha256"]:
+            raise ShardError(_other_weights(teacher, self.identity["teacher_sha256"]))
+        return teacher
+
+    def require_label_packages(self) -> None:
+        """Raise ``ShardError`` where labels made here would not be the dataset's."""
+        stated = self.identity["versions"]
+        require_same_packages(
+            {name: stated.get(name) for name in LABEL_PACKAGES},
+            {name: importlib.metadata.version(name) for name in LABEL_PACKAGES},
+        )
+
     def commit(self, shard: int, rows: Sequence[Row]) -> shards.ShardRecord:
         """Write a finished shard."""
         return shards.commit(
@@ -104,6 +137,27 @@ class Job:
         )
 
 
+def use_one_thread() -> None:
+    """Pin torch, so that the numbers do not depend on how many cores a machine has."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def require_same_packages(there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+    """Raise ``ShardError`` where this machine's packages are not those that a dataset states."""
+    if here != there:
+        differ = "; ".join(differences(there, here))
+        raise ShardError(f"this machine has other packages than the dataset: {differ}")
+
+
+def _other_weights(teacher: label.Teacher, stated: str) -> str:
+    return (
+        f"teacher {teacher.name!r} has other weights on this machine "
+        f"({teacher.weights_sha256[:12]}) than the dataset's ({stated[:12]}): bring those here"
+    )
+
+
 def prepare(
     recipe: Recipe,
     roots: Roots,
@@ -113,6 +167,7 @@ def prepare(
     device: str = "cpu",
     progress: bool = True,
     time_limit_s: float = TIME_LIMIT_S,
+    teacher_device: str = "",
 ) -> Job:
     """Check everything that can be checked before work starts, and open the output folder.
 
@@ -123,10 +178,21 @@ def prepare(
     require_samples(samples)
     self_check(recipe)
     manifests = scan_all(recipe, roots, progress)
-    identity = _identity(recipe, manifests, splits or {})
-    job = Job(recipe, identity, samples, out, roots, device, time_limit_s, manifests)
+    teacher = label.load(recipe.teacher)
+    job = Job(
+        recipe,
+        _identity(recipe, manifests, splits or {}, teacher.weights_sha256),
+        samples,
+        out,
+        roots,
+        device,
+        time_limit_s,
+        manifests,
+        teacher_device=teacher_device,
+        teacher_calibration=label.calibration(teacher),
+    )
     _ = job.tables  # an empty split is told now, not by a worker
-    _open_folder(job)
+    open_folder(job)
     return job
 
 
@@ -150,9 +216,8 @@ def scan_all(recipe: Recipe, roots: Roots, progress: bool = True) -> dict[str, M
 
 
 def _identity(
-    recipe: Recipe, manifests: dict[str, Manifest], splits: dict[str, str]
+    recipe: Recipe, manifests: dict[str, Manifest], splits: dict[str, str], teacher_sha256: str
 ) -> dict[str, Any]:
-    teacher = label.load(recipe.teacher)
     return {
         "format": shards.FORMAT,
         "plan_version": PLAN_VERSION,
@@ -160,7 +225,7 @@ def _identity(
         "recipe": recipe.model_dump(mode="json", exclude=NOT_DATA),
         "corpora": {name: manifest.sha256() for name, manifest in manifests.items()},
         "splits": resolve_splits(recipe, splits),
-        "teacher_sha256": teacher.weights_sha256,
+        "teacher_sha256": teacher_sha256,
         "processors_sha256": weights_sha256(recipe),
         "versions": versions(recipe),
     }
@@ -175,7 +240,11 @@ def resolve_splits(recipe: Recipe, splits: dict[str, str]) -> dict[str, str]:
     return {role: splits.get(role, "train") for role in roles}
 
 
-def _open_folder(job: Job) -> None:
+def open_folder(job: Job) -> None:
+    """Make the output folder ready: the dataset's description and its manifests.
+
+    Raises ``WrongDataset``, naming what differs, where it holds another dataset.
+    """
     job.out.mkdir(parents=True, exist_ok=True)
     shards.remove_leftovers(job.out)
     path = job.out / DATASET_FILE
@@ -185,7 +254,7 @@ def _open_folder(job: Job) -> None:
     if before is not None and before["identity"] != job.identity:
         raise WrongDataset(
             f"{job.out}: holds another dataset; what differs: "
-            + "; ".join(_differences(before["identity"], job.identity))
+            + "; ".join(differences(before["identity"], job.identity))
             + ". Give another --out, or ask for the same data"
         )
     (job.out / "manifests").mkdir(exist_ok=True)
@@ -201,6 +270,7 @@ def _dataset_json(job: Job, before: dict[str, Any] | None) -> dict[str, Any]:
         "recipe": job.recipe.model_dump(mode="json"),
         "recipe_hash": job.dataset_hash,
         "teacher": job.recipe.teacher.name,
+        "teacher_calibration": job.teacher_calibration,
         "splits": job.identity["splits"],
         "samples": samples,
         "hours": round(samples * CLIP_HOURS, 3),
@@ -221,11 +291,12 @@ def _read_dataset(path: Path) -> dict[str, Any] | None:
     return value
 
 
-def _differences(before: Any, now: Any, path: str = "") -> Iterator[str]:
+def differences(before: Any, now: Any, path: str = "") -> Iterator[str]:
+    """Where two JSON-able values differ, as lines with the path of the field."""
     if isinstance(before, dict) and isinstance(now, dict):
         for key in sorted(before.keys() | now.keys()):
             where = f"{path}.{key}" if path else str(key)
-            yield from _differences(before.get(key), now.get(key), where)
+            yield from differences(before.get(key), now.get(key), where)
     elif before != now:
         yield f"{path}: {_short(before)} there, {_short(now)} asked for"
 
@@ -243,25 +314,44 @@ def reopen(out: Path, roots: Roots) -> Job:
     recipe = Recipe.model_validate(found["recipe"])
     names = {source.corpus for source in recipe.sources.present().values()}
     manifests = {name: Manifest.read(name, out / "manifests" / f"{name}.parquet") for name in names}
-    return Job(recipe, found["identity"], found["samples"], out, roots, manifests=manifests)
+    return Job(
+        recipe,
+        found["identity"],
+        found["samples"],
+        out,
+        roots,
+        manifests=manifests,
+        teacher_calibration=found.get("teacher_calibration"),
+    )
+
+
+class Maker(Protocol):
+    """What an engine drives, one to a process: makes a job's shards, group by group."""
+
+    job: Job
+
+    def groups(self, shard: int) -> Iterator[range]: ...
+
+    def make(self, rows: range) -> list[Row]: ...
+
+
+Hire = Callable[[Job, label.Teacher | None], Maker]
+"""Gives a maker for a job, with the teacher that others share or, for None, one of its own."""
 
 
 class Worker:
-    """Makes groups of samples; one to a process. Pins torch to one thread, so that the numbers do
-    not depend on how many cores a machine has."""
+    """The maker of new samples: renders and labels."""
 
-    def __init__(self, job: Job) -> None:
-        import torch
-
-        torch.set_num_threads(1)
-        here, there = versions(job.recipe), job.identity["versions"]
-        if here != there:
-            differ = "; ".join(_differences(there, here))
-            raise ShardError(f"this machine has other packages than the dataset: {differ}")
+    def __init__(self, job: Job, teacher: label.Teacher | None = None) -> None:
+        require_same_packages(job.identity["versions"], versions(job.recipe))
         self.job = job
         # Started first: it imports its libraries while the teacher is loaded here.
         self.guard = Guard(Runtime(job.device, job.recipe.precision), job.time_limit_s)
-        self.teacher = label.load(job.recipe.teacher, job.device)
+        self.teacher = teacher or job.load_teacher()
+
+    def groups(self, shard: int) -> Iterator[range]:
+        """What is rendered, and scored, at once."""
+        return self.job.groups(shard)
 
     def make(self, rows: range) -> list[Row]:
         """Render and label a group."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from data_specs.recipe import Teacher as TeacherSpec
 from data_specs.sample import SampleRecord
@@ -36,8 +37,14 @@ def load(spec: TeacherSpec, device: str = "cpu") -> Teacher:
     return load_teacher(spec.name, device=device, precision=spec.precision)
 
 
+def calibration(teacher: Teacher) -> dict[str, Any] | None:
+    """A teacher's maps to the scales of rated sets, or None for one that has none."""
+    found = getattr(teacher, "calibration", None)
+    return None if found is None else found.model_dump(mode="json")
+
+
 def slow_precision(spec: TeacherSpec, device: str) -> str:
-    """A warning where the recipe's precision is slow on this device, else an empty string."""
+    """A warning where the teacher's precision is slow on this device, else an empty string."""
     import torch
 
     from train.models.teacher import has_fast_bf16
@@ -52,32 +59,40 @@ def slow_precision(spec: TeacherSpec, device: str) -> str:
 
 def label_group(teacher: Teacher, group: Sequence[Rendered]) -> list[Row]:
     """Score the samples of a group that were made, as one batch, and encode them."""
-    made = [sample.pcm for sample in group if sample.pcm is not None]
-    mos: list[float] = []
-    logits: list[float] = []
-    if made:
-        mos_B, logit_B = teacher.score(np.stack([from_pcm(pcm) for pcm in made]))
-        mos = [float(m) for m in mos_B]
-        logits = [] if logit_B is None else [float(value) for value in logit_B]
-    given: Sequence[float | None] = logits or [None] * len(mos)
-    scores = iter(zip(mos, given, strict=True))
-    return [_row(teacher, s, *next(scores)) if s.pcm is not None else _drop(s) for s in group]
+    found = labels(teacher, {s.plan.key: s.pcm for s in group if s.pcm is not None})
+    return [_drop(s) if s.pcm is None else _row(s, s.pcm, found[s.plan.key]) for s in group]
 
 
-def _row(teacher: Teacher, sample: Rendered, mos: float, logit: float | None) -> Row:
-    if sample.pcm is None or not math.isfinite(mos):
-        raise TeacherError(f"teacher {teacher.name!r} scored sample {sample.plan.key} as {mos}")
+def labels(teacher: Teacher, clips: Mapping[str, NDArray[np.int16]]) -> dict[str, dict[str, Any]]:
+    """What the teacher says of each clip, by key, as fields of ``SampleRecord``.
+
+    All are scored as one batch: whoever scores the same samples again in the same groups gets the
+    same bits. Raises ``TeacherError`` for a score that is no number.
+    """
+    if not clips:
+        return {}
+    mos_B, logit_B = teacher.score(np.stack([from_pcm(pcm) for pcm in clips.values()]))
+    logits: list[float | None] = [None] * len(mos_B)
+    if logit_B is not None:
+        logits = [float(value) for value in logit_B]
+    who = {"teacher": teacher.name, "teacher_sha256": teacher.weights_sha256}
+    found = {}
+    for key, mos, logit in zip(clips, map(float, mos_B), logits, strict=True):
+        if not math.isfinite(mos):
+            raise TeacherError(f"teacher {teacher.name!r} scored sample {key} as {mos}")
+        found[key] = {"mos": mos, "logit": logit, **who}
+    return found
+
+
+def _row(sample: Rendered, pcm: NDArray[np.int16], label: dict[str, Any]) -> Row:
     record = SampleRecord(
         key=sample.plan.key,
-        mos=mos,
-        logit=logit,
-        teacher=teacher.name,
-        teacher_sha256=teacher.weights_sha256,
-        pcm_sha256=pcm_sha256(sample.pcm),
+        pcm_sha256=pcm_sha256(pcm),
         licences=licences(step.kind for step in sample.plan.steps),
         plan=sample.plan.model_dump(mode="json"),
+        **label,
     )
-    return Row(sample.plan.key, encode_flac(sample.pcm), record.model_dump_json().encode())
+    return Row(sample.plan.key, encode_flac(pcm), record.model_dump_json().encode())
 
 
 def _drop(sample: Rendered) -> Row:

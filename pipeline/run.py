@@ -3,30 +3,39 @@ local engine runs the same ones without it. The only file that imports ``ray``."
 
 from __future__ import annotations
 
-import logging
 import multiprocessing
 import os
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
-from pipeline.job import Job, Worker
+from pipeline.audio import from_pcm, to_pcm
+from pipeline.job import Hire, Job, Maker, Worker, use_one_thread
+from pipeline.label import Teacher, TeacherError
 from pipeline.shards import Row, ShardError
 
 Count = Callable[[int], None]
 """Told how many samples were just finished."""
 
 STORE_BYTES = 1 << 28
-"""Ray's object store, through which only shard numbers pass."""
+"""Ray's object store, through which only shard numbers pass, and PCM on its way to teachers."""
+
+RETRIES = 3
+"""How often a shard is made again whose worker died."""
+
+RESTARTS = 3
+"""How often a dead teacher is started again; one that dies once more does not die by chance."""
 
 
 @dataclass
@@ -38,25 +47,62 @@ class Outcome:
     failed: dict[int, str] = field(default_factory=dict)
 
 
-def run(job: Job, engine: str, workers: int, progress: bool = True) -> Outcome:
-    """Make every shard that is not whole yet.
+@dataclass(frozen=True)
+class TeacherActors:
+    """Teachers that all of Ray's workers share: how many, and how many of them to one GPU.
+
+    On a CPU each takes a core. Where ``count`` is 0 every worker has a teacher of its own.
+    """
+
+    count: int = 0
+    per_gpu: int = 1
+
+    def check(self, engine: str, device: str) -> None:
+        """Raise ``ValueError`` for what cannot be had, before any work is done."""
+        if self.count < 0 or self.per_gpu < 1:
+            raise ValueError("--teacher-actors must be at least 0, --teachers-per-gpu at least 1")
+        if self.count and engine != "ray":
+            raise ValueError(
+                f"--teacher-actors needs --engine ray, not {engine}; without it, every "
+                "worker has a teacher of its own"
+            )
+        if self.count and ":" in device:
+            raise ValueError(
+                f"teacher on {device!r}: with --teacher-actors Ray chooses the GPU; write "
+                f"{device.partition(':')[0]}"
+            )
+
+
+OWN_TEACHERS = TeacherActors()
+
+
+def run(
+    job: Job,
+    engine: str,
+    workers: int,
+    progress: bool = True,
+    hire: Hire = Worker,
+    actors: TeacherActors = OWN_TEACHERS,
+) -> Outcome:
+    """Make every shard that is not whole yet, by the makers that ``hire`` gives.
 
     A shard's trouble (too many drops, a source that cannot be opened, an error that is no sample's
     own) is kept in ``failed`` and the others go on; a full or unwritable output stops the run
     (``OSError``).
     """
+    actors.check(engine, job.label_device)
     todo = job.todo()
     outcome = Outcome(skipped=job.shard_count - len(todo))
     if not todo:
         return outcome
     total = sum(len(job.shard_range(shard)) for shard in todo)
-    engines = {"local": _run_local, "ray": _run_ray}
+    engines: dict[str, Engine] = {"local": _run_local, "ray": partial(_run_ray, actors=actors)}
     with tqdm(total=total, desc="samples", unit="sample", disable=not progress) as bar:
 
         def count(samples: int) -> None:
             bar.update(samples)
 
-        for shard, error in engines[engine](job, todo, workers, count):
+        for shard, error in engines[engine](hire, job, todo, workers, count):
             if error:
                 outcome.failed[shard] = error
             else:
@@ -67,18 +113,20 @@ def run(job: Job, engine: str, workers: int, progress: bool = True) -> Outcome:
 Finished = Iterator[tuple[int, str]]
 """Shards as they end, with an empty string or the reason why they failed."""
 
+Engine = Callable[[Hire, Job, list[int], int, Count], Finished]
 
-def _make_shard(worker: Worker, shard: int, count: Count) -> str:
+
+def _make_shard(maker: Maker, shard: int, count: Count) -> str:
     """Make and commit one shard. Returns why it failed, or an empty string."""
     rows: list[Row] = []
     try:
-        for group in worker.job.groups(shard):
-            rows += worker.make(group)
+        for group in maker.groups(shard):
+            rows += maker.make(group)
             count(len(group))
     except Exception as error:  # the shard boundary: whatever it is, the other shards go on
         return failure(error)
     try:
-        worker.job.commit(shard, rows)
+        maker.job.commit(shard, rows)
     except ShardError as error:
         return failure(error)
     return ""
@@ -93,14 +141,14 @@ def failure(error: Exception) -> str:
 # --- local engine ---------------------------------------------------------------------------------
 
 
-def _run_local(job: Job, todo: list[int], workers: int, count: Count) -> Finished:
+def _run_local(hire: Hire, job: Job, todo: list[int], workers: int, count: Count) -> Finished:
     if workers > 1:
-        yield from _run_pool(job, todo, min(workers, len(todo)), count)
+        yield from _run_pool(hire, job, todo, min(workers, len(todo)), count)
         return
     with _torch_threads_kept():
-        worker = Worker(job)
+        maker = hire(job, None)
         for shard in todo:
-            yield shard, _make_shard(worker, shard, count)
+            yield shard, _make_shard(maker, shard, count)
 
 
 @contextmanager
@@ -114,11 +162,11 @@ def _torch_threads_kept() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _run_pool(job: Job, todo: list[int], workers: int, count: Count) -> Finished:
+def _run_pool(hire: Hire, job: Job, todo: list[int], workers: int, count: Count) -> Finished:
     context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
     finished = context.Value("q", 0)
     with (
-        ProcessPoolExecutor(workers, context, _start_process, (job, finished)) as pool,
+        ProcessPoolExecutor(workers, context, _start_process, (hire, job, finished)) as pool,
         _polling(lambda: finished.value, count),
     ):
         futures = {pool.submit(_in_process, shard): shard for shard in todo}
@@ -135,12 +183,12 @@ def _run_pool(job: Job, todo: list[int], workers: int, count: Count) -> Finished
 
 
 _PROCESS: dict[str, Any] = {}
-"""What a pool process keeps between shards: its worker and the shared count."""
+"""What a pool process keeps between shards: its maker and the shared count."""
 
 
-def _start_process(job: Job, finished: Any) -> None:
+def _start_process(hire: Hire, job: Job, finished: Any) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    _PROCESS.update(worker=Worker(job), finished=finished)
+    _PROCESS.update(maker=hire(job, None), finished=finished)
 
 
 def _end_with_parent() -> None:
@@ -156,7 +204,7 @@ def _in_process(shard: int) -> str:
         with _PROCESS["finished"].get_lock():
             _PROCESS["finished"].value += samples
 
-    return _make_shard(_PROCESS["worker"], shard, count)
+    return _make_shard(_PROCESS["maker"], shard, count)
 
 
 @contextmanager
@@ -188,21 +236,27 @@ def _polling(read: Callable[[], int], count: Count, seconds: float = 0.5) -> Ite
 # --- Ray engine -----------------------------------------------------------------------------------
 
 
-def _run_ray(job: Job, todo: list[int], workers: int, count: Count) -> Finished:
+def _run_ray(
+    hire: Hire, job: Job, todo: list[int], workers: int, count: Count, actors: TeacherActors
+) -> Finished:
     """Hand shards to a pool of actors, each of which makes and commits one at a time.
 
-    No audio passes through Ray: its object store would have to hold some 75 MB a shard, another
-    process would have to write them, and what Ray Data reserves for them leaves workers idle.
+    No finished audio passes through Ray: its object store would have to hold some 75 MB a shard,
+    and another process would have to write them. Ray Data, which would do that, was tried: what it
+    reserves for them left workers idle, and its own actors cost a run's start 6 s of two cores.
     """
     import ray
 
     started = not ray.is_initialized()
     if started:
-        _start_ray(workers)
+        _start_ray(workers + (0 if _on_gpu(job) else actors.count))
     try:
         counter = ray.remote(num_cpus=0)(_Counter).remote()
-        with _polling(lambda: _read_count(counter), count):
-            yield from _stream(job, todo, workers, counter)
+        with (
+            _shared_teacher(job, actors) as teacher,
+            _polling(lambda: _read_count(counter), count),
+        ):
+            yield from _stream(job, todo, workers, (hire, job, counter, teacher))
     except ray.exceptions.RayError as error:
         raise _cause(error) from None
     finally:
@@ -260,41 +314,175 @@ class _Counter:
 
 
 class _Make:
-    """Actor: makes shards, one after the other, as the local engine does."""
+    """Actor: makes shards, one after the other, as the local engine does.
 
-    def __init__(self, job: Job, counter: Any) -> None:
-        self.worker, self.counter = Worker(job), counter
+    What it is built from comes with each call, by reference, and is fetched once: given to the
+    constructor, Ray could not restart the actor after a crash.
+    """
 
-    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
-        rows = [self._make(shard) for shard in batch["shard"].tolist()]
-        return {name: [row[name] for row in rows] for name in rows[0]}
+    def __init__(self) -> None:
+        self.maker: Maker | None = None
 
-    def _make(self, shard: int) -> dict[str, Any]:
-        """``error`` is why the shard failed, ``errno`` not 0 where that ends the run."""
+    def make(self, shard: int, given: list[Any]) -> tuple[str, int]:
+        """Why the shard failed, if it did, and an error number that is not 0 where that ends the
+        run: as values, for Ray would wrap an exception in pages of its own."""
+        import ray
+
+        if self.maker is None:
+            hire, job, self.counter, teacher = ray.get(given[0])
+            self.maker = hire(job, teacher)
         try:
-            error = _make_shard(self.worker, shard, self.counter.add.remote)
-        except OSError as full:  # as a value: Ray would wrap it in pages of its own
-            return {"shard": shard, "error": str(full.strerror or full), "errno": full.errno or -1}
-        return {"shard": shard, "error": error, "errno": 0}
+            return _make_shard(self.maker, shard, self.counter.add.remote), 0
+        except OSError as full:
+            return str(full.strerror or full), full.errno or -1
 
 
-def _stream(job: Job, todo: list[int], workers: int, counter: Any) -> Finished:
+def _stream(job: Job, todo: list[int], workers: int, given: tuple[Any, ...]) -> Finished:
+    """Let actors make the shards; ``given`` is what each of them is built from.
+
+    An actor has one shard at a time: one that waited behind another would be made last, and alone.
+    A dead actor is started again, and its shard made again; a shard that kills ``RETRIES`` more
+    fails, and the others go on.
+    """
     import ray
-    from ray.data import ActorPoolStrategy, DataContext
 
-    logging.getLogger("ray.data").setLevel(logging.ERROR)  # its plans are no news to a user
-    DataContext.get_current().enable_progress_bars = False
-    blocks = ray.data.from_items([{"shard": s} for s in todo], override_num_blocks=len(todo))
-    size = min(workers, len(todo))
-    made = blocks.map_batches(
-        _Make,
-        fn_constructor_args=(job, counter),
-        batch_size=1,
-        # One at a time: a shard that waits behind another worker's own is made last, and alone.
-        compute=ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=1),
-        num_cpus=1,
+    kind = ray.remote(_Make).options(num_cpus=1, max_restarts=-1, max_task_retries=RETRIES)
+    idle = [kind.remote() for _ in range(min(workers, len(todo)))]
+    handed = [ray.put(given)]
+    busy: dict[Any, tuple[int, Any]] = {}
+    for shard in todo:
+        if not idle:
+            yield _finished(job, busy, idle)
+        actor = idle.pop()
+        busy[actor.make.remote(shard, handed)] = shard, actor
+    while busy:
+        yield _finished(job, busy, idle)
+
+
+def _finished(job: Job, busy: dict[Any, tuple[int, Any]], idle: list[Any]) -> tuple[int, str]:
+    """Wait for a shard to end, one way or the other; its actor is idle then."""
+    import ray
+
+    (done,), _ = ray.wait(list(busy), num_returns=1)
+    shard, actor = busy.pop(done)
+    idle.append(actor)
+    try:
+        error, errno = ray.get(done)
+    except ray.exceptions.RayActorError:
+        return shard, f"its worker died {RETRIES + 1} times (killed, or out of memory)"
+    if errno:
+        raise OSError(errno, error, str(job.out))
+    return shard, error
+
+
+# --- teachers that Ray's workers share ------------------------------------------------------------
+
+
+class RemoteTeacher:
+    """Teacher actors as a worker sees them: one teacher. Asks them by turns."""
+
+    def __init__(self, actors: Sequence[Any], name: str, weights_sha256: str) -> None:
+        self.actors, self.name, self.weights_sha256 = tuple(actors), name, weights_sha256
+        self._asked = 0
+
+    def score(self, waves_BT: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """As ``label.Teacher.score``, of waves that are PCM / 32768: they travel as 16 bits."""
+        actor = self.actors[self._asked % len(self.actors)]
+        self._asked += 1
+        scores: tuple[np.ndarray, np.ndarray | None] = _answer(
+            actor.score.remote(to_pcm(waves_BT)), self.name
+        )
+        return scores
+
+
+def _answer(reference: Any, name: str) -> Any:
+    """What an actor says, or the teacher's own error without the pages that Ray wraps around it."""
+    import ray
+
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from None
+    except ray.exceptions.RayActorError:
+        raise TeacherError(
+            f"teacher {name!r}: its actor died (killed, or out of memory) and was started again "
+            f"{RESTARTS} times in vain; run the same command again, with fewer --teachers-per-gpu "
+            "or --teacher-actors if memory was short"
+        ) from None
+
+
+class _TeacherActor:
+    """Actor: a teacher that workers share; they send PCM and get scores.
+
+    Two calls may be inside at once, so that one's samples arrive while the other's are scored. On a
+    GPU both go on into the teacher: its stream keeps their computation in order, and a transfer
+    hides behind it. On a CPU the second waits, for the actor has one core.
+    """
+
+    def __init__(self, job: Job) -> None:
+        self.job, self.loading = job, threading.Lock()
+        self.teacher: Teacher | None = None
+        self.turn: AbstractContextManager[Any] = threading.Lock()
+        if _on_gpu(job):
+            self.turn = nullcontext()
+
+    def about(self) -> tuple[str, str]:
+        """Name and weights' hash."""
+        teacher = self._loaded()
+        return teacher.name, teacher.weights_sha256
+
+    def score(self, pcm_BT: NDArray[np.int16]) -> tuple[np.ndarray, np.ndarray | None]:
+        """Scores and logits (B,) of clips."""
+        waves_BT, teacher = from_pcm(pcm_BT), self._loaded()
+        with self.turn:
+            use_one_thread()  # again: OpenMP keeps the number for each thread that says it
+            return teacher.score(waves_BT)
+
+    def _loaded(self) -> Teacher:
+        """Not loaded in ``__init__``: of an error there Ray passes on no more than a text."""
+        with self.loading:
+            self.teacher = self.teacher or self.job.load_teacher()
+            return self.teacher
+
+
+@contextmanager
+def _shared_teacher(job: Job, actors: TeacherActors) -> Iterator[RemoteTeacher | None]:
+    """Start the teacher actors; None where every worker has a teacher of its own."""
+    import ray
+
+    if not actors.count:
+        yield None
+        return
+    _require_room(job, actors)
+    share = {"num_cpus": 0, "num_gpus": 1 / actors.per_gpu} if _on_gpu(job) else {"num_cpus": 1}
+    kind = ray.remote(_TeacherActor).options(
+        max_concurrency=2, max_restarts=RESTARTS, max_task_retries=-1, **share
     )
-    for row in made.iter_rows():
-        if row["errno"]:
-            raise OSError(int(row["errno"]), str(row["error"]), str(job.out))
-        yield int(row["shard"]), str(row["error"])
+    pool = [kind.remote(replace(job, manifests={})) for _ in range(actors.count)]
+    try:
+        name = job.recipe.teacher.name
+        loaded = [_answer(asked, name) for asked in [actor.about.remote() for actor in pool]]
+        yield RemoteTeacher(pool, *loaded[0])
+    finally:
+        for actor in pool:
+            ray.kill(actor)
+
+
+def _on_gpu(job: Job) -> bool:
+    return job.label_device.startswith("cuda")
+
+
+def _require_room(job: Job, actors: TeacherActors) -> None:
+    """Raise ``ValueError`` where a cluster has too little: Ray would wait, and not say for what."""
+    import ray
+
+    kind, needed = "CPU", actors.count + 1  # and one for a worker
+    if _on_gpu(job):
+        kind, needed = "GPU", -(-actors.count // actors.per_gpu)
+    there = int(ray.cluster_resources().get(kind, 0))
+    if there < needed:
+        raise ValueError(
+            f"--teacher-actors {actors.count} on {job.label_device!r} needs {needed} {kind}s and "
+            f"this Ray has {there}: ask for fewer"
+            + (", or for more --teachers-per-gpu" if kind == "GPU" else "")
+        )

@@ -42,7 +42,7 @@ from pipeline.draw import pick
 from pipeline.makers import PEAK, _claim, _sentences, _write
 from pipeline.rng import Floats, stream
 from pipeline.shards import remove_leftovers, whole_file
-from pipeline.weights import cache_folder
+from train.models.weights import cache_folder
 
 Wave = NDArray[np.float32]
 Record = dict[str, Any]

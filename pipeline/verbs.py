@@ -19,7 +19,7 @@ import soundfile
 from data_specs.recipe import Recipe, load_recipe
 from data_specs.sample import SAMPLE_RATE, SampleRecord, parse_sample
 from pipeline import job as jobs
-from pipeline import label, shards
+from pipeline import label, run, shards
 from pipeline.card import write_card
 from pipeline.degrade import runtime
 from pipeline.degrade.runtime import Runtime
@@ -124,8 +124,7 @@ def _dictionary(index: np.ndarray, names: Iterable[str]) -> pa.Array:
 
 def make_shards(options: argparse.Namespace) -> int:
     """Make a dataset; done shards are kept, so that running it again goes on."""
-    from pipeline import run
-
+    actors = teacher_actors(options, options.teacher_device or options.device)
     recipe = load_recipe(options.recipe)
     splits = parse_splits(options.split, list(recipe.sources.present()))
     roots = parse_roots(options.corpus, recipe)
@@ -137,15 +136,49 @@ def make_shards(options: argparse.Namespace) -> int:
         splits,
         options.device,
         time_limit_s=options.time_limit,
+        teacher_device=options.teacher_device,
     )
     for manifest in job.manifests.values():
         print(manifest.summary())
-    if warning := label.slow_precision(recipe.teacher, options.device):
+    if warning := label.slow_precision(recipe.teacher, job.label_device):
         print(warning)
     began = time.monotonic()
-    outcome = run.run(job, options.engine, options.workers)
+    outcome = run.run(job, options.engine, options.workers, actors=actors)
+    return finish(job, outcome, time.monotonic() - began)
+
+
+def engine_options(verb: argparse.ArgumentParser) -> None:
+    """How and by how many shards are made: nothing that is data."""
+    verb.add_argument("--engine", choices=("ray", "local"), default="ray")
+    verb.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    verb.add_argument(
+        "--teacher-actors",
+        type=int,
+        default=0,
+        metavar="N",
+        help="N teachers that all of Ray's workers share, such as one for each GPU "
+        "(default: every worker loads its own)",
+    )
+    verb.add_argument(
+        "--teachers-per-gpu",
+        type=int,
+        default=1,
+        metavar="N",
+        help="how many of them share a GPU (default %(default)s)",
+    )
+
+
+def teacher_actors(options: argparse.Namespace, device: str) -> run.TeacherActors:
+    """What ``engine_options`` say of teachers; ``ValueError`` where it cannot be."""
+    actors = run.TeacherActors(options.teacher_actors, options.teachers_per_gpu)
+    actors.check(options.engine, device)
+    return actors
+
+
+def finish(job: jobs.Job, outcome: run.Outcome, seconds: float) -> int:
+    """Write the dataset's card and tell what a run did. Exit status 1 where a shard failed."""
     write_card(job)
-    _tell(job, outcome.made, outcome.skipped, time.monotonic() - began)
+    _tell(job, outcome.made, outcome.skipped, seconds)
     for shard, reason in sorted(outcome.failed.items()):
         print(f"failed: {shards.shard_name(shard)}: {reason}")
     return 1 if outcome.failed else 0
@@ -266,6 +299,7 @@ def delegate(verb: str, argv: Sequence[str]) -> int:
 
 
 OWN_OPTIONS = {
+    "relabel": "pipeline.relabel",
     "preview": "pipeline.preview",
     "corpora": "pipeline.makers",
     "speak": "pipeline.speak",

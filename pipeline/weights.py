@@ -1,9 +1,10 @@
-"""The weight files that processors and teachers need: one table, one cache, fetched once.
+"""Fetches the weight files that processors and teachers need: one table, one cache, once.
 
 ``<cache>/<name>/`` holds the files of an entry of ``data_specs/weights.yaml`` by their official
 names, and ``SHA256SUMS`` once all of them are whole. What is on its way is called ``.part``: a file
 gets its name after its size and hash were checked, so a fetch that was killed leaves nothing that
-``find`` takes. Files placed by hand are used as they are; ``make weights`` checks and records them.
+``train.models.weights.find`` takes. Files placed by hand are used as they are; ``make weights``
+checks and records them.
 
 Everything comes by plain HTTP, huggingface.co too: ``hf_hub_download`` (huggingface_hub 2.4) begins
 again from nothing after an interruption, and the largest file has 8 GB.
@@ -15,7 +16,6 @@ import argparse
 import fcntl
 import hashlib
 import http.client
-import importlib.util
 import json
 import os
 import re
@@ -31,147 +31,31 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from data_specs.strict import unknown
-from data_specs.weight import (
-    Archive,
-    Build,
-    HuggingFace,
-    Plain,
-    WeightFile,
-    Weights,
-    Wheel,
-    all_weights,
+from data_specs import weight as table
+from data_specs.weight import Archive, Build, HuggingFace, Plain, WeightFile, Weights, Wheel
+from train.models.weights import (
+    FOLDER_VARIABLE,
+    SUMS_FILE,
+    Sum,
+    Sums,
+    cache_folder,
+    entry_of,
+    folder_of,
+    read_sums,
+    remedy,
+    state_of,
 )
 
-FOLDER_VARIABLE = "SPEECH_WEIGHTS"
 OFFLINE_VARIABLE = "HF_HUB_OFFLINE"
 HUB_VARIABLE = "HF_ENDPOINT"
 HUB = "https://huggingface.co"
 
-SUMS_FILE = "SHA256SUMS"
 LOCK_FILE = ".lock"
 CHUNK_BYTES = 1 << 20
 TIMEOUT_S = 60.0
 AGENT = "distill-mos-factory"
 HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 """SHA-1 or SHA-256."""
-
-
-# --- finding --------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Sum:
-    """Size and SHA-256 of a file."""
-
-    size: int
-    sha256: str
-
-
-Sums = Mapping[str, Sum]
-
-
-@dataclass(frozen=True)
-class State:
-    """How an entry stands here, in a word; ``problem`` says what to run where it is of no use."""
-
-    word: str
-    problem: str = ""
-
-
-def cache_folder() -> Path:
-    """Where weights are kept: ``$SPEECH_WEIGHTS``, else ``~/.cache/distill-mos-factory``."""
-    given = os.environ.get(FOLDER_VARIABLE)
-    return Path(given) if given else Path.home() / ".cache" / "distill-mos-factory"
-
-
-def find(name: str) -> Path:
-    """The folder of the weights called ``name``, with all its files whole.
-
-    Sizes are compared with those of the fetch; ``check`` reads the files. Raises
-    ``FileNotFoundError`` saying what to run; nothing is downloaded.
-    """
-    entry = entry_of(name)
-    if problem := state_of(name, entry).problem:
-        raise FileNotFoundError(problem)
-    return folder_of(name, entry)
-
-
-def entry_of(name: str) -> Weights:
-    """The table's entry, or a ``FileNotFoundError`` with the nearest name."""
-    table = all_weights()
-    if name not in table:
-        raise FileNotFoundError(unknown("weights", name, table))
-    return table[name]
-
-
-def folder_of(name: str, entry: Weights) -> Path:
-    """Where the entry's files are or would be; a package's are where it is installed."""
-    if not isinstance(entry, Wheel):
-        return cache_folder() / name
-    spec = importlib.util.find_spec(entry.module)
-    return Path(spec.origin).parent if spec and spec.origin else Path(entry.module)
-
-
-def state_of(name: str, entry: Weights) -> State:
-    """What can be told without reading a file."""
-    folder = folder_of(name, entry)
-    run = _remedy(name, entry)
-    lacking = [file.name for file in entry.files if not (folder / file.name).is_file()]
-    if len(lacking) == len(entry.files) and not any(folder.rglob("*.part")):
-        return State("missing", f"no weights {name!r} in {folder}: {run}")
-    if lacking:
-        missing = f"{', '.join(lacking)} missing"
-        return State(
-            "incomplete", f"weights {name!r} in {folder} are incomplete ({missing}): {run}"
-        )
-    sums = _expected(entry, folder)
-    if wrong := [text for file in entry.files if (text := _glance(file, folder, sums))]:
-        return State(
-            "wrong", f"weights {name!r} in {folder}: {'; '.join(wrong)}: delete, then {run}"
-        )
-    if isinstance(entry, Wheel | Build):
-        return State("installed" if isinstance(entry, Wheel) else "built")
-    return State("whole" if set(sums) >= {file.name for file in entry.files} else "by hand")
-
-
-def _remedy(name: str, entry: Weights) -> str:
-    if isinstance(entry, Wheel):
-        return f"run pip install --force-reinstall --no-deps {entry.package}=={entry.version}"
-    return f"run {entry.command}" if isinstance(entry, Build) else f"run make weights NAMES={name}"
-
-
-def _expected(entry: Weights, folder: Path) -> Sums:
-    """Sizes and hashes to hold the files to: a package's are in the table, else those fetched."""
-    if not isinstance(entry, Wheel):
-        return read_sums(folder)
-    return {f.name: Sum(f.size, f.sha256) for f in entry.files if f.size and f.sha256}
-
-
-def _glance(file: WeightFile, folder: Path, sums: Sums) -> str:
-    """What is wrong with a file by its size and by the hash it had when it was fetched."""
-    size = (folder / file.name).stat().st_size
-    if file.name not in sums:
-        # By hand: the network's own weights, or others of its kind; what reads them will see.
-        return "" if size else f"{file.name} is empty"
-    expected = sums[file.name]
-    if size != expected.size:
-        return f"{file.name} has {size} bytes, expected {expected.size}"
-    if not expected.sha256.startswith(file.published):
-        return f"{file.name} is not the version of the table"
-    return ""
-
-
-def read_sums(folder: Path) -> Sums:
-    """What ``SHA256SUMS`` says, by file name; empty where there is none."""
-    try:
-        text = (folder / SUMS_FILE).read_text(encoding="utf-8")
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
-    sizes = dict(re.findall(r"^# (\d+) bytes: (.+)$", text, re.MULTILINE))
-    by_name = {name: int(size) for size, name in sizes.items()}
-    hashes = re.findall(r"^([0-9a-f]{64})  (.+)$", text, re.MULTILINE)
-    return {name: Sum(by_name[name], sha256) for sha256, name in hashes if name in by_name}
 
 
 def _write_sums(folder: Path, sums: Sums) -> None:
@@ -496,7 +380,7 @@ def _member(archive: zipfile.ZipFile, name: str, flat: bool) -> zipfile.ZipInfo:
 def main(argv: Sequence[str]) -> int:
     """Fetch, list or check weights. Exit status 1 where something is not whole."""
     options = _parser().parse_args(argv)
-    names = options.names or list(all_weights())
+    names = options.names or list(table.all_weights())
     entries = {name: entry_of(name) for name in names}
     if options.list:
         print(_listing(entries))
@@ -552,7 +436,7 @@ def _wrong_files(name: str, entry: Weights) -> Iterator[str]:
     for file in entry.files:
         path = folder / file.name
         if problem := _objection(file, measure(path), sums.get(file.name)):
-            yield f"{path} {problem}: delete it, then {_remedy(name, entry)}"
+            yield f"{path} {problem}: delete it, then {remedy(name, entry)}"
 
 
 def _listing(entries: Mapping[str, Weights]) -> str:

@@ -30,8 +30,8 @@ from data_specs.voice import NOT_STATED, VoiceSpec, load_voices
 from pipeline import speak
 from pipeline.__main__ import main
 from pipeline.manifest import scan
-from pipeline.weights import cache_folder
 from tests.conftest import ROOT
+from train.models.weights import cache_folder
 
 LJ, VCTK, THORSTEN = (
     f"tts_models/{name}/vits" for name in ("en/ljspeech", "en/vctk", "de/thorsten")

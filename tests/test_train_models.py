@@ -156,7 +156,7 @@ def test_unknown_names():
         variant("v11")
     with pytest.raises(ValueError, match="distillmos, dnsmos"):
         load_teacher("nisqa")
-    with pytest.raises(ValueError, match="auto, bf16, fp32"):
+    with pytest.raises(ValueError, match="auto, bf16, fp16, fp32"):
         load_teacher("distillmos", precision="fp8")
 
 

@@ -23,11 +23,12 @@ import torch
 from scipy.signal import lfilter
 
 from data_specs.weight import all_weights
-from pipeline import random_weights, weights
+from pipeline import random_weights
 from pipeline.audio import resample
 from pipeline.degrade import encodec, hifigan, runtime
 from pipeline.degrade.interface import noncommercial
 from tests.conftest import talk
+from train.models import weights
 
 BANDWIDTHS_KBPS = (1.5, 3.0, 6.0, 12.0, 24.0)
 RATES_HZ = (16_000, 22_050)

@@ -28,11 +28,13 @@ import numpy as np
 import pytest
 import yaml
 
+from data_specs import weight
 from data_specs.strict import HERE, SpecError, load
-from data_specs.weight import Archive, HuggingFace, Plain, WeightTable, Wheel, all_weights
+from data_specs.weight import Archive, Build, HuggingFace, Plain, WeightTable, Wheel, all_weights
 from pipeline import weights
 from pipeline.degrade import deepfilternet3
 from tests.conftest import ROOT
+from train.models.weights import find
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -140,7 +142,7 @@ ABOUT = {"about": "x", "homepage": "https://example.org", "licence": "CC0-1.0"}
 def use(monkeypatch: pytest.MonkeyPatch, entries: dict[str, dict[str, object]]) -> WeightTable:
     """Put a table in the real one's place."""
     table = WeightTable.model_validate({"weights": {n: ABOUT | e for n, e in entries.items()}})
-    monkeypatch.setattr(weights, "all_weights", lambda: table.weights)
+    monkeypatch.setattr(weight, "all_weights", lambda: table.weights)
     return table
 
 
@@ -169,7 +171,7 @@ def test_what_is_fetched_is_found_and_recorded(
     data = noise(3_000_000)
     one_file(site, monkeypatch, data)
     assert weights.main(["net"]) == 0
-    assert weights.find("net") == cache / "net"
+    assert find("net") == cache / "net"
     assert (cache / "net" / "net.bin").read_bytes() == data
     assert names(cache / "net") == ["SHA256SUMS", "net.bin"]
     run = ["sha256sum", "--strict", "-c", "SHA256SUMS"]
@@ -186,7 +188,7 @@ def test_the_digits_in_a_name_are_held_to(
     data = noise(1000)
     one_file(site, monkeypatch, data, sha256_prefix=sha256(data)[:prefix])
     assert weights.main(["net"]) == 0
-    weights.find("net")
+    find("net")
 
 
 def test_only_what_the_processors_read_is_fetched_unasked(
@@ -215,11 +217,11 @@ def test_what_is_not_here_is_an_error_that_names_the_command_and_no_network(
     for name, entry in all_weights().items():
         if isinstance(entry, Wheel):
             continue
-        run = "make lpcnet" if name == "lpcnet" else f"make weights NAMES={name}$"
+        run = entry.command if isinstance(entry, Build) else f"make weights NAMES={name}$"
         with pytest.raises(FileNotFoundError, match=f"no weights '{name}' in {cache}.*run {run}"):
-            weights.find(name)
+            find(name)
     with pytest.raises(FileNotFoundError, match=r"unknown weights.*did you mean 'lpcnet'"):
-        weights.find("lpcnets")
+        find("lpcnets")
     assert not cache.exists()
 
 
@@ -246,11 +248,11 @@ def test_a_cut_connection_is_gone_on_from_where_it_was(
     assert "ended after 1500000 of 2000000 bytes; run the same" in capsys.readouterr().err
     assert "net/net.bin" not in names(cache)
     with pytest.raises(FileNotFoundError, match=r"incomplete \(net.bin missing\).*NAMES=net"):
-        weights.find("net")
+        find("net")
     site.cut_after, site.sent = None, 0
     assert weights.main(["net"]) == 0
     assert site.asked[-1] == ("/net.bin", "bytes=1500000-") and site.sent == 500_000
-    assert (weights.find("net") / "net.bin").read_bytes() == data
+    assert (find("net") / "net.bin").read_bytes() == data
     assert names(cache / "net") == ["SHA256SUMS", "net.bin"]
 
 
@@ -267,7 +269,7 @@ def test_where_it_cannot_be_gone_on_it_begins_again(
         site.files["/net.bin"] = noise(50_000, 2)
     assert weights.main(["net"]) == 0
     assert site.sent == 50_000
-    assert (weights.find("net") / "net.bin").read_bytes() == site.files["/net.bin"]
+    assert (find("net") / "net.bin").read_bytes() == site.files["/net.bin"]
 
 
 def test_without_a_validator_the_hash_tells_and_a_mixture_is_refused(
@@ -282,7 +284,7 @@ def test_without_a_validator_the_hash_tells_and_a_mixture_is_refused(
     assert weights.main(["net"]) == 1 and site.sent == 30_000
     assert f"expected {sha256(data)}" in capsys.readouterr().err and names(cache / "net") == []
     assert weights.main(["net"]) == 0
-    assert (weights.find("net") / "net.bin").read_bytes() == data
+    assert (find("net") / "net.bin").read_bytes() == data
 
 
 def test_a_part_that_is_all_there_is_not_fetched_again(
@@ -293,7 +295,7 @@ def test_a_part_that_is_all_there_is_not_fetched_again(
     (cache / "net").mkdir(parents=True)
     (cache / "net" / "net.bin.part").write_bytes(data)
     assert weights.main(["net"]) == 0
-    assert site.sent == 0 and (weights.find("net") / "net.bin").read_bytes() == data
+    assert site.sent == 0 and (find("net") / "net.bin").read_bytes() == data
 
 
 def test_a_part_longer_than_the_file_begins_again(
@@ -304,7 +306,7 @@ def test_a_part_longer_than_the_file_begins_again(
     (cache / "net").mkdir(parents=True)
     (cache / "net" / "net.bin.part").write_bytes(noise(20_000, 3))
     assert weights.main(["net"]) == 0
-    assert (weights.find("net") / "net.bin").read_bytes() == data
+    assert (find("net") / "net.bin").read_bytes() == data
 
 
 @pytest.mark.parametrize("wrong", ["sha256", "sha256_prefix", "size", "truncated"])
@@ -330,7 +332,7 @@ def test_a_wrong_file_is_deleted_and_told_with_both_values(
     assert f"{site.url}/net.bin has" in error and all(text in error for text in said)
     assert names(cache / "net") == []
     with pytest.raises(FileNotFoundError, match="make weights NAMES=net"):
-        weights.find("net")
+        find("net")
 
 
 def test_one_entry_that_fails_does_not_keep_the_others_back(
@@ -340,15 +342,15 @@ def test_one_entry_that_fails_does_not_keep_the_others_back(
     use(monkeypatch, {n: {"files": [{"name": n, "url": f"{site.url}/{n}"}]} for n in ("a", "b")})
     assert weights.main(["a", "b"]) == 1
     assert "error: a: " in capsys.readouterr().err
-    weights.find("b")
+    find("b")
 
 
 CHILD = """
 import sys, yaml
-from data_specs.weight import WeightTable
+from data_specs import weight
 from pipeline import weights
-table = WeightTable.model_validate(yaml.safe_load(open(sys.argv[1]))).weights
-weights.all_weights = lambda: table
+table = weight.WeightTable.model_validate(yaml.safe_load(open(sys.argv[1]))).weights
+weight.all_weights = lambda: table
 sys.exit(weights.main(sys.argv[2:]))
 """
 
@@ -388,12 +390,12 @@ def test_a_killed_fetch_leaves_nothing_that_is_found_and_is_gone_on(
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
     with pytest.raises(FileNotFoundError, match=r"incomplete \(net.bin missing\).*NAMES=net"):
-        weights.find("net")
+        find("net")
     site.stall.clear()
     site.sent = 0
     assert weights.main(["net"]) == 0
     assert site.sent == 2 << 20 and site.asked[-1] == ("/net.bin", f"bytes={2 << 20}-")
-    assert (weights.find("net") / "net.bin").read_bytes() == half
+    assert (find("net") / "net.bin").read_bytes() == half
 
 
 def test_two_at_once_fetch_once(
@@ -413,7 +415,7 @@ def test_two_at_once_fetch_once(
         assert len(site.asked) == 1 and second.is_alive()
     site.stall.clear()  # the first is dead and its lock gone with it: the second takes over
     second.join(timeout=60)
-    assert (weights.find("net") / "net.bin").read_bytes() == data
+    assert (find("net") / "net.bin").read_bytes() == data
     assert "another process is fetching it" in capsys.readouterr().out
 
 
@@ -431,13 +433,13 @@ def test_an_unpublished_hash_is_told_recorded_and_holds_from_then_on(
     assert weights.read_sums(cache / "net") == {"net.bin": weights.Sum(10_000, sha256(data))}
     (cache / "net" / "net.bin").unlink()
     with pytest.raises(FileNotFoundError, match="make weights NAMES=net"):
-        weights.find("net")
+        find("net")
     site.files["/net.bin"] = noise(10_000, 2)
     assert weights.main(["net"]) == 1
     assert f"was fetched before with {sha256(data)}" in capsys.readouterr().err
     site.files["/net.bin"] = data
     assert weights.main(["net"]) == 0
-    assert (weights.find("net") / "net.bin").read_bytes() == data
+    assert (find("net") / "net.bin").read_bytes() == data
 
 
 def test_a_changed_size_is_not_found_and_changed_bytes_do_not_pass_the_check(
@@ -448,14 +450,14 @@ def test_a_changed_size_is_not_found_and_changed_bytes_do_not_pass_the_check(
     assert weights.main(["net"]) == 0 and weights.main(["--check"]) == 0
     path = cache / "net" / "net.bin"
     path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
-    assert weights.find("net") == cache / "net"
+    assert find("net") == cache / "net"
     capsys.readouterr()
     assert weights.main(["--check", "net"]) == 1
     said = capsys.readouterr().out
     assert str(path) in said and sha256(data) in said and "make weights NAMES=net" in said
     path.write_bytes(data[:-1])
     with pytest.raises(FileNotFoundError, match=r"9999 bytes, expected 10000.*NAMES=net"):
-        weights.find("net")
+        find("net")
     assert weights.main(["--check"]) == 1
 
 
@@ -466,7 +468,7 @@ def test_a_newer_table_does_not_take_an_older_fetch(
     assert weights.main(["net"]) == 0
     one_file(site, monkeypatch, b"new")
     with pytest.raises(FileNotFoundError, match="not the version of the table"):
-        weights.find("net")
+        find("net")
 
 
 def test_files_by_hand_are_used_and_recorded_without_network(
@@ -476,7 +478,7 @@ def test_files_by_hand_are_used_and_recorded_without_network(
     one_file(site, monkeypatch, data)
     (cache / "net").mkdir(parents=True)
     (cache / "net" / "net.bin").write_bytes(data)
-    assert weights.find("net") == cache / "net"
+    assert find("net") == cache / "net"
     assert weights.state_of("net", weights.entry_of("net")).word == "by hand"
     assert weights.main(["net"]) == 0 and site.asked == []
     assert weights.state_of("net", weights.entry_of("net")).word == "whole"
@@ -494,7 +496,7 @@ def test_a_file_by_hand_that_is_another_is_told_and_left_alone(
     assert path.read_bytes() == b"my own training"
     path.write_bytes(b"")
     with pytest.raises(FileNotFoundError, match=r"net\.bin is empty"):
-        weights.find("net")
+        find("net")
 
 
 # --- huggingface.co -------------------------------------------------------------------------------
@@ -528,7 +530,7 @@ def test_the_hub_s_files_are_held_to_the_hub_s_hashes_and_gone_on(
     assert names(cache / "net") == ["config.json", "model.safetensors.part", *FROM]
     site.cut_after, site.sent = None, 0
     assert weights.main(["net"]) == 0 and site.sent == 50_000
-    assert (weights.find("net") / "model.safetensors").read_bytes() == data
+    assert (find("net") / "model.safetensors").read_bytes() == data
     assert "is published" not in capsys.readouterr().out
 
 
@@ -550,7 +552,7 @@ def test_a_file_that_is_not_the_hub_s_is_refused(
     assert f"expected {tags[wrong]} as the hub says" in capsys.readouterr().err
     assert wrong not in names(cache / "net")
     with pytest.raises(FileNotFoundError, match="make weights NAMES=net"):
-        weights.find("net")
+        find("net")
 
 
 def test_hf_hub_offline_is_respected(
@@ -591,11 +593,11 @@ def test_an_archive_is_unpacked_and_only_what_is_listed(
     files = ["config.ini", "net.ckpt"] if flat else ["top/config.ini", "top/deep/net.ckpt"]
     archive_entry(site, monkeypatch, data, *files, flat=flat)
     assert weights.main(["net"]) == 0
-    assert names(weights.find("net")) == ["SHA256SUMS", *files]
+    assert names(find("net")) == ["SHA256SUMS", *files]
     assert (cache / "net" / files[1]).read_bytes() == noise(5000)
     (cache / "net" / files[1]).unlink()
     assert weights.main(["net"]) == 0 and len(site.asked) == 2
-    weights.find("net")
+    find("net")
 
 
 @pytest.mark.parametrize("evil", ["../evil", "a/../../evil", "/evil", "..\\evil"])
@@ -615,7 +617,7 @@ def test_an_archive_that_leads_outside_is_refused(
     assert "leads out of its folder" in capsys.readouterr().err
     assert names(tmp_path) == before and not Path("/evil").exists()
     with pytest.raises(FileNotFoundError):
-        weights.find("net")
+        find("net")
 
 
 @pytest.mark.parametrize(
@@ -640,7 +642,7 @@ def test_a_bad_archive_is_told(
     assert said in capsys.readouterr().err
     assert not {"net/config.ini", "net/net.zip"} & set(names(cache))
     with pytest.raises(FileNotFoundError):
-        weights.find("net")
+        find("net")
 
 
 # --- the table ------------------------------------------------------------------------------------
@@ -698,7 +700,7 @@ def test_the_files_of_the_packages_are_those_of_the_table(name: str) -> None:
     if importlib.util.find_spec(entry.module) is None:
         pytest.skip(f"pip install {entry.package}")
     assert importlib.metadata.version(entry.package) == entry.version
-    folder = weights.find(name)
+    folder = find(name)
     for file in entry.files:
         assert weights.measure(folder / file.name) == weights.Sum(file.size or 0, file.sha256 or "")
     assert weights.main(["--check", name]) == 0 and weights.main([name]) == 0
@@ -718,7 +720,7 @@ def test_a_package_that_is_not_installed_or_another_is_told(
     )
     for name, said in (("absent", "no weights 'absent'"), ("other", "bytes, expected 1")):
         with pytest.raises(FileNotFoundError, match=f"{said}.*pip install .* no-such==1.2"):
-            weights.find(name)
+            find(name)
         assert weights.main([name]) == 1
     assert "no-such==1.2" in capsys.readouterr().err
 

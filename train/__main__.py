@@ -1,4 +1,4 @@
-"""``python -m train``: fit, evaluate, score, report, variants."""
+"""``python -m train``: fit, teacher, evaluate, score, report, variants."""
 
 from __future__ import annotations
 
@@ -22,6 +22,14 @@ def _evaluate(argv: list[str]) -> int:
     return evaluate.run(parser.parse_args(argv))
 
 
+def _teacher(argv: list[str]) -> int:
+    from train import teach
+
+    parser = argparse.ArgumentParser(prog="python -m train teacher", description=teach.__doc__)
+    teach.add_arguments(parser)
+    return teach.run(parser.parse_args(argv))
+
+
 def _score(argv: list[str]) -> int:
     from train import score
 
@@ -34,6 +42,15 @@ def _report(argv: list[str]) -> int:
     from train import report
 
     return int(report.main(argv) or 0)
+
+
+def _bench_teacher(argv: list[str]) -> int:
+    from train import bench_teacher
+
+    about = bench_teacher.__doc__
+    parser = argparse.ArgumentParser(prog="python -m train bench-teacher", description=about)
+    bench_teacher.add_arguments(parser)
+    return bench_teacher.run(parser.parse_args(argv))
 
 
 def _variants(argv: list[str]) -> int:
@@ -55,9 +72,11 @@ def _variants(argv: list[str]) -> int:
 
 VERBS = {
     "fit": (_fit, "train a student on shards, or continue a run"),
+    "teacher": (_teacher, "train a teacher's head on rated clips, or continue a run"),
     "evaluate": (_evaluate, "compare models with rated clips and with shards' labels"),
     "score": (_score, "score files, folders or lists to a CSV"),
     "report": (_report, "write one HTML page about a run"),
+    "bench-teacher": (_bench_teacher, "the XLS-R teacher's speed, memory and precision"),
     "variants": (_variants, "list the students and what they cost"),
 }
 
@@ -67,7 +86,7 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m train",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="\n".join(f"{name:10} {about}" for name, (_, about) in VERBS.items()),
+        epilog="\n".join(f"{name:14} {about}" for name, (_, about) in VERBS.items()),
     )
     parser.add_argument("verb", choices=VERBS)
     args = parser.parse_args(argv[:1])

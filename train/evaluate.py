@@ -245,7 +245,9 @@ def evaluate(
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``python -m train evaluate``."""
-    parser.add_argument("--model", action="append", required=True, help="v7 or a run; repeatable")
+    parser.add_argument(
+        "--model", action="append", required=True, help="v7, a run or a teacher; repeatable"
+    )
     parser.add_argument("--rated", action="append", default=[], type=Path, help="CSV; repeatable")
     parser.add_argument("--shards", action="append", default=[], type=Path, help="repeatable")
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")

@@ -16,7 +16,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,9 +38,10 @@ from data_specs.sample import CROP_SAMPLES
 from data_specs.strict import digest
 from train.files import load_checkpoint, save_checkpoint, write_atomically, write_text
 from train.metrics import agreement
+from train.models.calibration import Calibration
 from train.models.memory import keep_freed_memory
+from train.models.precision import resolve_precision
 from train.models.student import Student, count, sha256_of, variant
-from train.models.teacher import resolve_precision
 from train.stream import (
     Batches,
     DatasetInfo,
@@ -158,7 +159,7 @@ def open_sources(shards: Path, validation: Path | None, rated: Path | None) -> S
     out. ``ValueError`` naming what is missing or damaged.
     """
     info, found = read_dataset_info(shards), list_shards(shards)
-    clips = read_rated(rated) if rated else []
+    clips = on_labels_scale(read_rated(rated) if rated else [], info.calibration)
     if validation is not None:
         held_info = read_dataset_info(validation)
         if held_info.teacher != info.teacher:
@@ -174,6 +175,30 @@ def open_sources(shards: Path, validation: Path | None, rated: Path | None) -> S
         )
     held = max(1, round(len(found) * HOLD_OUT))
     return Sources(info, found[:-held], found[-held:], clips, info.recipe_hash)
+
+
+def on_labels_scale(clips: Sequence[RatedClip], calibration: Calibration | None) -> list[RatedClip]:
+    """Rated clips with their ratings on the scale of the teacher's labels (section IV-C).
+
+    A rating goes through the inverse of the teacher's map to the clip's dataset. It stays what it
+    is where the teacher has no such maps, or never saw that dataset (a warning names it).
+    """
+    if calibration is None:
+        return list(clips)
+    strange = sorted({clip.dataset for clip in clips} - calibration.datasets.keys())
+    if strange:
+        print(
+            f"warning: the teacher was not trained on {', '.join(strange)}: ratings of these "
+            "clips are taken as they are, though their scale may be another",
+            file=sys.stderr,
+        )
+    return [_mapped(clip, calibration) for clip in clips]
+
+
+def _mapped(clip: RatedClip, calibration: Calibration) -> RatedClip:
+    if clip.dataset not in calibration.datasets:
+        return clip
+    return clip.model_copy(update={"mos": float(calibration.to_universal(clip.mos, clip.dataset))})
 
 
 def make_config(

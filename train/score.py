@@ -24,24 +24,31 @@ import safetensors.torch
 import torch
 from numpy.typing import NDArray
 from pydantic import ValidationError
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from data_specs.sample import CROP_SAMPLES
+from data_specs.teacher import teacher_table
 from train.audio import Wave, check_wave, read_mono, to_16k
 from train.files import load_checkpoint, write_text
+from train.models.head_teacher import HEAD_JSON, HeadTeacher
 from train.models.student import (
     Student,
     StudentConfig,
     load_v7,
+    mos_of,
     sha256_of,
     v7_weights_path,
 )
+from train.models.teacher import MEAN, Teacher, load_teacher
 
 Short = Literal["zero", "repeat"]
 
 MAX_HOP_SAMPLES = 16_000
 """Windows of a long clip start at most 1 s apart (published code)."""
+
+MIN_SAMPLES = 400
+"""What one frame of XLS-R or of MFCC is made of; shorter clips are padded."""
 
 WINDOWS_A_BATCH = 8
 AUDIO_ENDINGS = {
@@ -101,12 +108,12 @@ class Scorer:
     """A loaded model that scores clips of any length and rate; made by ``load``."""
 
     def __init__(
-        self, student: Student, name: str, weights_sha256: str, device: str = "cpu"
+        self, network: nn.Module, name: str, weights_sha256: str, device: str = "cpu"
     ) -> None:
         self.name = name
         self.weights_sha256 = weights_sha256
         self.device = torch.device(device)
-        self.student = student.to(self.device).eval()
+        self.network = network.to(self.device).eval()
 
     def score(
         self,
@@ -123,14 +130,18 @@ class Scorer:
             wave = wave.detach().cpu().numpy()
         wave_T = np.ascontiguousarray(wave, np.float32)
         check_wave(wave_T, "wave")
-        parts = list(_batched(windows(to_16k(wave_T, sample_rate), _checked(short))))
+        parts = list(_batched(self.windows(to_16k(wave_T, sample_rate), _checked(short))))
         return float(np.mean([mos for part in parts for mos in self.score_windows(part)]))
+
+    def windows(self, wave_T: Wave, short: Short) -> Iterator[Wave]:
+        """What a clip at 16 kHz is scored in."""
+        return windows(wave_T, short)
 
     @torch.inference_mode()
     def score_windows(self, waves: Sequence[Wave]) -> list[float]:
-        """Scores of windows of exactly 122880 samples at 16 kHz."""
+        """Scores of windows, 122880 samples each at 16 kHz."""
         waves_BT = torch.from_numpy(np.stack(waves)).to(self.device)
-        scores: list[float] = self.student(waves_BT).tolist()
+        scores: list[float] = self.network(waves_BT).tolist()
         return scores
 
     def score_files(
@@ -143,7 +154,7 @@ class Scorer:
         pending: list[_Pending] = []
         queue: list[tuple[_Pending, Wave]] = []
         for path in paths:
-            for entry in _windows_of_file(path, _checked(short)):
+            for entry in self._windows_of_file(path, _checked(short)):
                 if isinstance(entry, Score):
                     yield from self._finish(pending, queue)
                     yield entry
@@ -155,6 +166,18 @@ class Scorer:
                     self._work_off(queue)
                     yield from _completed(pending)
         yield from self._finish(pending, queue)
+
+    def _windows_of_file(self, path: Path, short: Short) -> Iterator[tuple[_Pending, Wave] | Score]:
+        try:
+            wave_T, rate = read_mono(path)
+            seconds = len(wave_T) / rate
+            wave_T = to_16k(wave_T, rate)
+        except ValueError as error:
+            yield Score(path, None, None, str(error))
+            return
+        file = _Pending(path, seconds, window_count(len(wave_T)))
+        for window_T in self.windows(wave_T, short):
+            yield file, window_T
 
     def _finish(
         self, pending: list[_Pending], queue: list[tuple[_Pending, Wave]]
@@ -170,17 +193,36 @@ class Scorer:
             queue.clear()
 
 
-def _windows_of_file(path: Path, short: Short) -> Iterator[tuple[_Pending, Wave] | Score]:
-    try:
-        wave_T, rate = read_mono(path)
-        seconds = len(wave_T) / rate
-        wave_T = to_16k(wave_T, rate)
-    except ValueError as error:
-        yield Score(path, None, None, str(error))
-        return
-    file = _Pending(path, seconds, window_count(len(wave_T)))
-    for window_T in windows(wave_T, short):
-        yield file, window_T
+class TeacherScorer(Scorer):
+    """A teacher as a scorer, in float32.
+
+    Where its head reads frames, a clip shorter than a window is heard as it is, and zeros are put
+    behind its frames (published code of xls-r-sqa); ``short="repeat"`` repeats the wave.
+    """
+
+    def __init__(self, teacher: Teacher) -> None:
+        self.teacher = teacher
+        self.name, self.weights_sha256 = teacher.name, teacher.weights_sha256
+
+    def windows(self, wave_T: Wave, short: Short) -> Iterator[Wave]:
+        """See ``Scorer.windows``."""
+        heard = MIN_SAMPLES <= len(wave_T) < CROP_SAMPLES and short == "zero"
+        if heard and isinstance(self.teacher, HeadTeacher):
+            return iter((wave_T,))
+        return windows(wave_T, short)
+
+    def score_windows(self, waves: Sequence[Wave]) -> list[float]:
+        """See ``Scorer.score_windows``; a window may be shorter than the others."""
+        whole = [wave for wave in waves if len(wave) == CROP_SAMPLES]
+        scores = iter(self.teacher.score(np.stack(whole))[0].tolist() if whole else [])
+        return [
+            next(scores) if len(wave) == CROP_SAMPLES else self._score_short(wave) for wave in waves
+        ]
+
+    def _score_short(self, wave_T: Wave) -> float:
+        if not isinstance(self.teacher, HeadTeacher):
+            raise ValueError(f"teacher {self.name!r} scores clips of {CROP_SAMPLES} samples only")
+        return float(mos_of(self.teacher.logits(torch.from_numpy(wave_T)[None]).double()))
 
 
 def _completed(pending: list[_Pending]) -> Iterator[Score]:
@@ -209,15 +251,20 @@ def _checked(short: Short) -> Short:
 def load(model: str | Path, device: str = "cpu") -> Scorer:
     """A scorer of "v7" (the published weights), a run folder, a ``.pt`` or a ``.safetensors``.
 
+    Or of a teacher: a name of ``teachers.yaml``, ``mean:a+b``, the folder of a trained head.
     ``ValueError`` naming what is missing or damaged.
     """
     if str(model) == "v7":
         return Scorer(load_v7(), "v7", sha256_of(v7_weights_path()), device)
     path = Path(model)
+    if str(model) in teacher_table().teachers or str(model).startswith(MEAN):
+        return TeacherScorer(load_teacher(model, device, "fp32"))
+    if (path / HEAD_JSON).is_file():
+        return TeacherScorer(load_teacher(model, device, "fp32"))
     if path.is_dir():
         path = _model_in(path)
     if not path.is_file():
-        raise ValueError(f"{path}: no such model; give v7, a run folder or a model file")
+        raise ValueError(f"{path}: no such model; give v7, a run folder, a model file or a teacher")
     config, weights = _from_tensors(path) if path.suffix == ".safetensors" else _from_pt(path)
     student = _student(path, config, weights)
     return Scorer(student, str(model), sha256_of(path), device)
@@ -304,7 +351,9 @@ def scores_csv(scores: Iterable[Score], scorer: Scorer) -> str:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``python -m train score``."""
     parser.add_argument("paths", nargs="+", type=Path, help="files, folders, .txt lists")
-    parser.add_argument("--model", default="v7", help="v7, a run folder or a model file")
+    parser.add_argument(
+        "--model", default="v7", help="v7, a run folder, a model file, or a teacher"
+    )
     parser.add_argument("--out", type=Path, required=True, help="CSV file")
     parser.add_argument("--short", choices=get_args(Short), default="zero")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

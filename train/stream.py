@@ -27,6 +27,7 @@ import numpy as np
 import soundfile
 import torch
 from numpy.typing import NDArray
+from pydantic import ValidationError
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -40,6 +41,7 @@ from data_specs.sample import (
 )
 from train.audio import read_mono, to_16k
 from train.memory import free_bytes
+from train.models.calibration import Calibration
 
 Pcm = NDArray[np.int16]
 PCM_SCALE = 32768.0
@@ -58,11 +60,15 @@ class Shard:
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """What ``dataset.json`` beside the shards says."""
+    """What ``dataset.json`` beside the shards says.
+
+    ``calibration`` is its teacher's: between the labels' scale and those of rated sets.
+    """
 
     recipe_hash: str
     recipe: Any
     teacher: str
+    calibration: Calibration | None = None
 
 
 class Span(NamedTuple):
@@ -88,7 +94,12 @@ def read_dataset_info(folder: Path) -> DatasetInfo:
             raise ValueError(f"{path}: no key {key!r}; make the dataset again")
     teacher = content["teacher"]
     name = teacher.get("name", teacher) if isinstance(teacher, dict) else teacher
-    return DatasetInfo(str(content["recipe_hash"]), content["recipe"], str(name))
+    maps = content.get("teacher_calibration")
+    try:
+        calibration = None if maps is None else Calibration.model_validate(maps)
+    except ValidationError as error:
+        raise ValueError(f"{path}: teacher_calibration: {error}") from error
+    return DatasetInfo(str(content["recipe_hash"]), content["recipe"], str(name), calibration)
 
 
 def list_shards(folder: Path) -> list[Shard]:

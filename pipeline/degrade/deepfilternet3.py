@@ -23,9 +23,9 @@ from typing import Any
 import numpy as np
 
 from data_specs.sample import SAMPLE_RATE
-from pipeline import weights
 from pipeline.audio import resample
 from pipeline.degrade.interface import Params, Processor, Waves
+from train.models import weights
 from train.models.memory import keep_freed_memory
 
 RATE_HZ = 48_000

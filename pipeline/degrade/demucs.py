@@ -22,10 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_specs.sample import SAMPLE_RATE
-from pipeline import weights
 from pipeline.degrade import runtime
 from pipeline.degrade.interface import Params, Processor, Waves
 from pipeline.degrade.timewise import Layer, conv, dtype_of, lstm, taps, transposed
+from train.models import weights
 from train.models.memory import keep_freed_memory
 
 INSTALL = "pip install --no-deps denoiser==0.1.5"

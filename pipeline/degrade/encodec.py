@@ -27,11 +27,11 @@ from typing import Any
 import numpy as np
 
 from data_specs.sample import SAMPLE_RATE
-from pipeline import weights
 from pipeline.audio import resample
 from pipeline.degrade import runtime
 from pipeline.degrade.interface import Params, Processor, Waves
 from pipeline.degrade.timewise import Layer, conv, dtype_of, lstm, transposed
+from train.models import weights
 from train.models.memory import keep_freed_memory
 
 RATE_HZ = 24_000

@@ -28,11 +28,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_specs.sample import SAMPLE_RATE
-from pipeline import weights
 from pipeline.audio import Wave, resample
 from pipeline.degrade import runtime
 from pipeline.degrade.interface import Params, Processor, Waves
 from pipeline.degrade.timewise import Layer, conv, dtype_of, transposed
+from train.models import weights
 from train.models.memory import keep_freed_memory
 
 SPEECHT5 = "hifigan-speecht5"

@@ -23,9 +23,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import weights
 from pipeline.audio import DropSample, Wave, from_pcm, to_pcm
 from pipeline.degrade.interface import Params, Processor, Waves
+from train.models import weights
 
 EXECUTABLE = "lpcnet_demo"
 PATH_VARIABLE = "LPCNET_DEMO"

@@ -9,10 +9,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Annotated
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional
+
+TEACHER_TOKENS = 384
+"""Frames that a teacher's head reads: 7.68 s of XLS-R's 20 ms."""
 
 PUBLISHED_NAMES = (
     ("transformer.norm.", "norm_projection."),
@@ -20,6 +25,8 @@ PUBLISHED_NAMES = (
     ("transformer.position_encoding.pe", "positions"),
     ("transformer.transformer_encoder.", "encoder."),
     ("norm_input.", "norm_input."),
+    ("norm_inputs.", "norm_inputs."),
+    ("lin_infusion.", "mix."),
     ("norm_trans.", "norm_output."),
     ("pool.linear1.", "pool.hidden."),
     ("pool.linear2.", "pool.weight."),
@@ -103,6 +110,49 @@ class TransformerHead(nn.Module):
         x_BLD = self.norm_output(x_BLD.transpose(-1, -2)).transpose(-1, -2)
         logits_B: Tensor = self.pool(x_BLD)
         return logits_B
+
+
+class FusionHead(TransformerHead):
+    """The published head over two layers: each has its batch norm, then they are mixed into one.
+
+    (B, L, C, 2) -> (B,).
+    """
+
+    def __init__(self, features: int, tokens: int, dim: int, heads: int, layers: int) -> None:
+        super().__init__(features, tokens, dim, heads, layers)
+        self.norm_input = nn.Identity()  # type: ignore[assignment]
+        self.norm_inputs = nn.ModuleList(nn.BatchNorm1d(features) for _ in range(2))
+        self.mix = nn.Linear(2, 1)
+
+    def forward(self, features_BLC2: Tensor) -> Tensor:
+        """Logits (B,)."""
+        normed = [
+            norm(features_BLC2[..., which].transpose(-1, -2)).transpose(-1, -2)
+            for which, norm in enumerate(self.norm_inputs)
+        ]
+        return super().forward(self.mix(torch.stack(normed, dim=-1)).squeeze(-1))
+
+
+Positive = Annotated[int, Field(ge=1)]
+
+
+class HeadConfig(BaseModel):
+    """Dimensions of a teacher's head; the defaults are the published ones (32 wide, 4 layers)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    features: Positive
+    tokens: Positive = TEACHER_TOKENS
+    dim: Annotated[int, Field(ge=2, multiple_of=2)] = 32
+    heads: Positive = 4
+    layers: Positive = 4
+    feedforward: Positive | None = None
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+
+def build_head(config: HeadConfig) -> TransformerHead:
+    """A head with fresh weights: (B, tokens, features) -> logits (B,)."""
+    return TransformerHead(**config.model_dump())
 
 
 def head_state(published: Mapping[str, Tensor]) -> dict[str, Tensor]:

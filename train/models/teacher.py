@@ -1,33 +1,43 @@
 """Teachers: what gives a clip its pseudo-label.
 
-One interface for all: the pipeline's labeller knows ``Teacher`` and ``load_teacher`` only.
+One interface for all: the pipeline's labeller knows ``Teacher`` and ``load_teacher`` only. Their
+names are in ``data_specs/teachers.yaml``.
 """
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from data_specs.sample import CROP_SAMPLES, SAMPLE_RATE
+from data_specs.strict import digest, unknown
+from data_specs.teacher import DnsMos, PublishedHead, Student, TrainedHead, teacher_table
+from train.models import weights
+from train.models.calibration import Calibration
+from train.models.clips import Floats, Waves, checked_waves
 from train.models.features import compressed_spectrum, peak_normalise
+from train.models.precision import has_fast_bf16, resolve_precision
 from train.models.student import load_v7, mos_of, sha256_of, v7_weights_path
 
-Floats = NDArray[np.float32]
-Waves = NDArray[np.float32] | Tensor
+__all__ = ["Teacher", "has_fast_bf16", "load_teacher", "resolve_precision"]
+
+MEAN = "mean:"
+"""``mean:a+b`` is the mean of the teachers a and b."""
 
 
 class Teacher(Protocol):
-    """A loaded model that scores clips of 7.68 s."""
+    """A loaded model that scores clips of 7.68 s.
+
+    ``calibration`` maps between its scale and that of each rated set that it was trained on.
+    """
 
     name: str
     weights_sha256: str
+    calibration: Calibration | None
 
     def score(self, waves_BT: Waves) -> tuple[Floats, Floats | None]:
         """Scores of a (B, 122880) float32 batch at 16 kHz, within -1 to 1.
@@ -37,24 +47,6 @@ class Teacher(Protocol):
         not finite.
         """
         ...
-
-
-def has_fast_bf16(device: torch.device) -> bool:
-    """Whether bfloat16 is computed by the device itself, not emulated."""
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    if device.type != "cpu":
-        return False
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-
-
-def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
-    """The dtype meant by "fp32", "bf16" or "auto" (bf16 where it is fast) on that device."""
-    if precision == "auto":
-        return torch.bfloat16 if has_fast_bf16(device) else torch.float32
-    if precision not in ("fp32", "bf16"):
-        raise ValueError(f"unknown precision {precision!r}: known are auto, bf16, fp32")
-    return torch.bfloat16 if precision == "bf16" else torch.float32
 
 
 class DistillMosTeacher:
@@ -67,6 +59,7 @@ class DistillMosTeacher:
     """
 
     name = "distillmos"
+    calibration: Calibration | None = None
 
     def __init__(self, device: str = "cpu", precision: str = "auto") -> None:
         self.weights_sha256 = sha256_of(v7_weights_path())
@@ -79,7 +72,7 @@ class DistillMosTeacher:
     @torch.inference_mode()
     def score(self, waves_BT: Waves) -> tuple[Floats, Floats | None]:
         """See ``Teacher.score``."""
-        waves_BT = _checked(waves_BT).to(self.device)
+        waves_BT = checked_waves(waves_BT).to(self.device)
         if not len(waves_BT):
             return np.empty(0, np.float32), np.empty(0, np.float32)
         logits_B = torch.cat([self._logits(chunk) for chunk in torch.split(waves_BT, self._chunk)])
@@ -92,91 +85,58 @@ class DistillMosTeacher:
         return logits_B.float()
 
 
-class DnsMosTeacher:
-    """DNSMOS P.835 (overall quality) as the ``speechmos`` package runs it; CPU, no logit.
+class MeanTeacher:
+    """The mean score of several teachers, each on its own scale; no logit."""
 
-    The clip is repeated to at least 9.01 s and scored in windows of 9.01 s, 1 s apart; the
-    windows' mean is the score. ``speechmos`` itself also computes the P.808 model, which is
-    left out here: the overall score is the same for half of the work.
-    """
+    calibration: Calibration | None = None
 
-    name = "dnsmos"
-    WINDOW_SECONDS = 9.01
-    POLYNOMIAL = (-0.06766283, 1.11546468, 0.04602535)
-    """Raw network output to overall MOS (``speechmos.dnsmos``, not personalised)."""
-
-    def __init__(self, device: str = "cpu", precision: str = "auto") -> None:
-        if precision not in ("auto", "fp32"):
-            raise ValueError(f"teacher 'dnsmos' runs in fp32 only, not {precision!r}")
-        if torch.device(device).type != "cpu":
-            raise ValueError(f"teacher 'dnsmos' runs on the CPU only, not on {device!r}")
-        path = _dnsmos_weights_path()
-        self.weights_sha256 = sha256_of(path)
-        self._session = _onnx_session(path)
+    def __init__(self, teachers: Sequence[Teacher]) -> None:
+        self.teachers = tuple(teachers)
+        self.name = MEAN + "+".join(teacher.name for teacher in teachers)
+        self.weights_sha256 = digest([[t.name, t.weights_sha256] for t in teachers])
 
     def score(self, waves_BT: Waves) -> tuple[Floats, Floats | None]:
         """See ``Teacher.score``."""
-        waves = _checked(waves_BT).numpy(force=True)
-        return np.array([self._score_one(wave_T) for wave_T in waves], np.float32), None
-
-    def _score_one(self, wave_T: Floats) -> float:
-        window = int(self.WINDOW_SECONDS * SAMPLE_RATE)
-        while len(wave_T) < window:
-            wave_T = np.concatenate([wave_T, wave_T])
-        hops = int(len(wave_T) // SAMPLE_RATE - self.WINDOW_SECONDS) + 1
-        starts = (hop * SAMPLE_RATE for hop in range(hops))
-        raw = [
-            self._session.run(None, {"input_1": wave_T[None, start : start + window]})[0][0][2]
-            for start in starts
-        ]
-        return float(np.clip(np.mean(np.polyval(self.POLYNOMIAL, raw)), 1, 5))
+        scores = [teacher.score(waves_BT)[0] for teacher in self.teachers]
+        mean_B: Floats = np.asarray(np.mean(scores, axis=0, dtype=np.float64), np.float32)
+        return mean_B, None
 
 
-def _checked(waves_BT: Waves) -> Tensor:
-    """The batch as a float32 tensor; ``ValueError`` for a wrong shape or non-finite values."""
-    waves = torch.as_tensor(waves_BT, dtype=torch.float32)
-    if waves.ndim != 2 or waves.shape[1] != CROP_SAMPLES:
-        raise ValueError(f"waves of shape {tuple(waves.shape)}: need (B, {CROP_SAMPLES})")
-    bad = torch.nonzero(~torch.isfinite(waves).all(dim=1)).flatten().tolist()
-    if bad:
-        raise ValueError(f"waves {bad} of the batch hold values that are not finite")
-    return waves
+def load_teacher(name: str | Path, device: str = "cpu", precision: str = "auto") -> Teacher:
+    """Load a teacher by its name in ``teachers.yaml``, or ``mean:a+b``, or a head's folder.
 
-
-def _dnsmos_weights_path() -> Path:
-    spec = importlib.util.find_spec("speechmos")
-    if spec is None or not spec.submodule_search_locations:
-        raise ValueError("teacher 'dnsmos' needs a package that is missing: pip install speechmos")
-    path = Path(spec.submodule_search_locations[0]) / "dnsmos_models" / "sig_bak_ovr.onnx"
-    if not path.is_file():
-        raise ValueError(f"{path} is missing: pip install --force-reinstall speechmos")
-    return path
-
-
-def _onnx_session(path: Path) -> Any:
-    if importlib.util.find_spec("onnxruntime") is None:
-        raise ValueError(
-            "teacher 'dnsmos' needs a package that is missing: pip install onnxruntime"
-        )
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-
-
-TEACHERS: dict[str, Callable[[str, str], Teacher]] = {
-    "distillmos": DistillMosTeacher,
-    "dnsmos": DnsMosTeacher,
-}
-
-
-def load_teacher(name: str, device: str = "cpu", precision: str = "auto") -> Teacher:
-    """Load a teacher by name.
-
-    ``precision`` is "fp32", "bf16" or "auto": bf16 on CUDA and on CPUs with bf16 instructions,
-    else fp32. ``ValueError`` for an unknown name, a missing package, or what it cannot run on.
+    A head of your own is called by its folder: a path, or a name in the weights' cache.
+    ``precision`` is "fp32", "bf16", "fp16" or "auto": bf16 on CUDA and on CPUs with bf16
+    instructions, else fp32. ``ValueError`` for an unknown name, a missing package or weights (it
+    says what to run), or what it cannot run on.
     """
-    if name not in TEACHERS:
-        raise ValueError(f"unknown teacher {name!r}: known are {', '.join(sorted(TEACHERS))}")
-    return TEACHERS[name](device, precision)
+    text = str(name)
+    if text.startswith(MEAN):
+        names = text.removeprefix(MEAN).split("+")
+        return MeanTeacher([load_teacher(part, device, precision) for part in names])
+    spec = teacher_table().teachers.get(text)
+    if isinstance(spec, Student):
+        return DistillMosTeacher(device, precision)
+    if isinstance(spec, DnsMos):
+        from train.models.dnsmos import DnsMosTeacher
+
+        return DnsMosTeacher(device, precision)
+    from train.models.head_teacher import load_published, load_trained
+
+    if isinstance(spec, PublishedHead):
+        return load_published(text, spec, device, precision)
+    return load_trained(text, _head_folder(text, spec), device, precision)
+
+
+def _head_folder(name: str, spec: TrainedHead | None) -> Path:
+    """Where a trained head is; ``ValueError`` naming the teachers there are."""
+    if spec is not None:
+        try:
+            return weights.find(spec.weights)
+        except FileNotFoundError as error:
+            raise ValueError(f"teacher {name!r}: {error}") from None
+    for folder in (weights.cache_folder() / name, Path(name)):
+        if (folder / "head.json").is_file():
+            return folder
+    known = unknown("teacher", name, teacher_table().teachers)
+    raise ValueError(f"{known} (or {MEAN}a+b, or the folder of a trained head)")

@@ -1,0 +1,89 @@
+"""The teachers by name: what each hears (its front end) and what makes a score of it (its head)."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from data_specs.strict import HERE, Strict, load, unknown
+from data_specs.weight import Inside
+
+Layer = Annotated[int, Field(ge=1, le=48)]
+
+
+class Mfcc(Strict):
+    """40 mel-frequency cepstral coefficients every 12.5 ms, torchaudio's defaults (xls-r-sqa)."""
+
+    kind: Literal["mfcc"] = "mfcc"
+
+
+class XlsR(Strict):
+    """Hidden states of an XLS-R encoder every 20 ms; two layers for a fusion head.
+
+    ``weights`` names an entry of ``weights.yaml``: the whole encoder, or the published cut of it.
+    """
+
+    kind: Literal["xlsr"] = "xlsr"
+    weights: Annotated[tuple[str, ...], Field(min_length=1)]
+    """Any of these does; the first that is there is taken."""
+    layers: Annotated[tuple[Layer, ...], Field(min_length=1, max_length=2)]
+
+
+FrontEnd = Annotated[Mfcc | XlsR, Field(discriminator="kind")]
+
+
+class Student(Strict):
+    """The published student (v7) as a teacher."""
+
+    kind: Literal["distillmos"] = "distillmos"
+
+
+class DnsMos(Strict):
+    """DNSMOS P.835, overall quality."""
+
+    kind: Literal["dnsmos"] = "dnsmos"
+
+
+class PublishedHead(Strict):
+    """A head out of the ``xls-r-sqa`` wheel, by its file in ``models/sqa-v2`` there."""
+
+    kind: Literal["published"] = "published"
+    front_end: str
+    file: Inside
+
+
+class TrainedHead(Strict):
+    """A head that ``python -m train teacher`` made; ``weights`` names an entry of the cache."""
+
+    kind: Literal["trained"] = "trained"
+    front_end: str
+    weights: str
+
+
+Teacher = Annotated[Student | DnsMos | PublishedHead | TrainedHead, Field(discriminator="kind")]
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
+
+
+class TeacherTable(Strict):
+    """The file ``teachers.yaml``."""
+
+    about: str = ""
+    front_ends: dict[Name, FrontEnd]
+    teachers: dict[Name, Teacher]
+
+    @model_validator(mode="after")
+    def _front_ends_exist(self) -> TeacherTable:
+        for name, teacher in self.teachers.items():
+            front_end = getattr(teacher, "front_end", None)
+            if front_end is not None and front_end not in self.front_ends:
+                known = unknown("front end", front_end, self.front_ends)
+                raise ValueError(f"teacher {name!r}: {known}")
+        return self
+
+
+@cache
+def teacher_table() -> TeacherTable:
+    """``data_specs/teachers.yaml``."""
+    return load(TeacherTable, HERE / "teachers.yaml")

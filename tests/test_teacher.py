@@ -1,0 +1,459 @@
+"""The XLS-R and MFCC teachers against the published package and plain transformers."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import soundfile
+import torch
+from train_helpers import SHARED, needs_shared, tone_pcm
+
+from data_specs.sample import CROP_SAMPLES
+from data_specs.teacher import PublishedHead, XlsR, teacher_table
+from train.models import front_end, weights
+from train.models.front_end import XlsrFrontEnd, centre_crop, load_front_end
+from train.models.head import HeadConfig, build_head
+from train.models.head_teacher import HeadTeacher, load_trained, published_head
+from train.models.teacher import load_teacher
+from train.models.xlsr import Encoder, flops, load_encoder, normal, read_tensors
+from train.random_xlsr import SIZES, config_of, write_checkpoint
+from train.score import load, windows
+
+TOLERANCE = 1e-4
+SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "conv_dim": [16] * 7}
+E2E_CONFIGS = {
+    "300m": "XLSR_300M_TRANSFORMER_32DEEP_CONFIG",
+    "2b": "XLSR_2B_TRANSFORMER_32DEEP_CONFIG",
+}
+PUBLISHED = {
+    name: spec for name, spec in teacher_table().teachers.items() if isinstance(spec, PublishedHead)
+}
+
+
+def waves(clips: int, samples: int = CROP_SAMPLES) -> torch.Tensor:
+    pcm = np.stack([tone_pcm(number, samples) for number in range(clips)])
+    return torch.from_numpy(pcm.astype(np.float32) / 32768)
+
+
+def small_config(layers: int = 4):
+    return config_of("300m", layers, **SMALL, num_conv_pos_embedding_groups=4)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of four small layers, one file."""
+    return write_checkpoint(tmp_path_factory.mktemp("small"), small_config())
+
+
+def whole_model(folder: Path):
+    from transformers import Wav2Vec2Model
+
+    return Wav2Vec2Model.from_pretrained(folder, attn_implementation="eager").eval()
+
+
+# --- the published package ------------------------------------------------------------------------
+
+
+@needs_shared
+@pytest.mark.shared
+@pytest.mark.parametrize("variant", ["subset", "full"])
+def test_mfcc_is_the_package_on_its_own_samples(variant: str):
+    config = pytest.importorskip("xls_r_sqa.config")
+    e2e = pytest.importorskip("xls_r_sqa.e2e_model")
+    package = e2e.E2EModel(config.MFCC_TRANSFORMER_32DEEP_CONFIG, dataset_variant=variant).eval()
+    teacher = load_teacher("mfcc" if variant == "subset" else "mfcc-full")
+    paths = sorted((SHARED / "data/mos/xlsr_sqa_samples").glob("*.flac"))
+    assert len(paths) == 5
+    for path in paths:
+        wave_1T = torch.from_numpy(soundfile.read(path, dtype="float32")[0])[None]
+        with torch.inference_mode():
+            expected = package(wave_1T).item()
+        logit_1 = teacher.logits(wave_1T)
+        assert 1 + 4 * torch.sigmoid(logit_1).item() == pytest.approx(expected, abs=TOLERANCE)
+
+
+@pytest.mark.parametrize("name", sorted(PUBLISHED))
+def test_every_published_head_is_the_packages(name: str):
+    config = pytest.importorskip("xls_r_sqa.config")
+    model = pytest.importorskip("xls_r_sqa.sqa_model")
+    spec, sizes = PUBLISHED[name], {"300m": 1024, "1b": 1280, "2b": 1920}
+    size = next((size for size in sizes if f"-{size}-" in name), None)
+    which = f"XLSR_{size.upper()}" if size else "MFCC"
+    settings = getattr(config, f"{which}_TRANSFORMER_32DEEP_CONFIG")
+    ours, _ = published_head(spec.file, sizes.get(size, 40))
+    fusion = "fusion" in name
+    theirs = (model.FusionModel if fusion else model.SingleLayerModel)(settings).eval()
+    path = Path(model.__file__).parent / "models/sqa-v2" / spec.file
+    theirs.load_state_dict(torch.load(path, weights_only=True))
+    features = torch.randn(2, 384, sizes.get(size, 40), 2 if fusion else 1)
+    given = tuple(features.unbind(-1)) if fusion else features[..., 0]
+    with torch.inference_mode():
+        expected_B = theirs(given).flatten()
+        logits_B = ours(features if fusion else features[..., 0])
+    torch.testing.assert_close(torch.sigmoid(logits_B), expected_B, rtol=0, atol=1e-5)
+
+
+def same_as_package(size: str, layer: int, folder: Path, clip: torch.Tensor) -> None:
+    config = pytest.importorskip("xls_r_sqa.config")
+    e2e = pytest.importorskip("xls_r_sqa.e2e_model")
+    spec = PUBLISHED[f"xlsr-{size}-l{layer}"]
+    path = Path(e2e.__file__).parent / "models/sqa-v2" / spec.file
+    settings = getattr(config, E2E_CONFIGS[size])
+    package = e2e.E2EModel(settings, layer, folder, path, auto_download=False).eval()
+    with torch.inference_mode():
+        expected = package(clip).item()
+    del package
+    ours = XlsrFrontEnd("test", folder, [layer], precision="fp32")
+    head, sha256 = published_head(spec.file, ours.channels)
+    logit_1 = HeadTeacher("test", ours, head, sha256).logits(clip)
+    assert 1 + 4 * torch.sigmoid(logit_1).item() == pytest.approx(expected, abs=TOLERANCE)
+
+
+@pytest.mark.parametrize("seconds", [3.0, 7.68, 10.0])
+def test_the_real_300m_shape_is_the_package(
+    seconds: float, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+):
+    folder = request.getfixturevalue("real_300m")
+    same_as_package("300m", 5, folder, waves(1, int(seconds * 16_000)))
+
+
+@pytest.fixture(scope="module")
+def real_300m(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six layers of the 300M model, as the published cut has it: 0.4 GB."""
+    return write_checkpoint(tmp_path_factory.mktemp("xls-r-300m"), config_of("300m", 6))
+
+
+@pytest.mark.slow
+def test_the_real_2b_shape_is_the_package(tmp_path: Path):
+    folder = write_checkpoint(tmp_path, config_of("2b", 11), ending="bin", shard_bytes=1 << 34)
+    same_as_package("2b", 10, folder, waves(1))
+    shutil.rmtree(folder)
+
+
+def test_the_2b_cut_has_477_million_parameters():
+    with torch.device("meta"):
+        encoder = Encoder(config_of("2b"), [10])
+    count = sum(parameter.numel() for parameter in encoder.parameters())
+    assert round(count / 1e6) == 477
+    assert len(encoder.encoder.layers) == 10
+
+
+def test_operations_of_a_clip():
+    parts = flops(config_of("2b"), 10, CROP_SAMPLES)
+    assert parts["layers"] == 10 * 2 * 383 * (4 * 1920**2 + 2 * 1920 * 7680)
+    assert 400e9 < sum(parts.values()) < 430e9
+    assert sorted(SIZES) == ["1b", "2b", "300m"]
+
+
+# --- the cut --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layer", [1, 2, 3])
+def test_hidden_states_are_the_whole_models(small: Path, layer: int):
+    encoder, _ = load_encoder(small, [layer])
+    assert len(encoder.encoder.layers) == layer
+    waves_BT = waves(2, 16_000)
+    with torch.inference_mode():
+        expected = whole_model(small)(normal(waves_BT), output_hidden_states=True)
+        (found,) = encoder(waves_BT)
+    torch.testing.assert_close(found, expected.hidden_states[layer], rtol=0, atol=1e-5)
+
+
+def test_two_layers_at_once(small: Path):
+    encoder, _ = load_encoder(small, [1, 3])
+    with torch.inference_mode():
+        expected = whole_model(small)(normal(waves(1, 16_000)), output_hidden_states=True)
+        first, third = encoder(waves(1, 16_000))
+    torch.testing.assert_close(first, expected.hidden_states[1], rtol=0, atol=1e-5)
+    torch.testing.assert_close(third, expected.hidden_states[3], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("ending", ["safetensors", "bin"])
+@pytest.mark.parametrize("prefix", ["wav2vec2.", ""])
+@pytest.mark.parametrize("shard_bytes", [1 << 30, 40_000])
+def test_every_form_of_a_checkpoint_gives_the_same_encoder(
+    small: Path, tmp_path: Path, ending: str, prefix: str, shard_bytes: int
+):
+    folder = write_checkpoint(
+        tmp_path, small_config(3), ending=ending, prefix=prefix, shard_bytes=shard_bytes
+    )
+    sharded = len(list(folder.glob(f"*.{ending}"))) > 1
+    assert sharded == (shard_bytes < 1 << 30)
+    expected, expected_sha256 = load_encoder(small, [2])
+    encoder, sha256 = load_encoder(folder, [2])
+    assert sha256 == expected_sha256  # the whole model's and the cut's are the same weights
+    state = encoder.state_dict()
+    for name, tensor in expected.state_dict().items():
+        assert torch.equal(tensor, state[name]), name
+
+
+def test_small_portions_read_the_same(small: Path, monkeypatch: pytest.MonkeyPatch):
+    expected = {name: tensor.clone() for name, tensor in read_tensors(small, wanted(small))}
+    monkeypatch.setattr("train.models.xlsr.PORTION_BYTES", 1000)
+    found = {name: tensor.clone() for name, tensor in read_tensors(small, wanted(small))}
+    assert found.keys() == expected.keys() and len(found) > 20
+    assert all(torch.equal(found[name], expected[name]) for name in found)
+
+
+def wanted(folder: Path) -> set[str]:
+    state = safetensors.torch.load_file(folder / "model.safetensors")
+    return {name.removeprefix("wav2vec2.") for name in state}
+
+
+def test_names_of_weight_norm_as_they_are_now(small: Path, tmp_path: Path):
+    state = safetensors.torch.load_file(small / "model.safetensors")
+    renamed = {
+        name.replace("conv.weight_g", "conv.parametrizations.weight.original0").replace(
+            "conv.weight_v", "conv.parametrizations.weight.original1"
+        ): tensor
+        for name, tensor in state.items()
+    }
+    shutil.copy(small / "config.json", tmp_path)
+    safetensors.torch.save_file(renamed, tmp_path / "model.safetensors")
+    assert load_encoder(tmp_path, [2])[1] == load_encoder(small, [2])[1]
+
+
+def test_other_weights_have_another_hash(small: Path, tmp_path: Path):
+    other = write_checkpoint(tmp_path, small_config(), seed=1)
+    assert load_encoder(other, [2])[1] != load_encoder(small, [2])[1]
+    assert load_encoder(small, [1])[1] != load_encoder(small, [2])[1]
+
+
+def change(folder: Path, small: Path, what: str) -> Path:
+    shutil.copytree(small, folder, dirs_exist_ok=True)
+    weights_path, config_path = folder / "model.safetensors", folder / "config.json"
+    state, config = safetensors.torch.load_file(weights_path), json.loads(config_path.read_text())
+    name = "wav2vec2.encoder.layers.1.attention.k_proj.weight"
+    if what == "tensor":
+        del state[name]
+    elif what == "shape":
+        state[name] = state[name][:3]
+    elif what == "norm":
+        del state["wav2vec2.encoder.pos_conv_embed.conv.weight_g"]
+    elif what == "kind":
+        config["do_stable_layer_norm"] = False
+    safetensors.torch.save_file(state, weights_path)
+    config_path.write_text(json.dumps(config))
+    if what == "cut":
+        weights_path.write_bytes(weights_path.read_bytes()[:-100])
+    elif what == "config":
+        config_path.write_text("{")
+    elif what in ("model.safetensors", "config.json"):
+        (folder / what).unlink()
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("tensor", "lacks 1 tensors, such as 'encoder.layers.1.attention.k_proj.weight'"),
+        ("shape", r"k_proj.weight' has shape \(3, 32\), config.json says \(32, 32\)"),
+        ("norm", "lacks tensor 'encoder.pos_conv_embed.conv.weight_g'"),
+        ("kind", "config.json: not an XLS-R"),
+        ("cut", "model.safetensors: damaged or no checkpoint"),
+        ("config", "config.json: not JSON"),
+        ("model.safetensors", "holds none of model.safetensors, pytorch_model.bin"),
+        ("config.json", "config.json is missing"),
+    ],
+)
+def test_a_bad_checkpoint_is_told_by_name(small: Path, tmp_path: Path, what: str, message: str):
+    with pytest.raises(ValueError, match=message):
+        load_encoder(change(tmp_path / "model", small, what), [2])
+
+
+def test_a_shard_that_is_missing_is_named(tmp_path: Path):
+    write_checkpoint(tmp_path, small_config(), shard_bytes=40_000)
+    lost = sorted(tmp_path.glob("*.safetensors"))[1]
+    lost.unlink()
+    with pytest.raises(ValueError, match=f"{lost.name} is missing"):
+        load_encoder(tmp_path, [2])
+
+
+def test_a_layer_that_the_model_has_not(small: Path):
+    with pytest.raises(ValueError, match="layer 5: the model has 4"):
+        load_encoder(small, [5])
+
+
+# --- as a teacher ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_teacher(small: Path) -> HeadTeacher:
+    torch.manual_seed(0)
+    ours = XlsrFrontEnd("small", small, [2], precision="fp32")
+    return HeadTeacher("small", ours, build_head(HeadConfig(features=32)), "0" * 64)
+
+
+def test_a_score_does_not_depend_on_its_neighbours(small_teacher: HeadTeacher):
+    waves_BT = waves(3)
+    mos_B, logit_B = small_teacher.score(waves_BT)
+    assert logit_B is not None and mos_B.shape == logit_B.shape == (3,)
+    np.testing.assert_allclose(mos_B, 1 + 4 / (1 + np.exp(-logit_B)), atol=1e-6)
+    for number in range(3):
+        one, _ = small_teacher.score(waves_BT[number : number + 1])
+        assert one[0] == mos_B[number]
+    assert small_teacher.score(waves_BT[:0])[0].shape == (0,)
+
+
+def test_mfcc_of_a_clip_does_not_depend_on_a_loud_neighbour():
+    quiet_BT = 0.001 * waves(1)
+    both_BT = torch.cat([quiet_BT, waves(1)])
+    ours = load_front_end("mfcc")
+    torch.testing.assert_close(ours.frames(both_BT)[:1], ours.frames(quiet_BT), rtol=0, atol=1e-4)
+
+
+def test_level_is_normalised(small_teacher: HeadTeacher):
+    waves_BT = waves(1)
+    loud, quiet = (small_teacher.score(gain * waves_BT)[0] for gain in (1, 0.1))
+    np.testing.assert_allclose(loud, quiet, atol=1e-3)
+    assert np.isfinite(small_teacher.score(torch.zeros(1, CROP_SAMPLES))[0]).all()
+
+
+@pytest.mark.parametrize(("frames", "first"), [(384, 0), (385, 0), (386, 1), (1000, 308)])
+def test_the_middle_is_cropped(frames: int, first: int):
+    frames_BLC = torch.arange(frames)[None, :, None].float()
+    assert centre_crop(frames_BLC)[0, 0, 0] == first
+    assert centre_crop(frames_BLC).shape == (1, 384, 1)
+
+
+def test_short_features_end_in_zeros():
+    assert centre_crop(torch.ones(1, 383, 2))[0, -1].tolist() == [0, 0]
+
+
+def test_the_mean_of_teachers():
+    waves_BT = waves(1)
+    mean = load_teacher("mean:distillmos+mfcc", precision="fp32")
+    scores = [load_teacher(n, precision="fp32").score(waves_BT)[0] for n in ("distillmos", "mfcc")]
+    mos_B, logit_B = mean.score(waves_BT)
+    assert mean.name == "mean:distillmos+mfcc" and logit_B is None
+    np.testing.assert_allclose(mos_B, np.mean(scores, axis=0), atol=1e-6)
+    other = load_teacher("mean:mfcc+distillmos", precision="fp32")
+    assert other.weights_sha256 != mean.weights_sha256
+
+
+def test_names_and_what_to_do_without_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setenv(weights.FOLDER_VARIABLE, str(tmp_path))
+    monkeypatch.setattr(front_end, "_in_hub_cache", lambda name: None)
+    with pytest.raises(ValueError, match="did you mean 'xlsr-2b-l41'"):
+        load_teacher("xlsr-2b-l11")
+    with pytest.raises(ValueError, match="make weights NAMES=xls-r-2b-lay10"):
+        load_teacher("xlsr-2b-l10")
+    with pytest.raises(ValueError, match="run make teacher"):
+        load_teacher("xlsr-2b-l10-ba")
+    with pytest.raises(ValueError, match="fp16 is for CUDA"):
+        load_teacher("distillmos", precision="fp16")
+
+
+def test_every_teacher_of_the_table_has_its_files():
+    table = teacher_table()
+    assert {"distillmos", "dnsmos", "mfcc", "xlsr-2b-l10", "xlsr-2b-l10-ba"} <= set(table.teachers)
+    for spec in table.front_ends.values():
+        if isinstance(spec, XlsR):
+            assert all(weights.entry_of(name) for name in spec.weights)
+
+
+def test_an_encoder_in_the_cache_is_found_in_any_form(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv(weights.FOLDER_VARIABLE, str(tmp_path))
+    write_checkpoint(tmp_path / "xls-r-300m", small_config(6), shard_bytes=40_000)
+    ours = load_front_end("xlsr-300m-l5", precision="fp32")
+    assert ours.name == "xlsr-300m-l5" and ours.channels == 32
+    assert ours.frames(waves(1)).shape == (1, 384, 32)
+
+
+def trained_head(folder: Path, **changes: object) -> Path:
+    torch.manual_seed(1)
+    config = HeadConfig(features=40)
+    folder.mkdir(parents=True, exist_ok=True)
+    safetensors.torch.save_file(build_head(config).state_dict(), folder / "head.safetensors")
+    about = {
+        "front_end": "mfcc",
+        "front_end_sha256": load_front_end("mfcc").weights_sha256,
+        "head": config.model_dump(),
+        "calibration": {
+            "universal": {"scale": 2.0, "shift": 0.5},
+            "datasets": {"a": {"scale": 1.0, "shift": 0.0}},
+        },
+    }
+    (folder / "head.json").write_text(json.dumps(about | changes))
+    return folder
+
+
+def test_a_trained_head_scores_on_the_universal_scale(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    raw = load_trained("raw", trained_head(tmp_path / "raw", calibration=None))
+    monkeypatch.setenv(weights.FOLDER_VARIABLE, str(tmp_path))
+    trained_head(tmp_path / "mine")
+    ours = load_teacher("mine")  # by its name in the cache, or by its folder
+    assert load_teacher(str(tmp_path / "mine")).name == ours.name == "mine"
+    assert ours.calibration is not None and raw.calibration is None
+    waves_BT = waves(1)
+    np.testing.assert_allclose(
+        ours.score(waves_BT)[1], 2 * raw.score(waves_BT)[1] + 0.5, rtol=1e-5, atol=1e-5
+    )
+    assert ours.weights_sha256 != raw.weights_sha256
+
+
+def test_a_trained_head_of_another_front_end_is_refused(tmp_path: Path):
+    with pytest.raises(ValueError, match="trained on another 'mfcc'"):
+        load_trained("x", trained_head(tmp_path, front_end_sha256="f" * 64))
+    with pytest.raises(ValueError, match="does not describe a head"):
+        load_trained("x", trained_head(tmp_path, head={"features": 41}))
+    (tmp_path / "head.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"no head.safetensors"):
+        load_trained("x", tmp_path)
+
+
+# --- any length -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seconds", [1.0, 4.0, 7.68])
+def test_a_clip_up_to_a_window_is_heard_as_the_package_hears_it(seconds: float):
+    config = pytest.importorskip("xls_r_sqa.config")
+    e2e = pytest.importorskip("xls_r_sqa.e2e_model")
+    package = e2e.E2EModel(config.MFCC_TRANSFORMER_32DEEP_CONFIG).eval()
+    wave_1T = waves(1, int(seconds * 16_000))
+    with torch.inference_mode():
+        expected = package(wave_1T).item()
+    scorer = load("mfcc")
+    assert scorer.score(wave_1T[0], 16_000) == pytest.approx(expected, abs=TOLERANCE)
+    assert (scorer.score(wave_1T[0], 16_000, "repeat") != scorer.score(wave_1T[0], 16_000)) == (
+        seconds < 7.68
+    )
+
+
+def test_windows_of_files_of_any_length_share_batches(tmp_path: Path):
+    lengths = [300, 30_000, CROP_SAMPLES, CROP_SAMPLES + 20_000, 9_000, 3 * CROP_SAMPLES]
+    clips = [waves(1, samples)[0].numpy() for samples in lengths]
+    for number, wave_T in enumerate(clips):
+        soundfile.write(tmp_path / f"{number}.wav", wave_T, 16_000, subtype="FLOAT")
+    scorer = load("mfcc")
+    together = [score.mos for score in scorer.score_files(sorted(tmp_path.glob("*.wav")))]
+    alone = [scorer.score(wave_T, 16_000) for wave_T in clips]
+    np.testing.assert_allclose(together, alone, atol=1e-6)
+
+
+def test_a_long_clip_is_the_mean_of_its_windows():
+    wave_T = waves(1, CROP_SAMPLES + 30_000)[0].numpy()
+    scorer, teacher = load("mfcc"), load_teacher("mfcc")
+    cut = np.stack(list(windows(wave_T)))
+    assert len(cut) == 3
+    expected = float(np.mean(teacher.score(cut)[0]))
+    assert scorer.score(wave_T, 16_000) == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_trained_head_and_a_mean_score_files(tmp_path: Path):
+    head = trained_head(tmp_path / "mine")
+    wave_T = waves(1)[0]
+    for name in (head, "mean:mfcc+distillmos"):
+        scorer = load(name)
+        assert 1 <= scorer.score(wave_T, 16_000) <= 5 and len(scorer.weights_sha256) == 64
+    with pytest.raises(ValueError, match="no such model"):
+        load(tmp_path / "nothing")

@@ -1,0 +1,235 @@
+"""Workers that share teachers make the same bytes, and lose nothing when a teacher is killed."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from data_specs.recipe import Teacher as TeacherSpec
+from data_specs.sample import CROP_SAMPLES
+from pipeline import run as engines
+from pipeline.__main__ import main
+from pipeline.job import Job, prepare
+from pipeline.relabel import Relabeller
+from pipeline.relabel import prepare as prepare_again
+from pipeline.run import RemoteTeacher, TeacherActors, _torch_threads_kept
+from pipeline.shards import ShardError, find_shards
+from tests.conftest import small_recipe
+
+SAMPLES = 26  # six shards of four and one of two: long enough for a teacher to be killed midway
+Corpora = dict[str, list[Path]]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[None]:
+    """Ray as the engine itself starts it for two workers and a teacher, once for all tests."""
+    import ray
+
+    engines._start_ray(3)
+    yield
+    ray.shutdown()
+
+
+def job_in(corpora: Corpora, out: Path, samples: int = SAMPLES) -> Job:
+    recipe = small_recipe(shard_samples=4, group_samples=2)
+    return prepare(recipe, corpora, out, samples, progress=False)
+
+
+def tars(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("*.tar"))}
+
+
+@pytest.fixture(scope="module")
+def reference(corpora: Corpora, tmp_path_factory: pytest.TempPathFactory) -> Job:
+    job = job_in(corpora, tmp_path_factory.mktemp("reference"))
+    assert engines.run(job, "local", 1, progress=False).failed == {}
+    return job
+
+
+def test_workers_that_share_a_teacher_make_the_same_bytes(
+    reference: Job, corpora: Corpora, tmp_path: Path
+) -> None:
+    job = job_in(corpora, tmp_path, 8)
+    outcome = engines.run(job, "ray", 2, progress=False, actors=TeacherActors(1))
+    assert outcome.failed == {} and find_shards(tmp_path) == [0, 1]
+    assert tars(tmp_path) == {name: tars(reference.out)[name] for name in tars(tmp_path)}
+
+
+def teachers() -> list[psutil.Process]:
+    """The processes of teacher actors, oldest first."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if "_TeacherActor" in " ".join(process.cmdline()):
+                found.append(process)
+        except psutil.NoSuchProcess:
+            continue
+    return sorted(found, key=lambda process: process.create_time())
+
+
+@pytest.fixture(autouse=True)
+def none_outlives_its_run(cluster: None) -> Iterator[None]:
+    yield
+    _, alive = psutil.wait_procs(teachers(), timeout=20)
+    assert alive == []
+
+
+class Killer(threading.Thread):
+    """Kills teachers with SIGKILL, ``times`` times, after the first shard is whole."""
+
+    def __init__(self, out: Path, times: int = 1) -> None:
+        super().__init__(daemon=True)
+        self.out, self.times, self.killed = out, times, list[int]()
+
+    def run(self) -> None:
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and len(self.killed) < self.times:
+            time.sleep(0.05)
+            if list(self.out.glob("shard-*.json")):
+                for process in teachers():
+                    if process.pid not in self.killed:
+                        process.kill()
+                        self.killed.append(process.pid)
+
+
+def test_a_killed_teacher_is_started_again_and_nothing_is_lost(
+    reference: Job, corpora: Corpora, tmp_path: Path
+) -> None:
+    job = job_in(corpora, tmp_path)
+    killer = Killer(tmp_path)
+    killer.start()
+    outcome = engines.run(job, "ray", 2, progress=False, actors=TeacherActors(1))
+    killer.join()
+    assert len(killer.killed) == 1
+    assert outcome.failed == {} and len(outcome.made) == 7
+    assert tars(tmp_path) == tars(reference.out)
+
+
+@pytest.mark.slow
+def test_a_teacher_that_dies_for_good_fails_its_shards_by_name(
+    reference: Job, corpora: Corpora, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engines, "RESTARTS", 0)
+    job = job_in(corpora, tmp_path)
+    killer = Killer(tmp_path)
+    killer.start()
+    outcome = engines.run(job, "ray", 2, progress=False, actors=TeacherActors(1))
+    killer.join()
+    assert outcome.made and outcome.failed
+    assert sorted([*outcome.made, *outcome.failed]) == list(range(7))
+    assert all("'distillmos': its actor died" in reason for reason in outcome.failed.values())
+    monkeypatch.undo()  # and the same command again makes the rest
+    again = engines.run(job, "ray", 2, progress=False, actors=TeacherActors(1))
+    assert sorted(again.made) == sorted(outcome.failed)
+    assert tars(tmp_path) == tars(reference.out)
+
+
+def test_two_teachers_label_a_dataset_again(
+    reference: Job, corpora: Corpora, tmp_path: Path
+) -> None:
+    source = replace(reference, samples=8)
+    job = prepare_again(source, tmp_path / "out", TeacherSpec(precision="bf16"))
+    hire = partial(Relabeller, source=source)
+    outcome = engines.run(job, "ray", 1, progress=False, hire=hire, actors=TeacherActors(2))
+    assert outcome.failed == {}
+    assert find_shards(job.out) == [0, 1]
+    assert tars(job.out) == {name: tars(reference.out)[name] for name in tars(job.out)}
+
+
+def test_a_teachers_own_error_comes_back_as_it_is(reference: Job) -> None:
+    with engines._shared_teacher(reference, TeacherActors(1)) as teacher:
+        assert isinstance(teacher, RemoteTeacher)
+        assert teacher.name == "distillmos"
+        assert teacher.weights_sha256 == reference.identity["teacher_sha256"]
+        with pytest.raises(
+            ValueError, match=rf"^waves of shape \(2, 5\): need \(B, {CROP_SAMPLES}"
+        ):
+            teacher.score(np.zeros((2, 5), np.float32))
+        mos_B, logit_B = teacher.score(np.zeros((1, CROP_SAMPLES), np.float32))
+        assert mos_B.shape == (1,) and logit_B is not None and logit_B.shape == (1,)
+
+
+class CountingTeacher:
+    """Notes how many calls were inside at once."""
+
+    name, weights_sha256 = "counting", "d" * 64
+
+    def __init__(self) -> None:
+        self.inside = self.most = 0
+
+    def score(self, waves_BT: np.ndarray) -> tuple[np.ndarray, None]:
+        self.inside += 1
+        self.most = max(self.most, self.inside)
+        time.sleep(0.3)
+        self.inside -= 1
+        return waves_BT[:, 0], None
+
+
+@pytest.mark.parametrize(("device", "most"), [("cpu", 1), ("cuda", 2)])
+def test_a_gpus_next_group_comes_in_while_one_is_scored(
+    device: str, most: int, reference: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher = CountingTeacher()
+    monkeypatch.setattr(Job, "load_teacher", lambda _: teacher)
+    actor = engines._TeacherActor(replace(reference, teacher_device=device))
+    groups = [np.full((2, 4), pcm, np.int16) for pcm in (-32768, 1, 32767)]
+    with _torch_threads_kept(), ThreadPoolExecutor(2) as pool:  # as Ray runs two of its calls
+        scores = [mos_B.tolist() for mos_B, _ in pool.map(actor.score, groups)]
+    assert scores == [[pcm / 32768] * 2 for pcm in (-32768, 1, 32767)]
+    assert teacher.most == most
+
+
+def test_a_teacher_that_cannot_be_loaded_ends_the_run_in_its_own_words(reference: Job) -> None:
+    other = replace(reference, identity=reference.identity | {"teacher_sha256": "f" * 64})
+    with (
+        pytest.raises(ShardError, match="'distillmos' has other weights on this machine"),
+        engines._shared_teacher(other, TeacherActors(1)),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "said"),
+    [
+        (TeacherActors(3), "cpu", "needs 4 CPUs and this Ray has 3"),
+        (TeacherActors(3, per_gpu=2), "cuda", "needs 2 GPUs and this Ray has 0: .*per-gpu"),
+    ],
+)
+def test_more_teachers_than_there_is_room_for_are_refused(
+    asked: TeacherActors, device: str, said: str, corpora: Corpora, tmp_path: Path
+) -> None:
+    import ray
+
+    if device == "cuda" and ray.cluster_resources().get("GPU"):
+        pytest.skip("there is a GPU")
+    job = replace(job_in(corpora, tmp_path), teacher_device=device)
+    with pytest.raises(ValueError, match=said):
+        engines.run(job, "ray", 1, progress=False, actors=asked)
+    assert find_shards(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--engine", "local", "--teacher-actors", "1"], "needs --engine ray, not local"),
+        (["--teacher-actors", "-1"], "at least 0"),
+        (["--teacher-actors", "1", "--teachers-per-gpu", "0"], "at least 1"),
+        (["--teacher-actors", "1", "--teacher-device", "cuda:1"], "write cuda"),
+    ],
+)
+def test_what_cannot_be_is_told_before_anything_is_read(
+    options: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert main(["shards", "demo", "--samples", "4", "--out", str(out), *options]) == 2
+    assert said in capsys.readouterr().err
+    assert not out.exists()

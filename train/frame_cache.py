@@ -1,0 +1,439 @@
+"""Features of rated clips, taken once and kept in a folder.
+
+The encoder is frozen (section IV-A), so its features are too. The folder holds
+
+``about.json``
+    what the features are: front end, its weights, the list of clips;
+``frames.u16``
+    the features, bf16 bit patterns, (clips, tokens, channels), read through a memory map;
+``rows.jsonl``
+    a ledger: one line for every clip that is done, with the reason if it cannot be used.
+
+A clip's line is written after its features are on the disk. A process killed at any point therefore
+loses its last seconds and nothing else: what has no line is taken again by the next run.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import Tensor
+from tqdm import tqdm
+
+from data_specs.rated import RatedClip
+from data_specs.sample import SAMPLE_RATE
+from data_specs.strict import digest
+from train.audio import Wave, read_mono, to_16k
+from train.files import write_text
+from train.models.front_end import FrontEnd
+
+Bits = NDArray[np.uint16]
+
+MAX_SECONDS = 20.0
+"""Of a longer clip the middle is read: it bounds memory, and leaves the 7.68 s that the head sees
+six seconds of context on each side."""
+
+MIN_SAMPLES = 400
+"""One frame of XLS-R (25 ms at 16 kHz): a shorter clip has no features."""
+
+COMMIT_SECONDS = 2.0
+"""How much work a kill can undo."""
+
+DEVICE_BATCH = 8
+"""Clips of one length that a GPU takes at once. A CPU takes one, so that features do not depend on
+neighbours, and with them on where a run was stopped."""
+
+AHEAD = 16
+"""Clips decoded ahead of the encoder."""
+
+ABOUT, FRAMES, ROWS = "about.json", "frames.u16", "rows.jsonl"
+
+
+class About(BaseModel):
+    """What a cache holds; all of it must be the same for a cache to be continued or used.
+
+    ``clips_sha256`` is over (dataset, file name) of all clips in order. Whether a file is still the
+    one whose features were taken is told from its size and modification time, as make and rsync
+    do, and held in the ledger: hashing contents would read all audio at every start. The folder of
+    the clips is in neither, so it may be moved.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: int = 1
+    front_end: str
+    weights_sha256: str
+    precision: str
+    tokens: int
+    channels: int
+    max_seconds: float = MAX_SECONDS
+    clips: int
+    clips_sha256: str
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one clip's features."""
+        return self.tokens * self.channels * 2
+
+
+class Row(BaseModel):
+    """A line of the ledger. ``bad`` is the reason why a clip has no features."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    row: int
+    dataset: str
+    name: str
+    bytes: int
+    modified_ns: int
+    bad: str | None = None
+
+    def same_file(self, other: Row) -> bool:
+        """Whether size and modification time are the same."""
+        return (self.bytes, self.modified_ns) == (other.bytes, other.modified_ns)
+
+
+@dataclass(frozen=True)
+class FrameCache:
+    """A whole cache: features of all clips but the bad ones.
+
+    ``frames`` (N, L, C) is a read-only memory map of bf16 bit patterns (see ``from_bits``), its
+    rows in the order of the clips. ``bad`` has the reason for every row that holds nothing.
+    """
+
+    about: About
+    frames: Bits
+    bad: dict[int, str]
+
+
+def to_bits(frames: Tensor) -> Bits:
+    """Float features of any shape, rounded to bf16, as bit patterns."""
+    bits: Bits = frames.to(torch.bfloat16).cpu().contiguous().view(torch.int16).numpy()
+    return bits.view(np.uint16)
+
+
+def from_bits(bits: Bits) -> Tensor:
+    """Bit patterns of any shape as a bf16 tensor on the CPU."""
+    return torch.from_numpy(np.ascontiguousarray(bits).view(np.int16)).view(torch.bfloat16)
+
+
+def open_cache(
+    folder: Path,
+    clips: Sequence[RatedClip],
+    front_end: FrontEnd,
+    stop: threading.Event | None = None,
+    progress: bool = True,
+) -> FrameCache | None:
+    """The features of these clips out of ``folder``; what is missing there is taken first.
+
+    None if ``stop`` was set before all were taken: the same call continues. ``ValueError`` for a
+    folder of another front end or other clips, and for one that is damaged; ``OSError`` where the
+    disk has no room. Clips that cannot be read are listed in ``bad``.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    about = _about(clips, front_end)
+    with _locked(folder):
+        ledger = _read_ledger(folder)
+        _require_same(folder, about, clips, ledger)
+        _require_frames(folder, about, ledger)
+        pending = _pending(folder, clips, ledger)
+        if pending:
+            _require_space(folder, about, len(pending))
+            taken = _fill(folder, about, clips, pending, front_end, stop, progress)
+            ledger |= {row.row: row for row in taken}
+            if len(taken) < len(pending):
+                return None
+    frames: Bits = np.memmap(
+        folder / FRAMES, np.uint16, "r", shape=(len(clips), about.tokens, about.channels)
+    )
+    return FrameCache(about, frames, {n: row.bad for n, row in sorted(ledger.items()) if row.bad})
+
+
+def _about(clips: Sequence[RatedClip], front_end: FrontEnd) -> About:
+    dtype = getattr(front_end, "dtype", torch.float32)  # MFCC is not asked for a precision
+    return About(
+        front_end=front_end.name,
+        weights_sha256=front_end.weights_sha256,
+        precision=str(dtype).removeprefix("torch."),
+        tokens=front_end.tokens,
+        channels=front_end.channels,
+        clips=len(clips),
+        clips_sha256=digest([[clip.dataset, clip.path.name] for clip in clips]),
+    )
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Let one process fill a cache at a time; the lock goes with the process, however that ends."""
+    with (folder / ROWS).open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"waiting: another process is at {folder}", file=sys.stderr, flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _require_same(
+    folder: Path, about: About, clips: Sequence[RatedClip], ledger: dict[int, Row]
+) -> None:
+    """Write ``about.json``, or ``ValueError`` saying in what the cache that is there differs."""
+    path = folder / ABOUT
+    if not path.is_file():
+        if ledger:
+            raise ValueError(f"{path} is missing: {_remedy(folder)}")
+        write_text(path, about.model_dump_json(indent=2) + "\n")
+        return
+    try:
+        before = About.model_validate_json(path.read_bytes()).model_dump()
+    except ValidationError as error:
+        raise ValueError(f"{path}: damaged: {_remedy(folder)} ({error})") from error
+    for name, now in about.model_dump().items():
+        if before[name] != now:
+            detail = _other_clip(clips, ledger) if name.startswith("clips") else ""
+            raise ValueError(
+                f"{folder}: holds features with {name}={before[name]!r}, not {now!r}{detail}: "
+                f"{_remedy(folder)}"
+            )
+
+
+def _other_clip(clips: Sequence[RatedClip], ledger: dict[int, Row]) -> str:
+    """The first clip that the cache has another of."""
+    for number, clip in enumerate(clips):
+        ours, kept = f"{clip.dataset} {clip.path.name}", ledger.get(number)
+        theirs = f"{kept.dataset} {kept.name}" if kept else ours
+        if theirs != ours:
+            return f" (clip {number} is {theirs} there, {ours} here)"
+    return ""
+
+
+def _remedy(folder: Path) -> str:
+    return f"give another --cache, or delete {folder} to take the features again"
+
+
+def _read_ledger(folder: Path) -> dict[int, Row]:
+    """The last line of every row; a last line that a kill cut short is removed from the file."""
+    path = folder / ROWS
+    data = path.read_bytes()
+    whole = data[: data.rfind(b"\n") + 1]
+    if len(whole) < len(data):
+        os.truncate(path, len(whole))
+    try:
+        rows = [Row.model_validate_json(line) for line in whole.splitlines()]
+    except ValidationError as error:
+        raise ValueError(f"{path}: damaged: {_remedy(folder)} ({error})") from error
+    return {row.row: row for row in rows}
+
+
+def _require_frames(folder: Path, about: About, ledger: dict[int, Row]) -> None:
+    """``ValueError`` if the features of rows in the ledger are not there."""
+    path = folder / FRAMES
+    size, expected = path.stat().st_size if path.is_file() else 0, about.clips * about.row_bytes
+    if size != expected and any(row.bad is None for row in ledger.values()):
+        raise ValueError(f"{path}: {size} bytes, not {expected}: {_remedy(folder)}")
+
+
+def _row_of(number: int, clip: RatedClip) -> Row:
+    status = clip.path.stat()
+    return Row(
+        row=number,
+        dataset=clip.dataset,
+        name=clip.path.name,
+        bytes=status.st_size,
+        modified_ns=status.st_mtime_ns,
+    )
+
+
+def _pending(folder: Path, clips: Sequence[RatedClip], ledger: dict[int, Row]) -> list[Row]:
+    """The rows to take: those without a line, and bad ones whose file has changed since.
+
+    ``ValueError`` where the file of a good row has changed.
+    """
+    pending = []
+    for number, clip in enumerate(clips):
+        now, kept = _row_of(number, clip), ledger.get(number)
+        if kept is not None and not kept.bad and not kept.same_file(now):
+            raise ValueError(
+                f"{clip.path}: changed since its features were taken: {_remedy(folder)}"
+            )
+        if kept is None or not kept.same_file(now):
+            pending.append(now)
+    return pending
+
+
+def _require_space(folder: Path, about: About, rows: int) -> None:
+    needed, free = rows * about.row_bytes, shutil.disk_usage(folder).free
+    if needed > free:
+        raise OSError(
+            f"{folder}: features of {rows} clips need {needed / 1e9:.2f} GB "
+            f"({about.row_bytes / 1e6:.2f} MB each), the disk has {free / 1e9:.2f} GB free: "
+            "make room, or give a --cache on another disk"
+        )
+
+
+class _Writer:
+    """Writes features, and lines of the ledger once their features are on the disk.
+
+    ``write`` and not a memory map: a full disk is then an error, not a signal that kills.
+    """
+
+    def __init__(self, folder: Path, about: About) -> None:
+        self._row_bytes = about.row_bytes
+        path = folder / FRAMES
+        path.touch()
+        os.truncate(path, about.clips * about.row_bytes)
+        self._frames = path.open("r+b")
+        self._ledger = (folder / ROWS).open("ab")
+        self._waiting: list[Row] = []
+        self._committed = time.monotonic()
+        self.done: list[Row] = []
+
+    def __enter__(self) -> _Writer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: object
+    ) -> None:
+        try:
+            self.commit()
+        finally:
+            self._frames.close()
+            self._ledger.close()
+
+    def add(self, row: Row, bits_LC: Bits | None = None) -> None:
+        """A row's features, or none for a bad one; committed every ``COMMIT_SECONDS``."""
+        if bits_LC is not None:
+            self._frames.seek(row.row * self._row_bytes)
+            self._frames.write(bits_LC.tobytes())
+        self._waiting.append(row)
+        if time.monotonic() - self._committed >= COMMIT_SECONDS:
+            self.commit()
+
+    def commit(self) -> None:
+        """Make all rows so far durable."""
+        _sync(self._frames)
+        lines = [row.model_dump_json(exclude_none=True) + "\n" for row in self._waiting]
+        self._ledger.write("".join(lines).encode())
+        _sync(self._ledger)
+        self.done += self._waiting
+        self._waiting, self._committed = [], time.monotonic()
+
+
+def _sync(file: Any) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _fill(
+    folder: Path,
+    about: About,
+    clips: Sequence[RatedClip],
+    pending: Sequence[Row],
+    front_end: FrontEnd,
+    stop: threading.Event | None,
+    progress: bool,
+) -> list[Row]:
+    """Take the features of the pending rows; returns those that were done."""
+    bar = tqdm(
+        total=len(clips),
+        initial=len(clips) - len(pending),
+        unit="clip",
+        desc=f"features ({front_end.name})",
+        disable=not progress,
+    )
+    size = 1 if torch.device(front_end.device).type == "cpu" else DEVICE_BATCH
+    with bar, _Writer(folder, about) as writer:
+        for rows, waves in _of_one_length(_decoded(clips, pending), size):
+            for row, bits_LC in _features(rows, waves, front_end, about):
+                writer.add(row, bits_LC)
+            bar.update(len(rows))
+            if stop is not None and stop.is_set():
+                break
+    return writer.done
+
+
+def _features(
+    rows: list[Row], waves: list[Wave], front_end: FrontEnd, about: About
+) -> Iterator[tuple[Row, Bits | None]]:
+    """Every row with its features; without waves these are bad rows, which have none."""
+    if not waves:
+        yield from ((row, None) for row in rows)
+        return
+    frames_BLC = front_end.frames(torch.from_numpy(np.stack(waves)))
+    expected = (len(waves), about.tokens, about.channels)
+    if tuple(frames_BLC.shape) != expected:
+        raise ValueError(
+            f"front end {front_end.name!r} gives features of shape {tuple(frames_BLC.shape)}; a "
+            f"head is trained on one layer, shape {expected}"
+        )
+    finite_B = torch.isfinite(frames_BLC).flatten(1).all(dim=1).tolist()
+    for row, bits_LC, finite in zip(rows, to_bits(frames_BLC), finite_B, strict=True):
+        if finite:
+            yield row.model_copy(update={"bad": None}), bits_LC
+        else:
+            yield row.model_copy(update={"bad": "the front end gives values not finite"}), None
+
+
+def _of_one_length(
+    decoded: Iterator[tuple[Row, Wave | None]], size: int
+) -> Iterator[tuple[list[Row], list[Wave]]]:
+    """Neighbours of one length together, at most ``size``; bad rows alone and without a wave."""
+    rows: list[Row] = []
+    waves: list[Wave] = []
+    for row, wave_T in decoded:
+        other_length = wave_T is not None and any(len(wave_T) != len(wave) for wave in waves[:1])
+        if len(waves) == size or other_length:
+            yield rows, waves
+            rows, waves = [], []
+        if wave_T is None:
+            yield [row], []
+        else:
+            rows, waves = [*rows, row], [*waves, wave_T]
+    if rows:
+        yield rows, waves
+
+
+def _decoded(
+    clips: Sequence[RatedClip], pending: Sequence[Row]
+) -> Iterator[tuple[Row, Wave | None]]:
+    """The pending rows in order with their waves, decoded by a thread a few clips ahead."""
+    waiting: deque[Future[tuple[Row, Wave | None]]] = deque()
+    with ThreadPoolExecutor(1) as pool:
+        for row in pending:
+            waiting.append(pool.submit(_decode, row, clips[row.row].path))
+            if len(waiting) > AHEAD:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _decode(row: Row, path: Path) -> tuple[Row, Wave | None]:
+    try:
+        return row, middle(to_16k(*read_mono(path)))
+    except ValueError as error:
+        return row.model_copy(update={"bad": str(error).removeprefix(f"{path}: ")}), None
+
+
+def middle(wave_T: Wave) -> Wave:
+    """The middle ``MAX_SECONDS`` of a wave (T,) at 16 kHz; ``ValueError`` if it has no frame."""
+    if len(wave_T) < MIN_SAMPLES:
+        raise ValueError(f"{len(wave_T)} samples at 16 kHz: shorter than one frame of 25 ms")
+    longest = round(MAX_SECONDS * SAMPLE_RATE)
+    start = max(0, (len(wave_T) - longest) // 2)
+    return wave_T[start : start + longest]

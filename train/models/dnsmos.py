@@ -1,0 +1,78 @@
+"""DNSMOS P.835 as a teacher."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from data_specs.sample import SAMPLE_RATE
+from train.models.calibration import Calibration
+from train.models.clips import Floats, Waves, checked_waves
+from train.models.student import sha256_of
+
+
+class DnsMosTeacher:
+    """DNSMOS P.835 (overall quality) as the ``speechmos`` package runs it; CPU, no logit.
+
+    The clip is repeated to at least 9.01 s and scored in windows of 9.01 s, 1 s apart; the
+    windows' mean is the score. ``speechmos`` itself also computes the P.808 model, which is
+    left out here: the overall score is the same for half of the work.
+    """
+
+    name = "dnsmos"
+    calibration: Calibration | None = None
+    WINDOW_SECONDS = 9.01
+    POLYNOMIAL = (-0.06766283, 1.11546468, 0.04602535)
+    """Raw network output to overall MOS (``speechmos.dnsmos``, not personalised)."""
+
+    def __init__(self, device: str = "cpu", precision: str = "auto") -> None:
+        if precision not in ("auto", "fp32"):
+            raise ValueError(f"teacher 'dnsmos' runs in fp32 only, not {precision!r}")
+        if torch.device(device).type != "cpu":
+            raise ValueError(f"teacher 'dnsmos' runs on the CPU only, not on {device!r}")
+        path = _weights_path()
+        self.weights_sha256 = sha256_of(path)
+        self._session = _onnx_session(path)
+
+    def score(self, waves_BT: Waves) -> tuple[Floats, Floats | None]:
+        """See ``Teacher.score``."""
+        waves = checked_waves(waves_BT).numpy(force=True)
+        return np.array([self._score_one(wave_T) for wave_T in waves], np.float32), None
+
+    def _score_one(self, wave_T: Floats) -> float:
+        window = int(self.WINDOW_SECONDS * SAMPLE_RATE)
+        while len(wave_T) < window:
+            wave_T = np.concatenate([wave_T, wave_T])
+        hops = int(len(wave_T) // SAMPLE_RATE - self.WINDOW_SECONDS) + 1
+        starts = (hop * SAMPLE_RATE for hop in range(hops))
+        raw = [
+            self._session.run(None, {"input_1": wave_T[None, start : start + window]})[0][0][2]
+            for start in starts
+        ]
+        return float(np.clip(np.mean(np.polyval(self.POLYNOMIAL, raw)), 1, 5))
+
+
+def _weights_path() -> Path:
+    spec = importlib.util.find_spec("speechmos")
+    if spec is None or not spec.submodule_search_locations:
+        raise ValueError("teacher 'dnsmos' needs a package that is missing: pip install speechmos")
+    path = Path(spec.submodule_search_locations[0]) / "dnsmos_models" / "sig_bak_ovr.onnx"
+    if not path.is_file():
+        raise ValueError(f"{path} is missing: pip install --force-reinstall speechmos")
+    return path
+
+
+def _onnx_session(path: Path) -> Any:
+    if importlib.util.find_spec("onnxruntime") is None:
+        raise ValueError(
+            "teacher 'dnsmos' needs a package that is missing: pip install onnxruntime"
+        )
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

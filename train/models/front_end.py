@@ -1,0 +1,158 @@
+"""What a teacher's head reads of a wave: MFCC, or the hidden states of XLS-R."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from data_specs.sample import SAMPLE_RATE
+from data_specs.strict import digest, unknown
+from data_specs.teacher import Mfcc, teacher_table
+from data_specs.weight import HuggingFace
+from train.models import weights
+from train.models.head import TEACHER_TOKENS
+from train.models.precision import resolve_precision
+from train.models.xlsr import CHECKPOINTS, INDEX_ENDING, load_encoder
+
+
+class FrontEnd(Protocol):
+    """Waves to frames; loaded, frozen."""
+
+    name: str
+    channels: int
+    tokens: int
+    weights_sha256: str
+    device: torch.device
+
+    def frames(self, waves_BT: Tensor) -> Tensor:
+        """Features (B, 384, C), float32, of (B, T) waves at 16 kHz of any one length.
+
+        Cropped to the middle 384 frames, or zeros at the end, as published. (B, 384, C, 2) where
+        the front end has two layers.
+        """
+        ...
+
+
+def centre_crop(frames_BLC: Tensor, tokens: int = TEACHER_TOKENS) -> Tensor:
+    """The middle ``tokens`` frames, or all of them and zeros at the end (published code)."""
+    length = frames_BLC.shape[1]
+    if length < tokens:
+        return functional.pad(frames_BLC, (0, 0, 0, tokens - length))
+    start = (length - tokens) // 2
+    return frames_BLC[:, start : start + tokens]
+
+
+class MfccFrontEnd:
+    """40 coefficients every 12.5 ms, torchaudio's defaults: the published MFCC baseline.
+
+    384 frames are 4.8 s: of a clip of 7.68 s it hears the middle. Decibels are floored at 80 below
+    a clip's own loudest bin (torchaudio takes the batch's, if it is not told that they are apart).
+    """
+
+    name = "mfcc"
+    channels = 40
+    tokens = TEACHER_TOKENS
+
+    def __init__(self, device: str = "cpu") -> None:
+        from torchaudio.transforms import MFCC
+
+        self.device = torch.device(device)
+        self.weights_sha256 = digest({"mfcc": "torchaudio", "sample_rate": SAMPLE_RATE})
+        with warnings.catch_warnings():  # of 128 mel bands some hold no bin: so it was published
+            warnings.filterwarnings("ignore", "At least one mel filterbank")
+            self._mfcc = MFCC(sample_rate=SAMPLE_RATE).to(self.device)
+
+    @torch.inference_mode()
+    def frames(self, waves_BT: Tensor) -> Tensor:
+        """See ``FrontEnd.frames``."""
+        mfcc_B1CL: Tensor = self._mfcc(waves_BT.to(self.device).float()[:, None])
+        return centre_crop(mfcc_B1CL[:, 0].transpose(1, 2))
+
+
+class XlsrFrontEnd:
+    """Hidden states of one or two layers of XLS-R, every 20 ms.
+
+    On a CPU clips go through one at a time, so that a clip's features do not depend on its
+    neighbours; on CUDA all of a batch at once.
+    """
+
+    tokens = TEACHER_TOKENS
+
+    def __init__(
+        self,
+        name: str,
+        folder: Path,
+        layers: Sequence[int],
+        device: str = "cpu",
+        precision: str = "auto",
+    ) -> None:
+        self.name = name
+        self.device = torch.device(device)
+        self.dtype = resolve_precision(precision, self.device)
+        encoder, sha256 = load_encoder(folder, layers, self.dtype)
+        self.weights_sha256 = digest([sha256, list(layers)])
+        self.channels = int(encoder.feature_projection.projection.out_features)
+        self.encoder = encoder.to(self.device)
+
+    @torch.inference_mode()
+    def frames(self, waves_BT: Tensor) -> Tensor:
+        """See ``FrontEnd.frames``."""
+        waves_BT = waves_BT.to(self.device)
+        chunk = 1 if self.device.type == "cpu" else max(1, len(waves_BT))
+        return torch.cat([self._frames(part) for part in torch.split(waves_BT, chunk)])
+
+    def _frames(self, waves_BT: Tensor) -> Tensor:
+        hidden = [centre_crop(found.float()) for found in self.encoder(waves_BT)]
+        return hidden[0] if len(hidden) == 1 else torch.stack(hidden, dim=-1)
+
+
+def encoder_folder(names: Sequence[str]) -> Path:
+    """Where the first of these encoders is: the weights' cache, else the hub's own cache.
+
+    In the weights' cache any file that ``transformers`` would read will do: one file or sharded,
+    safetensors or ``.bin``. ``ValueError`` saying what to run where none is there.
+    """
+    for name in names:
+        for folder in (weights.cache_folder() / name, _in_hub_cache(name)):
+            if folder is not None and _has_checkpoint(folder):
+                return folder
+    cache = weights.cache_folder()
+    raise ValueError(
+        f"no XLS-R encoder in {cache} (looked for {', '.join(names)}): run make weights "
+        f"NAMES={names[0]}, or copy config.json and the checkpoint to {cache / names[-1]}"
+    )
+
+
+def _has_checkpoint(folder: Path) -> bool:
+    files = [name + ending for name in CHECKPOINTS for ending in ("", INDEX_ENDING)]
+    return (folder / "config.json").is_file() and any((folder / f).is_file() for f in files)
+
+
+def _in_hub_cache(name: str) -> Path | None:
+    from huggingface_hub import try_to_load_from_cache
+
+    entry = weights.entry_of(name)
+    if not isinstance(entry, HuggingFace):
+        return None
+    found: Any = try_to_load_from_cache(entry.repository, "config.json", revision=entry.revision)
+    return Path(found).parent if isinstance(found, str) else None
+
+
+def load_front_end(name: str, device: str = "cpu", precision: str = "auto") -> FrontEnd:
+    """A front end of ``data_specs/teachers.yaml``.
+
+    ``ValueError`` for an unknown name, or for weights that are missing, saying what to run.
+    """
+    table = teacher_table().front_ends
+    if name not in table:
+        raise ValueError(unknown("front end", name, table))
+    spec = table[name]
+    if isinstance(spec, Mfcc):
+        return MfccFrontEnd(device)
+    return XlsrFrontEnd(name, encoder_folder(spec.weights), spec.layers, device, precision)

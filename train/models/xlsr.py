@@ -1,0 +1,294 @@
+"""XLS-R cut at the layer that is wanted: waves to the hidden states of a layer.
+
+``facebook/wav2vec2-xls-r-{300m,1b,2b}``, or the cuts of them that lcn-kul published for xls-r-sqa.
+The layers are those of ``transformers``; what is left out is what nobody reads: the layers above
+the last wanted one, the layer norm after them, dropout, masking. (The published cuts keep one layer
+more, because that norm falls on the last one; it is neither loaded nor run.)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from pickle import UnpicklingError  # what torch.load raises
+from typing import Any
+
+import safetensors
+import torch
+from torch import Tensor, nn
+
+from data_specs.strict import digest
+
+NORMAL_FLOOR = 1e-7
+"""Added to the variance of a wave (transformers, ``Wav2Vec2FeatureExtractor``)."""
+
+PORTION_BYTES = 64 << 20
+"""A checkpoint is mapped anew for each portion: the pages of a mapping count as ours until then."""
+
+INDEX_ENDING = ".index.json"
+CHECKPOINTS = ("model.safetensors", "pytorch_model.bin")
+POSITIONS = "encoder.pos_conv_embed.conv."
+GAIN_NAMES = ("weight_g", "parametrizations.weight.original0")
+DIRECTION_NAMES = ("weight_v", "parametrizations.weight.original1")
+"""Weight norm's two tensors, as they were and are called."""
+
+
+class Encoder(nn.Module):
+    """Normalised waves to hidden states after some layers, counted from 1.
+
+    (B, T) at 16 kHz -> one (B, F, C) for each of ``layers``, F frames of 20 ms (383 for 7.68 s).
+    Equal to ``hidden_states[k]`` of the whole model.
+    """
+
+    def __init__(self, config: Any, layers: Sequence[int]) -> None:
+        from transformers import Wav2Vec2Model
+
+        super().__init__()
+        self.layers = tuple(layers)
+        model = Wav2Vec2Model(_cut(config, max(layers)))
+        self.feature_extractor = model.feature_extractor
+        self.feature_projection = model.feature_projection
+        self.encoder = model.encoder
+        self.encoder.layer_norm = nn.Identity()  # type: ignore[assignment]
+        positions = self.encoder.pos_conv_embed
+        positions.conv = _plain(positions.conv)
+
+    def forward(self, waves_BT: Tensor) -> tuple[Tensor, ...]:
+        dtype = self.feature_projection.projection.weight.dtype
+        maps_BCF = self.feature_extractor(normal(waves_BT).to(dtype))
+        hidden_BFC = self.feature_projection(maps_BCF.transpose(1, 2))[0]
+        hidden_BFC = hidden_BFC + self.encoder.pos_conv_embed(hidden_BFC)
+        found = []
+        for number, layer in enumerate(self.encoder.layers, 1):
+            hidden_BFC = layer(hidden_BFC, attention_mask=None)
+            if number in self.layers:
+                found.append(hidden_BFC)
+        return tuple(found)
+
+
+def normal(waves_BT: Tensor) -> Tensor:
+    """Each wave with mean 0 and variance 1, float32, as XLS-R was trained."""
+    waves_BT = waves_BT.float()
+    variance_B1, mean_B1 = torch.var_mean(waves_BT, dim=1, keepdim=True, correction=0)
+    return (waves_BT - mean_B1) / torch.sqrt(variance_B1 + NORMAL_FLOOR)
+
+
+def _cut(config: Any, layers: int) -> Any:
+    config = type(config).from_dict(config.to_dict())
+    config.num_hidden_layers = layers
+    config.apply_spec_augment = False
+    config.mask_time_prob = config.mask_feature_prob = 0.0
+    config.add_adapter = False
+    config._attn_implementation = "sdpa"
+    return config
+
+
+def _plain(conv: nn.Conv1d) -> nn.Conv1d:
+    """The same convolution without weight norm, whose product is computed once, when loading."""
+    return nn.Conv1d(
+        conv.in_channels,
+        conv.out_channels,
+        conv.kernel_size[0],
+        padding=int(conv.padding[0]),
+        groups=conv.groups,
+        device=conv.bias.device if conv.bias is not None else None,
+    )
+
+
+def flops(config: Any, layers: int, samples: int) -> dict[str, float]:
+    """Floating-point operations of one clip of that many samples, multiply and add counted as two.
+
+    By part: the convolutional front end, the projection and positional convolution, the layers'
+    matrices, the attention products.
+    """
+    steps, channels, front = samples, 1, 0.0
+    for size, kernel, stride in zip(
+        config.conv_dim, config.conv_kernel, config.conv_stride, strict=True
+    ):
+        steps = (steps - kernel) // stride + 1
+        front += 2.0 * steps * channels * kernel * size
+        channels = size
+    width, wide = config.hidden_size, config.intermediate_size
+    kernel, groups = config.num_conv_pos_embeddings, config.num_conv_pos_embedding_groups
+    return {
+        "front end": front,
+        "projection": 2.0 * steps * channels * width,
+        "positions": 2.0 * steps * width * (width // groups) * kernel,
+        "layers": layers * 2.0 * steps * (4 * width**2 + 2 * width * wide),
+        "attention": layers * 4.0 * steps**2 * width,
+    }
+
+
+# --- loading --------------------------------------------------------------------------------------
+
+
+def load_encoder(
+    folder: Path, layers: Sequence[int], dtype: torch.dtype = torch.float32
+) -> tuple[Encoder, str]:
+    """The encoder in a folder of ``transformers``' layout, cut, and the SHA-256 of its weights.
+
+    Safetensors or ``.bin``, in one file or sharded. Only tensors of the cut are read, one portion
+    at a time, into a model of the wanted ``dtype``: memory peaks at its size and a portion. The
+    hash is over names and content of what was read: the cut and the whole model have the same.
+    ``ValueError`` naming the file and what is wrong with it.
+    """
+    encoder = _empty(read_config(folder), layers, dtype)
+    places = dict(encoder.named_parameters()) | dict(encoder.named_buffers())
+    sums: dict[str, str] = {}
+    norm: dict[str, Tensor] = {}
+    wanted = set(places) - {POSITIONS + "weight"}
+    with torch.no_grad():
+        for name, tensor in read_tensors(folder, wanted | set(_norm_names())):
+            sums[_one_name(name)] = _sha256(tensor)
+            if name in places:
+                _fill(places[name], tensor, name, folder)
+            else:
+                norm[_one_name(name)] = tensor.to(torch.float32, copy=True)
+        _fill(places[POSITIONS + "weight"], _fused(norm, folder), "weight", folder)
+    if missing := sorted(wanted - set(sums)):
+        raise ValueError(f"{folder}: lacks {len(missing)} tensors, such as {missing[0]!r}")
+    return encoder.eval().requires_grad_(False), digest(sums)
+
+
+def read_config(folder: Path) -> Any:
+    """``config.json`` as transformers' ``Wav2Vec2Config``. ``ValueError`` if it is no XLS-R's."""
+    from transformers import Wav2Vec2Config
+
+    path = folder / "config.json"
+    try:
+        values = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise ValueError(f"{path} is missing: {folder} holds no model") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON: {error}") from error
+    if values.get("model_type") != "wav2vec2" or not values.get("do_stable_layer_norm"):
+        raise ValueError(f"{path}: not an XLS-R (wav2vec2 with do_stable_layer_norm)")
+    return Wav2Vec2Config.from_dict(values)
+
+
+def _empty(config: Any, layers: Sequence[int], dtype: torch.dtype) -> Encoder:
+    if max(layers) > config.num_hidden_layers:
+        raise ValueError(f"layer {max(layers)}: the model has {config.num_hidden_layers}")
+    with torch.device("meta"):
+        encoder = Encoder(config, layers)
+    return encoder.to(dtype).to_empty(device="cpu")
+
+
+def _norm_names() -> list[str]:
+    return [POSITIONS + name for name in (*GAIN_NAMES, *DIRECTION_NAMES)]
+
+
+def _one_name(name: str) -> str:
+    """A tensor's name, whichever version of weight norm wrote it."""
+    for names in (GAIN_NAMES, DIRECTION_NAMES):
+        if name == POSITIONS + names[1]:
+            return POSITIONS + names[0]
+    return name
+
+
+def _fused(norm: Mapping[str, Tensor], folder: Path) -> Tensor:
+    """Gain times direction: weight norm over the kernel's taps (dim=2)."""
+    try:
+        gain_11K, direction_OIK = (norm[POSITIONS + n[0]] for n in (GAIN_NAMES, DIRECTION_NAMES))
+    except KeyError as error:
+        raise ValueError(f"{folder}: lacks tensor {error.args[0]!r}") from None
+    return direction_OIK.mul_(gain_11K / direction_OIK.norm(dim=(0, 1), keepdim=True))
+
+
+def _fill(place: Tensor, tensor: Tensor, name: str, folder: Path) -> None:
+    if place.shape != tensor.shape:
+        raise ValueError(
+            f"{folder}: tensor {name!r} has shape {tuple(tensor.shape)}, config.json says "
+            f"{tuple(place.shape)}"
+        )
+    place.copy_(tensor)
+
+
+def _sha256(tensor: Tensor) -> str:
+    state = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+    state.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+    return state.hexdigest()
+
+
+def read_tensors(folder: Path, wanted: set[str]) -> Iterator[tuple[str, Tensor]]:
+    """Tensors of a checkpoint by their name in the bare model, those that are wanted.
+
+    Each is a view of a mapped file and is only good until the next one is asked for.
+    """
+    for path in _files(folder):
+        with _named_errors(path):
+            for portion in _portions(path, wanted):
+                yield from _read(path, portion)
+
+
+def _files(folder: Path) -> list[Path]:
+    for name in CHECKPOINTS:
+        index = folder / f"{name}{INDEX_ENDING}"
+        if index.is_file():
+            shards = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
+            return [folder / Path(shard).name for shard in shards]
+        if (folder / name).is_file():
+            return [folder / name]
+    raise ValueError(f"{folder}: holds none of {', '.join(CHECKPOINTS)}, nor their {INDEX_ENDING}")
+
+
+@contextmanager
+def _named_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError:
+        raise ValueError(f"{path} is missing; the index beside it names it") from None
+    except (safetensors.SafetensorError, RuntimeError, EOFError, UnpicklingError) as error:
+        raise ValueError(f"{path}: damaged or no checkpoint: {error}") from error
+
+
+def _bare(name: str) -> str:
+    """``wav2vec2.encoder...`` (saved with a pre-training head) is ``encoder...``."""
+    return name.removeprefix("wav2vec2.")
+
+
+def _portions(path: Path, wanted: set[str]) -> list[list[str]]:
+    """The names that are wanted, in the file's order, in portions of limited size."""
+    portions: list[list[str]] = [[]]
+    size = 0
+    for name, size_bytes in _sizes(path).items():
+        if _bare(name) not in wanted:
+            continue
+        if portions[-1] and size + size_bytes > PORTION_BYTES:
+            portions.append([])
+            size = 0
+        portions[-1].append(name)
+        size += size_bytes
+    return [portion for portion in portions if portion]
+
+
+def _sizes(path: Path) -> dict[str, int]:
+    if path.suffix == ".safetensors":
+        with safetensors.safe_open(path, "pt") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            return {name: 4 * _count(part.get_shape()) for name, part in slices.items()}
+    shapes = torch.load(path, map_location="meta", weights_only=True, mmap=zipfile.is_zipfile(path))
+    return {name: tensor.nbytes for name, tensor in shapes.items()}
+
+
+def _count(shape: Sequence[int]) -> int:
+    count = 1
+    for size in shape:
+        count *= size
+    return count
+
+
+def _read(path: Path, names: list[str]) -> Iterator[tuple[str, Tensor]]:
+    if path.suffix == ".safetensors":
+        with safetensors.safe_open(path, "pt") as file:
+            for name in names:
+                yield _bare(name), file.get_tensor(name)
+        return
+    # The old format, before zip, cannot be mapped: it is read whole.
+    content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    for name in names:
+        yield _bare(name), content[name]
