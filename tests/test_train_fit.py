@@ -26,6 +26,7 @@ from train.fit import (
     make_config,
     open_sources,
 )
+from train.models.calibration import Affine, Calibration
 from train.score import load
 
 QUIET = Host(workers=0, progress=False, log_every=2)
@@ -187,3 +188,27 @@ def test_killed_process_continues(folder, tmp_path, number):
     subprocess.run([*command, str(tmp_path / "unbroken")], cwd=ROOT, env=environment, check=True)
     ours, theirs = weights(run), weights(tmp_path / "unbroken")
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_ratings_are_mapped_to_the_scale_of_the_labels(tmp_path, capsys):
+    shards = write_dataset(tmp_path / "shards")
+    rated = write_rated(tmp_path / "rated")  # sets set0 and set1
+    plain = open_sources(shards, None, rated).rated
+    about = json.loads((shards / "dataset.json").read_text())
+    maps = Calibration(
+        universal=Affine(scale=1.5, shift=0.2), datasets={"set0": Affine(scale=0.8, shift=-0.3)}
+    )
+    about["teacher_calibration"] = maps.model_dump(mode="json")
+    (shards / "dataset.json").write_text(json.dumps(about))
+    mapped = open_sources(shards, None, rated).rated
+    assert "warning: the teacher was not trained on set1" in capsys.readouterr().err
+    for before, after in zip(plain, mapped, strict=True):
+        expected = before.mos
+        if before.dataset == "set0":
+            expected = float(maps.to_universal(before.mos, "set0"))
+            assert abs(expected - before.mos) > 0.05
+        assert after.mos == pytest.approx(expected)
+    about["teacher_calibration"] = {"universal": {"scale": -1}}
+    (shards / "dataset.json").write_text(json.dumps(about))
+    with pytest.raises(ValueError, match=r"dataset.json: teacher_calibration.*scale"):
+        open_sources(shards, None, rated)

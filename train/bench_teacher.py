@@ -54,7 +54,7 @@ def reference_scorer(folder: Path, layer: int, head: torch.nn.Module, device: st
         feature_size=1, sampling_rate=SAMPLE_RATE, padding_value=0.0, do_normalize=True,
         return_attention_mask=True,
     )  # fmt: skip
-    model: Any = Wav2Vec2Model.from_pretrained(folder, attn_implementation="eager")
+    model: Any = Wav2Vec2Model.from_pretrained(folder)
     model.to(device).eval()
     head = head.to(device)
 
@@ -120,7 +120,7 @@ def _tell_speed(
 ) -> None:
     parts = flops(read_config(folder), layer, CROP_SAMPLES)
     dtype = resolve_precision(options.precision, torch.device(options.device))
-    rate = matrix_flops(options.device, dtype)
+    rate, fp32_rate = (matrix_flops(options.device, t) for t in (dtype, torch.float32))
     where = _device_name(options.device)
     print(
         f"XLS-R {options.size}, layer {layer}, random weights, {where}, {dtype}".replace(
@@ -132,10 +132,10 @@ def _tell_speed(
     a_second = ", ".join(f"{name} {n / CLIP_SECONDS / 1e9:.1f}" for name, n in parts.items())
     total = sum(parts.values())
     print(f"  GFLOP a second of audio: {total / CLIP_SECONDS / 1e9:.1f} ({a_second})")
-    share = ours * total / rate
     print(
-        f"  {ours * total / 1e9:.0f} GFLOP/s, {share:.0%} of this device's {rate / 1e9:.0f} "
-        f"(a product of {MATRIX} x {MATRIX} matrices)"
+        f"  {ours * total / 1e9:.0f} GFLOP/s, {ours * total / rate:.0%} of this device's "
+        f"{rate / 1e9:.0f} (a product of {MATRIX} x {MATRIX} matrices; in fp32 "
+        f"{fp32_rate / 1e9:.0f}: no way gains more than {rate / fp32_rate:.1f} times by precision)"
     )
 
 

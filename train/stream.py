@@ -39,6 +39,7 @@ from data_specs.sample import (
     SampleRecord,
     parse_sample,
 )
+from data_specs.strict import describe
 from train.audio import read_mono, to_16k
 from train.memory import free_bytes
 from train.models.calibration import Calibration
@@ -98,7 +99,7 @@ def read_dataset_info(folder: Path) -> DatasetInfo:
     try:
         calibration = None if maps is None else Calibration.model_validate(maps)
     except ValidationError as error:
-        raise ValueError(f"{path}: teacher_calibration: {error}") from error
+        raise ValueError(describe(error, maps, f"{path}: teacher_calibration")) from error
     return DatasetInfo(str(content["recipe_hash"]), content["recipe"], str(name), calibration)
 
 
