@@ -83,6 +83,29 @@ class TeacherTable(Strict):
         return self
 
 
+MEAN = "mean:"
+"""``mean:a+b`` is the mean of the teachers a and b."""
+
+
+def parts_of(name: str) -> list[str]:
+    """The names in ``mean:a+b``; otherwise the name itself."""
+    return name.removeprefix(MEAN).split("+") if name.startswith(MEAN) else [name]
+
+
+def packages_of(name: str) -> set[str]:
+    """Packages besides numpy and torch whose versions a teacher's scores depend on."""
+    table = teacher_table()
+    found = set()
+    for part in parts_of(name):
+        spec = table.teachers.get(part)
+        if isinstance(spec, DnsMos):
+            found.add("onnxruntime")
+        elif isinstance(spec, PublishedHead | TrainedHead):
+            mfcc = isinstance(table.front_ends[spec.front_end], Mfcc)
+            found.add("torchaudio" if mfcc else "transformers")
+    return found
+
+
 @cache
 def teacher_table() -> TeacherTable:
     """``data_specs/teachers.yaml``."""

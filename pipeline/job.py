@@ -14,6 +14,7 @@ from data_specs.corpus import find_corpus
 from data_specs.recipe import Recipe
 from data_specs.sample import CROP_SAMPLES, DATASET_FILE, SAMPLE_RATE
 from data_specs.strict import digest, unknown
+from data_specs.teacher import packages_of
 from pipeline import label, shards
 from pipeline.degrade import self_check, versions, weights_sha256
 from pipeline.degrade.runtime import Runtime
@@ -27,7 +28,7 @@ NOT_DATA = {"about", "max_dropped_share", "allow_noncommercial"}
 """Fields of a recipe that change no sample."""
 
 LABEL_PACKAGES = ("numpy", "torch")
-"""Of the packages whose versions a dataset states, those that compute labels."""
+"""Of the packages whose versions a dataset states, those that compute every teacher's labels."""
 
 CLIP_HOURS = CROP_SAMPLES / SAMPLE_RATE / 3600
 
@@ -120,9 +121,10 @@ class Job:
     def require_label_packages(self) -> None:
         """Raise ``ShardError`` where labels made here would not be the dataset's."""
         stated = self.identity["versions"]
+        names = (*LABEL_PACKAGES, *sorted(packages_of(self.recipe.teacher.name)))
         require_same_packages(
-            {name: stated.get(name) for name in LABEL_PACKAGES},
-            {name: importlib.metadata.version(name) for name in LABEL_PACKAGES},
+            {name: stated.get(name) for name in names},
+            {name: importlib.metadata.version(name) for name in names},
         )
 
     def commit(self, shard: int, rows: Sequence[Row]) -> shards.ShardRecord:

@@ -8,6 +8,7 @@ its recipe. Interrupted, it goes on where it was: run the same command again.
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -22,8 +23,10 @@ from pydantic import ValidationError
 from data_specs.recipe import Teacher as TeacherSpec
 from data_specs.sample import SampleRecord, parse_sample
 from data_specs.strict import describe
+from data_specs.teacher import packages_of
 from pipeline import label, run, shards, verbs
 from pipeline.audio import decode_flac
+from pipeline.degrade import audio_packages
 from pipeline.job import Job, open_folder, reopen
 from pipeline.render import pcm_sha256
 from pipeline.shards import Row, ShardError, sample_key, samples, shard_name
@@ -44,7 +47,11 @@ def prepare(source: Job, out: Path, spec: TeacherSpec, device: str = "cpu") -> J
     _require_whole(source)
     teacher = label.load(spec)
     recipe = source.identity["recipe"] | {"teacher": spec.model_dump(mode="json")}
-    changed = {"recipe": recipe, "teacher_sha256": teacher.weights_sha256}
+    changed = {
+        "recipe": recipe,
+        "teacher_sha256": teacher.weights_sha256,
+        "versions": _versions(source, spec),
+    }
     job = replace(
         source,
         recipe=source.recipe.model_copy(update={"teacher": spec}),
@@ -56,6 +63,13 @@ def prepare(source: Job, out: Path, spec: TeacherSpec, device: str = "cpu") -> J
     job.require_label_packages()
     open_folder(job)
     return job
+
+
+def _versions(source: Job, spec: TeacherSpec) -> dict[str, str]:
+    """The audio's packages as the source states them, and the new teacher's as they are here."""
+    gone = packages_of(source.recipe.teacher.name) - audio_packages(source.recipe)
+    kept = {n: v for n, v in source.identity["versions"].items() if n not in gone}
+    return {name: importlib.metadata.version(name) for name in packages_of(spec.name)} | kept
 
 
 def _require_whole(source: Job) -> None:

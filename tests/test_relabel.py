@@ -108,6 +108,24 @@ def test_every_file_is_that_of_a_dataset_made_with_the_other_teacher(
     assert any(dropped) and {d["reason"] for drops in dropped for d in drops} == {"silent"}
 
 
+def test_a_teacher_with_packages_of_its_own_is_in_the_identity(
+    source: Path, sources: Corpora, tmp_path: Path
+) -> None:
+    mfcc = tmp_path / "mfcc"
+    assert again(source, mfcc, teacher="mfcc") == 0
+    path = tmp_path / "mfcc.yaml"
+    text = recipe("fp32").model_dump(mode="json", exclude_none=True)
+    path.write_text(yaml.safe_dump(text | {"teacher": {"name": "mfcc"}}))
+    options = [f"--corpus={name}={folders[0]}" for name, folders in sources.items()]
+    verb = ["shards", str(path), *options, "--out", str(tmp_path / "made"), "--engine", "local"]
+    assert main([*verb, "--samples", str(SAMPLES), "--workers", "1"]) == 0
+    assert contents(mfcc) == contents(tmp_path / "made")
+    assert "torchaudio" in reopen(mfcc, {}).identity["versions"]
+    back = tmp_path / "back"
+    assert again(mfcc, back, "--precision", "bf16") == 0
+    assert contents(back) == contents(source)
+
+
 def test_the_new_folder_verifies_replays_and_can_be_listened_to(
     made: Path, sources: Corpora, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -18,7 +18,7 @@ from data_specs.teacher import PublishedHead, XlsR, teacher_table
 from train.models import front_end, weights
 from train.models.front_end import XlsrFrontEnd, centre_crop, load_front_end
 from train.models.head import HeadConfig, build_head
-from train.models.head_teacher import HeadTeacher, load_trained, published_head
+from train.models.head_teacher import HeadTeacher, _cuda_sizes, load_trained, published_head
 from train.models.teacher import load_teacher
 from train.models.xlsr import Encoder, flops, load_encoder, normal, read_tensors
 from train.random_xlsr import SIZES, config_of, write_checkpoint
@@ -114,7 +114,10 @@ def same_as_package(size: str, layer: int, folder: Path, clip: torch.Tensor) -> 
     assert 1 + 4 * torch.sigmoid(logit_1).item() == pytest.approx(expected, abs=TOLERANCE)
 
 
-@pytest.mark.parametrize("seconds", [3.0, 7.68, 10.0])
+@pytest.mark.parametrize(
+    "seconds",
+    [pytest.param(3.0, marks=pytest.mark.slow), 7.68, pytest.param(10.0, marks=pytest.mark.slow)],
+)
 def test_the_real_300m_shape_is_the_package(
     seconds: float, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 ):
@@ -305,6 +308,14 @@ def test_mfcc_of_a_clip_does_not_depend_on_a_loud_neighbour():
     both_BT = torch.cat([quiet_BT, waves(1)])
     ours = load_front_end("mfcc")
     torch.testing.assert_close(ours.frames(both_BT)[:1], ours.frames(quiet_BT), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("clips", "sizes"),
+    [(1, [8]), (8, [8]), (9, [16]), (32, [32]), (50, [32, 32]), (70, [32, 32, 8])],
+)
+def test_sizes_of_batches_on_a_gpu_are_few(clips: int, sizes: list[int]):
+    assert _cuda_sizes(clips) == sizes
 
 
 def test_level_is_normalised(small_teacher: HeadTeacher):

@@ -101,6 +101,7 @@ class Killer(threading.Thread):
                         self.killed.append(process.pid)
 
 
+@pytest.mark.slow
 def test_a_killed_teacher_is_started_again_and_nothing_is_lost(
     reference: Job, corpora: Corpora, tmp_path: Path
 ) -> None:
@@ -133,6 +134,7 @@ def test_a_teacher_that_dies_for_good_fails_its_shards_by_name(
     assert tars(tmp_path) == tars(reference.out)
 
 
+@pytest.mark.slow
 def test_two_teachers_label_a_dataset_again(
     reference: Job, corpora: Corpora, tmp_path: Path
 ) -> None:

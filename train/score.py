@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from data_specs.sample import CROP_SAMPLES
-from data_specs.teacher import teacher_table
+from data_specs.teacher import MEAN, teacher_table
 from train.audio import Wave, check_wave, read_mono, to_16k
 from train.files import load_checkpoint, write_text
 from train.models.head_teacher import HEAD_JSON, HeadTeacher
@@ -40,7 +40,7 @@ from train.models.student import (
     sha256_of,
     v7_weights_path,
 )
-from train.models.teacher import MEAN, Teacher, load_teacher
+from train.models.teacher import Teacher, load_teacher
 
 Short = Literal["zero", "repeat"]
 

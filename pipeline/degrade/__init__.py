@@ -10,6 +10,7 @@ import numpy as np
 
 from data_specs.recipe import Recipe, Stage
 from data_specs.sample import SAMPLE_RATE
+from data_specs.teacher import packages_of
 from pipeline.audio import DropSample
 from pipeline.degrade import (
     band_limit,
@@ -110,9 +111,14 @@ def _problem(stage: Stage, kind: str) -> str | None:
 CORE_PACKAGES = ("numpy", "scipy", "soundfile", "soxr", "torch")
 
 
+def audio_packages(recipe: Recipe) -> set[str]:
+    """Packages that the recipe's audio depends on."""
+    return {*CORE_PACKAGES, *(p for k in recipe.kinds() for p in PROCESSORS[k].packages)}
+
+
 def versions(recipe: Recipe) -> dict[str, str]:
     """Versions of the packages that the recipe's audio and labels depend on: part of the data."""
-    names = {*CORE_PACKAGES, *(p for k in recipe.kinds() for p in PROCESSORS[k].packages)}
+    names = audio_packages(recipe) | packages_of(recipe.teacher.name)
     found = {name: importlib.metadata.version(name) for name in sorted(names)}
     if "opus" in recipe.kinds():
         found["libopus"] = opus.library_version()

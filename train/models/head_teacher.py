@@ -28,15 +28,15 @@ PUBLISHED_FOLDER = "models/sqa-v2"
 
 HEAD_JSON, HEAD_WEIGHTS = "head.json", "head.safetensors"
 
-CUDA_CLIPS = 32
-"""Clips that go through a GPU at once: always as many, so that every shape is static."""
+CUDA_CLIPS = (8, 16, 32)
+"""Clips that go through a GPU at once: no other numbers, so that every shape is static."""
 
 
 class HeadTeacher:
     """A frozen front end, a head in float32, and the universal scale and shift of its logits.
 
     On a CPU clips are scored one at a time: a clip's score does not depend on its neighbours. On
-    CUDA they go in batches of ``CUDA_CLIPS``, up in one transfer on a stream of its own and back in
+    CUDA they go in batches of a few sizes, up in one transfer on a stream of its own and back in
     one; called from two threads, the next group's transfer overlaps with this one's work.
     """
 
@@ -82,15 +82,23 @@ class HeadTeacher:
 
     def _on_cuda(self, waves_BT: Tensor) -> Tensor:
         clips = len(waves_BT)
-        short = -clips % CUDA_CLIPS
+        sizes = _cuda_sizes(clips)
+        short = sum(sizes) - clips
         copies = torch.cuda.Stream(self.device)
         with torch.cuda.stream(copies):
             padded_BT = functional.pad(waves_BT, (0, 0, 0, short)).pin_memory()
             padded_BT = padded_BT.to(self.device, non_blocking=True)
         torch.cuda.current_stream(self.device).wait_stream(copies)
         padded_BT.record_stream(torch.cuda.current_stream(self.device))
-        parts = [self.logits(part) for part in torch.split(padded_BT, CUDA_CLIPS)]
+        parts = [self.logits(part) for part in torch.split(padded_BT, sizes)]
         return torch.cat(parts)[:clips].cpu()
+
+
+def _cuda_sizes(clips: int) -> list[int]:
+    """Batches for that many clips, or a few more: as large as possible, the last as small."""
+    whole, rest = divmod(clips, CUDA_CLIPS[-1])
+    last = [next(size for size in CUDA_CLIPS if size >= rest)] if rest else []
+    return [CUDA_CLIPS[-1]] * whole + last
 
 
 def load_published(name: str, spec: PublishedHead, device: str, precision: str) -> HeadTeacher:

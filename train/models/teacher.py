@@ -15,7 +15,15 @@ import torch
 from torch import Tensor
 
 from data_specs.strict import digest, unknown
-from data_specs.teacher import DnsMos, PublishedHead, Student, TrainedHead, teacher_table
+from data_specs.teacher import (
+    MEAN,
+    DnsMos,
+    PublishedHead,
+    Student,
+    TrainedHead,
+    parts_of,
+    teacher_table,
+)
 from train.models import weights
 from train.models.calibration import Calibration
 from train.models.clips import Floats, Waves, checked_waves
@@ -24,9 +32,6 @@ from train.models.precision import has_fast_bf16, resolve_precision
 from train.models.student import load_v7, mos_of, sha256_of, v7_weights_path
 
 __all__ = ["Teacher", "has_fast_bf16", "load_teacher", "resolve_precision"]
-
-MEAN = "mean:"
-"""``mean:a+b`` is the mean of the teachers a and b."""
 
 
 class Teacher(Protocol):
@@ -112,8 +117,7 @@ def load_teacher(name: str | Path, device: str = "cpu", precision: str = "auto")
     """
     text = str(name)
     if text.startswith(MEAN):
-        names = text.removeprefix(MEAN).split("+")
-        return MeanTeacher([load_teacher(part, device, precision) for part in names])
+        return MeanTeacher([load_teacher(part, device, precision) for part in parts_of(text)])
     spec = teacher_table().teachers.get(text)
     if isinstance(spec, Student):
         return DistillMosTeacher(device, precision)
