@@ -3,6 +3,7 @@ local engine runs the same ones without it. The only file that imports ``ray``."
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import threading
@@ -288,6 +289,8 @@ def _read_count(counter: Any) -> int:
 def _start_ray(workers: int) -> None:
     import ray
 
+    # That a cluster of its own has a token is no news to a user.
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     address = os.environ.get("RAY_ADDRESS")
     local = {} if address else {"num_cpus": workers, "object_store_memory": STORE_BYTES}
     ray.init(
