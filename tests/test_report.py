@@ -181,3 +181,8 @@ def test_a_chart_survives_flat_and_single_values() -> None:
     for values in ([3.0], [0.0, 0.0], [1e-9, 1e9]):
         svg = charts.lines("t", "x (s)", "y", [charts.Series("a", values, values)])
         assert "nan" not in svg.lower() and re.search(r'viewBox="0 0 \d+ \d+"', svg)
+
+
+def test_a_ticks_number_is_the_ticks() -> None:
+    said = {0.0015: "1.5e-3", 0.0005: "5e-4", 250_000: "2.5e5", 0.61: "0.61", 0: "0"}
+    assert {value: charts._number(value) for value in said} == said

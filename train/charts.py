@@ -13,7 +13,7 @@ from itertools import pairwise
 from markupsafe import Markup, escape
 
 WIDTH, HEIGHT = 360, 250  # about the width of a column, so that 13 px text stays 13 px
-LEFT, RIGHT, TOP, BOTTOM = 58, 14, 12, 44
+LEFT, RIGHT, TOP, BOTTOM = 68, 14, 12, 44
 SQUARE = 350
 MAX_POINTS = 4_000
 """More points than this in a scatter chart are thinned evenly: the page stays small."""
@@ -79,7 +79,8 @@ def _log_ticks(low: float, high: float) -> list[float]:
 def _number(value: float) -> str:
     text = f"{value:.6g}"
     if len(text) > 5 and (abs(value) < 0.1 or abs(value) >= 1e5):  # it must fit beside the axis
-        return f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e")
+        digits, power = f"{value:.2e}".split("e")
+        return f"{float(digits):g}e{int(power)}"
     return text
 
 
@@ -109,7 +110,7 @@ def _frame(
     middle_x, middle_y = (LEFT + WIDTH - RIGHT) / 2, (TOP + base) / 2
     parts.append(f'<text class="x" x="{middle_x}" y="{height - 8}">{escape(x.label)}</text>')
     parts.append(
-        f'<text class="x" transform="translate(14 {middle_y}) rotate(-90)">{escape(y.label)}</text>'
+        f'<text class="x" transform="translate(10 {middle_y}) rotate(-90)">{escape(y.label)}</text>'
     )
     return Markup(
         f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(title)}">'
