@@ -244,7 +244,7 @@ def _run_ray(
 
     No finished audio passes through Ray: its object store would have to hold some 75 MB a shard,
     and another process would have to write them. Ray Data, which would do that, was tried: what it
-    reserves for them left workers idle, and its own actors cost a run's start 6 s of two cores.
+    reserves for them left workers idle, and its own actors lengthened a run's start.
     """
     import ray
 

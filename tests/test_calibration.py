@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from train.calibrate import Affine, Calibration, fit_universal, identity, squared_error
+from train.calibrate import Affine, Calibration, fit_universal, squared_error
 
 # Beyond these a double has too few digits near 1 and 5 to come back to 1e-6: a logit of 36 is 5.
 SCALES = st.floats(0.6, 1.7)
@@ -68,7 +68,7 @@ def test_what_the_maps_do():
 
 @pytest.mark.parametrize("wrong", [0.999, 5.001, float("nan"), float("inf"), [3.0, 0.0]])
 def test_ratings_off_the_scale_are_refused(wrong):
-    calibration = identity(["ours"])
+    calibration = Calibration(datasets={"ours": Affine()})
     with pytest.raises(ValueError, match="within 1 to 5"):
         calibration.to_dataset(wrong, "ours")
     with pytest.raises(ValueError, match="within 1 to 5"):
@@ -76,7 +76,7 @@ def test_ratings_off_the_scale_are_refused(wrong):
 
 
 def test_an_unknown_dataset_names_the_known_ones():
-    calibration = identity(["tencent", "pstn"])
+    calibration = Calibration(datasets={"tencent": Affine(), "pstn": Affine()})
     with pytest.raises(ValueError, match=r"did you mean 'pstn'.*pstn, tencent"):
         calibration.to_dataset(3.0, "pstm")
     with pytest.raises(ValueError, match="none"):
@@ -91,7 +91,7 @@ def test_a_wrong_map_is_refused(wrong):
 
 def test_without_scales_nothing_moves():
     ratings = np.linspace(1, 5, 41)
-    calibration = identity(["a"])
+    calibration = Calibration(datasets={"a": Affine()})
     np.testing.assert_allclose(calibration.to_dataset(ratings, "a"), ratings, atol=1e-12)
     np.testing.assert_allclose(calibration.to_universal(ratings, "a"), ratings, atol=1e-12)
 

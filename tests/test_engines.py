@@ -15,8 +15,8 @@ import pytest
 
 from data_specs.recipe import Recipe
 from pipeline import run as engines
-from pipeline.job import Job, WrongDataset, prepare
-from pipeline.shards import find_shards, read_record, verify_shard
+from pipeline.job import Job, Worker, WrongDataset, prepare
+from pipeline.shards import Row, find_shards, read_record, verify_shard
 from tests.conftest import ROOT, small_recipe
 
 SAMPLES = 18  # four shards of four and one of two
@@ -205,6 +205,21 @@ def test_a_shard_over_its_failure_limit_fails_alone(corpora: Corpora, tmp_path: 
         assert outcome.failed and all("silent" in text for text in outcome.failed.values())
         assert set(outcome.failed) | set(outcome.made) == set(SHARDS)
         assert find_shards(out) == sorted(outcome.made)
+
+
+def test_a_shard_that_kills_its_workers_fails_and_the_others_are_made(
+    corpora: Corpora, tmp_path: Path
+) -> None:
+    class Deadly(Worker):  # here, so that it travels to Ray's workers whole
+        def make(self, rows: range) -> list[Row]:
+            if rows.start // self.job.recipe.shard_samples == 1:
+                os._exit(1)
+            return super().make(rows)
+
+    job = prepare(recipe(), corpora, tmp_path, 12, progress=False)
+    outcome = engines.run(job, "ray", 1, progress=False, hire=Deadly)
+    assert outcome.made == [0, 2]
+    assert outcome.failed == {1: "its worker died 4 times (killed, or out of memory)"}
 
 
 @pytest.mark.parametrize("engine", ["local", "ray"])

@@ -11,10 +11,11 @@ import pytest
 import safetensors.torch
 import soundfile
 import torch
-from train_helpers import SHARED, needs_shared, tone_pcm
+from train_helpers import SHARED, needs_shared, tone_pcm, write_dataset
 
 from data_specs.sample import CROP_SAMPLES
 from data_specs.teacher import PublishedHead, XlsR, teacher_table
+from train.__main__ import main
 from train.models import front_end, weights
 from train.models.front_end import XlsrFrontEnd, centre_crop, load_front_end
 from train.models.head import HeadConfig, build_head
@@ -468,3 +469,14 @@ def test_a_trained_head_and_a_mean_score_files(tmp_path: Path):
         assert 1 <= scorer.score(wave_T, 16_000) <= 5 and len(scorer.weights_sha256) == 64
     with pytest.raises(ValueError, match="no such model"):
         load(tmp_path / "nothing")
+
+
+def test_the_bench_tells_what_bf16_does_to_labels(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    shards = write_dataset(tmp_path / "shards", shards=1, samples=3)
+    bench = ["bench-teacher", "precision", "--teacher", "distillmos", "--shards", str(shards)]
+    assert main([*bench, "--clips", "3"]) == 0
+    said = capsys.readouterr().out
+    assert "distillmos: 3 clips" in said and "99th percentile 0.0" in said
+    assert main([*bench, "--clips", "4"]) == 2

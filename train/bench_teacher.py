@@ -121,12 +121,8 @@ def _tell_speed(
     parts = flops(read_config(folder), layer, CROP_SAMPLES)
     dtype = resolve_precision(options.precision, torch.device(options.device))
     rate, fp32_rate = (matrix_flops(options.device, t) for t in (dtype, torch.float32))
-    where = _device_name(options.device)
-    print(
-        f"XLS-R {options.size}, layer {layer}, random weights, {where}, {dtype}".replace(
-            "torch.", ""
-        )
-    )
+    where, named = _device_name(options.device), str(dtype).removeprefix("torch.")
+    print(f"XLS-R {options.size}, layer {layer}, random weights, {where}, {named}")
     print(f"  one clip at a time, fp32, {layer + 1} layers: {_rate(theirs)}")
     print(f"  ours: {_rate(ours)}, {ours / theirs:.2f} times")
     a_second = ", ".join(f"{name} {n / CLIP_SECONDS / 1e9:.1f}" for name, n in parts.items())

@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.optimize import minimize
 
-from train.models.calibration import Affine, Calibration, Doubles, identity
+from train.models.calibration import Affine, Calibration, Doubles
 
-__all__ = ["Affine", "Calibration", "fit_universal", "identity", "squared_error"]
+__all__ = ["Affine", "Calibration", "fit_universal", "squared_error"]
 
 GRID_SCALES = np.geomspace(0.05, 10, 47)
 GRID_SHIFTS = np.linspace(-5, 5, 41)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from pickle import UnpicklingError  # what torch.load raises
 from typing import Any
@@ -39,6 +39,16 @@ def write_text(path: Path, text: str) -> None:
 
 def _write_plain(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
+
+
+def require_same(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """``ValueError`` naming the first field in which a run's configuration is not the one there."""
+    for name in sorted(before.keys() | now.keys()):
+        if before.get(name) != now.get(name):
+            raise ValueError(
+                f"{folder}: holds a run with {name}={before.get(name)!r}, not "
+                f"{now.get(name)!r}: give the same, or another --out"
+            )
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:

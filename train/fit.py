@@ -36,7 +36,7 @@ from tqdm import tqdm
 from data_specs.rated import RatedClip, read_rated
 from data_specs.sample import CROP_SAMPLES
 from data_specs.strict import digest
-from train.files import load_checkpoint, save_checkpoint, write_atomically, write_text
+from train.files import load_checkpoint, require_same, save_checkpoint, write_atomically, write_text
 from train.metrics import agreement
 from train.models.calibration import Calibration
 from train.models.memory import keep_freed_memory
@@ -367,13 +367,7 @@ class Trainer:
     def restore(self, path: Path) -> None:
         """Continue from a checkpoint; ``ValueError`` naming the field that is not the same."""
         content = load_checkpoint(path)
-        before, now = content.get("config", {}), self.config.model_dump()
-        for name in sorted(before.keys() | now.keys()):
-            if before.get(name) != now.get(name):
-                raise ValueError(
-                    f"{path.parent}: holds a run with {name}={before.get(name)!r}, not "
-                    f"{now.get(name)!r}: give the same, or another --out"
-                )
+        require_same(path.parent, content.get("config", {}), self.config.model_dump())
         self.student.load_state_dict(content["student"])
         self.average.load_state_dict(content["average"])
         self.optimizer.load_state_dict(content["optimizer"])
@@ -577,8 +571,9 @@ def _validate(
     """Validate, keep the best, and write ``last.pt``."""
     metrics = trainer.validate(validation)
     best = trainer.keep_if_best(metrics, out)
-    save_checkpoint(out / "last.pt", trainer.checkpoint(order))
+    # The log first: a run that is continued from here drops what was logged after it, not before.
     log.write(trainer.step, {f"validation_{name}": value for name, value in metrics.items()})
+    save_checkpoint(out / "last.pt", trainer.checkpoint(order))
     figures = ", ".join(f"{name} {value or math.nan:.3f}" for name, value in metrics.items())
     if not bar.disable:
         bar.write(

@@ -22,7 +22,6 @@ SIZES = {"300m": (1024, 24, 4096), "1b": (1280, 48, 5120), "2b": (1920, 48, 7680
 """Hidden size, layers, feed-forward size (XLS-R paper, table 2); 16 heads each."""
 
 SHARD_BYTES = 1 << 30
-ENDINGS = ("safetensors", "bin")
 
 
 def config_of(size: str, layers: int | None = None, **changes: Any) -> Any:

@@ -41,7 +41,7 @@ from tqdm import tqdm
 from data_specs.rated import RatedClip, read_rated
 from data_specs.strict import digest
 from train.calibrate import Affine, Calibration, Doubles, fit_universal
-from train.files import load_checkpoint, save_checkpoint, write_text
+from train.files import load_checkpoint, require_same, save_checkpoint, write_text
 from train.fit import DISTRIBUTION, INTERRUPTED, Meter, RunLog, stop_signals, write_model
 from train.frame_cache import ROWS, About, Bits, FrameCache, from_bits, open_cache
 from train.metrics import agreement
@@ -54,7 +54,7 @@ HOLD_OUT = 0.1
 """Share of a dataset's conditions (systems, clips) that validate without ``--validation``."""
 
 FEW_CLIPS = 300
-"""Below it, the universal scale of 5 folds of 35 clips went as far as 3.4 times (real ratings)."""
+"""Fewer, of a few conditions, say little about where a universal scale lies."""
 
 VALIDATION_BATCH = 32
 
@@ -399,13 +399,7 @@ class HeadTrainer:
     def restore(self, path: Path) -> None:
         """Continue from a checkpoint; ``ValueError`` naming the field that is not the same."""
         content = load_checkpoint(path)
-        before, now = content.get("config", {}), self.config.model_dump()
-        for name in sorted(before.keys() | now.keys()):
-            if before.get(name) != now.get(name):
-                raise ValueError(
-                    f"{path.parent}: holds a run with {name}={before.get(name)!r}, not "
-                    f"{now.get(name)!r}: give the same, or another --out"
-                )
+        require_same(path.parent, content.get("config", {}), self.config.model_dump())
         self.load_weights(content)
         self.optimizer.load_state_dict(content["optimizer"])
         self.step, self.best = content["step"], content["best"]

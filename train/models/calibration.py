@@ -9,7 +9,6 @@ clips get their labels. Going from one scale to another is therefore affine in t
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Annotated
 
 import numpy as np
@@ -75,8 +74,3 @@ class Calibration(Strict):
                 f"(the teacher was trained on: {', '.join(sorted(self.datasets)) or 'none'})"
             )
         return self.datasets[dataset]
-
-
-def identity(datasets: Iterable[str]) -> Calibration:
-    """For a teacher without scales: every rating stays what it is."""
-    return Calibration(datasets={name: Affine() for name in datasets})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from torch.nn import functional
 
 from data_specs.strict import digest
 from data_specs.teacher import PublishedHead
+from train.models import weights
 from train.models.calibration import Calibration
 from train.models.clips import Floats, Waves, checked_waves
 from train.models.front_end import FrontEnd, load_front_end
@@ -119,13 +119,10 @@ def published_head(file: str, features: int) -> tuple[TransformerHead, str]:
 
 
 def _published_path(file: str) -> Path:
-    spec = importlib.util.find_spec("xls_r_sqa")
-    if spec is None or not spec.submodule_search_locations:
-        raise ValueError("published heads come in a package that is missing: pip install xls-r-sqa")
-    path = Path(spec.submodule_search_locations[0]) / PUBLISHED_FOLDER / file
-    if not path.is_file():
-        raise ValueError(f"{path} is missing: pip install --force-reinstall xls-r-sqa")
-    return path
+    try:
+        return weights.find("xls-r-sqa") / PUBLISHED_FOLDER / file
+    except FileNotFoundError as error:
+        raise ValueError(str(error)) from None
 
 
 def load_trained(
