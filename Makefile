@@ -82,31 +82,54 @@ REAL_STEPS ?= 9000
 
 .PHONY: real
 real: setup ## the job on real recordings, judged on other people, noise and rooms (under an hour)
-	@[ -d $(LIBRI) ] || { echo "no recordings at $(SHARED): set SHARED=DIR"; exit 1; }
 	mkdir -p $(REAL) && date +%s > $(REAL)/began
+	$(MAKE) real-shards
+	$(MAKE) train OUT=$(REAL) STEPS=$(REAL_STEPS)
+	@echo "made, labelled and trained in $$(( ($$(date +%s) - $$(cat $(REAL)/began)) / 60 )) minutes"
+	$(MAKE) real-judge
+	OMP_NUM_THREADS=$(WORKERS) $(PY) -m train evaluate --model $(REAL)/model --model v7 \
+	  --shards $(REAL)/shards/judge \
+	  --rated $(SHARED)/data/mos/labels.csv --out $(REAL)/evaluation --short both
+	$(PY) -m train report --run $(REAL)/model --shards $(REAL)/shards/train \
+	  --judged $(REAL)/shards/judge \
+	  --evaluation $(REAL)/evaluation --out $(REAL)/report.html
+	@echo "report: $(abspath $(REAL)/report.html)"
+
+.PHONY: real-shards
+real-shards: setup ## the shards of `make real`
+	@[ -d $(LIBRI) ] || { echo "no recordings at $(SHARED): set SHARED=DIR"; exit 1; }
 	$(PY) -m pipeline corpora noise --out $(REAL_CORPORA)/noise-train --count 60 --seed 1 \
 	  --from $(LIBRI)/train-clean-100
-	$(PY) -m pipeline corpora noise --out $(REAL_CORPORA)/noise-test --count 60 --seed 2 \
-	  --from $(LIBRI)/test-other
 	$(PY) -m pipeline corpora rooms --out $(REAL_CORPORA)/rooms-train --count 100 --seed 1
-	$(PY) -m pipeline corpora rooms --out $(REAL_CORPORA)/rooms-test --count 50 --seed 2
-	$(MAKE) shards train OUT=$(REAL) SAMPLES=$(REAL_SAMPLES) STEPS=$(REAL_STEPS) \
+	$(MAKE) shards OUT=$(REAL) SAMPLES=$(REAL_SAMPLES) \
 	  SPEECH=$(LIBRI)/train-clean-100 \
 	  NOISE="$(SHARED)/data/noise $(REAL_CORPORA)/noise-train" \
 	  ROOMS="$(SHARED)/data/rir $(REAL_CORPORA)/rooms-train"
-	@echo "made, labelled and trained in $$(( ($$(date +%s) - $$(cat $(REAL)/began)) / 60 )) minutes"
+
+.PHONY: real-judge
+real-judge: setup ## other people, noise and rooms, to judge the students of `make real` on
+	$(PY) -m pipeline corpora noise --out $(REAL_CORPORA)/noise-test --count 60 --seed 2 \
+	  --from $(LIBRI)/test-other
+	$(PY) -m pipeline corpora rooms --out $(REAL_CORPORA)/rooms-test --count 50 --seed 2
 	$(PY) -m pipeline shards $(RECIPE) --out $(REAL)/shards/judge --samples 1000 \
 	  --split test --split speech=all --engine $(ENGINE) --workers $(WORKERS) \
 	  --corpus speech=$(LIBRI)/test-other \
 	  --corpus noise=$(SHARED)/data/noise --corpus noise=$(REAL_CORPORA)/noise-test \
 	  --corpus rooms=$(SHARED)/data/rir --corpus rooms=$(REAL_CORPORA)/rooms-test
 	$(PY) -m pipeline verify $(REAL)/shards/judge --apart-from $(REAL)/shards/train
-	$(PY) -m train evaluate --model $(REAL)/model --model v7 --shards $(REAL)/shards/judge \
-	  --rated $(SHARED)/data/mos/labels.csv --out $(REAL)/evaluation --short both
-	$(PY) -m train report --run $(REAL)/model --shards $(REAL)/shards/train \
-	  --judged $(REAL)/shards/judge \
-	  --evaluation $(REAL)/evaluation --out $(REAL)/report.html
-	@echo "report: $(abspath $(REAL)/report.html)"
+
+EXPERIMENT ?= runs/experiment
+VARIANTS ?= v1 v2 v4 v6
+EXPERIMENT_STEPS ?= 2000
+
+.PHONY: experiment
+experiment: setup ## students on labels against students on ratings, by size (Figure 3); resumable
+	[ -f $(REAL)/shards/judge/dataset.json ] || $(MAKE) real-shards real-judge
+	OMP_NUM_THREADS=$(WORKERS) $(PY) -m train experiment --variants $(VARIANTS) \
+	  --shards $(REAL)/shards/train --validation $(REAL)/shards/validation \
+	  --rated $(SHARED)/data/mos/labels.csv --rated-set p835ref_wb16 \
+	  --test-rated $(SHARED)/data/mos/labels.csv --test-rated-set p835ref_nb \
+	  --test-shards $(REAL)/shards/judge --steps $(EXPERIMENT_STEPS) --out $(EXPERIMENT)
 
 .PHONY: corpora
 corpora: setup ## the offline default corpora, where no folders are given
@@ -128,7 +151,7 @@ shards: setup ## make and label shards: training, validation, test
 train: setup ## train a student on the shards
 	OMP_NUM_THREADS=$(WORKERS) $(PY) -m train fit --student $(STUDENT) \
 	  --shards $(OUT)/shards/train --validation $(OUT)/shards/validation \
-	  --out $(OUT)/model --steps $(STEPS)
+	  --out $(OUT)/model --preset fast --steps $(STEPS)
 
 .PHONY: evaluate
 evaluate: setup ## judge the student beside its teacher: held-out shards and rated clips
@@ -214,6 +237,12 @@ DEEPFILTERNET3_DIR ?= $(wildcard $(abspath $(SHARED))/weights/DeepFilterNet3)
 bench-degrade: setup ## the paper's processors against the packages' own calls, on one core
 	SPEECH_SHARED=$(SHARED) DEEPFILTERNET3_DIR=$(DEEPFILTERNET3_DIR) \
 	  $(PY) -W ignore -m pipeline bench-degrade --samples 100
+
+.PHONY: bench-train
+bench-train: setup ## reading shards against decoding alone; the fast preset against the paper's
+	$(PY) -m train bench-loader --shards $(REAL)/shards/train
+	OMP_NUM_THREADS=$(WORKERS) $(PY) -m train bench-presets --shards $(REAL)/shards/train \
+	  --validation $(REAL)/shards/validation --out runs/bench-presets
 
 .PHONY: bench-teacher
 bench-teacher: setup ## the XLS-R teacher against the published way: clips/s; memory of loading it

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -16,6 +16,7 @@ Layer = Annotated[int, Field(ge=1, le=48)]
 class Mfcc(Strict):
     """40 mel-frequency cepstral coefficients every 12.5 ms, torchaudio's defaults (xls-r-sqa)."""
 
+    packages: ClassVar[frozenset[str]] = frozenset({"torchaudio"})
     kind: Literal["mfcc"] = "mfcc"
 
 
@@ -25,13 +26,21 @@ class XlsR(Strict):
     ``weights`` names an entry of ``weights.yaml``: the whole encoder, or the published cut of it.
     """
 
+    packages: ClassVar[frozenset[str]] = frozenset({"transformers"})
     kind: Literal["xlsr"] = "xlsr"
     weights: Annotated[tuple[str, ...], Field(min_length=1)]
     """Any of these does; the first that is there is taken."""
     layers: Annotated[tuple[Layer, ...], Field(min_length=1, max_length=2)]
 
 
-FrontEnd = Annotated[Mfcc | XlsR, Field(discriminator="kind")]
+class StudentFeatures(Strict):
+    """What the convolutions of the published student (v7) give its head, every 20 ms."""
+
+    packages: ClassVar[frozenset[str]] = frozenset()
+    kind: Literal["student-features"] = "student-features"
+
+
+FrontEnd = Annotated[Mfcc | XlsR | StudentFeatures, Field(discriminator="kind")]
 
 
 class Student(Strict):
@@ -101,8 +110,7 @@ def packages_of(name: str) -> set[str]:
         if isinstance(spec, DnsMos):
             found.add("onnxruntime")
         elif isinstance(spec, PublishedHead | TrainedHead):
-            mfcc = isinstance(table.front_ends[spec.front_end], Mfcc)
-            found.add("torchaudio" if mfcc else "transformers")
+            found |= table.front_ends[spec.front_end].packages
     return found
 
 

@@ -11,15 +11,18 @@ import pytest
 import safetensors.torch
 import soundfile
 import torch
-from train_helpers import SHARED, needs_shared, tone_pcm, write_dataset
+from torch.nn import functional
+from train_helpers import SHARED, needs_shared, tone_pcm, write_dataset, write_rated
 
 from data_specs.sample import CROP_SAMPLES
-from data_specs.teacher import PublishedHead, XlsR, teacher_table
+from data_specs.teacher import PublishedHead, XlsR, packages_of, teacher_table
 from train.__main__ import main
 from train.models import front_end, weights
-from train.models.front_end import XlsrFrontEnd, centre_crop, load_front_end
+from train.models.features import compressed_spectrum, peak_normalise
+from train.models.front_end import StudentFrontEnd, XlsrFrontEnd, centre_crop, load_front_end
 from train.models.head import HeadConfig, build_head
 from train.models.head_teacher import HeadTeacher, _cuda_sizes, load_trained, published_head
+from train.models.student import load_v7
 from train.models.teacher import load_teacher
 from train.models.xlsr import Encoder, flops, load_encoder, normal, read_tensors
 from train.random_xlsr import SIZES, config_of, write_checkpoint
@@ -480,3 +483,49 @@ def test_the_bench_tells_what_bf16_does_to_labels(
     said = capsys.readouterr().out
     assert "distillmos: 3 clips" in said and "99th percentile 0.0" in said
     assert main([*bench, "--clips", "4"]) == 2
+
+
+# --- features of the published student ------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def v7_conv():
+    return load_front_end("v7-conv", precision="fp32")
+
+
+def test_v7_conv_is_what_the_students_head_reads(v7_conv):
+    student, waves_BT = load_v7(), waves(2)
+    with torch.inference_mode():
+        expected = student.tokens(compressed_spectrum(peak_normalise(waves_BT)))
+    found = v7_conv.frames(waves_BT)
+    assert found.shape == (2, v7_conv.tokens, v7_conv.channels) == (2, 384, 1024)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(v7_conv.frames(0.1 * waves_BT), found, rtol=1e-3, atol=1e-4)
+
+
+def test_v7_conv_hears_the_middle_of_a_long_clip_and_zeros_after_a_short_one(v7_conv):
+    long_BT = waves(1, CROP_SAMPLES + 20_001)
+    middle = v7_conv.frames(long_BT[:, 10_000 : 10_000 + CROP_SAMPLES])
+    assert torch.equal(v7_conv.frames(long_BT), middle)
+    short_BT = waves(1, 8_000)
+    padded = functional.pad(short_BT, (0, CROP_SAMPLES - 8_000))
+    assert torch.equal(v7_conv.frames(short_BT), v7_conv.frames(padded))
+
+
+def test_a_teacher_is_trained_on_v7_conv(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, v7_conv: StudentFrontEnd
+):
+    labels = write_rated(tmp_path / "rated", clips=6, seconds=0.2)
+    run = tmp_path / "heads/mine"
+    command = ["teacher", "--front-end", "v7-conv", "--rated", str(labels), "--out", str(run)]
+    command += ["--steps", "2", "--batch", "2", "--dim", "4", "--heads", "2", "--layers", "1"]
+    assert main([*command, "--precision", "fp32"]) == 0
+    assert json.loads((run / "head.json").read_text())["front_end_sha256"] == v7_conv.weights_sha256
+    monkeypatch.setenv(weights.FOLDER_VARIABLE, str(run.parent))
+    assert 1 <= load_teacher("mine", precision="fp32").score(waves(1))[0][0] <= 5
+
+
+def test_packages_whose_versions_decide_a_score():
+    assert packages_of("mfcc") == {"torchaudio"}
+    assert packages_of("mean:dnsmos+xlsr-2b-l10-ba") == {"onnxruntime", "transformers"}
+    assert teacher_table().front_ends["v7-conv"].packages == packages_of("distillmos") == set()

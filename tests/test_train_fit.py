@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -12,22 +13,17 @@ from pathlib import Path
 
 import pytest
 import torch
+import two_ranks
 from train_helpers import write_dataset, write_rated
 
-from train import fit as fitting
+from train.augment import augment, filled
 from train.files import load_checkpoint
-from train.fit import (
-    FitConfig,
-    Host,
-    Trainer,
-    augment,
-    fit,
-    learning_rate,
-    make_config,
-    open_sources,
-)
+from train.fit import Host, Trainer, fit
 from train.models.calibration import Affine, Calibration
+from train.presets import PRESETS, FitConfig, learning_rate, make_config
+from train.run_log import LOGGERS, RunLog
 from train.score import load
+from train.sources import open_sources
 
 QUIET = Host(workers=0, progress=False, log_every=2)
 ROOT = Path(__file__).parents[1]
@@ -40,7 +36,7 @@ def folder(tmp_path_factory):
 
 def config_of(folder, **changes) -> FitConfig:
     values = {"steps": 6, "batch": 4, "validate_every": 2, "warmup": 2, "precision": "fp32"}
-    return make_config("v1", open_sources(folder, None, None), **(values | changes))
+    return make_config("v1", open_sources(folder), **({"preset": "fast"} | values | changes))
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
@@ -49,15 +45,15 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
 
 
 def test_stopped_and_continued_equals_unbroken(folder, tmp_path, monkeypatch):
-    config, sources = config_of(folder), open_sources(folder, None, None)
+    config, sources = config_of(folder), open_sources(folder)
     assert fit(config, sources, tmp_path / "unbroken", QUIET)
 
     update = Trainer.update
 
-    def dies_at_three(self, pcm_BT, mos_B):
+    def dies_at_three(self, batch):
         if self.step == 3:
             raise OSError("killed")
-        return update(self, pcm_BT, mos_B)
+        return update(self, batch)
 
     monkeypatch.setattr(Trainer, "update", dies_at_three)
     with pytest.raises(OSError, match="killed"):
@@ -74,7 +70,7 @@ def test_stopped_and_continued_equals_unbroken(folder, tmp_path, monkeypatch):
 
 
 def test_log_has_each_step_once_after_a_resume(folder, tmp_path, monkeypatch):
-    config, sources = config_of(folder), open_sources(folder, None, None)
+    config, sources = config_of(folder), open_sources(folder)
     fit(config, sources, tmp_path, QUIET)
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     losses = [line["step"] for line in lines if "loss" in line]
@@ -84,7 +80,7 @@ def test_log_has_each_step_once_after_a_resume(folder, tmp_path, monkeypatch):
 
 
 def test_another_configuration_is_refused(folder, tmp_path):
-    sources = open_sources(folder, None, None)
+    sources = open_sources(folder)
     fit(config_of(folder, steps=2), sources, tmp_path, QUIET)
     with pytest.raises(ValueError, match=r"lr=0\.002, not 0\.1"):
         fit(config_of(folder, steps=2, lr=0.1), sources, tmp_path, QUIET)
@@ -93,21 +89,21 @@ def test_another_configuration_is_refused(folder, tmp_path):
 def test_damaged_checkpoint_is_named(folder, tmp_path):
     (tmp_path / "last.pt").write_bytes(b"no checkpoint")
     with pytest.raises(ValueError, match=r"last\.pt"):
-        fit(config_of(folder), open_sources(folder, None, None), tmp_path, QUIET)
+        fit(config_of(folder), open_sources(folder), tmp_path, QUIET)
 
 
 def test_it_overfits(folder, tmp_path):
     config = config_of(
         folder, steps=60, batch=10, lr=3e-3, warmup=5, validate_every=60, augment=False, ema=0.9
     )
-    fit(config, open_sources(folder, None, None), tmp_path, Host(0, progress=False, log_every=10))
+    fit(config, open_sources(folder), tmp_path, Host(0, progress=False, log_every=10))
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     losses = [line["loss"] for line in lines if "loss" in line]
     assert losses[-1] < 0.15 < losses[0]
 
 
 def test_the_run_is_a_model(folder, tmp_path):
-    fit(config_of(folder, steps=2), open_sources(folder, None, None), tmp_path, QUIET)
+    fit(config_of(folder, steps=2), open_sources(folder), tmp_path, QUIET)
     about = json.loads((tmp_path / "model.json").read_text())
     assert about["student"] == "v1"
     assert about["recipe_hash"] == "abc"
@@ -129,8 +125,8 @@ def test_rated_clips_train_too(folder, tmp_path):
 
 
 def test_presets():
-    assert fitting.PRESETS["paper"]["steps"] == 250_000
-    assert fitting.PRESETS["paper"]["lr"] == 2e-5
+    assert PRESETS["paper"]["steps"] == 250_000
+    assert PRESETS["paper"]["lr"] == 2e-5
 
 
 def test_learning_rate(folder):
@@ -142,20 +138,210 @@ def test_learning_rate(folder):
     assert learning_rate(constant, 99) == constant.lr
 
 
+WHOLE = torch.full((4,), 40_000)
+
+
 def test_augmentation_is_a_function_of_seed_and_step():
-    waves_BT = torch.randn(4, 1000)
-    assert torch.equal(augment(waves_BT, 1, 2), augment(waves_BT, 1, 2))
-    assert not torch.equal(augment(waves_BT, 1, 2), augment(waves_BT, 1, 3))
-    torch.testing.assert_close(
-        augment(waves_BT, 1, 2).abs().sort(dim=1).values, waves_BT.abs().sort(dim=1).values
+    waves_BT = torch.randn(4, 40_000)
+    once = augment(waves_BT, WHOLE, 1, 2)
+    assert torch.equal(once, augment(waves_BT, WHOLE, 1, 2))
+    assert not torch.equal(once, augment(waves_BT, WHOLE, 1, 3))
+    assert not torch.equal(once, augment(waves_BT, WHOLE, 2, 2))
+    torch.testing.assert_close(once.abs().sort(1).values, waves_BT.abs().sort(1).values)
+
+
+def test_short_clips_keep_their_silence_behind_them():
+    waves_BT = torch.zeros(4, 40_000)
+    waves_BT[:, :20_000] = torch.rand(4, 20_000) + 0.1
+    out = augment(waves_BT, torch.full((4,), 20_000), 1, 2)
+    assert (out[:, :20_000] != 0).all()
+    assert (out[:, 20_000:] == 0).all()
+
+
+def test_crops_are_of_a_second_or_more_and_filled_both_ways():
+    waves_BT = torch.rand(200, 40_000) + 0.1
+    out = augment(waves_BT, torch.full((200,), 40_000), 1, 2, crops=0.5).abs()
+    silent = (out == 0).sum(1)
+    periods = [period_of(wave) for wave in out[silent == 0]]
+    assert 30 <= (silent > 0).sum() <= 70  # a quarter is filled with zeros
+    assert 30 <= sum(period < 40_000 for period in periods) <= 70  # a quarter is repeated
+    assert silent.max() <= 24_000
+    assert min(periods) >= 16_000
+    assert torch.equal(augment(waves_BT, torch.full((200,), 40_000), 1, 2, crops=0.5).abs(), out)
+
+
+def period_of(wave_T: torch.Tensor) -> int:
+    """After how many samples a wave is itself again; its length if never."""
+    places = (wave_T[1:] == wave_T[0]).nonzero()[:, 0] + 1
+    for place in places.tolist():
+        if torch.equal(wave_T[place:], wave_T[:-place]):
+            return place
+    return len(wave_T)
+
+
+def test_filled():
+    wave_T = torch.tensor([1.0, 2.0, 3.0])
+    assert filled(wave_T, 5, zeros=True).tolist() == [1, 2, 3, 0, 0]
+    assert filled(wave_T, 7, zeros=False).tolist() == [1, 2, 3, 1, 2, 3, 1]
+    assert filled(wave_T, 3, zeros=False).tolist() == [1, 2, 3]
+
+
+def test_ranks_augment_their_rows_as_one_process_would():
+    waves_BT, lengths_B = torch.randn(6, 40_000), torch.full((6,), 40_000)
+    joint = augment(waves_BT, lengths_B, 1, 2, crops=0.5)
+    for rank in range(2):
+        rows = slice(rank, None, 2)
+        ours = augment(waves_BT[rows], lengths_B[rows], 1, 2, 0.5, rank, 2)
+        assert torch.equal(ours, joint[rows])
+
+
+def test_labelled_only(folder, tmp_path):
+    rated = write_rated(tmp_path / "rated", clips=8)
+    sources = open_sources(None, rated=rated)
+    assert sources.labelled_only
+    names = [
+        {clip.path.name for clip in part} for part in (sources.rated, sources.rated_validation)
+    ]
+    assert all(names)
+    assert not names[0] & names[1]
+    config = make_config("v1", sources, steps=4, batch=4, validate_every=2)
+    assert (config.rated_share, config.samples, config.rated_clips) == (1.0, 0, len(names[0]))
+    assert config.validation_samples == len(names[1])
+    assert fit(config, sources, tmp_path / "run", QUIET)
+    assert json.loads((tmp_path / "run/model.json").read_text())["teacher"] == "people"
+    other = open_sources(None, rated=rated, rated_validation=write_rated(tmp_path / "other"))
+    assert len(other.rated) == 8
+    with pytest.raises(ValueError, match="without shards it is 1"):
+        make_config("v1", sources, rated_share=0.2)
+
+
+def test_nothing_to_train_on(folder, tmp_path):
+    with pytest.raises(ValueError, match="--shards DIR, --rated"):
+        open_sources(None)
+    with pytest.raises(ValueError, match="--rated-validation has no use"):
+        open_sources(folder, rated_validation=write_rated(tmp_path))
+    with pytest.raises(ValueError, match="--validation is a folder of shards"):
+        open_sources(None, folder, write_rated(tmp_path))
+
+
+def test_crops_need_augmentation(folder):
+    with pytest.raises(ValueError, match="--augment"):
+        config_of(folder, crops=0.5, augment=False)
+
+
+class FakeRun:
+    """What ``wandb.init`` and ``mlflow.start_run`` give, as far as we use it."""
+
+    id = run_id = "seven"
+
+    def __init__(self) -> None:
+        self.info, self.logged, self.closed = self, [], False
+
+    def log(self, values, step):
+        self.logged.append((step, values))
+
+    def log_metrics(self, values, step):
+        self.logged.append((step, values))
+
+    def log_params(self, config):
+        self.config = config
+
+    def finish(self):
+        self.closed = True
+
+    end_run = finish
+
+
+@pytest.mark.parametrize("name", ["wandb", "mlflow"])
+def test_other_loggers_by_name(tmp_path, monkeypatch, name):
+    run, asked = FakeRun(), []
+    run.init = run.start_run = lambda **settings: asked.append(settings) or run
+    monkeypatch.setitem(sys.modules, name, run)
+    for first in (0, 2):
+        log = RunLog(tmp_path, first, name, {"lr": 1.0})
+        log.write(first + 1, {"loss": 0.5, "pcc": None})
+        log.close()
+    assert run.logged == [(1, {"loss": 0.5}), (3, {"loss": 0.5})]
+    assert run.closed
+    continued = [settings.get("id", settings.get("run_id")) for settings in asked]
+    assert continued == [None, "seven"]  # the second is the first, continued
+    assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_logger_that_is_not_there(tmp_path, monkeypatch):
+    assert {"tensorboard", "wandb", "mlflow", "none"} == set(LOGGERS)
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ValueError, match="pip install wandb"):
+        RunLog(tmp_path, 0, "wandb")
+    with pytest.raises(ValueError, match="unknown logger 'tensorbord'; did you mean"):
+        RunLog(tmp_path, 0, "tensorbord")
+
+
+def test_a_batch_that_cannot_be_shared(folder):
+    config = config_of(folder, batch=5)
+
+    class TwoProcesses:
+        world_size, global_rank, device = 2, 0, torch.device("cpu")
+
+    with pytest.raises(ValueError, match=r"batch of 5 cannot be shared evenly by 2 processes"):
+        Trainer(config, TwoProcesses())
+
+
+def torchrun(processes: int, *command: str) -> None:
+    run = ("-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--standalone")
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, *run, *command], cwd=ROOT, env=environment, check=True)
+
+
+def test_two_processes_have_the_gradients_of_one(folder, tmp_path):
+    """Batch norm, crops and all; gloo on a CPU."""
+    torchrun(2, str(Path(__file__).parent / "two_ranks.py"), str(folder), str(tmp_path))
+    alone = two_ranks.gradients(folder, 1)[1]
+    assert len(alone) > 30
+    assert max(gradient.abs().max() for gradient in alone.values()) > 0.1
+    for rank in range(2):
+        ours = load_checkpoint(tmp_path / f"gradients-{rank}.pt")
+        for name, gradient in alone.items():
+            torch.testing.assert_close(ours[name], gradient, rtol=0, atol=1e-6)
+
+
+STOPS_AT_FOUR = """
+import runpy, sys
+from train import fit
+
+fit._Run._stopped = lambda self, stop: self.trainer.step == 4
+runpy.run_module("train", run_name="__main__")
+"""
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_another_number_of_processes(folder, tmp_path):
+    """Two processes for the first steps, one for the rest: as with one process throughout."""
+    command = (
+        *("fit", "--student", "v1", "--shards", str(folder), "--preset", "fast", "--batch", "4"),
+        *("--steps", "6", "--validate-every", "2", "--precision", "fp32", "--warmup", "2"),
+        *("--workers", "1", "--logger", "none", "--device", "cpu", "--out"),
     )
+    (tmp_path / "stops.py").write_text(STOPS_AT_FOUR)
+    with pytest.raises(subprocess.CalledProcessError):
+        torchrun(2, str(tmp_path / "stops.py"), *command, str(tmp_path / "run"))
+    assert load_checkpoint(tmp_path / "run/last.pt")["step"] == 4
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    for run in ("run", "alone"):
+        whole = [sys.executable, "-m", "train", *command, str(tmp_path / run)]
+        subprocess.run(whole, cwd=ROOT, env=environment, check=True)
+    ours, theirs = logged(tmp_path / "run"), logged(tmp_path / "alone")
+    assert [line["step"] for line in ours] == [line["step"] for line in theirs] == [2, 4, 6, 6]
+    for line, other in zip(ours, theirs, strict=True):
+        # Adam turns rounding into steps of the learning rate; another clip would cost far more.
+        assert line == pytest.approx(other, abs=0.005)
 
 
 def test_one_shard_needs_validation(tmp_path):
     alone = write_dataset(tmp_path, shards=1, samples=2)
     with pytest.raises(ValueError, match="--validation"):
-        open_sources(alone, None, None)
-    assert open_sources(alone, alone, None).validation
+        open_sources(alone)
+    assert open_sources(alone, alone).validation
 
 
 @pytest.mark.parametrize(
@@ -166,28 +352,51 @@ def test_bad_settings(folder, changes, message):
         config_of(folder, **changes)
 
 
+def command_of(folder: Path, steps: int) -> list[str]:
+    return [
+        *(sys.executable, "-m", "train", "fit", "--student", "v1", "--shards", str(folder)),
+        *("--batch", "4", "--steps", str(steps), "--validate-every", "5", "--precision", "fp32"),
+        *("--threads", "1", "--workers", "1", "--warmup", "2", "--preset", "fast", "--out"),
+    ]
+
+
+def start_and_signal(command: list[str], run: Path, step: int, number: int) -> int:
+    """Start a run, send it a signal when its checkpoint is at ``step``; the exit code."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen([*command, str(run)], cwd=ROOT, env=environment)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if (run / "last.pt").exists() and load_checkpoint(run / "last.pt")["step"] >= step:
+            break
+        time.sleep(0.02)
+    process.send_signal(number)
+    return process.wait(60)
+
+
+def logged(run: Path) -> list[dict[str, float]]:
+    """The log without what the clock says."""
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    clock = ("samples_per_s", "data_wait_share")
+    return [{k: v for k, v in line.items() if k not in clock} for line in lines]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_killed_process_continues(folder, tmp_path, number):
-    command = [
-        *(sys.executable, "-m", "train", "fit", "--student", "v1", "--shards", str(folder)),
-        *("--batch", "4", "--steps", "40", "--validate-every", "5", "--precision", "fp32"),
-        *("--threads", "1", "--workers", "1", "--warmup", "2", "--out"),
-    ]
+    """300 steps, killed twice at random: the weights and the log of an unbroken run."""
+    command, run = command_of(folder, 300), tmp_path / "run"
+    for step in sorted(random.sample(range(5, 280), 2)):
+        code = start_and_signal(command, run, step, number)
+        assert code == (130 if number == signal.SIGINT else -9)
+        assert load_checkpoint(run / "last.pt")["step"] < 300
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    run = tmp_path / "run"
-    process = subprocess.Popen([*command, str(run)], cwd=ROOT, env=environment)
-    deadline = time.monotonic() + 60
-    while not (run / "last.pt").exists() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    process.send_signal(number)
-    code = process.wait(60)
-    assert code == (130 if number == signal.SIGINT else -9)
-    assert load_checkpoint(run / "last.pt")["step"] < 40
-    subprocess.run([*command, str(run)], cwd=ROOT, env=environment, check=True)
-    subprocess.run([*command, str(tmp_path / "unbroken")], cwd=ROOT, env=environment, check=True)
+    for name in ("run", "unbroken"):
+        subprocess.run([*command, str(tmp_path / name)], cwd=ROOT, env=environment, check=True)
     ours, theirs = weights(run), weights(tmp_path / "unbroken")
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    steps = [line["step"] for line in logged(run) if "validation_rmse" in line]
+    assert steps == list(range(5, 301, 5))
+    assert logged(run) == logged(tmp_path / "unbroken")
 
 
 def test_ratings_are_mapped_to_the_scale_of_the_labels(tmp_path, capsys):

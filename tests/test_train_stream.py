@@ -1,12 +1,14 @@
-"""Shards to batches: every sample once, any number of workers, exact resume, clear errors."""
+"""Shards to batches: every sample once, any workers and ranks, exact resume, clear errors."""
 
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from train_helpers import (
@@ -22,10 +24,12 @@ from train_helpers import (
 from data_specs.rated import read_rated
 from train.memory import free_bytes
 from train.stream import (
+    Batch,
     Batches,
     DecodedCache,
     Order,
     ShardSamples,
+    _Ring,
     epoch_order,
     list_shards,
     loader,
@@ -47,7 +51,7 @@ def batches_of(folder, **changes):
 
 def same(left, right):
     return len(left) == len(right) and all(
-        np.array_equal(a[0], b[0]) and np.array_equal(a[1], b[1])
+        all(torch.equal(mine, theirs) for mine, theirs in zip(a, b, strict=True))
         for a, b in zip(left, right, strict=True)
     )
 
@@ -94,6 +98,26 @@ def test_workers_do_not_change_the_sequence(folder):
     assert same(alone[3:], list(loader(batches, 3, 6, workers=2)))
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_batch_is_not_overwritten_by_later_ones(folder, workers):
+    """Workers fill a few places in turn, far ahead of a slow reader."""
+    batches, kept = batches_of(folder), []
+    for batch in loader(batches, 0, 25, workers):
+        kept.append(batch)
+        time.sleep(0.02)
+    assert same(kept, [batches[step] for step in range(25)])
+
+
+def test_pinned_batches_are_the_same(folder, monkeypatch):
+    """Pinning itself needs a GPU; here it is a copy."""
+    monkeypatch.setattr(torch.Tensor, "pin_memory", torch.Tensor.clone)
+    batches = batches_of(folder)
+    ring = _Ring(batches, places=2)
+    pinned = [ring[step].pin_memory() for step in range(4)]
+    assert same(pinned, list(loader(batches, 0, 4, workers=0)))
+    assert same(pinned, list(loader(batches, 0, 4, workers=0, pin=True)))
+
+
 def test_cache_gives_the_same(folder):
     batches = batches_of(folder)
     cached = Batches(ShardSamples(list_shards(folder), DecodedCache(12)), batches.order)
@@ -106,10 +130,81 @@ def test_rated_clips_are_mixed_in(folder, tmp_path):
     clips = read_rated(write_rated(tmp_path / "rated"))
     shards = list_shards(folder)
     order = Order((4, 4, 4), len(clips), seed=0, batch=5, rated_share=0.2)
-    pcm_BT, mos_B = Batches(ShardSamples(shards), order, clips)[0]
-    assert pcm_BT.shape == (5, 122_880)
-    assert float(mos_B[-1]) in {np.float32(clip.mos) for clip in clips}
-    assert not pcm_BT[-1, 32_000:].any()
+    batch = Batches(ShardSamples(shards), order, clips)[0]
+    assert batch.pcm_BT.shape == (5, 122_880)
+    assert float(batch.mos_B[-1]) in {np.float32(clip.mos) for clip in clips}
+    assert batch.lengths_B.tolist() == [122_880] * 4 + [32_000]
+    assert not batch.pcm_BT[-1, 32_000:].any()
+
+
+def ranks_of(folder, world, **changes):
+    """The batches of every rank of a run."""
+    alone = batches_of(folder, **changes)
+    return [Batches(alone.samples, alone.order, (), rank, world) for rank in range(world)]
+
+
+def interleaved(parts):
+    """The batch that the ranks' shares make together."""
+    world, total = len(parts), sum(len(part.mos_B) for part in parts)
+    whole = Batch(
+        *(torch.empty((total, *field.shape[1:]), dtype=field.dtype) for field in parts[0])
+    )
+    for rank, part in enumerate(parts):
+        for ours, theirs in zip(whole, part, strict=True):
+            ours[rank::world] = theirs
+    return whole
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    counts=st.lists(st.integers(1, 20), min_size=1, max_size=6),
+    world=st.integers(1, 4),
+    each=st.integers(1, 3),
+    seed=st.integers(0, 2**40),
+)
+def test_ranks_see_every_sample_of_an_epoch_once(counts, world, each, seed):
+    order = Order(tuple(counts), 0, seed, batch=world * each)
+    shares = [Batches(ShardSamples([]), order, (), rank, world) for rank in range(world)]
+    steps = range(sum(counts))  # a whole number of epochs
+    numbers = [[item.number for k in steps for item in share._items(k)] for share in shares]
+    assert {len(mine) for mine in numbers} == {each * len(steps)}
+    once = sorted(list(range(sum(counts))) * world * each)
+    assert sorted(number for mine in numbers for number in mine) == once
+
+
+def test_two_ranks_make_the_batch_of_one_process(folder):
+    alone = [batches_of(folder, batch=4)[step] for step in range(6)]
+    both = ranks_of(folder, 2, batch=4)
+    assert same(alone, [interleaved([share[step] for share in both]) for step in range(6)])
+
+
+def test_a_run_goes_on_with_another_number_of_ranks_and_workers(folder):
+    expected = list(loader(batches_of(folder, batch=4), 0, 9, workers=0))
+    got = []
+    for first, last, world, workers in ((0, 2, 1, 0), (2, 5, 2, 2), (5, 7, 4, 1), (7, 9, 1, 2)):
+        feeds = [loader(share, first, last, workers) for share in ranks_of(folder, world, batch=4)]
+        got += [interleaved(parts) for parts in zip(*feeds, strict=True)]
+    assert same(expected, got)
+
+
+@pytest.mark.parametrize(("batch", "world"), [(5, 2), (4, 8)])
+def test_a_batch_that_cannot_be_shared(folder, batch, world):
+    with pytest.raises(ValueError, match=rf"batch of {batch} .* {world} processes.*multiple"):
+        ranks_of(folder, world, batch=batch)
+
+
+def test_a_rank_outside_the_world(folder):
+    alone = batches_of(folder)
+    with pytest.raises(ValueError, match="rank 2 of world 2"):
+        Batches(alone.samples, alone.order, (), 2, 2)
+
+
+def test_more_shards_than_are_kept_open(folder, monkeypatch):
+    expected = list(loader(batches_of(folder), 0, 4, workers=0))
+    monkeypatch.setattr("train.stream.OPEN_SHARDS", 1)
+    batches = batches_of(folder)
+    assert same(expected, list(loader(batches, 0, 4, workers=0)))
+    assert len(batches.samples._files) == 1
 
 
 def test_unfinished_shards_are_left_out(folder):

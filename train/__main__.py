@@ -1,4 +1,4 @@
-"""``python -m train``: fit, teacher, evaluate, score, report, variants."""
+"""``python -m train``: everything that reads shards."""
 
 from __future__ import annotations
 
@@ -53,29 +53,70 @@ def _bench_teacher(argv: list[str]) -> int:
     return bench_teacher.run(parser.parse_args(argv))
 
 
-def _variants(argv: list[str]) -> int:
-    argparse.ArgumentParser(prog="python -m train variants").parse_args(argv)
-    from train.models.student import VARIANTS, count
+def _bench_loader(argv: list[str]) -> int:
+    from train import bench_loader
 
-    print(
-        f"{'name':5}{'parameters':>12}{'M MAC/clip':>12}{'tokens':>8}{'dim':>5}{'layers':>8}  conv"
-    )
-    for name, config in VARIANTS.items():
-        parameters, macs = count(config)
-        channels = "-".join(map(str, config.channels))
-        print(
-            f"{name:5}{parameters:12,}{macs / 1e6:12,.0f}{config.tokens:8}{config.dim:5}"
-            f"{config.layers:8}  {channels}"
-        )
+    about = bench_loader.__doc__
+    parser = argparse.ArgumentParser(prog="python -m train bench-loader", description=about)
+    bench_loader.add_arguments(parser)
+    return bench_loader.run(parser.parse_args(argv))
+
+
+def _bench_presets(argv: list[str]) -> int:
+    from train import bench_presets
+
+    about = bench_presets.__doc__
+    parser = argparse.ArgumentParser(prog="python -m train bench-presets", description=about)
+    bench_presets.add_arguments(parser)
+    return bench_presets.run(parser.parse_args(argv))
+
+
+def _cross_validate(argv: list[str]) -> int:
+    from train import cross_validate
+
+    about = cross_validate.__doc__
+    parser = argparse.ArgumentParser(prog="python -m train cross-validate", description=about)
+    cross_validate.add_arguments(parser)
+    return cross_validate.run(parser.parse_args(argv))
+
+
+def _experiment(argv: list[str]) -> int:
+    from train import experiment
+
+    about = experiment.__doc__
+    parser = argparse.ArgumentParser(prog="python -m train experiment", description=about)
+    experiment.add_arguments(parser)
+    return experiment.run(parser.parse_args(argv))
+
+
+def _lengths(argv: list[str]) -> int:
+    from train import lengths
+
+    parser = argparse.ArgumentParser(prog="python -m train lengths", description=lengths.__doc__)
+    lengths.add_arguments(parser)
+    return lengths.run(parser.parse_args(argv))
+
+
+def _variants(argv: list[str]) -> int:
+    from train import variants
+
+    parser = argparse.ArgumentParser(prog="python -m train variants", description=variants.__doc__)
+    parser.parse_args(argv)
+    print(variants.table())
     return 0
 
 
 VERBS = {
     "fit": (_fit, "train a student on shards, or continue a run"),
     "teacher": (_teacher, "train a teacher's head on rated clips, or continue a run"),
+    "cross-validate": (_cross_validate, "judge a teacher's head with and without scales, by folds"),
+    "experiment": (_experiment, "students on labels against students on ratings (Figure 3)"),
+    "lengths": (_lengths, "how well models score short crops, by length and filling"),
     "evaluate": (_evaluate, "compare models with rated clips and with shards' labels"),
     "score": (_score, "score files, folders or lists to a CSV"),
     "report": (_report, "write one HTML page about a run"),
+    "bench-loader": (_bench_loader, "how fast shards are read, against decoding alone"),
+    "bench-presets": (_bench_presets, "the fast preset's training against the paper's"),
     "bench-teacher": (_bench_teacher, "the XLS-R teacher's speed, memory and precision"),
     "variants": (_variants, "list the students and what they cost"),
 }

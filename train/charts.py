@@ -226,3 +226,164 @@ def columns(
         middle = f"{left + 0.3 * slot:.1f}"
         body.append(f'<text class="x tick" x="{middle}" y="{HEIGHT - BOTTOM + 17}">{name}</text>')
     return _frame(Axis(x_label, 0, 1), y, title, body, x_ticks=False)
+
+
+# --- estimates with intervals, and a sheet of charts that stands alone ----------------------------
+
+DODGE = 5.0
+"""Pixels between the points of two series at one x: error bars would hide each other."""
+
+
+@dataclass(frozen=True)
+class Estimates:
+    """A line with error bars: its name, points, and interval ends (None: no bar)."""
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float]
+    low: Sequence[float | None]
+    high: Sequence[float | None]
+
+
+@dataclass(frozen=True)
+class Level:
+    """A dashed line across the chart at ``y`` with its label; a mark on it at ``x`` if given."""
+
+    label: str
+    y: float
+    x: float | None = None
+
+
+@dataclass(frozen=True)
+class Upright:
+    """A dashed line from bottom to top at ``x`` with its label."""
+
+    label: str
+    x: float
+
+
+def estimates(
+    title: str,
+    x: Axis,
+    y: Axis,
+    series: Sequence[Estimates],
+    level: Level | None = None,
+    upright: Upright | None = None,
+    names: Sequence[tuple[str, float]] = (),
+) -> Markup:
+    """Lines with error bars; the first is solid with round marks, the second dashed, square ones.
+
+    The points of one x stand ``DODGE`` pixels apart. Bars end at the chart's edge. ``names`` are
+    written above the x axis, each at its x.
+    """
+    body = _level(x, y, level) if level else []
+    if upright:
+        at = f"{_x(x, upright.x):.1f}"
+        body.append(f'<path class="ideal" d="M{at} {TOP + 16}V{HEIGHT - BOTTOM}"/>')
+        body.append(f'<text class="x tick" x="{at}" y="{TOP + 10}">{escape(upright.label)}</text>')
+    for number in reversed(range(len(series))):  # the first on top
+        shift = DODGE * (number - (len(series) - 1) / 2)
+        body += _with_bars(x, y, series[number], number, shift)
+    for name, value in names:
+        at = f"{_x(x, value):.1f}"
+        body.append(
+            f'<text class="x tick" x="{at}" y="{HEIGHT - BOTTOM - 5}">{escape(name)}</text>'
+        )
+    return _frame(x, y, title, body)
+
+
+def _level(x: Axis, y: Axis, level: Level) -> list[str]:
+    at = _y(y, level.y)
+    # The label lies above the line, at the end that the mark leaves free.
+    left, anchor = (WIDTH - RIGHT - 3, "end") if level.x is None else (LEFT + 5, "start")
+    body = [
+        f'<path class="ideal" d="M{LEFT} {at:.1f}H{WIDTH - RIGHT}"/>',
+        f'<text class="tick" text-anchor="{anchor}" x="{left}" y="{at - 6:.1f}">'
+        f"{escape(level.label)}</text>",
+    ]
+    if level.x is not None:
+        middle = _x(x, level.x)
+        body.append(f'<path class="mark" d="M{middle:.1f} {at - 5:.1f}l5 5l-5 5l-5 -5z"/>')
+    return body
+
+
+def _with_bars(x: Axis, y: Axis, one: Estimates, number: int, shift: float) -> list[str]:
+    places = [
+        (_x(x, a) + shift, _y(y, b), low, high)
+        for a, b, low, high in zip(one.x, one.y, one.low, one.high, strict=True)
+    ]
+    points = " ".join(f"{across:.1f},{up:.1f}" for across, up, _, _ in places)
+    body = [f'<polyline class="line s{number}" points="{points}"/>']
+    for across, up, low, high in places:
+        if low is not None and high is not None:
+            ends = [_y(y, min(max(end, y.low), y.high)) for end in (low, high)]
+            caps = "".join(f"M{across - 3:.1f} {end:.1f}h6" for end in ends)
+            bar = f"M{across:.1f} {ends[0]:.1f}V{ends[1]:.1f}{caps}"
+            body.append(f'<path class="bars s{number}" d="{bar}"/>')
+        if number == 0:
+            body.append(f'<circle class="dot s0" r="3.5" cx="{across:.1f}" cy="{up:.1f}"/>')
+        else:
+            body.append(
+                f'<rect class="dot s{number}" x="{across - 3:.1f}" y="{up - 3:.1f}" '
+                f'width="6" height="6"/>'
+            )
+    return body
+
+
+# Colours are written out, not as variables: what shows pictures in a README may not know those.
+SHEET_STYLE = """
+text { font: 13px system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; fill: #1c2126; }
+text.tick { fill: #5c6670; font-size: 12px; } text.head { font-weight: 600; }
+text.x { text-anchor: middle; } text.y { text-anchor: end; dominant-baseline: central; }
+.paper { fill: #fff; } line.grid { stroke: #d9dee3; } .axis { stroke: #5c6670; fill: none; }
+.ideal { stroke: #5c6670; stroke-dasharray: 4 4; fill: none; } .mark { fill: #1c2126; }
+.line { fill: none; stroke-width: 1.8; } .line.s1 { stroke-dasharray: 6 3; }
+.bars { fill: none; stroke-width: 1.3; }
+.s0 { stroke: #1f5fa8; } .s1 { stroke: #c2571a; }
+.dot.s0 { fill: #1f5fa8; } .dot.s1 { fill: #c2571a; }
+@media (prefers-color-scheme: dark) {
+text { fill: #e4e8ec; } text.tick { fill: #9aa5b0; } .paper { fill: #14171a; }
+line.grid { stroke: #353c44; } .axis, .ideal { stroke: #9aa5b0; } .mark { fill: #e4e8ec; }
+.s0 { stroke: #78aee8; } .s1 { stroke: #f0965a; }
+.dot.s0 { fill: #78aee8; } .dot.s1 { fill: #f0965a; }
+}
+"""
+HEADING, LEGEND, GAP = 26, 34, 18
+
+
+def sheet(
+    title: str, rows: Sequence[Sequence[tuple[str, Markup]]], legend: Sequence[str]
+) -> Markup:
+    """Rows of (heading, chart) as one SVG file with colours of its own, for light and dark.
+
+    ``legend`` names the series, in their order.
+    """
+    width = max(len(row) for row in rows) * (WIDTH + GAP) + GAP
+    height = LEGEND + len(rows) * (HEADING + HEIGHT + GAP)
+    body = _sheet_legend(legend)
+    for number, row in enumerate(rows):
+        top = LEGEND + number * (HEADING + HEIGHT + GAP)
+        for place, (heading, chart) in enumerate(row):
+            left = GAP + place * (WIDTH + GAP)
+            body.append(f'<text class="head" x="{left}" y="{top + 16}">{escape(heading)}</text>')
+            at = f'x="{left}" y="{top + HEADING}" width="{WIDTH}" height="{HEIGHT}"'
+            body.append(str(chart).replace("<svg ", f"<svg {at} ", 1))  # Markup would escape it
+    return Markup(
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" '
+        f'height="{height}" role="img" aria-label="{escape(title)}"><style>{SHEET_STYLE}</style>'
+        f'<rect class="paper" width="{width}" height="{height}"/>{"".join(body)}</svg>\n'
+    )
+
+
+def _sheet_legend(names: Sequence[str]) -> list[str]:
+    body, left = [], float(GAP)
+    for number, name in enumerate(names):
+        body.append(f'<path class="line s{number}" d="M{left} 20h30"/>')
+        mark = (
+            f'<circle class="dot s0" r="3.5" cx="{left + 15}" cy="20"/>'
+            if number == 0
+            else f'<rect class="dot s{number}" x="{left + 12}" y="17" width="6" height="6"/>'
+        )
+        body.append(f'{mark}<text x="{left + 38}" y="24">{escape(name)}</text>')
+        left += 38 + 8.0 * len(name) + 24
+    return body

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import zipfile
 from collections.abc import Callable, Mapping
@@ -9,7 +10,11 @@ from pathlib import Path
 from pickle import UnpicklingError  # what torch.load raises
 from typing import Any
 
+import safetensors.torch
 import torch
+from torch import Tensor
+
+DISTRIBUTION = "distill-mos-factory"
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
@@ -65,3 +70,17 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     except (RuntimeError, EOFError, OSError, UnpicklingError) as error:
         raise ValueError(f"{path}: not a readable checkpoint: {error}") from error
     return content
+
+
+def write_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
+    """A safetensors file, atomically."""
+    whole = {name: tensor.cpu().contiguous() for name, tensor in weights.items()}
+    write_atomically(path, lambda temporary: safetensors.torch.save_file(whole, temporary))
+
+
+def version() -> str:
+    """The version of this package; "source" where it is not installed."""
+    try:
+        return importlib.metadata.version(DISTRIBUTION)
+    except importlib.metadata.PackageNotFoundError:
+        return "source"

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import importlib.metadata
 import io
 import json
 import math
@@ -41,24 +40,30 @@ from tqdm import tqdm
 from data_specs.rated import RatedClip, read_rated
 from data_specs.strict import digest
 from train.calibrate import Affine, Calibration, Doubles, fit_universal
-from train.files import load_checkpoint, require_same, save_checkpoint, write_text
-from train.fit import DISTRIBUTION, INTERRUPTED, Meter, RunLog, stop_signals, write_model
+from train.files import (
+    load_checkpoint,
+    require_same,
+    save_checkpoint,
+    version,
+    write_text,
+    write_weights,
+)
 from train.frame_cache import ROWS, About, Bits, FrameCache, from_bits, open_cache
+from train.hold_out import hold_out
 from train.metrics import agreement
 from train.models.front_end import load_front_end
 from train.models.head import HeadConfig, build_head
 from train.models.memory import keep_freed_memory
 from train.models.student import mos_of, sha256_of
-
-HOLD_OUT = 0.1
-"""Share of a dataset's conditions (systems, clips) that validate without ``--validation``."""
+from train.run_log import Meter, RunLog
+from train.stopping import INTERRUPTED, stop_signals
 
 FEW_CLIPS = 300
 """Fewer, of a few conditions, say little about where a universal scale lies."""
 
 VALIDATION_BATCH = 32
 
-STREAM_BATCH, STREAM_HOLD_OUT, STREAM_DROPOUT = range(3)
+STREAM_BATCH, _, STREAM_DROPOUT = range(3)
 """Which decision a random generator is for: one stream each, so that none moves another."""
 
 Rows = NDArray[np.int64]
@@ -153,37 +158,6 @@ class RatedFrames:
     def read(self, rows_B: Rows) -> Tensor:
         """Features (B, L, C), bf16, of these rows."""
         return from_bits(self.frames[rows_B])
-
-
-def hold_out(clips: Sequence[RatedClip], seed: int, share: float = HOLD_OUT) -> list[bool]:
-    """Which clips validate: in every dataset a share of its conditions, at least one.
-
-    By condition where all clips of the dataset have one, else by system, else by clip: a head
-    that has heard a condition must not be judged on it. Which ones depends on the seed and the
-    dataset's name alone. ``ValueError`` for a dataset with less than two of them.
-    """
-    held = [False] * len(clips)
-    for name in sorted({clip.dataset for clip in clips}):
-        rows = [row for row, clip in enumerate(clips) if clip.dataset == name]
-        kind, keys = _groups([clips[row] for row in rows])
-        groups = sorted(set(keys))
-        if len(groups) < 2:
-            raise ValueError(f"dataset {name!r} has one {kind} only: give --validation CSV")
-        order = _generator(seed, STREAM_HOLD_OUT, int(digest(name)[:8], 16))
-        chosen = order.permutation(len(groups))[: max(1, round(share * len(groups)))]
-        picked = {groups[number] for number in chosen}
-        for row, key in zip(rows, keys, strict=True):
-            held[row] = key in picked
-    return held
-
-
-def _groups(clips: Sequence[RatedClip]) -> tuple[str, list[str]]:
-    """What a dataset is held out by, and every clip's value of it."""
-    for kind in ("condition", "system"):
-        keys = [getattr(clip, kind) for clip in clips]
-        if all(key is not None for key in keys):
-            return kind, keys
-    return "clip", [str(clip.path) for clip in clips]
 
 
 def _generator(seed: int, stream: int, number: int) -> np.random.Generator:
@@ -581,7 +555,7 @@ def export(trainer: HeadTrainer, data: RatedFrames, out: Path) -> None:
     write_text(out / "validation.csv", _predictions(trainer, data, logits_V, universal))
     path = out / "head.safetensors"
     weights = trainer.head.state_dict()
-    write_model(path, {name: tensor.cpu().contiguous() for name, tensor in weights.items()})
+    write_weights(path, weights)
     config = trainer.config
     about = {
         "format": 1,
@@ -595,16 +569,9 @@ def export(trainer: HeadTrainer, data: RatedFrames, out: Path) -> None:
         },
         "fit": config.model_dump(),
         "weights_sha256": sha256_of(path),
-        "version": _version(),
+        "version": version(),
     }
     write_text(out / "head.json", json.dumps(about, indent=2, allow_nan=False) + "\n")
-
-
-def _version() -> str:
-    try:
-        return importlib.metadata.version(DISTRIBUTION)
-    except importlib.metadata.PackageNotFoundError:
-        return "source"
 
 
 def results(

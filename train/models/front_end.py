@@ -1,4 +1,4 @@
-"""What a teacher's head reads of a wave: MFCC, or the hidden states of XLS-R."""
+"""What a teacher's head reads of a wave: MFCC, hidden states of XLS-R, or features of v7."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from data_specs.sample import SAMPLE_RATE
+from data_specs.sample import CROP_SAMPLES, SAMPLE_RATE
 from data_specs.strict import digest, unknown
-from data_specs.teacher import Mfcc, teacher_table
+from data_specs.teacher import Mfcc, StudentFeatures, teacher_table
 from data_specs.weight import HuggingFace
 from train.models import weights
+from train.models.features import compressed_spectrum, peak_normalise
 from train.models.head import TEACHER_TOKENS
 from train.models.precision import resolve_precision
+from train.models.student import load_v7, sha256_of, v7_weights_path
 from train.models.xlsr import CHECKPOINTS, INDEX_ENDING, load_encoder
 
 
@@ -112,6 +114,39 @@ class XlsrFrontEnd:
         return hidden[0] if len(hidden) == 1 else torch.stack(hidden, dim=-1)
 
 
+class StudentFrontEnd:
+    """What the convolutions of the published student (v7) give its head: 1024 values every 20 ms.
+
+    It hears 7.68 s at any level, as the student does: the middle of a longer clip, and a shorter
+    one with zeros after it. A caveat: the authors of the paper trained v7 with people's ratings,
+    so its features know of such data, perhaps of the very clips that a head is then judged on.
+
+    On a CPU clips go through one at a time, as in ``DistillMosTeacher``.
+    """
+
+    tokens = TEACHER_TOKENS
+
+    def __init__(self, name: str, device: str = "cpu", precision: str = "auto") -> None:
+        self.name = name
+        self.device = torch.device(device)
+        self.dtype = resolve_precision(precision, self.device)
+        self.weights_sha256 = digest({"student-features": sha256_of(v7_weights_path())})
+        self._network = load_v7().to(self.device, self.dtype)
+        self._network.convolutions.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.channels = self._network.config.features
+
+    @torch.inference_mode()
+    def frames(self, waves_BT: Tensor) -> Tensor:
+        """See ``FrontEnd.frames``; the wave is cropped, not its frames."""
+        waves_BT = centre_crop(waves_BT[..., None], CROP_SAMPLES)[..., 0].to(self.device)
+        chunk = 1 if self.device.type == "cpu" else max(1, len(waves_BT))
+        return torch.cat([self._frames(part) for part in torch.split(waves_BT, chunk)])
+
+    def _frames(self, waves_BT: Tensor) -> Tensor:
+        spectrum_B2FT = compressed_spectrum(peak_normalise(waves_BT)).to(self.dtype)
+        return self._network.tokens(spectrum_B2FT).float()
+
+
 def encoder_folder(names: Sequence[str]) -> Path:
     """Where the first of these encoders is: the weights' cache, else the hub's own cache.
 
@@ -155,4 +190,6 @@ def load_front_end(name: str, device: str = "cpu", precision: str = "auto") -> F
     spec = table[name]
     if isinstance(spec, Mfcc):
         return MfccFrontEnd(device)
+    if isinstance(spec, StudentFeatures):
+        return StudentFrontEnd(name, device, precision)
     return XlsrFrontEnd(name, encoder_folder(spec.weights), spec.layers, device, precision)

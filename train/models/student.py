@@ -227,6 +227,30 @@ def _head_macs(config: StudentConfig) -> int:
     return tokens * config.features * dim + config.layers * layer + pool
 
 
+def saved_for_backward(config: StudentConfig) -> int:
+    """Bytes of activations that training keeps for each clip of 7.68 s, in float32.
+
+    Counted on tensors without memory; of the network, not of the spectrum before it.
+    """
+    return (_saved_bytes(config, 4) - _saved_bytes(config, 2)) // 2  # the weights cancel out
+
+
+def _saved_bytes(config: StudentConfig, batch: int) -> int:
+    storages: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        storages[id(storage)] = storage  # a tensor that is saved twice is there once
+        return tensor
+
+    with torch.device("meta"):
+        student = Student(config)
+        spectrum_B2FT = torch.zeros(batch, 2, FREQUENCIES, frames(CROP_SAMPLES))
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            student.head(student.tokens(spectrum_B2FT))
+    return sum(storage.nbytes() for storage in storages.values())
+
+
 def v7_weights_path() -> Path:
     """Where the ``distillmos`` wheel keeps the published weights; the package is not imported.
 

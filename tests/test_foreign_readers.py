@@ -1,0 +1,133 @@
+"""Shards as others read them: the stock ``webdataset`` package, and Hugging Face ``datasets``."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import json
+import os
+import subprocess
+import sys
+from hashlib import sha256
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import soundfile
+import webdataset as wds
+
+from pipeline.audio import encode_flac, to_pcm
+from pipeline.render import pcm_sha256
+from pipeline.shards import Row, commit, sample_key
+from tests.conftest import ROOT, talk
+from train.stream import ShardSamples, list_shards, read_record
+
+
+class Seen(NamedTuple):
+    """What a reader makes of a sample."""
+
+    key: str
+    pcm_sha256: str
+    mos: float
+
+
+def row(index: int) -> Row:
+    pcm = to_pcm(talk(7.68, index))
+    record = {
+        "key": sample_key(index),
+        "mos": 1.5 + index / 3,
+        "logit": None,
+        "teacher": "distillmos",
+        "teacher_sha256": "b" * 64,
+        "pcm_sha256": pcm_sha256(pcm),
+        "licences": ["MIT"],
+        "plan": {"index": index, "stages": [{"kind": "none"}]},
+    }
+    return Row(sample_key(index), encode_flac(pcm), json.dumps(record).encode())
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two shards of three samples, by the pipeline's own writer."""
+    made = tmp_path_factory.mktemp("shards")
+    for shard in range(2):
+        rows = [row(index) for index in range(3 * shard, 3 * shard + 3)]
+        commit(made, shard, rows, "a" * 64, 0.0)
+    return made
+
+
+@pytest.fixture(scope="module")
+def ours(folder: Path) -> list[Seen]:
+    samples = ShardSamples(list_shards(folder))
+    found = []
+    for number in range(len(samples)):
+        pcm_T, mos = samples.read(number)
+        tar, span = samples.locate(number)
+        digest = sha256(pcm_T.tobytes()).hexdigest()
+        assert read_record(tar, span).pcm_sha256 == digest
+        found.append(Seen(span.key, digest, mos))
+    return found
+
+
+def seen(key: str, flac: bytes, record: bytes) -> Seen:
+    pcm_T, rate_hz = soundfile.read(io.BytesIO(flac), dtype="int16")
+    assert rate_hz == 16_000
+    return Seen(key, sha256(pcm_T.tobytes()).hexdigest(), json.loads(record)["mos"])
+
+
+def test_there_is_something_to_compare(ours: list[Seen]) -> None:
+    assert [sample.key for sample in ours] == [sample_key(index) for index in range(6)]
+    assert len({sample.pcm_sha256 for sample in ours}) == 6
+
+
+def test_webdataset(folder: Path, ours: list[Seen]) -> None:
+    urls = f"{folder}/shard-{{000000..000001}}.tar"
+    read = wds.WebDataset(urls, shardshuffle=False)
+    assert [seen(s["__key__"], s["flac"], s["json"]) for s in read] == ours
+
+
+def test_webdataset_decodes_records_itself(folder: Path, ours: list[Seen]) -> None:
+    urls = [str(path) for path in sorted(folder.glob("*.tar"))]
+    read = wds.WebDataset(urls, shardshuffle=False).decode().to_tuple("__key__", "json")
+    assert [(key, record["mos"]) for key, record in read] == [(s.key, s.mos) for s in ours]
+
+
+STREAMED = """
+import json, socket, sys
+
+def refuse(*args):
+    raise OSError("the network was asked for")
+
+socket.socket.connect = socket.getaddrinfo = refuse
+from datasets import Audio, load_dataset
+
+read = load_dataset("webdataset", data_files=sys.argv[1:], split="train", streaming=True)
+for sample in read.cast_column("flac", Audio(decode=False)):
+    json.dump([sample["__key__"], sample["flac"]["bytes"].hex(), sample["json"]], sys.stdout)
+    print()
+"""
+
+
+def test_hugging_face_datasets(folder: Path, ours: list[Seen], tmp_path: Path) -> None:
+    if importlib.util.find_spec("datasets") is None:
+        pytest.skip("datasets is not installed: pip install datasets")
+    offline = {
+        "HF_HUB_OFFLINE": "1",
+        "HF_DATASETS_OFFLINE": "1",
+        "HF_HOME": str(tmp_path),
+        "HF_DATASETS_CACHE": str(tmp_path),
+    }
+    tars = [str(path) for path in sorted(folder.glob("*.tar"))]
+    done = subprocess.run(
+        [sys.executable, "-c", STREAMED, *tars],
+        cwd=ROOT,
+        env=os.environ | offline,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    read = [json.loads(line) for line in done.stdout.splitlines()]
+    found = [
+        seen(key, bytes.fromhex(flac), json.dumps(label).encode()) for key, flac, label in read
+    ]
+    assert found == ours

@@ -1,0 +1,34 @@
+"""The students and what they cost. ``python -m train variants``.
+
+Multiply-adds are those of the convolutions, the linear layers and the attention products, for a
+second of audio in a full window (the spectrum is left out: under 2 M a second). Weights are in
+float32; "training" is what is kept of each clip of 7.68 s for the gradient, in float32.
+"""
+
+from __future__ import annotations
+
+from data_specs.sample import CROP_SAMPLES, SAMPLE_RATE
+from train.models.student import VARIANTS, StudentConfig, count, saved_for_backward
+
+MEGABYTE = 1e6
+
+
+def table() -> str:
+    """One line a variant."""
+    lines = [
+        f"{'name':5}{'parameters':>12}{'M MAC/s':>9}{'weights':>11}{'training':>14}{'tokens':>8}"
+        f"{'dim':>5}{'layers':>8}  convolutions"
+    ]
+    return "\n".join(lines + [_line(name, config) for name, config in VARIANTS.items()])
+
+
+def _line(name: str, config: StudentConfig) -> str:
+    parameters, macs = count(config)
+    a_second = macs / (CROP_SAMPLES / SAMPLE_RATE)
+    training = saved_for_backward(config)
+    channels = "-".join(map(str, config.channels))
+    return (
+        f"{name:5}{parameters:12,}{a_second / 1e6:9,.0f}{parameters * 4 / MEGABYTE:8.1f} MB"
+        f"{training / MEGABYTE:8.0f} MB/clip{config.tokens:8}{config.dim:5}{config.layers:8}"
+        f"  {channels}"
+    )
