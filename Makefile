@@ -119,8 +119,8 @@ real-judge: setup ## other people, noise and rooms, to judge the students of `ma
 	$(PY) -m pipeline verify $(REAL)/shards/judge --apart-from $(REAL)/shards/train
 
 EXPERIMENT ?= runs/experiment
-VARIANTS ?= v1 v2 v4 v6
-EXPERIMENT_STEPS ?= 2000
+VARIANTS ?= v1 v2 v3 v6
+EXPERIMENT_STEPS ?= 1100
 
 .PHONY: experiment
 experiment: setup ## students on labels against students on ratings, by size (Figure 3); resumable
@@ -129,7 +129,8 @@ experiment: setup ## students on labels against students on ratings, by size (Fi
 	  --shards $(REAL)/shards/train --validation $(REAL)/shards/validation \
 	  --rated $(SHARED)/data/mos/labels.csv --rated-set p835ref_wb16 \
 	  --test-rated $(SHARED)/data/mos/labels.csv --test-rated-set p835ref_nb \
-	  --test-shards $(REAL)/shards/judge --steps $(EXPERIMENT_STEPS) --out $(EXPERIMENT)
+	  --test-shards $(REAL)/shards/judge --steps $(EXPERIMENT_STEPS) --crops .3 --short both \
+	  --out $(EXPERIMENT)
 
 .PHONY: corpora
 corpora: setup ## the offline default corpora, where no folders are given

@@ -7,6 +7,7 @@ may go on with another number of processes.
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import Any
 
@@ -35,6 +36,7 @@ def make_fabric(
     if several and asked.index is not None:
         raise ValueError(f"--device {device} is one device: write {asked.type} with --devices")
     which = [asked.index] if asked.index is not None and asked.type != "cpu" else devices
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # its precision is no news
     fabric = Fabric(
         accelerator=asked.type,
         devices=which,

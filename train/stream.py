@@ -52,7 +52,7 @@ from data_specs.sample import (
     parse_sample,
 )
 from data_specs.strict import describe
-from train.audio import read_mono, to_16k
+from train.audio import Wave, read_mono, to_16k
 from train.memory import free_bytes
 from train.models.calibration import Calibration
 from train.storage import (
@@ -644,13 +644,22 @@ def rated_pcm(clip: RatedClip, crop: float) -> tuple[Pcm, int]:
     Longer clips are cropped at ``crop`` (0: the start, 1: the end); shorter ones get zeros at
     the end, as published. ``ValueError`` naming the file if it cannot be read.
     """
-    wave_T = to_16k(*read_mono(clip.path))
+    return cropped(to_16k(*read_mono(clip.path)), crop)
+
+
+def cropped(wave_T: Wave, crop: float) -> tuple[Pcm, int]:
+    """See ``rated_pcm``; of the clip's wave at 16 kHz."""
     start = round(crop * max(0, len(wave_T) - CROP_SAMPLES))
     wave_T = wave_T[start : start + CROP_SAMPLES]
     wave_T = wave_T / max(float(np.abs(wave_T).max()), 1e-8)
     pcm_T = np.zeros(CROP_SAMPLES, np.int16)
     pcm_T[: len(wave_T)] = np.round(wave_T * (PCM_SCALE - 1))
     return pcm_T, len(wave_T)
+
+
+RATED_BYTES = 256 << 20
+"""Decoded rated clips that each worker keeps: to decode and resample one takes longer than a small
+student takes to learn from it. There is no order in which to drop some: an epoch reads all."""
 
 
 class Batch(NamedTuple):
@@ -690,6 +699,7 @@ class Batches(Dataset[Batch]):
         _require_room(samples, order)
         self.samples, self.order, self.rated = samples, order, list(rated)
         self.rank, self.world = rank, world
+        self._waves: dict[int, Wave] = {}
         self._ahead = math.ceil(READ_AHEAD_SAMPLES / order.batch) if samples.remote else 0
 
     @property
@@ -718,8 +728,17 @@ class Batches(Dataset[Batch]):
         if not item.rated:
             return self.samples.read_into(item.number, pcm_T), CROP_SAMPLES
         clip = self.rated[item.number]
-        pcm_T[:], length = rated_pcm(clip, item.crop)
+        pcm_T[:], length = cropped(self._rated_wave(item.number), item.crop)
         return clip.mos, length
+
+    def _rated_wave(self, number: int) -> Wave:
+        """A rated clip at 16 kHz; decoded once, where there is room to keep it."""
+        if number in self._waves:
+            return self._waves[number]
+        wave_T = to_16k(*read_mono(self.rated[number].path))
+        if sum(kept.nbytes for kept in self._waves.values()) + wave_T.nbytes <= RATED_BYTES:
+            self._waves[number] = wave_T
+        return wave_T
 
 
 def _require_room(samples: ShardSamples, order: Order) -> None:
