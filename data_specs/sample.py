@@ -59,5 +59,5 @@ def parse_sample(data: bytes, where: str) -> SampleRecord:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"]) or "(whole)"
         raise ValueError(f"{where}: field {field!r}: {first['msg']}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{where}: not JSON: {error}") from error
