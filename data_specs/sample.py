@@ -59,5 +59,7 @@ def parse_sample(data: bytes, where: str) -> SampleRecord:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"]) or "(whole)"
         raise ValueError(f"{where}: field {field!r}: {first['msg']}") from error
-    except (ValueError, RecursionError) as error:
+    except RecursionError as error:
+        raise ValueError(f"{where}: not JSON that is read: nested too deeply") from error
+    except ValueError as error:
         raise ValueError(f"{where}: not JSON: {error}") from error

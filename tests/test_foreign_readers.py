@@ -20,7 +20,9 @@ from pipeline.audio import encode_flac, to_pcm
 from pipeline.render import pcm_sha256
 from pipeline.shards import Row, commit, sample_key
 from tests.conftest import ROOT, talk
-from train.stream import ShardSamples, list_shards, read_record
+from train.shards import list_shards
+from train.stream import ShardSamples
+from train.tars import read_record
 
 
 class Seen(NamedTuple):

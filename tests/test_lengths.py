@@ -12,7 +12,8 @@ from train_helpers import CROP, tone_mos, tone_pcm, write_dataset
 
 from train import lengths
 from train.score import windows
-from train.stream import ShardSamples, list_shards
+from train.shards import list_shards
+from train.stream import ShardSamples
 
 RATE = 16_000
 

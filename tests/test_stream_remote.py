@@ -23,16 +23,11 @@ import torch
 from train_helpers import write_dataset
 
 from train import storage
+from train.loading import loader
+from train.order import Order
+from train.shards import list_shards, read_dataset_info
 from train.storage import ReadAhead, ShardCache, default_cache, open_folder, redacted
-from train.stream import (
-    Batches,
-    DecodedCache,
-    Order,
-    ShardSamples,
-    list_shards,
-    loader,
-    read_dataset_info,
-)
+from train.stream import Batches, DecodedCache, ShardSamples
 
 fsspec = pytest.importorskip("fsspec", reason="fsspec is not installed: pip install 'fsspec[http]'")
 pytest.importorskip("aiohttp", reason="aiohttp is not installed: pip install 'fsspec[http]'")

@@ -22,19 +22,11 @@ from train_helpers import (
 )
 
 from data_specs.rated import read_rated
+from train.loading import _Ring, loader
 from train.memory import free_bytes
-from train.stream import (
-    Batch,
-    Batches,
-    DecodedCache,
-    Order,
-    ShardSamples,
-    _Ring,
-    epoch_order,
-    list_shards,
-    loader,
-    read_dataset_info,
-)
+from train.order import Order, epoch_order
+from train.shards import list_shards, read_dataset_info
+from train.stream import Batch, Batches, DecodedCache, ShardSamples
 
 
 @pytest.fixture

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from train.files import save_checkpoint
 from train.fit import Trainer
+from train.order import Order
 from train.presets import FitConfig, make_config
 from train.sources import open_sources
-from train.stream import Batch, Batches, Order
+from train.stream import Batch, Batches
 
 
 def config_of(folder: Path) -> FitConfig:

@@ -17,7 +17,10 @@ from typing import NamedTuple
 import numpy as np
 
 from data_specs.sample import CROP_SAMPLES, SAMPLE_RATE
-from train.stream import Batches, Order, Shard, ShardSamples, list_shards, loader
+from train.loading import loader
+from train.order import Order
+from train.shards import Shard, list_shards
+from train.stream import Batches, ShardSamples
 
 CLIP_SECONDS = CROP_SAMPLES / SAMPLE_RATE
 

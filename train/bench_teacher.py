@@ -31,7 +31,8 @@ from train.models.precision import resolve_precision
 from train.models.teacher import Teacher, load_teacher
 from train.models.xlsr import Encoder, flops, load_encoder, read_config
 from train.random_xlsr import SIZES, config_of, write_checkpoint
-from train.stream import ShardSamples, list_shards, to_waves
+from train.shards import list_shards
+from train.stream import ShardSamples, to_waves
 
 CLIP_SECONDS = CROP_SAMPLES / SAMPLE_RATE
 HEADS = {

@@ -23,7 +23,9 @@ from data_specs.rated import RatedClip, read_rated
 from train.files import write_text
 from train.metrics import Agreement, agreement
 from train.score import WINDOWS_A_BATCH, Scorer, Short, load
-from train.stream import PCM_SCALE, ShardSamples, list_shards, read_pcm, read_record
+from train.shards import list_shards
+from train.stream import PCM_SCALE, ShardSamples
+from train.tars import read_pcm, read_record
 
 SHARDS_SHORT = "none"
 """What stands in the column ``short`` for shards: their clips are never short."""

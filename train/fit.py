@@ -41,9 +41,11 @@ from train.files import (
     write_text,
     write_weights,
 )
+from train.loading import loader
 from train.metrics import agreement
 from train.models.memory import keep_freed_memory
 from train.models.student import Student, count, sha256_of, variant
+from train.order import Order
 from train.parallel import (
     STOP_EVERY,
     any_rank,
@@ -54,9 +56,10 @@ from train.parallel import (
 )
 from train.presets import PRESETS, FitConfig, learning_rate, make_config
 from train.run_log import LOGGERS, Meter, RunLog
+from train.shards import DatasetInfo
 from train.sources import Samples, Sources, open_sources
 from train.stopping import INTERRUPTED, stop_signals
-from train.stream import Batch, Batches, DatasetInfo, Order, loader, to_waves
+from train.stream import Batch, Batches, to_waves
 
 
 @dataclass(frozen=True)

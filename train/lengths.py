@@ -28,7 +28,8 @@ from train.experiment import command_of, csv_text, ranged
 from train.files import write_text
 from train.metrics import agreement
 from train.score import WINDOWS_A_BATCH, Scorer, Short, load
-from train.stream import PCM_SCALE, ShardSamples, list_shards
+from train.shards import list_shards
+from train.stream import PCM_SCALE, ShardSamples
 
 SILENT_DB = -60.0
 """A crop whose level is this far below its clip's is silent: nobody could judge it."""

@@ -33,7 +33,7 @@ from data_specs.recipe import Recipe
 from data_specs.sample import CROP_SAMPLES, DATASET_FILE, SAMPLE_RATE, SampleRecord, parse_sample
 from train import charts
 from train.files import write_text
-from train.stream import list_shards
+from train.shards import list_shards
 
 Spread = Uniform | LogUniform | Normal
 DISTRIBUTIONS = (Constant, Uniform, LogUniform, Normal, Choice)

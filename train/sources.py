@@ -11,17 +11,9 @@ from typing import Protocol
 from data_specs.rated import RatedClip, read_rated
 from data_specs.strict import digest
 from train.models.calibration import Calibration
-from train.stream import (
-    DatasetInfo,
-    DecodedCache,
-    Pcm,
-    Shard,
-    ShardSamples,
-    cache_fits,
-    list_shards,
-    rated_pcm,
-    read_dataset_info,
-)
+from train.shards import DatasetInfo, Shard, list_shards, read_dataset_info
+from train.stream import DecodedCache, ShardSamples, cache_fits, rated_pcm
+from train.tars import Pcm
 from train.teach import hold_out
 
 HOLD_OUT = 0.05

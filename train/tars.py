@@ -1,0 +1,206 @@
+"""One tar of a shard, read in place and not trusted.
+
+Only plain members ``KEY.flac`` and ``KEY.json`` are accepted, up to a size, and a FLAC's header is
+held to the crop's length before anything is decoded. Nothing is unpacked.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import soundfile
+from numpy.typing import NDArray
+
+from data_specs.sample import CROP_SAMPLES, SAMPLE_RATE, SampleRecord, parse_sample
+from train.storage import Descriptor
+
+Pcm = NDArray[np.int16]
+
+MOST_AUDIO_BYTES, MOST_RECORD_BYTES = 4 << 20, 1 << 20
+"""Of a sample's members; 7.68 s are 0.25 MB uncompressed, a record is a few kB."""
+
+
+class Span(NamedTuple):
+    """Where one sample's members lie in its tar, in bytes."""
+
+    key: str
+    audio_start: int
+    audio_bytes: int
+    record_start: int
+    record_bytes: int
+
+
+BLOCK = 512
+
+MEMBER = re.compile(r"([A-Za-z0-9_-]+)\.(flac|json)")
+
+MOST_BYTES = {"flac": MOST_AUDIO_BYTES, "json": MOST_RECORD_BYTES}
+
+MOST_PAX_BYTES = 1 << 16
+
+CHANGES_MEANING = re.compile(rb"(?:^|\n)\d+ (?:path|size|linkpath|GNU\.sparse[^=]*)=")
+"""Keywords of a PAX header that would make its member another than the plain header says.
+webdataset's writer has such headers before every member, for the time in fractions of a second."""
+
+
+class _Member(NamedTuple):
+    """A tar's header: ``kind`` is its type flag, the content is ``size`` bytes from ``start``."""
+
+    name: str
+    kind: bytes
+    start: int
+    size: int
+
+
+def shard_index(tar: Path) -> list[Span]:
+    """Where every sample of a tar lies, in file order; reads the headers only.
+
+    ``ValueError`` naming the tar and the member: damaged, or anything but one plain ``KEY.flac``
+    and one plain ``KEY.json`` a sample, in any order.
+    """
+    return index_of(open_tar(tar), str(tar))
+
+
+def open_tar(tar: Path) -> Descriptor:
+    """A tar's file, open; ``ValueError`` naming it if it cannot be read."""
+    try:
+        return Descriptor(tar)
+    except OSError as error:
+        raise ValueError(f"{tar}: cannot be read: {error.strerror}") from error
+
+
+def index_of(file: Descriptor, where: str) -> list[Span]:
+    """See ``shard_index``; of an open tar, which messages call ``where``."""
+    samples: dict[str, dict[str, _Member]] = {}
+    for member in _members(file, where):
+        found = MEMBER.fullmatch(member.name)
+        if found is None or member.kind not in (b"0", b"\0"):
+            raise ValueError(
+                f"{where}: unexpected member {member.name!r} of type {member.kind!r}: a shard "
+                "holds plain files KEY.flac and KEY.json"
+            )
+        key, ending = found.groups()
+        if ending in samples.setdefault(key, {}):
+            raise ValueError(f"{where}: member {member.name} is there twice")
+        if member.size > MOST_BYTES[ending]:
+            raise ValueError(f"{where}: member {member.name}: {member.size} bytes are too many")
+        samples[key][ending] = member
+    return [_span(where, key, found) for key, found in samples.items()]
+
+
+def _members(file: Descriptor, where: str) -> Iterator[_Member]:
+    """Every member but PAX headers. Python's ``tarfile`` reads whole PAX headers into memory."""
+    place, end = 0, os.fstat(file.number).st_size
+    while place < end:
+        block = os.pread(file.number, BLOCK, place)
+        if not any(block):  # the mark of the end
+            return
+        member = _header(block, place, where)
+        if member.start + member.size > end:
+            raise ValueError(
+                f"{where}: member {member.name!r}: {member.size} bytes go past the end of the tar: "
+                "truncated or damaged; delete it and its record, make it again"
+            )
+        if member.kind in (b"x", b"g"):
+            _require_harmless(file, member, where)
+        else:
+            yield member
+        place = member.start + -(-member.size // BLOCK) * BLOCK
+
+
+def _header(block: bytes, place: int, where: str) -> _Member:
+    checksum, size = (_octal(block[field]) for field in (slice(148, 156), slice(124, 136)))
+    actual = sum(block) - sum(block[148:156]) + 8 * ord(" ")
+    if len(block) != BLOCK or size is None or checksum != actual:
+        raise ValueError(
+            f"{where}: damaged: no tar header at byte {place}; delete it and its record, make it "
+            "again"
+        )
+    prefix = block[345:500] if block[257:263] == b"ustar\0" else b""
+    parts = [part.partition(b"\0")[0] for part in (prefix, block[:100])]
+    name = b"/".join(part for part in parts if part).decode("utf-8", "backslashreplace")
+    return _Member(name, block[156:157], place + BLOCK, size)
+
+
+def _octal(field: bytes) -> int | None:
+    digits = field.strip(b" \0")
+    return int(digits, 8) if re.fullmatch(b"[0-7]+", digits) else None
+
+
+def _require_harmless(file: Descriptor, member: _Member, where: str) -> None:
+    if member.size > MOST_PAX_BYTES:
+        raise ValueError(f"{where}: PAX header {member.name!r}: {member.size} bytes are too many")
+    found = CHANGES_MEANING.search(os.pread(file.number, member.size, member.start))
+    if found:
+        keyword = found[0].strip().partition(b" ")[2].decode("utf-8", "backslashreplace")
+        raise ValueError(f"{where}: PAX header {member.name!r} sets {keyword}: not read")
+
+
+def _span(where: str, key: str, found: dict[str, _Member]) -> Span:
+    for ending, what in (("flac", "audio"), ("json", "label")):
+        if ending not in found:
+            raise ValueError(
+                f"{where}: sample {key} has no {what}: member {key}.{ending} is missing"
+            )
+    audio, record = found["flac"], found["json"]
+    return Span(key, audio.start, audio.size, record.start, record.size)
+
+
+def _content(file: Descriptor, start: int, size: int, where: str) -> bytes:
+    data = os.pread(file.number, size, start)
+    if len(data) != size:
+        raise ValueError(f"{where}: truncated ({len(data)} of {size} bytes)")
+    return data
+
+
+def read_record(tar: Path, span: Span) -> SampleRecord:
+    """A sample's record; ``ValueError`` naming shard, member and field."""
+    return record_of(open_tar(tar), str(tar), span)
+
+
+def record_of(file: Descriptor, where: str, span: Span) -> SampleRecord:
+    """See ``read_record``; of an open tar."""
+    where = f"{where}: {span.key}.json"
+    data = _content(file, span.record_start, span.record_bytes, where)
+    record = parse_sample(data, where)
+    if record.key != span.key:
+        raise ValueError(f"{where}: is the record of sample {record.key!r}")
+    return record
+
+
+def read_pcm(tar: Path, span: Span) -> Pcm:
+    """A sample's audio, int16 (122880,); ``ValueError`` naming shard and member."""
+    pcm_T = np.empty(CROP_SAMPLES, np.int16)
+    decode(open_tar(tar), str(tar), span, pcm_T)
+    return pcm_T
+
+
+def decode(file: Descriptor, where: str, span: Span, pcm_T: Pcm) -> None:
+    """Decode a sample's audio into ``pcm_T``: never more than that, whatever the file holds."""
+    where = f"{where}: {span.key}.flac"
+    data = _content(file, span.audio_start, span.audio_bytes, where)
+    try:
+        with soundfile.SoundFile(io.BytesIO(data)) as sound:
+            _require_crop(sound, where)
+            decoded = len(sound.read(out=pcm_T))
+    except soundfile.SoundFileError as error:
+        raise ValueError(f"{where}: not readable as FLAC: {error}") from error
+    if decoded != CROP_SAMPLES:
+        raise ValueError(f"{where}: truncated or damaged ({decoded} of {CROP_SAMPLES} samples)")
+
+
+def _require_crop(sound: soundfile.SoundFile, where: str) -> None:
+    if sound.format != "FLAC":
+        raise ValueError(f"{where}: not FLAC but {sound.format}")
+    shape = (sound.frames,) if sound.channels == 1 else (sound.frames, sound.channels)
+    if sound.samplerate != SAMPLE_RATE or shape != (CROP_SAMPLES,):
+        raise ValueError(
+            f"{where}: {sound.samplerate} Hz, shape {shape}; need {SAMPLE_RATE} Hz, "
+            f"({CROP_SAMPLES},)"
+        )
