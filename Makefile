@@ -120,7 +120,7 @@ real-judge: setup ## other people, noise and rooms, to judge the students of `ma
 
 EXPERIMENT ?= runs/experiment
 VARIANTS ?= v1 v2 v3 v6
-EXPERIMENT_STEPS ?= 1100
+EXPERIMENT_STEPS ?= 500
 
 .PHONY: experiment
 experiment: setup ## students on labels against students on ratings, by size (Figure 3); resumable
@@ -129,7 +129,7 @@ experiment: setup ## students on labels against students on ratings, by size (Fi
 	  --shards $(REAL)/shards/train --validation $(REAL)/shards/validation \
 	  --rated $(SHARED)/data/mos/labels.csv --rated-set p835ref_wb16 \
 	  --test-rated $(SHARED)/data/mos/labels.csv --test-rated-set p835ref_nb \
-	  --test-shards $(REAL)/shards/judge --steps $(EXPERIMENT_STEPS) --crops .3 --short both \
+	  --test-shards $(REAL)/shards/judge --steps $(EXPERIMENT_STEPS) --warmup 50 --crops .3 --short both \
 	  --out $(EXPERIMENT)
 
 .PHONY: corpora
@@ -241,7 +241,7 @@ bench-degrade: setup ## the paper's processors against the packages' own calls, 
 
 .PHONY: bench-train
 bench-train: setup ## reading shards against decoding alone; the fast preset against the paper's
-	$(PY) -m train bench-loader --shards $(REAL)/shards/train
+	$(PY) -m train bench-loader --shards $(REAL)/shards/train --clips 13000
 	OMP_NUM_THREADS=$(WORKERS) $(PY) -m train bench-presets --shards $(REAL)/shards/train \
 	  --validation $(REAL)/shards/validation --out runs/bench-presets
 

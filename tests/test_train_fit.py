@@ -129,6 +129,15 @@ def test_presets():
     assert PRESETS["paper"]["lr"] == 2e-5
 
 
+def test_the_fast_preset_is_slower_for_wider_heads(folder):
+    """v6, 192 wide, learned nothing in 400 updates at the rate of v2, 64 wide."""
+    sources = open_sources(folder)
+    assert make_config("v2", sources, "fast").lr == pytest.approx(2e-3)
+    assert make_config("v6", sources, "fast").lr == pytest.approx(2e-3 / 3)
+    assert make_config("v6", sources, "fast", lr=1e-3).lr == 1e-3
+    assert make_config("v6", sources, "paper").lr == 2e-5
+
+
 def test_learning_rate(folder):
     config = config_of(folder, steps=100, warmup=10, lr=1.0)
     assert learning_rate(config, 0) == pytest.approx(0.1)
