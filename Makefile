@@ -176,6 +176,16 @@ teacher: setup ## train the teacher's head on rated clips: RATED="a.csv ..." [VA
 	  $(RATED_CSVS:%=--rated %) $(VALIDATION:%=--validation %) \
 	  --steps $(TEACHER_STEPS) --out $(TEACHER_OUT)
 
+MODEL ?= v7
+METHOD ?= importance
+PRUNE_OUT ?= runs/prune/$(METHOD)
+
+.PHONY: prune
+prune: setup ## prune a model on rated clips: RATED=labels.csv [MODEL=v7] [METHOD=importance]
+	@[ -n "$(RATED_CSVS)" ] || { echo "give rated clips: make prune RATED=labels.csv"; exit 1; }
+	OMP_NUM_THREADS=$(WORKERS) $(PY) -m train prune --model $(MODEL) --method $(METHOD) \
+	  --rated $(firstword $(RATED_CSVS)) --out $(PRUNE_OUT)
+
 .PHONY: relabel
 relabel: setup ## label made shards again: SHARDS=dir TEACHER=name RELABELLED=dir
 	$(PY) -m pipeline relabel $(SHARDS) --teacher $(TEACHER) --out $(RELABELLED)

@@ -97,6 +97,31 @@ def _lengths(argv: list[str]) -> int:
     return lengths.run(parser.parse_args(argv))
 
 
+def _prune(argv: list[str]) -> int:
+    from train import prune
+
+    parser = argparse.ArgumentParser(prog="python -m train prune", description=prune.__doc__)
+    prune.add_arguments(parser)
+    return prune.run(parser.parse_args(argv))
+
+
+def _bench_prune(argv: list[str]) -> int:
+    from train import bench_prune
+
+    about = bench_prune.__doc__
+    parser = argparse.ArgumentParser(prog="python -m train bench-prune", description=about)
+    bench_prune.add_arguments(parser)
+    return bench_prune.run(parser.parse_args(argv))
+
+
+def _shrink(argv: list[str]) -> int:
+    from train import shrink
+
+    parser = argparse.ArgumentParser(prog="python -m train shrink", description=shrink.__doc__)
+    shrink.add_arguments(parser)
+    return shrink.run(parser.parse_args(argv))
+
+
 def _variants(argv: list[str]) -> int:
     from train import variants
 
@@ -112,11 +137,14 @@ VERBS = {
     "cross-validate": (_cross_validate, "judge a teacher's head with and without scales, by folds"),
     "experiment": (_experiment, "students on labels against students on ratings (Figure 3)"),
     "lengths": (_lengths, "how well models score short crops, by length and filling"),
+    "prune": (_prune, "prune a trained network round by round, or continue a run"),
+    "shrink": (_shrink, "make a pruned or whole student smaller and faster in fact"),
     "evaluate": (_evaluate, "compare models with rated clips and with shards' labels"),
     "score": (_score, "score files, folders or lists to a CSV"),
     "report": (_report, "write one HTML page about a run"),
     "bench-loader": (_bench_loader, "how fast shards are read, against decoding alone"),
     "bench-presets": (_bench_presets, "the fast preset's training against the paper's"),
+    "bench-prune": (_bench_prune, "a round of pruning the 2B model: memory, seconds, an estimate"),
     "bench-teacher": (_bench_teacher, "the XLS-R teacher's speed, memory and precision"),
     "variants": (_variants, "list the students and what they cost"),
 }

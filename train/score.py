@@ -23,7 +23,6 @@ import safetensors
 import safetensors.torch
 import torch
 from numpy.typing import NDArray
-from pydantic import ValidationError
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -32,15 +31,9 @@ from data_specs.teacher import MEAN, teacher_table
 from train.audio import Wave, check_wave, read_mono, to_16k
 from train.files import load_checkpoint, write_text
 from train.models.head_teacher import HEAD_JSON, HeadTeacher
-from train.models.student import (
-    Student,
-    StudentConfig,
-    load_v7,
-    mos_of,
-    sha256_of,
-    v7_weights_path,
-)
+from train.models.student import load_v7, mos_of, sha256_of, student_of, v7_weights_path
 from train.models.teacher import Teacher, load_teacher
+from train.pruning.storage import SPARSE_FILE, is_pruned, load_pruned, read_about
 
 Short = Literal["zero", "repeat"]
 
@@ -251,7 +244,8 @@ def _checked(short: Short) -> Short:
 def load(model: str | Path, device: str = "cpu") -> Scorer:
     """A scorer of "v7" (the published weights), a run folder, a ``.pt`` or a ``.safetensors``.
 
-    Or of a teacher: a name of ``teachers.yaml``, ``mean:a+b``, the folder of a trained head.
+    Or of a teacher: a name of ``teachers.yaml``, ``mean:a+b``, the folder of a trained head. Models
+    that were pruned or shrunk are called by their folder, too.
     ``ValueError`` naming what is missing or damaged.
     """
     if str(model) == "v7":
@@ -259,25 +253,31 @@ def load(model: str | Path, device: str = "cpu") -> Scorer:
     path = Path(model)
     if str(model) in teacher_table().teachers or str(model).startswith(MEAN):
         return TeacherScorer(load_teacher(model, device, "fp32"))
-    if (path / HEAD_JSON).is_file():
+    if (path / HEAD_JSON).is_file() or _is_pruned_teacher(path):
         return TeacherScorer(load_teacher(model, device, "fp32"))
     if path.is_dir():
         path = _model_in(path)
     if not path.is_file():
         raise ValueError(f"{path}: no such model; give v7, a run folder, a model file or a teacher")
     config, weights = _from_tensors(path) if path.suffix == ".safetensors" else _from_pt(path)
-    student = _student(path, config, weights)
-    return Scorer(student, str(model), sha256_of(path), device)
+    return Scorer(student_of(path, config, weights), str(model), sha256_of(path), device)
+
+
+def _is_pruned_teacher(folder: Path) -> bool:
+    return is_pruned(folder) and read_about(folder).get("kind") == "teacher"
 
 
 def _model_in(folder: Path) -> Path:
-    for name in ("model.safetensors", "best.pt"):
+    for name in (SPARSE_FILE, "model.safetensors", "best.pt"):
         if (folder / name).is_file():
             return folder / name
     raise ValueError(f"{folder}: holds no model.safetensors or best.pt: train it first")
 
 
 def _from_tensors(path: Path) -> tuple[object, dict[str, Tensor]]:
+    if path.name == SPARSE_FILE:
+        weights, described = load_pruned(path.parent)
+        return described.get("config"), weights
     about = path.with_suffix(".json")
     if not about.is_file():
         raise ValueError(f"{about} is missing: it says what student {path.name} is")
@@ -292,15 +292,6 @@ def _from_pt(path: Path) -> tuple[object, dict[str, Tensor]]:
     if "weights" in content:
         return content.get("student_config"), content["weights"]
     raise ValueError(f"{path}: holds no model; give the run's best.pt or its folder")
-
-
-def _student(path: Path, config: object, weights: dict[str, Tensor]) -> Student:
-    try:
-        student = Student(StudentConfig.model_validate(config))
-        student.load_state_dict(weights)
-    except (ValidationError, RuntimeError) as error:
-        raise ValueError(f"{path}: does not fit a student: {error}") from error
-    return student
 
 
 def find_files(paths: Sequence[Path]) -> list[Path]:

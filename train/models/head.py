@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Annotated
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -51,10 +52,10 @@ class AttentionPool(nn.Module):
     (B, L, D) -> (B,). From NISQA's PoolAttFF, which the published head uses.
     """
 
-    def __init__(self, dim: int, dropout: float = 0.0) -> None:
+    def __init__(self, dim: int, dropout: float = 0.0, hidden: int | None = None) -> None:
         super().__init__()
-        self.hidden = nn.Linear(dim, 2 * dim)
-        self.weight = nn.Linear(2 * dim, 1)
+        self.hidden = nn.Linear(dim, hidden or 2 * dim)
+        self.weight = nn.Linear(self.hidden.out_features, 1)
         self.output = nn.Linear(dim, 1)
         self.dropout = nn.Dropout(dropout)
 
@@ -64,6 +65,115 @@ class AttentionPool(nn.Module):
         pooled_BD = torch.bmm(weights_B1L.to(tokens_BLD.dtype), tokens_BLD).squeeze(1)
         logits_B: Tensor = self.output(pooled_BD).squeeze(-1)
         return logits_B
+
+
+@dataclass(frozen=True)
+class Slim:
+    """The encoder of a head that parts were removed from: its layers need not be alike.
+
+    ``heads`` and ``feedforward`` have one entry a layer; a head is ``head_dim`` wide whatever the
+    tokens' width is. Layer norms count ``norm_width`` coordinates: those that are gone are zeros.
+    """
+
+    heads: tuple[int, ...]
+    head_dim: int
+    feedforward: tuple[int, ...]
+    norm_width: int
+    pool: int
+    """Hidden units of the attention pooling."""
+
+
+class SlimNorm(nn.LayerNorm):
+    """A layer norm over ``width`` coordinates, of which only those that are not zero are here."""
+
+    def __init__(self, dim: int, width: int) -> None:
+        super().__init__(dim)
+        self.width = width
+
+    def forward(self, input: Tensor) -> Tensor:
+        gone = self.width - input.shape[-1]
+        if not gone:
+            return super().forward(input)
+        x_BLD = input.float()
+        mean_BL1 = x_BLD.sum(-1, keepdim=True) / self.width
+        centred_BLD = x_BLD - mean_BL1
+        squares_BL1 = centred_BLD.square().sum(-1, keepdim=True) + gone * mean_BL1.square()
+        normal_BLD = centred_BLD * torch.rsqrt(squares_BL1 / self.width + self.eps)
+        return (normal_BLD * self.weight + self.bias).to(input.dtype)
+
+
+class SlimAttention(nn.Module):
+    """Self-attention whose heads together may be narrower than the tokens: (B, L, D) -> same.
+
+    ``nn.MultiheadAttention`` cannot be that. The tensors have its names and its order: queries,
+    keys, values, each head by head.
+    """
+
+    def __init__(self, dim: int, heads: int, head_dim: int, dropout: float) -> None:
+        super().__init__()
+        self.num_heads = heads
+        self.head_dim = head_dim
+        self.dropout = dropout
+        inner = heads * head_dim
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * inner, dim))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * inner))
+        self.out_proj = nn.Linear(inner, dim)
+        nn.init.xavier_uniform_(self.in_proj_weight)
+
+    def forward(self, x_BLD: Tensor) -> Tensor:
+        joint_BLE = functional.linear(x_BLD, self.in_proj_weight, self.in_proj_bias)
+        joint_BL3HK = joint_BLE.unflatten(-1, (3, self.num_heads, self.head_dim))
+        queries, keys, values = joint_BL3HK.permute(2, 0, 3, 1, 4)
+        dropout = self.dropout if self.training else 0.0
+        mixed_BHLK = functional.scaled_dot_product_attention(
+            queries, keys, values, dropout_p=dropout
+        )
+        mixed_BLD: Tensor = self.out_proj(mixed_BHLK.transpose(1, 2).flatten(2))
+        return mixed_BLD
+
+
+class SlimLayer(nn.Module):
+    """What ``nn.TransformerEncoderLayer`` (post-norm, ReLU) is, tensor for tensor, but slimmer."""
+
+    def __init__(self, dim: int, slim: Slim, number: int, dropout: float) -> None:
+        super().__init__()
+        self.self_attn = SlimAttention(dim, slim.heads[number], slim.head_dim, dropout)
+        self.linear1 = nn.Linear(dim, slim.feedforward[number])
+        self.linear2 = nn.Linear(slim.feedforward[number], dim)
+        self.norm1 = SlimNorm(dim, slim.norm_width)
+        self.norm2 = SlimNorm(dim, slim.norm_width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x_BLD: Tensor) -> Tensor:
+        x_BLD = self.norm1(x_BLD + self.dropout(self.self_attn(x_BLD)))
+        hidden_BLF = self.dropout(functional.relu(self.linear1(x_BLD)))
+        normal_BLD: Tensor = self.norm2(x_BLD + self.dropout(self.linear2(hidden_BLF)))
+        return normal_BLD
+
+
+class SlimEncoder(nn.Module):
+    """``nn.TransformerEncoder`` of such layers."""
+
+    def __init__(self, dim: int, slim: Slim, dropout: float) -> None:
+        super().__init__()
+        self.num_layers = len(slim.heads)
+        self.layers = nn.ModuleList(
+            SlimLayer(dim, slim, number, dropout) for number in range(self.num_layers)
+        )
+
+    def forward(self, x_BLD: Tensor) -> Tensor:
+        for layer in self.layers:
+            x_BLD = layer(x_BLD)
+        return x_BLD
+
+
+def _encoder(
+    dim: int, heads: int, layers: int, feedforward: int | None, dropout: float
+) -> nn.TransformerEncoder:
+    layer = nn.TransformerEncoderLayer(
+        dim, heads, feedforward or 2 * dim, dropout=dropout, batch_first=True
+    )
+    return nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
 
 
 class TransformerHead(nn.Module):
@@ -85,6 +195,7 @@ class TransformerHead(nn.Module):
         layers: int,
         feedforward: int | None = None,
         dropout: float = 0.0,
+        slim: Slim | None = None,
     ) -> None:
         super().__init__()
         self.tokens = tokens
@@ -92,12 +203,13 @@ class TransformerHead(nn.Module):
         self.norm_projection = nn.BatchNorm1d(features)
         self.projection = nn.Linear(features, dim)
         self.register_buffer("positions", sinusoidal_positions(tokens, dim))
-        layer = nn.TransformerEncoderLayer(
-            dim, heads, feedforward or 2 * dim, dropout=dropout, batch_first=True
+        self.encoder: nn.TransformerEncoder | SlimEncoder = (
+            SlimEncoder(dim, slim, dropout)
+            if slim
+            else _encoder(dim, heads, layers, feedforward, dropout)
         )
-        self.encoder = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
         self.norm_output = nn.BatchNorm1d(dim)
-        self.pool = AttentionPool(dim, dropout)
+        self.pool = AttentionPool(dim, dropout, slim.pool if slim else None)
 
     def forward(self, features_BLC: Tensor) -> Tensor:
         """Logits (B,); ``ValueError`` where the sequence is longer than ``tokens``."""
@@ -153,6 +265,22 @@ class HeadConfig(BaseModel):
 def build_head(config: HeadConfig) -> TransformerHead:
     """A head with fresh weights: (B, tokens, features) -> logits (B,)."""
     return TransformerHead(**config.model_dump())
+
+
+def config_of(head: TransformerHead) -> HeadConfig:
+    """The dimensions of a head whose layers are all alike."""
+    if isinstance(head.encoder, SlimEncoder):
+        raise ValueError("a head that parts were removed from has no HeadConfig")
+    first: Any = head.encoder.layers[0]
+    return HeadConfig(
+        features=head.projection.in_features,
+        tokens=head.tokens,
+        dim=head.projection.out_features,
+        heads=first.self_attn.num_heads,
+        layers=len(head.encoder.layers),
+        feedforward=first.linear1.out_features,
+        dropout=head.pool.dropout.p,
+    )
 
 
 def head_state(published: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,18 @@ from data_specs.teacher import PublishedHead
 from train.models import weights
 from train.models.calibration import Calibration
 from train.models.clips import Floats, Waves, checked_waves
-from train.models.front_end import FrontEnd, load_front_end
-from train.models.head import FusionHead, HeadConfig, TransformerHead, build_head, head_state
+from train.models.front_end import FrontEnd, XlsrFrontEnd, load_front_end
+from train.models.head import (
+    FusionHead,
+    HeadConfig,
+    TransformerHead,
+    build_head,
+    config_of,
+    head_state,
+)
+from train.models.precision import resolve_precision
 from train.models.student import mos_of, sha256_of
+from train.models.xlsr import Encoder, config_from, encoder_of
 
 PUBLISHED_FOLDER = "models/sqa-v2"
 """In the ``xls-r-sqa`` wheel: the checkpoints with the lowest validation loss."""
@@ -112,10 +122,16 @@ def published_head(file: str, features: int) -> tuple[TransformerHead, str]:
     """A head by its file in the wheel, and the file's SHA-256. ``ValueError`` if it is missing."""
     path = _published_path(file)
     state = head_state(torch.load(path, map_location="cpu", weights_only=True))
-    values = HeadConfig(features=features).model_dump(exclude={"feedforward", "dropout"})
-    head = FusionHead(**values) if "mix.weight" in state else TransformerHead(**values)
+    head = _head_for(HeadConfig(features=features), state)
     head.load_state_dict(state)
     return head.eval(), sha256_of(path)
+
+
+def _head_for(config: HeadConfig, state: Mapping[str, Tensor]) -> TransformerHead:
+    """An empty head for these tensors: over one layer, or the fusion of two."""
+    if "mix.weight" not in state:
+        return build_head(config)
+    return FusionHead(**config.model_dump(exclude={"feedforward", "dropout"}))
 
 
 def _published_path(file: str) -> Path:
@@ -166,3 +182,83 @@ def _read_head(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         return about, safetensors.torch.load_file(folder / HEAD_WEIGHTS)
     except (ValueError, safetensors.SafetensorError) as error:
         raise ValueError(f"{folder}: damaged: {error}") from error
+
+
+# --- whose encoder was pruned ---------------------------------------------------------------------
+
+ENCODER, HEAD = "encoder.", "head."
+"""What the names of a pruned teacher's weights begin with."""
+
+
+class XlsrFromMemory(XlsrFrontEnd):
+    """An XLS-R whose weights are at hand; they need not be those of any checkpoint."""
+
+    def __init__(self, name: str, encoder: Encoder, sha256: str, device: str = "cpu") -> None:
+        self.name = name
+        self.device = torch.device(device)
+        self.encoder = encoder.to(self.device)
+        projection = encoder.feature_projection.projection
+        self.dtype, self.channels = projection.weight.dtype, int(projection.out_features)
+        self.weights_sha256 = digest([sha256, list(encoder.layers)])
+
+
+def describe(teacher: HeadTeacher) -> dict[str, Any]:
+    """What ``model.json`` must say of a pruned XLS-R teacher for it to be loaded again.
+
+    ``ValueError`` for a teacher that hears through something else.
+    """
+    encoder, head = _encoder_in(teacher), config_of(teacher.head)
+    calibration = teacher.calibration
+    return {
+        "kind": "teacher",
+        "teacher": teacher.name,
+        "encoder": encoder.config.to_dict() | {"model_type": "wav2vec2"},
+        "layers": list(encoder.layers),
+        "head": head.model_dump(),
+        "calibration": calibration.model_dump(mode="json") if calibration else None,
+    }
+
+
+def weights_of(teacher: HeadTeacher) -> dict[str, Tensor]:
+    """The tensors of an XLS-R teacher by the names that a pruned one's folder has. Errors above."""
+    parts = ((ENCODER, _encoder_in(teacher)), (HEAD, teacher.head))
+    return {
+        prefix + name: tensor
+        for prefix, module in parts
+        for name, tensor in module.state_dict().items()
+    }
+
+
+def _encoder_in(teacher: HeadTeacher) -> Encoder:
+    if not isinstance(teacher.front_end, XlsrFrontEnd):
+        raise ValueError(f"teacher {teacher.name!r} has no XLS-R encoder that could be pruned")
+    return teacher.front_end.encoder
+
+
+def load_pruned_teacher(
+    name: str, folder: Path, device: str = "cpu", precision: str = "auto"
+) -> HeadTeacher:
+    """A teacher of ``train.pruning.storage``'s folder; nothing else is needed for it.
+
+    ``ValueError`` naming what is missing or damaged.
+    """
+    from train.pruning.storage import ABOUT_FILE, load_pruned
+
+    dtype = resolve_precision(precision, torch.device(device))
+    state, about = load_pruned(folder)
+    sha256 = about["weights_sha256"]
+    try:
+        config = config_from(about["encoder"], folder / ABOUT_FILE)
+        encoder = encoder_of(config, about["layers"], _under(ENCODER, state), dtype)
+        head = _head_for(HeadConfig.model_validate(about["head"]), _under(HEAD, state))
+        head.load_state_dict(_under(HEAD, state))
+        maps = about["calibration"]
+        calibration = None if maps is None else Calibration.model_validate(maps)
+    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{folder / ABOUT_FILE}: does not describe a teacher: {error}") from error
+    front_end = XlsrFromMemory(_known_as(name), encoder, sha256, device)
+    return HeadTeacher(_known_as(name), front_end, head.eval(), sha256, calibration)
+
+
+def _under(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}

@@ -9,11 +9,19 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 from torch import Tensor, nn
 
 from data_specs.sample import CROP_SAMPLES
@@ -23,7 +31,7 @@ from train.models.features import (
     frames,
     peak_normalise,
 )
-from train.models.head import TransformerHead, head_state
+from train.models.head import Slim, TransformerHead, head_state
 
 KERNEL = 3
 LEAK = 0.1
@@ -31,12 +39,18 @@ LEAK = 0.1
 
 Positive = Annotated[int, Field(ge=1)]
 
+OF_SHRUNK_ONES = ("head_dim", "norm_width", "pool")
+"""Fields that only a student has which parts were removed from."""
+
 
 class StudentConfig(BaseModel):
     """Dimensions of one student.
 
     ``channels`` and ``strides`` have one entry a convolution layer; a stride is (along
-    frequency, along time). ``feedforward`` is twice ``dim`` where it is not given.
+    frequency, along time). ``feedforward`` is twice ``dim`` where it is not given. A student that
+    parts were removed from (``train.pruning.structured``) may have other ``heads`` and
+    ``feedforward`` in every layer, heads of ``head_dim`` whatever ``dim`` is, layer norms that
+    count ``norm_width`` coordinates, and ``pool`` hidden units in the pooling.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -44,20 +58,60 @@ class StudentConfig(BaseModel):
     channels: Annotated[tuple[Positive, ...], Field(min_length=1)]
     strides: tuple[tuple[Positive, Positive], ...]
     dim: Annotated[int, Field(ge=2, multiple_of=2)]
-    heads: Positive
+    heads: Positive | tuple[Positive, ...]
     layers: Positive
-    feedforward: Positive | None = None
+    feedforward: Positive | tuple[Positive, ...] | None = None
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    head_dim: Positive | None = None
+    norm_width: Positive | None = None
+    pool: Positive | None = None
 
     @model_validator(mode="after")
     def _fits_together(self) -> StudentConfig:
         if len(self.channels) != len(self.strides):
             raise ValueError(f"{len(self.channels)} channels but {len(self.strides)} strides")
-        if self.dim % self.heads:
-            raise ValueError(f"dim {self.dim} is not a multiple of heads {self.heads}")
+        self._check_layers()
         if min(size for size, _ in self.grids()) < 1:
             raise ValueError("too many layers: no frequency bin is left; stride less")
         return self
+
+    def _check_layers(self) -> None:
+        for name in ("heads", "feedforward"):
+            given = getattr(self, name)
+            if isinstance(given, tuple) and len(given) != self.layers:
+                raise ValueError(f"{name} of {len(given)} layers, but there are {self.layers}")
+        if self.norm_width is not None and self.norm_width < self.dim:
+            raise ValueError(f"norm_width {self.norm_width} is less than dim {self.dim}")
+        if self.head_dim is not None:
+            return
+        if isinstance(self.heads, tuple):
+            raise ValueError("heads differ by layer: give head_dim too")
+        if self.dim % self.heads:
+            raise ValueError(f"dim {self.dim} is not a multiple of heads {self.heads}")
+
+    @model_serializer(mode="wrap")
+    def _as_it_always_was(self, handler: Any) -> dict[str, Any]:
+        """Without the fields of shrunk students, where there are none: old files stay the same."""
+        values: dict[str, Any] = handler(self)
+        return {k: v for k, v in values.items() if v is not None or k not in OF_SHRUNK_ONES}
+
+    @property
+    def slim(self) -> Slim:
+        """The head's dimensions layer by layer."""
+        heads, feedforward = self.heads, self.feedforward or 2 * self.dim
+        return Slim(
+            heads if isinstance(heads, tuple) else (heads,) * self.layers,
+            self.head_dim or self.dim // (heads if isinstance(heads, int) else 1),
+            feedforward if isinstance(feedforward, tuple) else (feedforward,) * self.layers,
+            self.norm_width or self.dim,
+            self.pool or 2 * self.dim,
+        )
+
+    @property
+    def is_slim(self) -> bool:
+        """Whether PyTorch's own layers cannot describe it: parts were removed from it."""
+        per_layer = isinstance(self.heads, tuple) or isinstance(self.feedforward, tuple)
+        return per_layer or any(getattr(self, name) is not None for name in OF_SHRUNK_ONES)
 
     def grids(self) -> list[tuple[int, int]]:
         """(frequency bins, frames) after each convolution, for a clip of 7.68 s."""
@@ -169,14 +223,20 @@ class Student(nn.Module):
             layers.append(nn.LeakyReLU(LEAK, inplace=True))
             previous = channels
         self.convolutions = nn.Sequential(*layers)
-        self.head = TransformerHead(
+        self.head = self._head(config)
+
+    @staticmethod
+    def _head(config: StudentConfig) -> TransformerHead:
+        slim = config.slim
+        return TransformerHead(
             config.features,
             config.tokens,
             config.dim,
-            config.heads,
+            slim.heads[0],
             config.layers,
-            config.feedforward,
+            slim.feedforward[0],
             config.dropout,
+            slim if config.is_slim else None,
         )
 
     def logits(self, waves_BT: Tensor) -> Tensor:
@@ -212,19 +272,25 @@ def count(config: StudentConfig) -> tuple[int, int]:
     """
     with torch.device("meta"):
         parameters = sum(p.numel() for p in Student(config).parameters())
+    return parameters, macs_of(config)
+
+
+def macs_of(config: StudentConfig) -> int:
+    """Multiply-adds a clip of 7.68 s: those of ``count``."""
     macs, previous = 0, 2
     for channels, (bins, steps) in zip(config.channels, config.grids(), strict=True):
         macs += previous * channels * KERNEL**2 * bins * steps
         previous = channels
-    return parameters, macs + _head_macs(config)
+    return macs + _head_macs(config)
 
 
 def _head_macs(config: StudentConfig) -> int:
-    tokens, dim = config.tokens, config.dim
-    feedforward = config.feedforward or 2 * dim
-    layer = tokens * (4 * dim**2 + 2 * dim * feedforward) + 2 * tokens**2 * dim
-    pool = tokens * (2 * dim**2 + 3 * dim)
-    return tokens * config.features * dim + config.layers * layer + pool
+    tokens, dim, slim = config.tokens, config.dim, config.slim
+    macs = tokens * config.features * dim
+    for heads, feedforward in zip(slim.heads, slim.feedforward, strict=True):
+        inner = heads * slim.head_dim
+        macs += tokens * (4 * dim * inner + 2 * dim * feedforward) + 2 * tokens**2 * inner
+    return macs + tokens * (slim.pool * dim + slim.pool + dim)
 
 
 def saved_for_backward(config: StudentConfig) -> int:
@@ -276,6 +342,19 @@ def load_v7() -> Student:
     published = torch.load(v7_weights_path(), map_location="cpu", weights_only=True)["model"]
     student = Student(VARIANTS["v7"])
     student.load_state_dict(_student_state(published))
+    return student.eval()
+
+
+def student_of(where: Path, config: object, weights: Mapping[str, Tensor]) -> Student:
+    """A student of a configuration as files have it, with these weights, in eval mode.
+
+    ``ValueError`` naming ``where`` they come from if they do not fit.
+    """
+    try:
+        student = Student(StudentConfig.model_validate(config))
+        student.load_state_dict(weights)
+    except (ValidationError, RuntimeError) as error:
+        raise ValueError(f"{where}: does not fit a student: {error}") from error
     return student.eval()
 
 

@@ -29,6 +29,7 @@ from train.models.calibration import Calibration
 from train.models.clips import Floats, Waves, checked_waves
 from train.models.features import compressed_spectrum, peak_normalise
 from train.models.precision import has_fast_bf16, resolve_precision
+from train.models.student import Student as StudentNetwork
 from train.models.student import load_v7, mos_of, sha256_of, v7_weights_path
 
 __all__ = ["Teacher", "has_fast_bf16", "load_teacher", "resolve_precision"]
@@ -54,8 +55,8 @@ class Teacher(Protocol):
         ...
 
 
-class DistillMosTeacher:
-    """The published v7 student as a teacher; its weights come in the ``distillmos`` wheel.
+class StudentTeacher:
+    """A student as a teacher.
 
     On a CPU the convolutions take one clip at a time: their maps then stay in the cache and in
     memory that is already mapped (bf16, one Zen 4 core: 124 ms a clip; 139 in a batch of 8), and
@@ -63,14 +64,21 @@ class DistillMosTeacher:
     laid out channels-last (160 ms a clip otherwise).
     """
 
-    name = "distillmos"
     calibration: Calibration | None = None
 
-    def __init__(self, device: str = "cpu", precision: str = "auto") -> None:
-        self.weights_sha256 = sha256_of(v7_weights_path())
+    def __init__(
+        self,
+        name: str,
+        network: StudentNetwork,
+        weights_sha256: str,
+        device: str = "cpu",
+        precision: str = "auto",
+    ) -> None:
+        self.name = name
+        self.weights_sha256 = weights_sha256
         self.device = torch.device(device)
         self.dtype = resolve_precision(precision, self.device)
-        self._network = load_v7().to(self.device, self.dtype)
+        self._network = network.to(self.device, self.dtype)
         self._network.convolutions.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._chunk = 1 if self.device.type == "cpu" else 16
 
@@ -88,6 +96,14 @@ class DistillMosTeacher:
         spectrum_B2FT = compressed_spectrum(peak_normalise(waves_BT)).to(self.dtype)
         logits_B: Tensor = self._network.head(self._network.tokens(spectrum_B2FT))
         return logits_B.float()
+
+
+class DistillMosTeacher(StudentTeacher):
+    """The published v7 student as a teacher; its weights come in the ``distillmos`` wheel."""
+
+    def __init__(self, device: str = "cpu", precision: str = "auto") -> None:
+        sha256 = sha256_of(v7_weights_path())
+        super().__init__("distillmos", load_v7(), sha256, device, precision)
 
 
 class MeanTeacher:
@@ -110,7 +126,8 @@ class MeanTeacher:
 def load_teacher(name: str | Path, device: str = "cpu", precision: str = "auto") -> Teacher:
     """Load a teacher by its name in ``teachers.yaml``, or ``mean:a+b``, or a head's folder.
 
-    A head of your own is called by its folder: a path, or a name in the weights' cache.
+    A head of your own, a pruned teacher and a pruned or shrunk student are called by their folder:
+    a path, or a name in the weights' cache.
     ``precision`` is "fp32", "bf16", "fp16" or "auto": bf16 on CUDA and on CPUs with bf16
     instructions, else fp32. ``ValueError`` for an unknown name, a missing package or weights (it
     says what to run), or what it cannot run on.
@@ -129,18 +146,38 @@ def load_teacher(name: str | Path, device: str = "cpu", precision: str = "auto")
 
     if isinstance(spec, PublishedHead):
         return load_published(text, spec, device, precision)
-    return load_trained(text, _head_folder(text, spec), device, precision)
+    folder = _folder(text, spec)
+    if spec is not None or (folder / "head.json").is_file():
+        return load_trained(text, folder, device, precision)
+    return _load_whole(folder, device, precision)
 
 
-def _head_folder(name: str, spec: TrainedHead | None) -> Path:
-    """Where a trained head is; ``ValueError`` naming the teachers there are."""
+def _load_whole(folder: Path, device: str, precision: str) -> Teacher:
+    """A folder that holds all of a model: a teacher whose encoder was pruned, or a student."""
+    from train.models.head_teacher import load_pruned_teacher
+    from train.pruning import storage
+
+    if storage.read_about(folder).get("kind") == "teacher":
+        return load_pruned_teacher(folder.name, folder, device, precision)
+    student, sha256 = storage.load_student(folder)
+    return StudentTeacher(folder.name, student, sha256, device, precision)
+
+
+def _folder(name: str, spec: TrainedHead | None) -> Path:
+    """Where a trained head or a whole model is; ``ValueError`` naming the teachers there are."""
     if spec is not None:
         try:
             return weights.find(spec.weights)
         except FileNotFoundError as error:
             raise ValueError(f"teacher {name!r}: {error}") from None
     for folder in (weights.cache_folder() / name, Path(name)):
-        if (folder / "head.json").is_file():
+        if (folder / "head.json").is_file() or _is_whole(folder):
             return folder
     known = unknown("teacher", name, teacher_table().teachers)
-    raise ValueError(f"{known} (or {MEAN}a+b, or the folder of a trained head)")
+    raise ValueError(f"{known} (or {MEAN}a+b, or the folder of a trained head or pruned model)")
+
+
+def _is_whole(folder: Path) -> bool:
+    from train.pruning import storage
+
+    return storage.holds_model(folder)

@@ -48,6 +48,7 @@ class Encoder(nn.Module):
         from transformers import Wav2Vec2Model
 
         super().__init__()
+        self.config = config
         self.layers = tuple(layers)
         model = Wav2Vec2Model(_cut(config, max(layers)))
         self.feature_extractor = model.feature_extractor
@@ -156,8 +157,6 @@ def load_encoder(
 
 def read_config(folder: Path) -> Any:
     """``config.json`` as transformers' ``Wav2Vec2Config``. ``ValueError`` if it is no XLS-R's."""
-    from transformers import Wav2Vec2Config
-
     path = folder / "config.json"
     try:
         values = json.loads(path.read_bytes())
@@ -165,9 +164,51 @@ def read_config(folder: Path) -> Any:
         raise ValueError(f"{path} is missing: {folder} holds no model") from None
     except ValueError as error:
         raise ValueError(f"{path}: not JSON: {error}") from error
+    return config_from(values, path)
+
+
+def config_from(values: Any, where: Path) -> Any:
+    """``Wav2Vec2Config`` of a JSON object out of ``where``. ``ValueError`` if it is no XLS-R's."""
+    from transformers import Wav2Vec2Config
+
     if values.get("model_type") != "wav2vec2" or not values.get("do_stable_layer_norm"):
-        raise ValueError(f"{path}: not an XLS-R (wav2vec2 with do_stable_layer_norm)")
+        raise ValueError(f"{where}: not an XLS-R (wav2vec2 with do_stable_layer_norm)")
     return Wav2Vec2Config.from_dict(values)
+
+
+def encoder_of(
+    config: Any,
+    layers: Sequence[int],
+    state: Mapping[str, Tensor],
+    dtype: torch.dtype = torch.float32,
+) -> Encoder:
+    """An encoder of its own state dict, frozen, without a second copy where the dtype is the same.
+
+    Layers may lack attention heads and feed-forward units: they are as wide as their weights.
+    ``ValueError`` for a layer that the model has not, ``RuntimeError`` for tensors that do not fit.
+    """
+    if max(layers) > config.num_hidden_layers:
+        raise ValueError(f"layer {max(layers)}: the model has {config.num_hidden_layers}")
+    with torch.device("meta"):
+        encoder = Encoder(config, layers)
+        narrow(encoder, state)
+    encoder.load_state_dict({name: t.to(dtype) for name, t in state.items()}, assign=True)
+    return encoder.eval().requires_grad_(False)
+
+
+def narrow(encoder: Encoder, state: Mapping[str, Tensor]) -> None:
+    """Give the linear layers of attention and feed-forward parts the shapes that ``state`` has.
+
+    The layers of ``transformers`` read their number of heads off what the projections give: a layer
+    with fewer is one of them with smaller matrices.
+    """
+    for number, layer in enumerate(encoder.encoder.layers):
+        for kind in ("attention", "feed_forward"):
+            part = getattr(layer, kind)
+            for name, linear in list(part.named_children()):
+                weight = state.get(f"encoder.layers.{number}.{kind}.{name}.weight")
+                if isinstance(linear, nn.Linear) and weight is not None:
+                    setattr(part, name, nn.Linear(weight.shape[1], weight.shape[0]))
 
 
 def _empty(config: Any, layers: Sequence[int], dtype: torch.dtype) -> Encoder:

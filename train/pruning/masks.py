@@ -1,0 +1,170 @@
+"""Which weights of a network are alive, and how the dead ones stay exactly zero.
+
+A dead weight is kept from moving, not put back after it has moved (``Masks.hold``): once it, and
+what the optimiser remembers of it, are zero, a zero gradient is all that SGD with momentum, Adam or
+AdamW need to leave it at exactly zero; weight decay is a multiple of the weight, which is zero too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import Parameter
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from train.models.student import Student
+from train.models.xlsr import Encoder
+
+STUDENT_PARTS = {
+    "all": ("convolutions.", "head.projection.", "head.encoder."),
+    "convolutions": ("convolutions.",),
+}
+"""What of a student may be pruned, by the beginning of the weights' names; the first is default.
+
+The attention pool is left alone: it holds some percent, and all that is heard goes through it.
+"""
+
+
+def encoder_in(module: nn.Module) -> tuple[str, Encoder] | None:
+    """The XLS-R encoder that a module is or has, after the beginning of its weights' names."""
+    if isinstance(module, Encoder):
+        return "", module
+    inner = getattr(module, "encoder", None)
+    return ("encoder.", inner) if isinstance(inner, Encoder) else None
+
+
+def parts_of(module: nn.Module) -> dict[str, tuple[str, ...]]:
+    """What of a network may be pruned: name to beginnings of weights' names; the default first.
+
+    A student has "all" and "convolutions", an XLS-R encoder (alone or in a teacher) "encoder".
+    ``ValueError`` for another network.
+    """
+    if isinstance(module, Student):
+        return STUDENT_PARTS
+    found = encoder_in(module)
+    if found is None:
+        raise ValueError(
+            f"{type(module).__name__}: only students and XLS-R encoders can be pruned by name"
+        )
+    return {"encoder": (found[0],)}
+
+
+def prunable(module: nn.Module, what: str | None = None) -> list[str]:
+    """Names of the weights that may be pruned, in the module's order.
+
+    Matrices and convolution kernels: never a bias or a norm, which have one axis. ``what`` is one
+    of ``parts_of`` (None: the default). ``ValueError`` naming the known parts.
+    """
+    parts = parts_of(module)
+    what = what or next(iter(parts))
+    if what not in parts:
+        raise ValueError(
+            f"{type(module).__name__} has no part {what!r} to prune: known are {', '.join(parts)}"
+        )
+    return [
+        name
+        for name, parameter in module.named_parameters()
+        if parameter.ndim >= 2 and name.startswith(parts[what])
+    ]
+
+
+class Masks:
+    """Which weights are alive: a bool tensor of a weight's shape by its name, True where alive."""
+
+    def __init__(self, masks: Mapping[str, Tensor]) -> None:
+        self.masks = dict(masks)
+
+    @classmethod
+    def full(cls, module: nn.Module, names: Iterable[str]) -> Masks:
+        """All alive, on the weights' device. ``ValueError`` for a name that the module has not."""
+        parameters = dict(module.named_parameters())
+        masks = {}
+        for name in names:
+            if name not in parameters:
+                raise ValueError(f"{type(module).__name__} has no weight {name!r}")
+            weight = parameters[name]
+            masks[name] = torch.ones(weight.shape, dtype=torch.bool, device=weight.device)
+        return cls(masks)
+
+    def alive(self) -> int:
+        """Weights that are left."""
+        return sum(int(mask.count_nonzero()) for mask in self.masks.values())
+
+    def total(self) -> int:
+        """Weights that there were."""
+        return sum(mask.numel() for mask in self.masks.values())
+
+    @torch.no_grad()
+    def apply_(self, module: nn.Module) -> None:
+        """Set the dead weights of a module to zero, in place."""
+        for weight, mask in self._pairs(module):
+            weight.masked_fill_(~mask, 0.0)
+
+    @torch.no_grad()
+    def hold(self, optimizer: Optimizer, module: nn.Module) -> RemovableHandle:
+        """Keep the dead weights, which ``apply_`` has set to zero, from moving.
+
+        Sets what the optimiser remembers of them to zero now, and their gradients before every
+        step from now on. When more weights have died: ``remove()`` the handle, ``apply_`` and hold
+        again.
+        """
+        pairs = list(self._pairs(module))
+        for weight, mask in pairs:
+            for memory in optimizer.state.get(weight, {}).values():
+                if isinstance(memory, Tensor) and memory.shape == mask.shape:
+                    memory.masked_fill_(~mask, 0.0)
+
+        def still(*_: Any) -> None:
+            for weight, mask in pairs:
+                if weight.grad is not None:  # filled, not multiplied: an infinity times 0 is NaN
+                    weight.grad.masked_fill_(~mask, 0.0)
+
+        return optimizer.register_step_pre_hook(still)
+
+    def _pairs(self, module: nn.Module) -> Iterator[tuple[Parameter, Tensor]]:
+        parameters = dict(module.named_parameters())
+        for name, mask in self.masks.items():
+            if name not in parameters or parameters[name].shape != mask.shape:
+                owner = type(module).__name__
+                raise ValueError(f"{owner} has no weight {name!r} of the mask's shape")
+            yield parameters[name], mask
+
+    def to(self, device: torch.device | str) -> Masks:
+        """The same on a device."""
+        return Masks({name: mask.to(device) for name, mask in self.masks.items()})
+
+    def state_dict(self) -> dict[str, dict[str, Any]]:
+        """``bits``: name to uint8 (ceil(N / 8),), and ``shapes``: name to list of int.
+
+        Bits are in row-major order of the weight, the first in the highest bit of the first byte.
+        """
+        return {
+            "bits": {name: packed(mask) for name, mask in self.masks.items()},
+            "shapes": {name: list(mask.shape) for name, mask in self.masks.items()},
+        }
+
+    @classmethod
+    def from_state_dict(cls, content: Mapping[str, Mapping[str, Any]]) -> Masks:
+        """What ``state_dict`` gave, on the CPU. ``ValueError`` where bits do not fill a shape."""
+        bits, shapes = content["bits"], content["shapes"]
+        return cls({name: unpacked(bits[name], shapes[name], name) for name in shapes})
+
+
+def packed(mask: Tensor) -> Tensor:
+    """A bool tensor as bits: uint8 (ceil(N / 8),), on the CPU."""
+    return torch.from_numpy(np.packbits(mask.contiguous().cpu().numpy()))
+
+
+def unpacked(bits: Tensor, shape: Iterable[int], name: str = "mask") -> Tensor:
+    """``packed`` undone. ``ValueError`` naming the mask where the bits do not fill the shape."""
+    sizes = tuple(shape)
+    count = int(np.prod(sizes, dtype=np.int64))
+    if bits.numel() != (count + 7) // 8:
+        raise ValueError(f"{name}: {bits.numel()} bytes of bits for a mask of {count} weights")
+    alive = np.unpackbits(bits.cpu().numpy(), count=count).astype(np.bool_)
+    return torch.from_numpy(alive.reshape(sizes))
