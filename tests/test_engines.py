@@ -180,7 +180,7 @@ def kill(process: subprocess.Popen[bytes], engine: str) -> None:
             os.kill(child.pid, signal.SIGKILL)
 
 
-@pytest.mark.parametrize("engine", ["ray", "local"])
+@pytest.mark.parametrize("engine", ["ray", pytest.param("local", marks=pytest.mark.slow)])
 def test_killed_driver_and_worker_then_the_same_command(
     engine: str, long_reference: Job, corpora: Corpora, tmp_path: Path
 ) -> None:
@@ -207,6 +207,7 @@ def test_a_shard_over_its_failure_limit_fails_alone(corpora: Corpora, tmp_path: 
         assert find_shards(out) == sorted(outcome.made)
 
 
+@pytest.mark.slow
 def test_a_shard_that_kills_its_workers_fails_and_the_others_are_made(
     corpora: Corpora, tmp_path: Path
 ) -> None:
