@@ -225,7 +225,7 @@ lpcnet: ## build xiph's lpcnet_demo into the weights' cache (its network is down
 # --- checks --------------------------------------------------------------------------------------
 
 .PHONY: test
-test: setup ## every test but the slow ones; at most 10 minutes on 2 cores
+test: setup ## every test but the slow ones; about 11 minutes on 2 cores
 	$(PY) -m pytest -q -m "not slow and not gpu and not net" tests
 
 .PHONY: test-all
