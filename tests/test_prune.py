@@ -20,7 +20,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional
-from train_helpers import CROP, tone_pcm, write_dataset, write_rated
+from train_helpers import CROP, kill, killed, tone_pcm, write_dataset, write_rated
 
 from train import bench_prune, files
 from train import prune as pruning
@@ -403,22 +403,6 @@ def test_a_stopped_run_continues(labels, tmp_path, monkeypatch, method, step):
 
 
 # --- killed ---------------------------------------------------------------------------------------
-
-
-def kill() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def killed(work: Callable[[], None]) -> None:
-    """Run ``work`` in a child that must die of SIGKILL."""
-    child = os.fork()
-    if not child:
-        try:
-            work()
-        finally:
-            os._exit(1)
-    _, status = os.waitpid(child, 0)
-    assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, status
 
 
 def prune_tiny(out: Path, labels: Path) -> None:

@@ -15,6 +15,7 @@ from fake_dataset import write_dataset
 
 from data_specs.listen import in_words, quantity, spectrogram_png
 from train import charts, report
+from train.__main__ import main
 
 VOID = {"meta", "img", "br", "link", "line", "circle", "rect", "path", "polyline"}
 
@@ -91,7 +92,7 @@ def html(tmp_path_factory: pytest.TempPathFactory) -> str:
     evaluation = write_evaluation(top / "evaluation", run.name, shards.name)
     out = top / "page" / "report.html"
     argv = ["--run", str(run), "--shards", str(shards), "--evaluation", str(evaluation)]
-    assert report.main([*argv, "--out", str(out)]) == 0
+    assert main(["report", *argv, "--out", str(out)]) == 0
     return out.read_text("utf-8")
 
 
@@ -118,7 +119,7 @@ def test_text_from_outside_is_escaped(html: str) -> None:
 
 def test_what_is_missing_is_said_with_its_command(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
-    report.main(["--run", str(tmp_path / "run"), "--out", str(tmp_path / "r.html")])
+    main(["report", "--run", str(tmp_path / "run"), "--out", str(tmp_path / "r.html")])
     html = (tmp_path / "r.html").read_text("utf-8")
     Reader(html)
     assert html.count('class="gap"') == 5
@@ -126,11 +127,13 @@ def test_what_is_missing_is_said_with_its_command(tmp_path: Path) -> None:
         assert command in html
 
 
-def test_damaged_input_is_an_error_that_names_the_file(tmp_path: Path) -> None:
+def test_damaged_input_is_an_error_that_names_the_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = write_run(tmp_path / "run")
     (run / "model.json").write_text("{")
-    with pytest.raises(ValueError, match=r"model\.json: not JSON"):
-        report.main(["--run", str(run), "--out", str(tmp_path / "r.html")])
+    assert main(["report", "--run", str(run), "--out", str(tmp_path / "r.html")]) == 2
+    assert "model.json: not JSON" in capsys.readouterr().err
 
 
 def test_decisions_are_counted_against_the_recipe(tmp_path: Path) -> None:

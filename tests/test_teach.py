@@ -21,7 +21,7 @@ import pytest
 import safetensors.torch
 import soundfile
 import torch
-from train_helpers import tone_mos, tone_pcm, write_rated
+from train_helpers import kill, killed, tone_mos, tone_pcm, write_rated
 
 from data_specs.rated import RatedClip, read_rated
 from train import files, frame_cache, teach
@@ -300,22 +300,6 @@ class SumsFrontEnd:
         self.before(self.clips)
         self.clips += len(waves_BT)
         return 100 * waves_BT[:, -1200:].reshape(-1, 4, 3, 100).mean(-1)
-
-
-def kill() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def killed(work: Callable[[], None]) -> None:
-    """Run ``work`` in a child that must die of SIGKILL."""
-    child = os.fork()
-    if not child:
-        try:
-            work()
-        finally:
-            os._exit(1)
-    _, status = os.waitpid(child, 0)
-    assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, status
 
 
 def train_tiny(out: Path) -> None:

@@ -286,16 +286,6 @@ def test_a_logger_that_is_not_there(tmp_path, monkeypatch):
         RunLog(tmp_path, 0, "tensorbord")
 
 
-def test_a_batch_that_cannot_be_shared(folder):
-    config = config_of(folder, batch=5)
-
-    class TwoProcesses:
-        world_size, global_rank, device = 2, 0, torch.device("cpu")
-
-    with pytest.raises(ValueError, match=r"batch of 5 cannot be shared evenly by 2 processes"):
-        Trainer(config, TwoProcesses())
-
-
 def torchrun(processes: int, *command: str) -> None:
     run = ("-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--standalone")
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}

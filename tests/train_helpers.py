@@ -7,7 +7,9 @@ import hashlib
 import io
 import json
 import os
+import signal
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -104,3 +106,19 @@ def write_rated(folder: Path, clips: int = 6, seconds: float = 2.0) -> Path:
             )
             writer.writerow([f"set{number % 2}", f"{number}.wav", tone_mos(number), "x"])
     return folder / "labels.csv"
+
+
+def kill() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def killed(work: Callable[[], None]) -> None:
+    """Run ``work`` in a child that must die of SIGKILL."""
+    child = os.fork()
+    if not child:
+        try:
+            work()
+        finally:
+            os._exit(1)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, status

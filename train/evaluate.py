@@ -7,8 +7,6 @@ by clips, as the paper judges (section V).
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -20,7 +18,7 @@ import torch
 from tqdm import tqdm
 
 from data_specs.rated import RatedClip, read_rated
-from train.files import write_text
+from train.files import csv_text, write_text
 from train.metrics import Agreement, agreement
 from train.score import WINDOWS_A_BATCH, Scorer, Short, load
 from train.shards import list_shards
@@ -201,16 +199,8 @@ def write_results(out: Path, results: Sequence[SetResult], rows: Sequence[ClipSc
     out.mkdir(parents=True, exist_ok=True)
     content = {"sets": [asdict(result) for result in results], "means": means(results)}
     write_text(out / "results.json", json.dumps(content, indent=2, allow_nan=False) + "\n")
-    write_text(out / "results.csv", _csv([asdict(result) for result in results]))
-    write_text(out / "scores.csv", _csv([asdict(row) for row in rows]))
-
-
-def _csv(rows: Sequence[dict[str, Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+    write_text(out / "results.csv", csv_text([asdict(result) for result in results]))
+    write_text(out / "scores.csv", csv_text([asdict(row) for row in rows]))
 
 
 def evaluate(

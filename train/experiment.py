@@ -12,25 +12,21 @@ from __future__ import annotations
 import argparse
 import csv
 import datetime
-import io
 import json
 import os
-import shlex
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import jinja2
 import numpy as np
 import torch
 from markupsafe import Markup
 from torch import nn
 
 from data_specs.rated import RatedClip, read_rated
-from data_specs.strict import unknown
 from train import charts
 from train import fit as fitting
 from train.bootstrap import (
@@ -43,14 +39,15 @@ from train.bootstrap import (
     TestSet,
     judge,
 )
+from train.command import command_of
 from train.evaluate import SHARDS_SHORT, ClipScore, labelled_by, score_rated, score_shards
-from train.files import require_same, write_text
-from train.hold_out import groups_of, hold_out
+from train.files import csv_text, require_same, write_text
+from train.hold_out import groups_of, held_apart
 from train.models.student import count, variant
 from train.presets import PRESETS, FitConfig, make_config
-from train.report import figure, versions
+from train.report import environment, figure, versions
 from train.score import Scorer, Short, load
-from train.sources import Sources, open_sources
+from train.sources import Sources, chosen, open_sources
 from train.stopping import INTERRUPTED
 
 Kind = Literal["labelled", "distilled"]
@@ -104,30 +101,11 @@ class Run:
         return count(variant(self.variant))[1] * self.config.batch * self.config.steps
 
 
-def chosen(table: Path, names: Sequence[str] | None) -> list[RatedClip]:
-    """Rated clips of a CSV, of these datasets only; ``ValueError`` for one that it has not."""
-    clips = read_rated(table)
-    known = {clip.dataset for clip in clips}
-    for name in names or ():
-        if name not in known:
-            raise ValueError(f"{table}: {unknown('dataset', name, known)}")
-    return [clip for clip in clips if not names or clip.dataset in names]
-
-
 def write_rated(path: Path, clips: Sequence[RatedClip]) -> Path:
     """Rated clips as a CSV with absolute paths."""
     rows = [{name: getattr(clip, name) for name in RATED_COLUMNS} for clip in clips]
     write_text(path, csv_text(rows))
     return path
-
-
-def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows of the same keys as CSV; None is empty."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
 
 
 def split_rated(args: argparse.Namespace) -> tuple[Path, Path]:
@@ -140,9 +118,7 @@ def split_rated(args: argparse.Namespace) -> tuple[Path, Path]:
     if args.rated_validation:
         held = read_rated(args.rated_validation)
     else:
-        apart = hold_out(clips, 0, args.rated_hold_out)
-        held = [clip for clip, out in zip(clips, apart, strict=True) if out]
-        clips = [clip for clip, out in zip(clips, apart, strict=True) if not out]
+        clips, held = held_apart(clips, 0, args.rated_hold_out)
     _require_apart([*clips, *held], test_clips(args), args)
     paths = args.out / "rated.csv", args.out / "rated-validation.csv"
     return write_rated(paths[0], clips), write_rated(paths[1], held)
@@ -612,15 +588,8 @@ def page(
     tests: Sequence[TestSet], outcome: Outcome, found: Sequence[Panel], about: Mapping[str, Any]
 ) -> str:
     """``experiment.html``: one file without a script or an outside address."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["figure"] = figure
-    environment.globals.update(
+    pages = environment()
+    pages.globals.update(
         ranged=ranged, pcc_cell=pcc_cell, share_cell=share_cell, in_groups=in_groups
     )
     sets = [
@@ -632,7 +601,7 @@ def page(
         }
         for test in tests
     ]
-    template = environment.get_template("experiment.html.j2")
+    template = pages.get_template("experiment.html.j2")
     return template.render(
         sets=sets, outcome=outcome, panels=found, about=about, titles=TITLES, versions=versions()
     )
@@ -679,22 +648,6 @@ def about_run(args: argparse.Namespace, runs: Sequence[Run]) -> dict[str, Any]:
         "cpu_minutes": round(sum(part["cpu_s"] for part in seconds.values()) / 60, 1),
         "wall_minutes": round(sum(part["wall_s"] for part in seconds.values()) / 60, 1),
     }
-
-
-def command_of(
-    verb: str, args: argparse.Namespace, add: Callable[[argparse.ArgumentParser], None]
-) -> str:
-    """The shortest command line that gives these options."""
-    parser = argparse.ArgumentParser()
-    add(parser)
-    parts = ["python", "-m", "train", verb]
-    for name, value in vars(args).items():
-        if value is None or value == parser.get_default(name):
-            continue
-        parts.append(f"--{name.replace('_', '-')}")
-        if value is not True:
-            parts += [str(one) for one in (value if isinstance(value, list) else [value])]
-    return shlex.join(parts)
 
 
 def print_table(tests: Sequence[TestSet], outcome: Outcome) -> None:

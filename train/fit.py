@@ -77,16 +77,12 @@ class Host:
 
 
 class Trainer:
-    """A student, its averaged copy and its optimiser: everything that a checkpoint holds.
-
-    ``ValueError`` for a batch that the processes cannot share evenly.
-    """
+    """A student, its averaged copy and its optimiser: everything that a checkpoint holds."""
 
     def __init__(self, config: FitConfig, fabric: Fabric | None = None) -> None:
         self.config = config
         self.fabric = fabric or make_fabric(bf16=config.precision == "bf16")
         self.device = self.fabric.device
-        self._require_even_shares()
         torch.manual_seed(config.seed)
         student = Student(variant(config.student))
         student.convolutions.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -103,14 +99,6 @@ class Trainer:
         self.best: dict[str, Any] | None = None
         self.untold: list[float] = []
         """Losses of a restored run that its log does not tell yet."""
-
-    def _require_even_shares(self) -> None:
-        batch, world = self.config.batch, self.fabric.world_size
-        if batch % world or batch // world < 1:
-            raise ValueError(
-                f"a batch of {batch} cannot be shared evenly by {world} processes: give another "
-                "--batch, or another number of devices"
-            )
 
     def update(self, batch: Batch) -> Tensor:
         """One optimiser step; returns the loss (a scalar tensor, MOS squared) of these rows."""

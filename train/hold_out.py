@@ -29,7 +29,7 @@ def hold_out(clips: Sequence[RatedClip], seed: int, share: float = HOLD_OUT) -> 
         kind, keys = groups_of([clips[row] for row in rows])
         groups = sorted(set(keys))
         if len(groups) < 2:
-            raise ValueError(f"dataset {name!r} has one {kind} only: give --validation CSV")
+            raise ValueError(f"dataset {name!r} has one {kind} only: say which clips validate")
         order = np.random.Generator(
             np.random.Philox(
                 np.random.SeedSequence([seed, STREAM_HOLD_OUT, int(digest(name)[:8], 16)])
@@ -40,6 +40,15 @@ def hold_out(clips: Sequence[RatedClip], seed: int, share: float = HOLD_OUT) -> 
         for row, key in zip(rows, keys, strict=True):
             held[row] = key in picked
     return held
+
+
+def held_apart(
+    clips: Sequence[RatedClip], seed: int, share: float = HOLD_OUT
+) -> tuple[list[RatedClip], list[RatedClip]]:
+    """The clips to train on and those that validate, as ``hold_out`` says."""
+    apart = hold_out(clips, seed, share)
+    kept = [clip for clip, out in zip(clips, apart, strict=True) if not out]
+    return kept, [clip for clip, out in zip(clips, apart, strict=True) if out]
 
 
 def groups_of(clips: Sequence[RatedClip]) -> tuple[str, list[str]]:

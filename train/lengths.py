@@ -24,8 +24,9 @@ from tqdm import tqdm
 from data_specs.sample import CROP_SAMPLES, SAMPLE_RATE
 from train.audio import Wave
 from train.bootstrap import draws, interval, pearson
-from train.experiment import command_of, csv_text, ranged
-from train.files import write_text
+from train.command import command_of
+from train.experiment import ranged
+from train.files import csv_text, write_text
 from train.metrics import agreement
 from train.score import WINDOWS_A_BATCH, Scorer, Short, load
 from train.shards import list_shards

@@ -36,9 +36,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
 from data_specs.rated import RatedClip
-from train.experiment import chosen, csv_text
-from train.files import load_checkpoint, require_same, save_checkpoint, write_text
-from train.hold_out import HOLD_OUT, hold_out
+from train.files import csv_text, load_checkpoint, require_same, save_checkpoint, write_text
+from train.hold_out import HOLD_OUT, held_apart
 from train.loading import loader
 from train.metrics import agreement
 from train.models.calibration import Affine, Calibration
@@ -64,7 +63,7 @@ from train.pruning.storage import save_pruned
 from train.run_log import LOGGERS, RunLog
 from train.score import MIN_SAMPLES, Scorer, TeacherScorer, load
 from train.shards import list_shards, read_dataset_info
-from train.sources import LABELLED_ONLY, Sources, digest_of, on_labels_scale, open_sources
+from train.sources import LABELLED_ONLY, Sources, chosen, digest_of, on_labels_scale, open_sources
 from train.stopping import INTERRUPTED, stop_signals
 from train.stream import Batch, Batches, ShardSamples, batch_of, rated_pcm, to_waves
 from train.tars import Pcm
@@ -503,9 +502,7 @@ def open_data(args: argparse.Namespace, calibration: Calibration | None) -> Sour
         sources = Sources(LABELLED_ONLY, [], list_shards(args.validation), rated, "")
     else:
         if not held:
-            apart = hold_out(rated, 0, args.rated_hold_out)
-            held = [clip for clip, out in zip(rated, apart, strict=True) if out]
-            rated = [clip for clip, out in zip(rated, apart, strict=True) if not out]
+            rated, held = held_apart(rated, 0, args.rated_hold_out)
         sources = Sources(LABELLED_ONLY, [], [], rated, "", held)
     if both := {clip.path for clip in rated} & {clip.path for clip in held}:
         raise ValueError(f"{min(both)} both trains and validates: name other sets or another CSV")

@@ -13,8 +13,6 @@ import io
 import json
 import math
 import platform
-import shlex
-import sys
 import tarfile
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -32,6 +30,7 @@ from data_specs.listen import data_uri, in_words, spectrogram_png, split_unit
 from data_specs.recipe import Recipe
 from data_specs.sample import CROP_SAMPLES, DATASET_FILE, SAMPLE_RATE, SampleRecord, parse_sample
 from train import charts
+from train.command import command_of
 from train.files import write_text
 from train.shards import list_shards
 
@@ -481,6 +480,19 @@ def mark_mine(results: Evaluation, weights_sha256: str, name: str) -> Evaluation
     return replace(results, sets=renamed(results.sets), scores=renamed(results.scores))
 
 
+def environment() -> jinja2.Environment:
+    """What pages are rendered with: this folder's templates, with the filter ``figure``."""
+    made = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.filters["figure"] = figure
+    return made
+
+
 def page(
     run: Path,
     shards: Path | None,
@@ -502,45 +514,42 @@ def page(
     if results:
         results = mark_mine(results, str(about.get("weights_sha256")), run.name)
     heard = read_dataset(judged) if judged else dataset
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["figure"] = figure
-    return environment.get_template("report.html.j2").render(
-        run=run,
-        command=command,
-        model=about,
-        missing={"log": log, "model": model, "data": data, "scores": scored},
-        headlines=headlines(about, dataset, results.sets if results else [], run.name),
-        curves=curves(log["content"]) if "content" in log else [],
-        sets=results.sets if results else [],
-        scatters=scatters(results) if results else [],
-        dataset=dataset,
-        labels=labels(dataset) if dataset and dataset.records else None,
-        decisions=decisions(dataset) if dataset and dataset.records else [],
-        parameters=parameters(dataset) if dataset and dataset.records else [],
-        players=players(heard, results, run.name) if heard and heard.records else [],
-        evaluation=evaluation,
-        versions=versions(),
-        make={"run": MAKE_RUN, "shards": MAKE_SHARDS, "scores": MAKE_SCORES},
+    return (
+        environment()
+        .get_template("report.html.j2")
+        .render(
+            run=run,
+            command=command,
+            model=about,
+            missing={"log": log, "model": model, "data": data, "scores": scored},
+            headlines=headlines(about, dataset, results.sets if results else [], run.name),
+            curves=curves(log["content"]) if "content" in log else [],
+            sets=results.sets if results else [],
+            scatters=scatters(results) if results else [],
+            dataset=dataset,
+            labels=labels(dataset) if dataset and dataset.records else None,
+            decisions=decisions(dataset) if dataset and dataset.records else [],
+            parameters=parameters(dataset) if dataset and dataset.records else [],
+            players=players(heard, results, run.name) if heard and heard.records else [],
+            evaluation=evaluation,
+            versions=versions(),
+            make={"run": MAKE_RUN, "shards": MAKE_SHARDS, "scores": MAKE_SCORES},
+        )
     )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """``python -m train report --run RUN [--shards DIR] [--evaluation DIR] --out HTML``."""
-    parser = argparse.ArgumentParser(prog="python -m train report", description=__doc__)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of ``python -m train report``."""
     parser.add_argument("--run", type=Path, required=True, help="folder that fit wrote")
     parser.add_argument("--shards", type=Path, help="the dataset that it was trained on")
     parser.add_argument("--judged", type=Path, help="held-out dataset to listen to (the players)")
     parser.add_argument("--evaluation", type=Path, help="folder that evaluate wrote")
     parser.add_argument("--out", type=Path, required=True, metavar="HTML")
-    argv = sys.argv[1:] if argv is None else argv
-    args = parser.parse_args(argv)
-    command = f"python -m train report {shlex.join(argv)}"
+
+
+def run(args: argparse.Namespace) -> int:
+    """``python -m train report``; returns the exit code."""
+    command = command_of("report", args, add_arguments)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     write_text(
         args.out, page(args.run.resolve(), args.shards, args.evaluation, command, args.judged)

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Protocol
 
 from data_specs.rated import RatedClip, read_rated
-from data_specs.strict import digest
+from data_specs.strict import digest, unknown
+from train.hold_out import held_apart
 from train.models.calibration import Calibration
 from train.shards import DatasetInfo, Shard, list_shards, read_dataset_info
 from train.stream import DecodedCache, ShardSamples, cache_fits, rated_pcm
 from train.tars import Pcm
-from train.teach import hold_out
 
 HOLD_OUT = 0.05
 """Share of the shards that validate where no ``--validation`` is given."""
@@ -128,9 +128,7 @@ def _labelled_only(
     if rated_validation is not None:
         held = read_rated(rated_validation)
     else:
-        apart = hold_out(clips, seed=0)
-        held = [clip for clip, out in zip(clips, apart, strict=True) if out]
-        clips = [clip for clip, out in zip(clips, apart, strict=True) if not out]
+        clips, held = held_apart(clips, seed=0)
     return Sources(LABELLED_ONLY, [], [], clips, digest_of(held), held)
 
 
@@ -161,3 +159,13 @@ def _mapped(clip: RatedClip, calibration: Calibration) -> RatedClip:
     if clip.dataset not in calibration.datasets:
         return clip
     return clip.model_copy(update={"mos": float(calibration.to_universal(clip.mos, clip.dataset))})
+
+
+def chosen(table: Path, names: Sequence[str] | None) -> list[RatedClip]:
+    """Rated clips of a CSV, of these datasets only; ``ValueError`` for one that it has not."""
+    clips = read_rated(table)
+    known = {clip.dataset for clip in clips}
+    for name in names or ():
+        if name not in known:
+            raise ValueError(f"{table}: {unknown('dataset', name, known)}")
+    return [clip for clip in clips if not names or clip.dataset in names]

@@ -7,6 +7,8 @@ float32; "training" is what is kept of each clip of 7.68 s for the gradient, in 
 
 from __future__ import annotations
 
+import argparse
+
 from data_specs.sample import CROP_SAMPLES, SAMPLE_RATE
 from train.models.student import VARIANTS, StudentConfig, count, saved_for_backward
 
@@ -32,3 +34,13 @@ def _line(name: str, config: StudentConfig) -> str:
         f"{training / MEGABYTE:8.0f} MB/clip{config.tokens:8}{config.dim:5}{config.layers:8}"
         f"  {channels}"
     )
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """``python -m train variants`` has no options."""
+
+
+def run(args: argparse.Namespace) -> int:
+    """``python -m train variants``; returns the exit code."""
+    print(table())
+    return 0

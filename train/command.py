@@ -1,0 +1,23 @@
+"""The command line that made a result, for its table or page."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from collections.abc import Callable
+
+
+def command_of(
+    verb: str, args: argparse.Namespace, add: Callable[[argparse.ArgumentParser], None]
+) -> str:
+    """The shortest command line that gives these options."""
+    parser = argparse.ArgumentParser()
+    add(parser)
+    parts = ["python", "-m", "train", verb]
+    for name, value in vars(args).items():
+        if value is None or value == parser.get_default(name):
+            continue
+        parts.append(f"--{name.replace('_', '-')}")
+        if value is not True:
+            parts += [str(one) for one in (value if isinstance(value, list) else [value])]
+    return shlex.join(parts)
