@@ -17,6 +17,7 @@ from torch.nn import functional
 from train_helpers import CROP, tone_pcm, write_dataset, write_rated
 
 from train import shrink as shrinking
+from train.fit import Trainer
 from train.models import weights as weights_module
 from train.models.calibration import Affine, Calibration
 from train.models.front_end import XlsrFrontEnd
@@ -609,18 +610,18 @@ def test_a_student_is_shrunk_and_tuned_and_a_stopped_run_goes_on(
     arguments += ["--batch", 2, "--validate-every", 2, "--lr", 1e-3, "--precision", "fp32"]
     assert command(*arguments, "--out", tmp_path / "whole") == 0
     about = json.loads((tmp_path / "whole/model.json").read_text())
-    assert about["finetune"]["steps"] == 4 and about["metrics"]["rmse"] > 0
+    assert about["fit"]["steps"] == 4 and about["metrics"]["rmse"] > 0
     assert about["macs_per_clip"] <= 0.7 * macs_of(TINY)
     assert 1 <= load(tmp_path / "whole").score(waves(1)[0], 16_000) <= 5
 
-    update = shrinking.Tuner.update
+    update = Trainer.update
 
     def dies_at_three(self, batch):
         if self.step == 3:
             raise OSError("killed")
         return update(self, batch)
 
-    monkeypatch.setattr(shrinking.Tuner, "update", dies_at_three)
+    monkeypatch.setattr(Trainer, "update", dies_at_three)
     with pytest.raises(OSError, match="killed"):
         command(*arguments, "--out", tmp_path / "broken")
     monkeypatch.undo()

@@ -16,6 +16,7 @@ import torch
 import two_ranks
 from train_helpers import write_dataset, write_rated
 
+from train.__main__ import main
 from train.augment import augment, filled
 from train.files import load_checkpoint
 from train.fit import Host, Trainer, fit
@@ -420,3 +421,35 @@ def test_ratings_are_mapped_to_the_scale_of_the_labels(tmp_path, capsys):
     (shards / "dataset.json").write_text(json.dumps(about))
     with pytest.raises(ValueError, match=r"dataset.json: teacher_calibration.*scale"):
         open_sources(shards, None, rated)
+
+
+def command(*words: object) -> int:
+    return main([str(word) for word in words])
+
+
+def test_a_run_goes_on_from_the_weights_of_another(folder, tmp_path):
+    first = ["fit", "--shards", folder, "--preset", "fast", "--steps", 2, "--batch", 4]
+    first += ["--validate-every", 1, "--precision", "fp32", "--workers", 0, "--logger", "none"]
+    assert command(*first, "--student", "v1", "--out", tmp_path / "first") == 0
+    on = [*first, "--start", tmp_path / "first", "--out", tmp_path / "on"]
+    assert command(*on, "--lr", 1e-12) == 0
+    config = json.loads((tmp_path / "on/config.json").read_text())
+    before, after = load(tmp_path / "first"), load(tmp_path / "on")
+    assert config["start"] == before.weights_sha256 and config["student"] == "first"
+    weights = zip(before.network.parameters(), after.network.parameters(), strict=True)
+    assert all(torch.allclose(ours, theirs, atol=1e-6) for ours, theirs in weights)
+    assert load_checkpoint(tmp_path / "on/last.pt")["config"]["start"] == before.weights_sha256
+
+
+def test_what_a_run_starts_with_stays_the_best_if_nothing_is_better(folder, tmp_path):
+    first = ["fit", "--shards", folder, "--preset", "fast", "--batch", 4, "--workers", 0]
+    first += ["--precision", "fp32", "--logger", "none"]
+    assert command(*first, "--student", "v1", "--steps", 40, "--out", tmp_path / "first") == 0
+    on = [*first, "--start", tmp_path / "first", "--steps", 2, "--lr", 0.5, "--warmup", 0]
+    assert command(*on, "--out", tmp_path / "on") == 0
+    assert load_checkpoint(tmp_path / "on/best.pt")["metrics"]["step"] == 0
+
+
+def test_only_a_student_can_be_gone_on_with(folder, tmp_path, capsys):
+    assert command("fit", "--shards", folder, "--start", "mfcc", "--out", tmp_path / "on") == 2
+    assert "mfcc: is not a student" in capsys.readouterr().err

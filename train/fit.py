@@ -44,7 +44,7 @@ from train.files import (
 from train.loading import loader
 from train.metrics import agreement
 from train.models.memory import keep_freed_memory
-from train.models.student import Student, count, sha256_of, variant
+from train.models.student import Student, StudentConfig, count, sha256_of, variant
 from train.order import Order
 from train.parallel import (
     STOP_EVERY,
@@ -56,6 +56,7 @@ from train.parallel import (
 )
 from train.presets import PRESETS, FitConfig, learning_rate, make_config
 from train.run_log import LOGGERS, Meter, RunLog
+from train.score import load, student_in
 from train.shards import DatasetInfo
 from train.sources import Samples, Sources, open_sources
 from train.stopping import INTERRUPTED, stop_signals
@@ -79,12 +80,15 @@ class Host:
 class Trainer:
     """A student, its averaged copy and its optimiser: everything that a checkpoint holds."""
 
-    def __init__(self, config: FitConfig, fabric: Fabric | None = None) -> None:
+    def __init__(
+        self, config: FitConfig, fabric: Fabric | None = None, start: Student | None = None
+    ) -> None:
         self.config = config
         self.fabric = fabric or make_fabric(bf16=config.precision == "bf16")
         self.device = self.fabric.device
         torch.manual_seed(config.seed)
-        student = Student(variant(config.student))
+        student = copy.deepcopy(start) if start else Student(variant(config.student))
+        student.requires_grad_(True)
         student.convolutions.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = copy.deepcopy(student).requires_grad_(False).eval().to(self.device)
         if self.fabric.world_size > 1:
@@ -218,9 +222,16 @@ def _summary(truth: list[float], predicted: list[float]) -> dict[str, float | No
     }
 
 
-def fit(config: FitConfig, sources: Sources, out: Path, host: Host | None = None) -> bool:
+def fit(
+    config: FitConfig,
+    sources: Sources,
+    out: Path,
+    host: Host | None = None,
+    start: Student | None = None,
+) -> bool:
     """Train, or continue the run in ``out``; True when all steps are done.
 
+    From a student's weights (``config.start`` is their digest), or from random ones.
     False after Ctrl-C or SIGTERM: ``last.pt`` is written, and the same call continues. Ends by
     writing ``model.safetensors`` and ``model.json``. ``ValueError`` if ``out`` holds a run with
     another configuration, or a shard is damaged.
@@ -229,7 +240,7 @@ def fit(config: FitConfig, sources: Sources, out: Path, host: Host | None = None
     keep_freed_memory()
     out.mkdir(parents=True, exist_ok=True)
     fabric = make_fabric(host.device, host.devices, host.nodes, config.precision == "bf16")
-    trainer = Trainer(config, fabric)
+    trainer = Trainer(config, fabric, start)
     if (out / "last.pt").is_file():
         trainer.restore(out / "last.pt")
     run = _Run(trainer, sources, out, host)
@@ -283,6 +294,8 @@ class _Run:
         trainer, config, meter = self.trainer, self.trainer.config, self.meter
         pin = trainer.device.type == "cuda"
         feed = iter(loader(self.batches, trainer.step, config.steps, self.host.workers, pin))
+        if config.start and not trainer.step:
+            self._validate()  # what it starts with may stay the best
         while trainer.step < config.steps and not self._stopped(stop):
             asked = time.monotonic()
             batch = next(feed)
@@ -358,7 +371,7 @@ def export(out: Path, config: FitConfig, info: DatasetInfo) -> None:
         raise ValueError(f"{out}: no validation gave a finite loss, so there is no best model")
     best = load_checkpoint(out / "best.pt")
     path = out / "model.safetensors"
-    parameters, macs = count(variant(config.student))
+    parameters, macs = count(StudentConfig.model_validate(best["student_config"]))
     write_weights(path, best["weights"])
     about = {
         "student": config.student,
@@ -377,9 +390,9 @@ def export(out: Path, config: FitConfig, info: DatasetInfo) -> None:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``python -m train fit``."""
-    parser.add_argument(
-        "--student", required=True, help="v1 to v10 (see: python -m train variants)"
-    )
+    network = parser.add_mutually_exclusive_group(required=True)
+    network.add_argument("--student", help="v1 to v10 (see: python -m train variants)")
+    network.add_argument("--start", help="go on from a student's weights: v7, a run, a shrunk one")
     parser.add_argument("--shards", help="folder that the pipeline wrote, or its address")
     parser.add_argument("--validation", help="shards to validate on (default: hold out)")
     parser.add_argument(
@@ -428,9 +441,15 @@ def run(args: argparse.Namespace) -> int:
     if args.resume and not (args.out / "last.pt").is_file():
         raise ValueError(f"{args.out}: no last.pt to resume from")
     sources = open_sources(args.shards, args.validation, args.rated, args.rated_validation)
-    fields = set(FitConfig.model_fields) & set(vars(args)) - {"student", "preset"}
+    fields = set(FitConfig.model_fields) & set(vars(args)) - {"student", "preset", "start"}
     changes = {name: getattr(args, name) for name in fields}
-    config = make_config(args.student, sources, args.preset, args.device, **changes)
+    start = None
+    if args.start:
+        scorer = load(args.start)
+        start, args.student = student_in(scorer), Path(scorer.name).name
+        changes["start"] = scorer.weights_sha256
+    shape = start.config if start else variant(args.student)
+    config = make_config(args.student, sources, args.preset, args.device, shape, **changes)
     host = Host(
         args.workers,
         args.device,
@@ -441,8 +460,8 @@ def run(args: argparse.Namespace) -> int:
         logger=args.logger,
     )
     if _is_first_process():
-        print(_about(config), flush=True)
-    if not fit(config, sources, args.out, host):
+        print(_about(config, shape), flush=True)
+    if not fit(config, sources, args.out, host, start):
         if _is_first_process():
             print(f"stopped; run the same command again to continue: {args.out}/last.pt")
         return INTERRUPTED
@@ -456,8 +475,8 @@ def _is_first_process() -> bool:
     return all(os.environ.get(name, "0") == "0" for name in names)
 
 
-def _about(config: FitConfig) -> str:
-    parameters, macs = count(variant(config.student))
+def _about(config: FitConfig, shape: StudentConfig) -> str:
+    parameters, macs = count(shape)
     return (
         f"{config.student}: {parameters:,} parameters, {macs / 1e6:.0f} M multiply-adds a clip; "
         f"{config.samples} samples and {config.rated_clips} rated clips, "

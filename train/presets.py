@@ -9,7 +9,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from train.models.precision import resolve_precision
-from train.models.student import variant
+from train.models.student import StudentConfig, variant
 from train.sources import Sources, digest_of
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -37,6 +37,8 @@ class FitConfig(BaseModel):
     compile: bool
     augment: bool
     crops: Share
+    start: str | None = None
+    """SHA-256 of the weights that it starts with; None: random ones."""
     seed: Annotated[int, Field(ge=0)]
     rated_share: Share
     buffer: Annotated[int, Field(ge=1)]
@@ -93,13 +95,15 @@ def make_config(
     sources: Sources,
     preset: str = "paper",
     device: str = "cpu",
+    shape: StudentConfig | None = None,
     **changes: Any,
 ) -> FitConfig:
     """A preset with changes (those that are None are left out), for these sources.
 
-    ``ValueError`` naming the field that is unknown or out of range.
+    ``shape`` is that of a student which is no variant. ``ValueError`` naming the field that is
+    unknown or out of range.
     """
-    variant(student)
+    shape = shape or variant(student)
     if preset not in PRESETS:
         raise ValueError(f"unknown preset {preset!r}: known are {', '.join(PRESETS)}")
     values = PRESETS[preset] | {"seed": 0, "buffer": 4096}
@@ -109,7 +113,7 @@ def make_config(
     if values["compile"] == "auto":  # on a CPU it would need a C++ compiler
         values["compile"] = torch.device(device).type == "cuda"
     if preset == "fast" and changes.get("lr") is None:
-        values["lr"] = _rate(values["lr"], variant(student).dim)
+        values["lr"] = _rate(values["lr"], shape.dim)
     values["rated_share"] = _rated_share(sources, values["rated_share"], changes)
     if values["crops"] and not values["augment"]:
         raise ValueError("--crops is a part of --augment: give both, or neither")

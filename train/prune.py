@@ -61,7 +61,7 @@ from train.pruning.select import (
 )
 from train.pruning.storage import save_pruned
 from train.run_log import LOGGERS, RunLog
-from train.score import MIN_SAMPLES, Scorer, TeacherScorer, load
+from train.score import MIN_SAMPLES, TeacherScorer, load, student_in
 from train.shards import list_shards, read_dataset_info
 from train.sources import LABELLED_ONLY, Sources, chosen, digest_of, on_labels_scale, open_sources
 from train.stopping import INTERRUPTED, stop_signals
@@ -208,15 +208,9 @@ def load_subject(model: str | Path, device: str = "cpu") -> Subject:
     name = Path(scorer.name).name
     if isinstance(scorer, TeacherScorer):
         return teacher_subject(scorer.teacher, name)
-    return Subject(_student_in(scorer), name, scorer.weights_sha256)
-
-
-def _student_in(scorer: Scorer) -> Student:
-    if not isinstance(scorer.network, Student):
-        raise ValueError(f"{scorer.name}: {type(scorer.network).__name__} cannot be pruned")
-    student = scorer.network.requires_grad_(True)
+    student = student_in(scorer).requires_grad_(True)
     student.convolutions.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return student
+    return Subject(student, name, scorer.weights_sha256)
 
 
 def teacher_subject(teacher: object, name: str) -> Subject:

@@ -31,7 +31,7 @@ from data_specs.teacher import MEAN, teacher_table
 from train.audio import Wave, check_wave, read_mono, to_16k
 from train.files import load_checkpoint, write_text
 from train.models.head_teacher import HEAD_JSON, HeadTeacher
-from train.models.student import load_v7, mos_of, sha256_of, student_of, v7_weights_path
+from train.models.student import Student, load_v7, mos_of, sha256_of, student_of, v7_weights_path
 from train.models.teacher import Teacher, load_teacher
 from train.pruning.storage import SPARSE_FILE, is_pruned, load_pruned, read_about
 
@@ -261,6 +261,14 @@ def load(model: str | Path, device: str = "cpu") -> Scorer:
         raise ValueError(f"{path}: no such model; give v7, a run folder, a model file or a teacher")
     config, weights = _from_tensors(path) if path.suffix == ".safetensors" else _from_pt(path)
     return Scorer(student_of(path, config, weights), str(model), sha256_of(path), device)
+
+
+def student_in(scorer: Scorer) -> Student:
+    """The student that scores, to go on with; ``ValueError`` for a scorer that is none."""
+    network = getattr(scorer, "network", None)
+    if not isinstance(network, Student):
+        raise ValueError(f"{scorer.name}: is not a student: give v7, or a run or model of one")
+    return network
 
 
 def _is_pruned_teacher(folder: Path) -> bool:

@@ -13,44 +13,28 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import math
 import statistics
-import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
-from torch.nn import functional
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
 from data_specs.rated import read_rated
 from data_specs.sample import CROP_SAMPLES
 from train.evaluate import score_rated, score_shards
-from train.files import (
-    load_checkpoint,
-    require_same,
-    save_checkpoint,
-    version,
-    write_text,
-    write_weights,
-)
-from train.loading import loader
+from train.files import load_checkpoint, version, write_text, write_weights
+from train.fit import Host, fit
 from train.metrics import Agreement, agreement
 from train.models.front_end import XlsrFrontEnd
 from train.models.head_teacher import HeadTeacher, XlsrFromMemory, describe, weights_of
-from train.models.memory import keep_freed_memory
-from train.models.precision import resolve_precision
 from train.models.student import Student, macs_of, sha256_of
-from train.order import Order
+from train.presets import make_config
 from train.pruning.masks import Masks
 from train.pruning.storage import ABOUT_FILE, DENSE_FILE, SPARSE_FILE, save_pruned
 from train.pruning.structured import (
@@ -61,43 +45,18 @@ from train.pruning.structured import (
     shrink,
     unit_importance,
 )
-from train.run_log import RunLog
-from train.score import Scorer, TeacherScorer, load
+from train.score import Scorer, TeacherScorer, load, student_in
 from train.shards import list_shards
-from train.sources import RatedSamples, Samples, Sources, open_sources
-from train.stopping import INTERRUPTED, stop_signals
-from train.stream import Batch, Batches, ShardSamples, to_waves
+from train.sources import RatedSamples, Samples, open_sources
+from train.stopping import INTERRUPTED
+from train.stream import ShardSamples, to_waves
 
-TUNING_FILE, REPORT_FILE = "tuning.pt", "shrink.json"
+FIT_FOLDER, REPORT_FILE = "fit", "shrink.json"
 SPEED_BATCHES = (1, 8)
 """Windows at a time for which speed is measured: one clip, and what ``train score`` takes."""
 
-LOWEST_RATE = 0.01
-"""Where the cosine of the learning rate ends, as in the fast preset."""
-
-CLIP_NORM, BUFFER = 1.0, 4096
-"""As the fast preset and the shuffle of ``train fit`` have them."""
-
 WORTH_A_MASK = 0.05
 """Share of zeros above which a tensor of 32 bits a weight is smaller with a bit for each."""
-
-
-class Tuning(BaseModel):
-    """What decides what fine-tuning computes: a continued one must have the same."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    steps: Annotated[int, Field(ge=1)]
-    batch: Annotated[int, Field(ge=2)]
-    lr: Annotated[float, Field(gt=0)]
-    warmup: Annotated[int, Field(ge=0)]
-    validate_every: Annotated[int, Field(ge=1)]
-    precision: Literal["fp32", "bf16"]
-    seed: Annotated[int, Field(ge=0)]
-    recipe_hash: str
-    validation_hash: str
-    start: str
-    """Digest of the student that it starts with."""
 
 
 @dataclass
@@ -209,176 +168,32 @@ def _tell_difference(shrinking: Shrinking, what: str, before_B: Tensor, waves_BT
 # --- fine-tuning ----------------------------------------------------------------------------------
 
 
-class Tuner:
-    """A student that goes on learning: AdamW, mean squared error to the labels, half a cosine."""
+def finetune(shrinking: Shrinking, args: argparse.Namespace) -> dict[str, Any] | None:
+    """Let what is left learn from the shards' labels, as ``train fit`` does; its best weights.
 
-    def __init__(self, student: Student, config: Tuning, device: str = "cpu") -> None:
-        self.config, self.device = config, torch.device(device)
-        self.student = student.to(self.device).requires_grad_(True)
-        self.student.convolutions.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.optimizer = torch.optim.AdamW(self.student.parameters(), lr=config.lr, fused=True)
-        self.step = 0
-        self.best: dict[str, Any] | None = None
-        """Validation figures of the best step, with its weights."""
-
-    def rate(self) -> float:
-        """Learning rate of the next update."""
-        config = self.config
-        if self.step < config.warmup:
-            return config.lr * (self.step + 1) / config.warmup
-        done = (self.step - config.warmup) / max(1, config.steps - config.warmup)
-        cosine = 0.5 * (1 + float(np.cos(np.pi * done)))
-        return config.lr * (LOWEST_RATE + (1 - LOWEST_RATE) * cosine)
-
-    def update(self, batch: Batch) -> float:
-        """One step; the loss (MOS squared). ``ValueError`` if it is no number."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.rate()
-        self.student.train()
-        # As in train.fit: the fused attention is slow backwards on a CPU at a student's size.
-        on_cpu = self.device.type == "cpu"
-        with self._autocast(), sdpa_kernel(SDPBackend.MATH) if on_cpu else nullcontext():
-            predicted_B = self.student(to_waves(batch.pcm_BT, self.device))
-        loss = functional.mse_loss(predicted_B, batch.mos_B.to(self.device))
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.student.parameters(), CLIP_NORM)
-        self.optimizer.step()
-        self.step += 1
-        reached = float(loss.detach())
-        if not math.isfinite(reached):
-            raise ValueError(f"the loss is {reached} at step {self.step}: lower --lr")
-        return reached
-
-    def _autocast(self) -> torch.autocast:
-        half = self.config.precision == "bf16"
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=half)
-
-    @torch.inference_mode()
-    def validate(self, samples: Samples) -> Agreement:
-        """How well the student agrees with the labels of samples, in its training's precision."""
-        self.student.eval()
-        truth: list[float] = []
-        predicted: list[float] = []
-        for start in range(0, len(samples), self.config.batch):
-            numbers = range(start, min(start + self.config.batch, len(samples)))
-            read = [samples.read(number) for number in numbers]
-            pcm_BT = torch.from_numpy(np.stack([pcm for pcm, _ in read]))
-            with self._autocast():
-                predicted += self.student(to_waves(pcm_BT, self.device)).tolist()
-            truth += [mos for _, mos in read]
-        return agreement(truth, predicted)
-
-    def keep_if_best(self, found: Agreement) -> bool:
-        """Remember these weights if no validation error was lower."""
-        if found.rmse is None or (self.best and found.rmse >= self.best["rmse"]):
-            return False
-        weights = {name: t.detach().cpu().clone() for name, t in self.student.state_dict().items()}
-        figures = {"rmse": found.rmse, "pcc": found.pcc, "spearman": found.spearman}
-        self.best = {"step": self.step, **figures, "weights": weights}
-        return True
-
-    def save(self, path: Path) -> None:
-        """All state."""
-        content = {
-            "config": self.config.model_dump(),
-            "step": self.step,
-            "student": self.student.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "rng": torch.get_rng_state(),
-            "best": self.best,
-        }
-        save_checkpoint(path, content)
-
-    def restore(self, path: Path) -> None:
-        """Go on from what was saved; ``ValueError`` naming what is not the same."""
-        content = load_checkpoint(path)
-        require_same(path.parent, content.get("config", {}), self.config.model_dump())
-        self.student.load_state_dict(content["student"])
-        self.optimizer.load_state_dict(content["optimizer"])
-        torch.set_rng_state(content["rng"])
-        self.step, self.best = content["step"], content["best"]
-
-
-def finetune(tuner: Tuner, sources: Sources, out: Path, workers: int, cache_gb: float) -> bool:
-    """Train to the last step, or go on with a run that was cut off; False if it was stopped.
-
-    Leaves the student with the weights of the best validation. A killed run goes on from its last
-    validation; what comes out is the same.
+    What is trained, and on what, for ``model.json``; None if it was stopped. The run folder
+    ``fit`` lies within ``--out``: the same command goes on with it.
     """
-    config = tuner.config
-    keep_freed_memory()
-    if (out / TUNING_FILE).is_file():
-        tuner.restore(out / TUNING_FILE)
-    else:
-        torch.manual_seed(config.seed)
-    train_samples, held = sources.samples(cache_gb)
-    counts = tuple(shard.samples for shard in sources.shards)
-    batches = Batches(train_samples, Order(counts, 0, config.seed, config.batch, buffer=BUFFER))
-    log = RunLog(out, tuner.step, "none")
-    try:
-        with stop_signals() as stop:
-            _tune(tuner, batches, held, out, log, workers, stop)
-    finally:
-        log.close()
-    if tuner.step < config.steps:
-        return False
-    if tuner.best is None:
-        raise ValueError(f"{out}: no validation gave a finite error")
-    tuner.student.load_state_dict(tuner.best["weights"])
-    tuner.student.eval().requires_grad_(False)
-    return True
-
-
-def _tune(
-    tuner: Tuner,
-    batches: Batches,
-    held: Samples,
-    out: Path,
-    log: RunLog,
-    workers: int,
-    stop: threading.Event,
-) -> None:
-    config = tuner.config
-    feed: Iterator[Batch] = loader(batches, tuner.step, config.steps, workers)
-    losses: list[float] = []
-    if not tuner.step:
-        _validate(tuner, held, out, log, losses)
-    with tqdm(total=config.steps, initial=tuner.step, unit="step", desc="finetune") as bar:
-        while tuner.step < config.steps and not stop.is_set():
-            losses.append(tuner.update(next(feed)))
-            bar.update()
-            if tuner.step % config.validate_every == 0 or tuner.step == config.steps:
-                bar.write(_validate(tuner, held, out, log, losses), file=sys.stderr)
-    if stop.is_set():
-        tuner.save(out / TUNING_FILE)
-
-
-def _validate(tuner: Tuner, held: Samples, out: Path, log: RunLog, losses: list[float]) -> str:
-    found = tuner.validate(held)
-    best = tuner.keep_if_best(found)
-    values = {"validation_rmse": found.rmse, "validation_pcc": found.pcc}
-    log.write(tuner.step, values | {"loss": statistics.fmean(losses) if losses else None})
-    tuner.save(out / TUNING_FILE)
-    losses.clear()
-    pcc = f"{found.pcc:.4f}" if found.pcc is not None else "undefined"
-    return f"step {tuner.step}: PCC {pcc}, RMSE {found.rmse:.4f}{' (best)' if best else ''}"
-
-
-def _tuning(args: argparse.Namespace, student: Student, sources: Sources) -> Tuning:
-    half = resolve_precision(args.precision, torch.device(args.device)) == torch.bfloat16
-    return Tuning(
+    start, sources = shrinking.student, open_sources(args.shards, args.validation)
+    names = ("batch", "lr", "validate_every", "precision", "seed")
+    config = make_config(
+        f"{_name(shrinking.source)}-shrunk",
+        sources,
+        "fast",
+        args.device,
+        start.config,
         steps=args.finetune_steps,
-        batch=args.batch,
-        lr=args.lr,
+        start=_digest(start),
         warmup=min(args.warmup, args.finetune_steps // 10),
-        validate_every=args.validate_every,
-        precision="bf16" if half else "fp32",
-        seed=args.seed,
-        recipe_hash=sources.info.recipe_hash,
-        validation_hash=sources.validation_hash,
-        start=_digest(student),
+        **{name: getattr(args, name) for name in names},
     )
+    host = Host(args.workers, args.device, args.cache_gb, logger="none")
+    if not fit(config, sources, args.out / FIT_FOLDER, host, start):
+        return None
+    tuned = load(args.out / FIT_FOLDER, args.device)
+    shrinking.student = student_in(tuned)
+    best = load_checkpoint(args.out / FIT_FOLDER / "best.pt")["metrics"]
+    return {"fit": config.model_dump(), "metrics": best}
 
 
 # --- what it buys ---------------------------------------------------------------------------------
@@ -506,13 +321,11 @@ def _run_student(source: Scorer, args: argparse.Namespace) -> int:
     waves_BT = clips_of(args.importance_from, args.clips)
     tuned: dict[str, Any] = {}
     if args.finetune_steps:
-        sources = open_sources(args.shards, args.validation)
-        tuner = Tuner(shrinking.student, _tuning(args, shrinking.student, sources), args.device)
-        if not finetune(tuner, sources, args.out, args.workers, args.cache_gb):
-            print(f"stopped; run the same command again to continue: {args.out / TUNING_FILE}")
+        found = finetune(shrinking, args)
+        if found is None:
+            print(f"stopped; run the same command again to continue: {args.out / FIT_FOLDER}")
             return INTERRUPTED
-        best = {name: value for name, value in (tuner.best or {}).items() if name != "weights"}
-        tuned = {"finetune": tuner.config.model_dump(), "metrics": best}
+        tuned = found
         before_B = scores_of(source.score_windows, waves_BT)
         _tell_difference(shrinking, "fine-tuned", before_B, waves_BT)
     write_student(shrinking, args.out, tuned)
