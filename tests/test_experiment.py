@@ -321,6 +321,15 @@ def arguments(data, out, *more):
     )
 
 
+@pytest.mark.parametrize(
+    ("options", "every"),
+    [((), 1), (("--steps", "70"), 7), (("--steps", "60000"), 500), (("--validate-every", "9"), 9)],
+)
+def test_both_students_of_a_size_are_validated_ten_times_or_more(data, tmp_path, options, every):
+    runs = experiment.make_plan(arguments(data, tmp_path, *options))
+    assert {run.config.validate_every for run in runs} == {every}
+
+
 def write_model(out, seed, config=None, name="v1"):
     """A run folder with a random student."""
     out.mkdir(parents=True, exist_ok=True)

@@ -149,6 +149,8 @@ def _require_apart(
         raise ValueError(f"two test sets have one name ({', '.join(names)}): rename a folder")
 
 
+VALIDATIONS = 10
+
 CHANGES = (
     *("steps", "batch", "lr", "warmup", "validate_every", "crops", "rated_share", "precision"),
     "seed",
@@ -168,12 +170,20 @@ def make_plan(args: argparse.Namespace) -> list[Run]:
     for name in sorted(macs, key=macs.__getitem__):
         for kind in KINDS:
             changes = {option: getattr(args, option) for option in CHANGES}
+            changes["validate_every"] = args.validate_every or validate_every(args)
             if kind == "labelled":  # all of its clips are rated
                 changes["rated_share"] = None
             config = make_config(name, sources[kind], args.preset, args.device, **changes)
             out = args.out / "runs" / f"{name}-{kind}"
             runs.append(Run(name, kind, config, sources[kind], out))
     return runs
+
+
+def validate_every(args: argparse.Namespace) -> int:
+    """Ten validations a run, or the preset's, if more: on few ratings an early update is best."""
+    preset = PRESETS[args.preset]
+    tenth = max(1, (args.steps or preset["steps"]) // VALIDATIONS)
+    return min(tenth, int(preset["validate_every"]))
 
 
 def announce(runs: Sequence[Run]) -> None:
@@ -686,8 +696,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--out", type=Path, required=True, help="folder; continued if it exists")
     add("--short", choices=sorted(WAYS), default="zero", help="how short clips are filled")
     add("--preset", choices=sorted(PRESETS), default="fast")
-    for name in ("steps", "batch", "warmup", "validate-every"):
+    for name in ("steps", "batch", "warmup"):
         add(f"--{name}", type=int, help="default: the preset's")
+    add("--validate-every", type=int, help="default: ten times a run, or the preset's if more")
     for name in ("lr", "rated-share", "crops"):
         add(f"--{name}", type=float, help="default: the preset's")
     add("--precision", choices=("auto", "bf16", "fp32"))
