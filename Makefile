@@ -121,6 +121,7 @@ real-judge: setup ## other people, noise and rooms, to judge the students of `ma
 EXPERIMENT ?= runs/experiment
 VARIANTS ?= v1 v2 v3 v6
 EXPERIMENT_STEPS ?= 500
+PRUNED ?= # folders of `train prune`, to be drawn in Figure 3 too
 
 .PHONY: experiment
 experiment: setup ## students on labels against students on ratings, by size (Figure 3); resumable
@@ -130,7 +131,7 @@ experiment: setup ## students on labels against students on ratings, by size (Fi
 	  --rated $(SHARED)/data/mos/labels.csv --rated-set p835ref_wb16 \
 	  --test-rated $(SHARED)/data/mos/labels.csv --test-rated-set p835ref_nb \
 	  --test-shards $(REAL)/shards/judge --steps $(EXPERIMENT_STEPS) --warmup 50 --crops .3 --short both \
-	  --out $(EXPERIMENT)
+	  $(if $(PRUNED),--pruned $(PRUNED)) --out $(EXPERIMENT)
 
 .PHONY: corpora
 corpora: setup ## the offline default corpora, where no folders are given

@@ -21,6 +21,9 @@ from train import fit as fitting
 from train.bootstrap import Gap, Model, TestSet, draws, interval, judge, share_of_gap
 from train.metrics import agreement
 from train.models.student import Student, count, sha256_of, variant
+from train.pruning.masks import Masks, prunable
+from train.pruning.runs import pruned_models
+from train.pruning.storage import save_pruned
 from train.score import load
 from train.stopping import INTERRUPTED
 
@@ -235,7 +238,7 @@ def test_figure_3_has_its_points_where_the_axes_say():
     test = simulated(spread)
     outcome = outcome_of(test)
     found = experiment.panels([test], outcome)
-    text = str(experiment.figure3(found))
+    text = str(experiment.figure3(found, outcome))
     root = ElementTree.fromstring(text)
     upper, lower = root.findall(f"{SVG}svg")
     assert (upper.get("width"), lower.get("y")) == (str(charts.WIDTH), str(34 + 26 + 250 + 18 + 26))
@@ -274,7 +277,7 @@ def test_a_set_without_any_gap_is_drawn_all_the_same():
     test = simulated(spread)
     outcome = outcome_of(test, variants=("v1",))
     assert outcome.gaps[0].share is None
-    text = experiment.figure3(experiment.panels([test], outcome))
+    text = experiment.figure3(experiment.panels([test], outcome), outcome)
     ElementTree.fromstring(text)
     about = {"command": "c", "date": "d", "intervals": "i"}
     assert "the teacher is not above" in experiment.markdown([test], outcome, about)
@@ -323,11 +326,50 @@ def arguments(data, out, *more):
 
 @pytest.mark.parametrize(
     ("options", "every"),
-    [((), 1), (("--steps", "70"), 7), (("--steps", "60000"), 500), (("--validate-every", "9"), 9)],
+    [
+        ((), [1, 500]),
+        (("--steps", "70"), [7, 500]),
+        (("--steps", "60000"), [500, 500]),
+        (("--validate-every", "9"), [9, 9]),
+    ],
 )
-def test_both_students_of_a_size_are_validated_ten_times_or_more(data, tmp_path, options, every):
+def test_labelled_only_students_are_validated_ten_times_or_more(data, tmp_path, options, every):
     runs = experiment.make_plan(arguments(data, tmp_path, *options))
-    assert {run.config.validate_every for run in runs} == {every}
+    assert [run.config.validate_every for run in runs] == every
+
+
+def write_pruned_run(out, percents=(50, 20)):
+    """A run of ``train prune`` on v1, as far as the experiment looks at it."""
+    torch.manual_seed(7)
+    student = Student(variant("v1"))
+    for percent in percents:
+        masks = Masks.full(student, prunable(student, "all"))
+        about = {
+            "kind": "student",
+            "config": student.config.model_dump(),
+            "parameters": percent * 100,
+            "metrics": {"size": float(percent)},
+            "prune": {"model": "v1", "method": "importance"},
+        }
+        save_pruned(out / f"pruned-{percent}", student.state_dict(), masks, about)
+    return out
+
+
+def test_pruned_models_are_found_by_their_run(tmp_path):
+    run = write_pruned_run(tmp_path / "run")
+    found = pruned_models([run])
+    assert [(one.name, one.parameters) for one in found] == [
+        ("v1-importance-50", 5000),
+        ("v1-importance-20", 2000),
+    ]
+    assert {one.series for one in found} == {"v1 pruned by importance"}
+    with pytest.raises(ValueError, match="two runs hold a model v1-importance-20"):
+        pruned_models([run, run])
+    with pytest.raises(ValueError, match="holds no pruned-P folder"):
+        pruned_models([tmp_path])
+    (run / "pruned-20/model.json").write_text("{}")
+    with pytest.raises(ValueError, match="not of train prune"):
+        pruned_models([run])
 
 
 def write_model(out, seed, config=None, name="v1"):
@@ -406,6 +448,21 @@ def test_the_whole_experiment(data, tmp_path, stub_teacher, monkeypatch, capsys)
     table = (out / "results.md").read_text()
     assert table.count("| v1 |") == 3 and "1 by definition" in table and "10 clips in 4" in table
     ElementTree.parse(out / "figure3.svg")
+
+    # Once more with pruned models, and with fewer samples of the shards.
+    pruned = write_pruned_run(tmp_path / "pruned")
+    again = arguments(data, tmp_path / "out", "--short", "both", "--validate-every", "2",
+                      "--warmup", "1", "--pruned", str(pruned), "--test-samples", "3")  # fmt: skip
+    assert experiment.run(again) == 0
+    more = json.loads((out / "results.json").read_text())["sets"]
+    assert [row["model"] for row in more[:5]] == [
+        *("v1-labelled", "v1-distilled", "v1-importance-50", "v1-importance-20", "stub")
+    ]
+    assert {row["clips"] for row in more if row["set"] == "judge"} == {3}
+    drawn = (out / "figure3.svg").read_text()
+    assert "v1 pruned by importance" in drawn and 'class="line s2"' in drawn
+    assert "v1-importance-20" in (out / "experiment.html").read_text()
+    assert experiment.run(args) == 0
 
     # Again: nothing is trained, nothing is another number.
     monkeypatch.setattr(fitting, "fit", None)

@@ -169,7 +169,7 @@ FILLED = {"zero": ", short clips zero-padded", "repeat": ", short clips repeated
 
 @dataclass(frozen=True)
 class Model:
-    """A model that is judged: ``kind`` is labelled, distilled or teacher."""
+    """A model that is judged: ``kind`` is labelled, distilled, teacher, or what was pruned how."""
 
     name: str
     variant: str | None

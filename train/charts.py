@@ -338,14 +338,19 @@ text.x { text-anchor: middle; } text.y { text-anchor: end; dominant-baseline: ce
 .paper { fill: #fff; } line.grid { stroke: #d9dee3; } .axis { stroke: #5c6670; fill: none; }
 .ideal { stroke: #5c6670; stroke-dasharray: 4 4; fill: none; } .mark { fill: #1c2126; }
 .line { fill: none; stroke-width: 1.8; } .line.s1 { stroke-dasharray: 6 3; }
+.line.s3, .line.s5 { stroke-dasharray: 2 3; }
 .bars { fill: none; stroke-width: 1.3; }
 .s0 { stroke: #1f5fa8; } .s1 { stroke: #c2571a; }
 .dot.s0 { fill: #1f5fa8; } .dot.s1 { fill: #c2571a; }
+.s2, .s3 { stroke: #18794e; } .dot.s2, .dot.s3 { fill: #18794e; }
+.s4, .s5 { stroke: #8a3ffc; } .dot.s4, .dot.s5 { fill: #8a3ffc; }
 @media (prefers-color-scheme: dark) {
 text { fill: #e4e8ec; } text.tick { fill: #9aa5b0; } .paper { fill: #14171a; }
 line.grid { stroke: #353c44; } .axis, .ideal { stroke: #9aa5b0; } .mark { fill: #e4e8ec; }
 .s0 { stroke: #78aee8; } .s1 { stroke: #f0965a; }
 .dot.s0 { fill: #78aee8; } .dot.s1 { fill: #f0965a; }
+.s2, .s3 { stroke: #5bc392; } .dot.s2, .dot.s3 { fill: #5bc392; }
+.s4, .s5 { stroke: #c4a0ff; } .dot.s4, .dot.s5 { fill: #c4a0ff; }
 }
 """
 HEADING, LEGEND, GAP = 26, 34, 18

@@ -80,14 +80,15 @@ def score_rated(scorer: Scorer, clips: Sequence[RatedClip], short: Short) -> lis
     return scored
 
 
-def score_shards(scorer: Scorer, folder: Path) -> list[ClipScore]:
-    """Scores of every sample of a folder of shards, beside the stored label."""
+def score_shards(scorer: Scorer, folder: Path, count: int | None = None) -> list[ClipScore]:
+    """Scores of a folder's samples, all or so many spread evenly, beside the stored labels."""
     samples = ShardSamples(list_shards(folder))
+    chosen = np.linspace(0, len(samples) - 1, min(count or len(samples), len(samples)), dtype=int)
     scored: list[ClipScore] = []
-    bar = tqdm(total=len(samples), unit="clip", desc=f"{scorer.name}, {folder.name}")
+    bar = tqdm(total=len(chosen), unit="clip", desc=f"{scorer.name}, {folder.name}")
     with bar:
-        for start in range(0, len(samples), WINDOWS_A_BATCH):
-            numbers = range(start, min(start + WINDOWS_A_BATCH, len(samples)))
+        for start in range(0, len(chosen), WINDOWS_A_BATCH):
+            numbers = chosen[start : start + WINDOWS_A_BATCH].tolist()
             places = [samples.locate(number) for number in numbers]
             waves = [read_pcm(*place).astype(np.float32) / PCM_SCALE for place in places]
             for (tar, span), mos in zip(places, scorer.score_windows(waves), strict=True):

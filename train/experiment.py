@@ -45,6 +45,7 @@ from train.files import csv_text, require_same, write_text
 from train.hold_out import groups_of, held_apart
 from train.models.student import count, variant
 from train.presets import PRESETS, FitConfig, make_config
+from train.pruning.runs import PrunedModel, pruned_models
 from train.report import environment, figure, versions
 from train.score import Scorer, Short, load
 from train.sources import Sources, chosen, open_sources
@@ -170,9 +171,8 @@ def make_plan(args: argparse.Namespace) -> list[Run]:
     for name in sorted(macs, key=macs.__getitem__):
         for kind in KINDS:
             changes = {option: getattr(args, option) for option in CHANGES}
-            changes["validate_every"] = args.validate_every or validate_every(args)
             if kind == "labelled":  # all of its clips are rated
-                changes["rated_share"] = None
+                changes |= {"rated_share": None, "validate_every": validate_every(args)}
             config = make_config(name, sources[kind], args.preset, args.device, **changes)
             out = args.out / "runs" / f"{name}-{kind}"
             runs.append(Run(name, kind, config, sources[kind], out))
@@ -180,7 +180,12 @@ def make_plan(args: argparse.Namespace) -> list[Run]:
 
 
 def validate_every(args: argparse.Namespace) -> int:
-    """Ten validations a run, or the preset's, if more: on few ratings an early update is best."""
+    """Of the labelled-only students: ten times a run or more, for few ratings are soon overfitted.
+
+    Distilled ones do not overfit: they are validated as the preset or ``--validate-every`` says.
+    """
+    if args.validate_every:
+        return int(args.validate_every)
     preset = PRESETS[args.preset]
     tenth = max(1, (args.steps or preset["steps"]) // VALIDATIONS)
     return min(tenth, int(preset["validate_every"]))
@@ -265,13 +270,15 @@ def train_all(runs: Sequence[Run], host: fitting.Host, times: Path) -> bool:
 # --- scoring --------------------------------------------------------------------------------------
 
 
-def models_of(runs: Sequence[Run], teacher: Scorer) -> list[Model]:
-    """The students, in the order of their runs, then the teacher."""
+def models_of(runs: Sequence[Run], pruned: Sequence[PrunedModel], teacher: Scorer) -> list[Model]:
+    """The students, in the order of their runs, the pruned models, then the teacher."""
     found = []
     for run in runs:
         about = _read_json(run.out / "model.json")
         parameters, sha256 = int(about["parameters"]), str(about["weights_sha256"])
         found.append(Model(run.name, run.variant, run.kind, parameters, sha256))
+    for one in pruned:
+        found.append(Model(one.name, None, one.series, one.parameters, one.weights_sha256))
     own = Model(teacher.name, None, "teacher", parameters_of(teacher), teacher.weights_sha256)
     return [*found, own]
 
@@ -295,21 +302,24 @@ def _networks(part: object) -> Iterator[nn.Module]:
 
 
 def score_all(
-    runs: Sequence[Run], teacher: Scorer, clips: Sequence[RatedClip], args: argparse.Namespace
+    folders: Mapping[str, Path],
+    teacher: Scorer,
+    clips: Sequence[RatedClip],
+    args: argparse.Namespace,
 ) -> list[ClipScore]:
     """Scores of all models on all test sets.
 
     The teacher is left out on shards that it labelled itself: there it is right by definition.
     """
     rows: list[ClipScore] = []
-    for run in [*runs, None]:
-        scorer = load(run.out, args.device) if run else teacher
-        scorer.name = run.name if run else teacher.name
+    for name in [*folders, teacher.name]:
+        scorer = load(folders[name], args.device) if name in folders else teacher
+        scorer.name = name
         for way in WAYS[args.short] if clips else ():
             rows += score_rated(scorer, clips, way)
         for folder in args.test_shards or ():
             if not labelled_by(folder, scorer):
-                rows += score_shards(scorer, folder)
+                rows += score_shards(scorer, folder, args.test_samples)
     return rows
 
 
@@ -459,11 +469,13 @@ def panels(tests: Sequence[TestSet], outcome: Outcome) -> list[Panel]:
 
 def _correlations(test: TestSet, x: charts.Axis, outcome: Outcome) -> Markup:
     rows = [row for row in outcome.judged if _of(test, row) and row.pcc is not None]
-    ends = [end for r in rows for end in (r.pcc, r.pcc_low, r.pcc_high) if end is not None]
+    ends = [r.pcc for r in rows if r.pcc is not None]
+    with_bars = [row for row in rows if row.kind in TITLES]
+    ends += [end for row in with_bars for end in (row.pcc_low, row.pcc_high) if end is not None]
     y = charts.axis("PCC", ends or [0.0, 1.0])
     room = NAMES_ROOM * (y.high - y.low)
     y = charts.Axis(y.label, y.low - room, y.high + room)
-    series = [_pcc_line(kind, rows) for kind in ("distilled", "labelled")]
+    series = [_pcc_line(kind, rows) for kind in kinds_drawn(outcome)]
     level = None
     for row in (row for row in rows if row.kind == "teacher"):
         size = row.parameters / 1e6 if row.parameters else None
@@ -475,14 +487,21 @@ def _correlations(test: TestSet, x: charts.Axis, outcome: Outcome) -> Markup:
     return charts.estimates(title, x, y, series, level, names=list(dict.fromkeys(names)))
 
 
+def kinds_drawn(outcome: Outcome) -> list[str]:
+    """The lines of Figure 3: distilled, labelled-only, and one a pruned network and method."""
+    kinds = dict.fromkeys(model.kind for model in outcome.models)
+    return ["distilled", "labelled", *(kind for kind in kinds if kind not in TITLES)]
+
+
 def _pcc_line(kind: str, rows: Sequence[Judged]) -> charts.Estimates:
     mine = sorted((row for row in rows if row.kind == kind), key=lambda row: row.parameters or 0)
     return charts.Estimates(
-        TITLES[kind],
+        TITLES.get(kind, kind),
         [(row.parameters or 0) / 1e6 for row in mine],
         [row.pcc or 0.0 for row in mine],
-        [row.pcc_low for row in mine],
-        [row.pcc_high for row in mine],
+        # Many points stand close together on the lines of pruned models: bars would hide them.
+        [row.pcc_low if kind in TITLES else None for row in mine],
+        [row.pcc_high if kind in TITLES else None for row in mine],
     )
 
 
@@ -507,7 +526,7 @@ def _of(test: TestSet, row: Judged | Gap) -> bool:
     return (row.set, row.short) == (test.name, test.short)
 
 
-def figure3(found: Sequence[Panel]) -> Markup:
+def figure3(found: Sequence[Panel], outcome: Outcome) -> Markup:
     """The panels as one SVG file: correlations, and shares of the gap beneath."""
     rows = []
     for start in range(0, len(found), PANELS_A_ROW):
@@ -517,7 +536,7 @@ def figure3(found: Sequence[Panel]) -> Markup:
             [(f"{heading.split(' (')[0]}: gap closed", lower) for heading, _, lower in part]
         )
     title = "PCC over parameters, and share of the gap to the teacher that distillation closes"
-    return charts.sheet(title, rows, [TITLES["distilled"], TITLES["labelled"]])
+    return charts.sheet(title, rows, [TITLES.get(kind, kind) for kind in kinds_drawn(outcome)])
 
 
 # --- what is written ------------------------------------------------------------------------------
@@ -613,7 +632,13 @@ def page(
     ]
     template = pages.get_template("experiment.html.j2")
     return template.render(
-        sets=sets, outcome=outcome, panels=found, about=about, titles=TITLES, versions=versions()
+        sets=sets,
+        outcome=outcome,
+        panels=found,
+        about=about,
+        titles=TITLES,
+        kinds=kinds_drawn(outcome),
+        versions=versions(),
     )
 
 
@@ -632,7 +657,7 @@ def write_all(
     write_text(out / "results.csv", csv_text([asdict(row) for row in outcome.judged]))
     write_text(out / "results.md", markdown(tests, outcome, about))
     found = panels(tests, outcome)
-    write_text(out / "figure3.svg", figure3(found))
+    write_text(out / "figure3.svg", figure3(found, outcome))
     write_text(out / "experiment.html", page(tests, outcome, found, about))
 
 
@@ -691,6 +716,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--test-rated", type=Path, help="CSV of rated clips to judge on")
     add("--test-rated-set", nargs="+", metavar="NAME", help="take these datasets of it only")
     add("--test-shards", nargs="+", type=Path, help="shards to judge on, by their labels")
+    add("--test-samples", type=int, help="of every --test-shards, spread evenly (default: all)")
+    add(
+        "--pruned",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="RUN",
+        help="folders of train prune: judged and drawn too",
+    )
     add("--variants", nargs="+", default=["v1", "v2", "v4", "v6"], help="sizes to train")
     add("--teacher", default="v7", help="what is closed up to: v7, a teacher, a run (default v7)")
     add("--out", type=Path, required=True, help="folder; continued if it exists")
@@ -698,7 +732,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--preset", choices=sorted(PRESETS), default="fast")
     for name in ("steps", "batch", "warmup"):
         add(f"--{name}", type=int, help="default: the preset's")
-    add("--validate-every", type=int, help="default: ten times a run, or the preset's if more")
+    add("--validate-every", type=int, help="default: the preset's; labelled-only: ten a run")
     for name in ("lr", "rated-share", "crops"):
         add(f"--{name}", type=float, help="default: the preset's")
     add("--precision", choices=("auto", "bf16", "fp32"))
@@ -728,6 +762,7 @@ def _stopped(args: argparse.Namespace) -> int:
 
 def _experiment(args: argparse.Namespace) -> int:
     runs, clips = make_plan(args), test_clips(args)
+    pruned = pruned_models(args.pruned)
     teacher = load(args.teacher, args.device)  # now, not after hours: it may not be there
     times = args.out / "seconds.json"
     if not args.report_only:
@@ -736,12 +771,13 @@ def _experiment(args: argparse.Namespace) -> int:
         if not train_all(runs, host, times):
             return _stopped(args)
         with timed(times, "scoring"):
-            rows = score_all(runs, teacher, clips, args)
+            folders = {one.name: one.out for one in runs} | {one.name: one.folder for one in pruned}
+            rows = score_all(folders, teacher, clips, args)
         write_text(args.out / "scores.csv", csv_text([asdict(row) for row in rows]))
     left = [run.name for run in runs if not is_done(run)]
     if left:
         raise ValueError(f"{', '.join(left)}: not trained yet: run without --report-only")
-    models = models_of(runs, teacher)
+    models = models_of(runs, pruned, teacher)
     tests = test_sets(read_scores(args.out / "scores.csv"), clips, models)
     outcome = find(tests, models, args.seed)
     write_all(tests, outcome, about_run(args, runs), args.out)

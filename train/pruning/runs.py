@@ -1,0 +1,66 @@
+"""What ``train prune`` left in a run folder: models of one network, smaller and smaller."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from train.pruning.storage import ABOUT_FILE
+
+
+@dataclass(frozen=True)
+class PrunedModel:
+    """One ``pruned-P`` folder; ``parameters`` are those that are left."""
+
+    network: str
+    method: str
+    percent: float
+    parameters: int
+    weights_sha256: str
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        """``v7-importance-50``."""
+        return f"{self.network}-{self.method}-{self.percent:g}"
+
+    @property
+    def series(self) -> str:
+        """What the models of its run are called together."""
+        return f"{self.network} pruned by {self.method}"
+
+
+def pruned_models(runs: Sequence[Path]) -> list[PrunedModel]:
+    """The models of runs of ``train prune``, largest first within a run.
+
+    ``ValueError`` naming a folder without any, or two that would have one name.
+    """
+    found = [model for run in runs for model in _of_run(run)]
+    names = [model.name for model in found]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise ValueError(f"two runs hold a model {min(twice)}: give one of them")
+    return found
+
+
+def _of_run(run: Path) -> list[PrunedModel]:
+    found = [_read(path.parent) for path in run.glob(f"pruned-*/{ABOUT_FILE}")]
+    if not found:
+        raise ValueError(f"{run}: holds no pruned-P folder: give the --out of train prune")
+    return sorted(found, key=lambda model: -model.percent)
+
+
+def _read(folder: Path) -> PrunedModel:
+    try:
+        about = json.loads((folder / ABOUT_FILE).read_bytes())
+        return PrunedModel(
+            Path(about["prune"]["model"]).name,
+            about["prune"]["method"],
+            float(about["metrics"]["size"]),
+            int(about["parameters"]),
+            about["weights_sha256"],
+            folder,
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder / ABOUT_FILE}: not of train prune ({error!r})") from error
