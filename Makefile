@@ -225,13 +225,17 @@ lpcnet: ## build xiph's lpcnet_demo into the weights' cache (its network is down
 
 # --- checks --------------------------------------------------------------------------------------
 
+# A file's tests stay in one process: they share what is slow to make.
+TEST_WORKERS ?= 2
+PYTEST = $(PY) -m pytest -q -n $(TEST_WORKERS) --dist loadfile
+
 .PHONY: test
-test: setup ## every test but the slow ones; about 11 minutes on 2 cores
-	$(PY) -m pytest -q -m "not slow and not gpu and not net" tests
+test: setup ## every test but the slow ones
+	$(PYTEST) -m "not slow and not gpu and not net" tests
 
 .PHONY: test-all
 test-all: setup ## the slow tests too
-	$(PY) -m pytest -q -m "not gpu and not net" tests
+	$(PYTEST) -m "not gpu and not net" tests
 
 .PHONY: lint
 lint: setup ## ruff and mypy
