@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -100,6 +101,11 @@ def checked_rate(sample_rate: float, where: str = "wave") -> int:
     return int(sample_rate)
 
 
+def _rates(sample_rate: float | Sequence[float], count: int) -> list[float]:
+    given: Any = sample_rate
+    return [given] * count if np.ndim(given) == 0 else list(given)
+
+
 class Scorer:
     """A model that scores clips; made by ``load``.
 
@@ -153,7 +159,7 @@ class Scorer:
         """Scores of waves (T,) of any lengths, at one rate in Hz or one each, ``batch`` windows
         at a time. ``ValueError`` as ``score`` raises it, naming the wave by its number.
         """
-        rates = [sample_rate] * len(waves) if np.ndim(sample_rate) == 0 else list(sample_rate)  # type: ignore[arg-type]
+        rates = _rates(sample_rate, len(waves))
         if len(rates) != len(waves):
             raise ValueError(f"{len(rates)} sample rates for {len(waves)} waves")
         named = [(f"wave {n}", *pair) for n, pair in enumerate(zip(waves, rates, strict=True))]
@@ -173,7 +179,7 @@ class Scorer:
         where = Path(path)
         if not 0 <= channel < (count := channels_of(where)):
             raise ValueError(f"{where}: channel {channel}: it has {count}, counted from 0")
-        work = self._clip_work(where, channel, lambda: open_clip(where, channel), short, mode)
+        work = self._clip_work(where, channel, partial(open_clip, where, channel), short, mode)
         (result,) = self._results(work, WINDOWS_A_BATCH)
         if result.error is not None:
             raise ValueError(result.error)
@@ -246,7 +252,7 @@ class Scorer:
         work = (
             item
             for clip in clips
-            for item in self._clip_work(None, 0, lambda clip=clip: clip, short, mode)
+            for item in self._clip_work(None, 0, partial(_itself, clip), short, mode)
         )
         return list(self._results(work, batch))
 
@@ -263,7 +269,7 @@ class Scorer:
                     continue
             for channel in range(count):
                 yield from self._clip_work(
-                    path, channel, lambda p=path, c=channel: open_clip(p, c), short, mode
+                    path, channel, partial(open_clip, path, channel), short, mode
                 )
 
     def _clip_work(
@@ -363,6 +369,10 @@ class TeacherScorer(Scorer):
         if not isinstance(self.teacher, HeadTeacher):
             raise ValueError(f"teacher {self.name!r} scores clips of {CROP_SAMPLES} samples only")
         return float(mos_of(self.teacher.logits(torch.from_numpy(wave_T)[None]).double()))
+
+
+def _itself(clip: Clip) -> Clip:
+    return clip
 
 
 def _completed(pending: list[_Pending]) -> Iterator[Score]:
