@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -85,14 +86,12 @@ def contenders(long: bool, onnx: Path | None) -> list[Contender]:
         found.append(
             Contender(
                 f"{precision} {mode}",
-                lambda wave_T, scorer=scorer, mode=mode: scorer.score(
-                    wave_T, SAMPLE_RATE, mode=mode
-                ),
+                partial(scorer.score, sample_rate=SAMPLE_RATE, mode=mode),
             )
         )
     if onnx is not None:
         scorer = load(onnx)
-        found.append(Contender(onnx.name, lambda wave_T: scorer.score(wave_T, SAMPLE_RATE)))
+        found.append(Contender(onnx.name, partial(scorer.score, sample_rate=SAMPLE_RATE)))
     return found
 
 
@@ -208,7 +207,7 @@ def folder_rows(args: argparse.Namespace) -> list[dict[str, object]]:
                 times.setdefault(name, []).append(command(words, folder))
         apart = _apart(folder)
     base = float(np.median([ran.seconds for ran in times["distillmos' command"]]))
-    rows = []
+    rows: list[dict[str, object]] = []
     for name, rans in times.items():
         seconds = float(np.median([ran.seconds for ran in rans]))
         quarter = "quarter" in name
