@@ -264,6 +264,10 @@ bench-train: setup ## reading shards against decoding alone; the fast preset aga
 bench-teacher: setup ## the XLS-R teacher against the published way: clips/s; memory of loading it
 	OMP_NUM_THREADS=$(WORKERS) $(PY) -m train bench-teacher speed memory
 
+.PHONY: bench-score
+bench-score: setup ## scoring beside the distillmos package on one core: speed, differences, memory
+	$(PY) -m train bench-score --audio $(LIBRI)/test-other --long-hours 3 $(ONNX:%=--onnx %)
+
 .PHONY: clean
 clean: ## remove what the demo made (the environment stays)
 	rm -rf runs

@@ -129,7 +129,7 @@ def test_score_command(small_v7, tmp_path):
     assert main(["score", str(clips), "--out", str(out)]) == 1
     with out.open() as file:
         rows = {row["path"].rsplit("/", 1)[1]: row for row in csv.DictReader(file)}
-    assert list(rows["good.wav"]) == ["path", "mos", "seconds", "model", "weights_sha256", "error"]
+    assert {"path", "mos", "seconds", "model", "weights_sha256", "error"} <= set(rows["good.wav"])
     assert 1 <= float(rows["good.wav"]["mos"]) <= 5
     assert "no samples" in rows["empty.wav"]["error"]
     assert rows["text.wav"]["mos"] == ""

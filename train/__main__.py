@@ -20,6 +20,7 @@ VERBS = {
     "bench-loader": ("bench_loader", "how fast shards are read, against decoding alone"),
     "bench-presets": ("bench_presets", "the fast preset's training against the paper's"),
     "bench-prune": ("bench_prune", "a round of pruning the 2B model: memory, seconds, an estimate"),
+    "bench-score": ("bench_score", "scoring against the distillmos package: speed, differences"),
     "bench-teacher": ("bench_teacher", "the XLS-R teacher's speed, memory and precision"),
     "variants": ("variants", "list the students and what they cost"),
 }

@@ -1,12 +1,16 @@
-"""Audio files for scoring: read and resampled as the published ``distillmos`` command does it.
+"""Audio for scoring: read and resampled as the published ``distillmos`` command does it.
 
 The pipeline has its own reader (``pipeline/audio.py``, soxr). Here the resampler must be the
-published one, because scores are compared with the published network's to 1e-4.
+published one, because scores are compared with the published network's to 1e-4. A long file is
+read and resampled block by block: the samples are those of the whole file at once.
 """
 
 from __future__ import annotations
 
 import math
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -24,19 +28,95 @@ Wave = NDArray[np.float32]
 LARGEST_KERNEL = 20_000_000
 """Taps above which torchaudio's resampler (whose table grows with both rates) gives way to soxr."""
 
+LONG_SECONDS = 180.0
+"""Longer files are read in blocks."""
+
+BLOCK_SECONDS = 30
+"""Audio a block."""
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One channel of a recording on its way to a scorer: ``samples`` at 16 kHz, in blocks."""
+
+    samples: int
+    seconds: float
+    blocks: Callable[[], Iterator[Wave]]
+    """A fresh iterator over the samples at 16 kHz; ``ValueError`` where they cannot be had."""
+
+
+def clip_of(wave_T: Wave, rate: int, where: str = "wave") -> Clip:
+    """A wave (T,) in memory as a clip; ``ValueError`` as ``check_wave`` and ``to_16k`` raise."""
+    check_wave(wave_T, where)
+    resampled_T = to_16k(wave_T, rate)
+    return Clip(len(resampled_T), len(wave_T) / rate, lambda: iter((resampled_T,)))
+
+
+def channels_of(path: Path) -> int:
+    """Channels of an audio file; ``ValueError`` naming a file that cannot be read."""
+    with _opened(path) as file:
+        return int(file.channels)
+
+
+def open_clip(path: Path, channel: int = 0, long_seconds: float = LONG_SECONDS) -> Clip:
+    """One channel of a file; a file of more than ``long_seconds`` is read in blocks.
+
+    ``ValueError`` naming the file as ``read_mono`` raises it, here or while the blocks are read.
+    """
+    with _opened(path) as file:
+        frames, rate = int(file.frames), int(file.samplerate)
+        if frames <= long_seconds * rate:
+            wave_TC = _read(file, path, -1)
+            return clip_of(np.ascontiguousarray(wave_TC[:, channel]), rate, str(path))
+    return Clip(
+        math.ceil(SAMPLE_RATE * frames / rate),
+        frames / rate,
+        lambda: _resampled(_blocks(path, channel, frames), rate, frames),
+    )
+
 
 def read_mono(path: Path | str) -> tuple[Wave, int]:
     """First channel of a file as float32 (T,), and its sample rate in Hz.
 
     ``ValueError`` naming the file: not readable as audio, no samples, or values not finite.
     """
-    try:
-        wave_TC, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    except (soundfile.SoundFileError, OSError) as error:
-        raise ValueError(f"{path}: cannot be read as audio: {error}") from error
+    with _opened(path) as file:
+        wave_TC, rate = _read(file, path, -1), int(file.samplerate)
     wave_T: Wave = np.ascontiguousarray(wave_TC[:, 0])
     check_wave(wave_T, str(path))
-    return wave_T, int(rate)
+    return wave_T, rate
+
+
+def _opened(path: Path | str) -> soundfile.SoundFile:
+    try:
+        str(path).encode()
+        name: str | bytes = str(path)
+    except UnicodeEncodeError:  # a name that is not UTF-8
+        name = os.fsencode(path)
+    try:
+        return soundfile.SoundFile(name)
+    except (soundfile.SoundFileError, OSError, TypeError) as error:  # TypeError: a bare .raw
+        raise ValueError(f"{path}: cannot be read as audio: {error}") from error
+
+
+def _read(file: soundfile.SoundFile, path: Path | str, frames: int) -> NDArray[np.float32]:
+    try:
+        return np.asarray(file.read(frames, dtype="float32", always_2d=True))
+    except (soundfile.SoundFileError, OSError) as error:
+        raise ValueError(f"{path}: cannot be read as audio: {error}") from error
+
+
+def _blocks(path: Path, channel: int, frames: int) -> Iterator[Wave]:
+    left = frames
+    with _opened(path) as file:
+        while left:
+            wave_TC = _read(file, path, min(left, BLOCK_SECONDS * file.samplerate))
+            if not len(wave_TC):
+                raise ValueError(f"{path}: ends {left} samples before its header says; cut short?")
+            wave_T = np.ascontiguousarray(wave_TC[:, channel])
+            check_wave(wave_T, str(path))
+            left -= len(wave_T)
+            yield wave_T
 
 
 def check_wave(wave_T: Wave, where: str) -> None:
@@ -58,14 +138,55 @@ def to_16k(wave_T: Wave, rate: int) -> Wave:
         raise ValueError(f"sample rate {rate} Hz: must be positive")
     if rate == SAMPLE_RATE:
         return wave_T
-    divisor = math.gcd(rate, SAMPLE_RATE)
-    if (rate // divisor) * (SAMPLE_RATE // divisor) > LARGEST_KERNEL:
+    if _is_odd(rate):
         return np.asarray(soxr.resample(wave_T, rate, SAMPLE_RATE, quality="VHQ"), np.float32)
     with torch.inference_mode():
         resampled_T: Wave = _resampler(rate)(torch.from_numpy(wave_T)).numpy()
     return resampled_T
 
 
+def _is_odd(rate: int) -> bool:
+    divisor = math.gcd(rate, SAMPLE_RATE)
+    return (rate // divisor) * (SAMPLE_RATE // divisor) > LARGEST_KERNEL
+
+
 @lru_cache(maxsize=16)
 def _resampler(rate: int) -> torchaudio.transforms.Resample:
     return torchaudio.transforms.Resample(rate, SAMPLE_RATE)
+
+
+def _resampled(blocks: Iterable[Wave], rate: int, frames: int) -> Iterator[Wave]:
+    if rate == SAMPLE_RATE:
+        return iter(blocks)
+    if _is_odd(rate):
+        return _by_soxr(blocks, rate, math.ceil(SAMPLE_RATE * frames / rate))
+    return _by_torchaudio(blocks, rate)
+
+
+def _by_torchaudio(blocks: Iterable[Wave], rate: int) -> Iterator[Wave]:
+    """The blocks at 16 kHz, as ``to_16k`` of all of them: its filter sees ``around`` both ways."""
+    divisor = math.gcd(rate, SAMPLE_RATE)
+    step, steps_out = rate // divisor, SAMPLE_RATE // divisor  # samples in, samples out
+    around = (math.ceil(_resampler(rate).width / step) + 1) * step
+    held_T, context = np.zeros(0, np.float32), 0
+    for block_T in blocks:
+        held_T = np.concatenate([held_T, block_T])
+        ready = (len(held_T) - around) // step * step
+        if ready <= context:
+            continue
+        first, last = (place // step * steps_out for place in (context, ready))
+        yield to_16k(held_T, rate)[first:last]
+        kept = max(0, ready - around)
+        held_T, context = held_T[kept:], ready - kept
+    yield to_16k(held_T, rate)[context // step * steps_out :]
+
+
+def _by_soxr(blocks: Iterable[Wave], rate: int, samples: int) -> Iterator[Wave]:
+    """The blocks at 16 kHz, ``samples`` in all: soxr may end a sample earlier or later."""
+    stream = soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32", quality="VHQ")
+    for block_T in blocks:
+        out_T = np.asarray(stream.resample_chunk(block_T), np.float32)[:samples]
+        samples -= len(out_T)
+        yield out_T
+    out_T = np.asarray(stream.resample_chunk(np.zeros(0, np.float32), last=True), np.float32)
+    yield np.pad(out_T[:samples], (0, max(0, samples - len(out_T))))

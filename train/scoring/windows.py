@@ -1,0 +1,143 @@
+"""Where a clip is heard: windows of 7.68 s, at most 1 s apart, spread evenly (published code)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+
+from data_specs.sample import CROP_SAMPLES
+from train.audio import Clip, Wave
+
+Short = Literal["zero", "repeat"]
+Mode = Literal["exact", "fast"]
+
+MAX_HOP_SAMPLES = 16_000
+"""Windows of a long clip start at most 1 s apart (published code)."""
+
+MIN_SAMPLES = 400
+"""What one frame of XLS-R or of MFCC is made of; shorter clips are padded."""
+
+SEGMENT_SAMPLES = 60 * 16_000
+"""The longest stretch whose windows share their convolutions."""
+
+LEVELS_ALIKE = 4.0
+"""Windows share convolutions while their peaks are within this ratio (12 dB)."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Samples (T,) at 16 kHz and the windows in them: one, or several that share convolutions.
+
+    ``offsets`` are where the windows start in the samples, ``starts`` where in the clip.
+    """
+
+    wave_T: Wave
+    offsets: tuple[int, ...]
+    starts: tuple[int, ...]
+    peak: float = 0.0
+    """What stands for the windows' own peaks, where they share convolutions."""
+
+
+def checked_short(short: Short) -> Short:
+    """``ValueError`` for a way with short clips that is not known."""
+    if short not in get_args(Short):
+        raise ValueError(f"short={short!r}: known are {', '.join(get_args(Short))}")
+    return short
+
+
+def checked_mode(mode: Mode) -> Mode:
+    """``ValueError`` for a mode that is not known."""
+    if mode not in get_args(Mode):
+        raise ValueError(f"mode={mode!r}: known are {', '.join(get_args(Mode))}")
+    return mode
+
+
+def window_count(samples: int) -> int:
+    """How many windows a clip of that many samples at 16 kHz is scored in."""
+    return math.ceil(max(0, samples - CROP_SAMPLES) / MAX_HOP_SAMPLES) + 1
+
+
+def window_starts(samples: int, grid: int = 1) -> list[int]:
+    """Where the windows of a clip start, in samples; each moved to the next multiple of ``grid``.
+
+    Moved by half of ``grid`` at most, the last by less than ``grid``: it must end in the clip.
+    """
+    missing = max(0, samples - CROP_SAMPLES)
+    starts = [int(place * missing) for place in np.linspace(0, 1, window_count(samples))]
+    last = missing // grid * grid
+    return [min(round(start / grid) * grid, last) for start in starts]
+
+
+def windows(wave_T: Wave, short: Short = "zero") -> Iterator[Wave]:
+    """The windows (122880,) of a 16 kHz clip, as the published code cuts them."""
+    missing = CROP_SAMPLES - len(wave_T)
+    if missing > 0:
+        yield (np.pad(wave_T, (0, missing)) if short == "zero" else np.resize(wave_T, CROP_SAMPLES))
+        return
+    for start in window_starts(len(wave_T)):
+        yield wave_T[start : start + CROP_SAMPLES]
+
+
+def whole(clip: Clip) -> Wave:
+    """All samples of a clip at 16 kHz."""
+    blocks = list(clip.blocks())
+    return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
+
+
+def cut(clip: Clip, starts: Iterable[int]) -> Iterator[tuple[int, Wave]]:
+    """(start, window (122880,)) of a clip of at least 7.68 s; holds a block and a window of it."""
+    blocks = clip.blocks()
+    held_T, first = np.zeros(0, np.float32), 0
+    for start in starts:
+        while first + len(held_T) < start + CROP_SAMPLES:
+            block_T = next(blocks, None)
+            if block_T is None:
+                raise ValueError(f"a clip of {clip.samples} samples ends at {first + len(held_T)}")
+            held_T = np.concatenate([held_T[max(0, start - first) :], block_T])
+            first = max(first, start)
+        yield start, held_T[start - first : start - first + CROP_SAMPLES]
+    for _ in blocks:  # a file that is shorter than it says must not pass for whole
+        pass
+
+
+def exact_parts(clip: Clip) -> Iterator[Part]:
+    """Every window by itself."""
+    for start, window_T in cut(clip, window_starts(clip.samples)):
+        yield Part(window_T, (0,), (start,))
+
+
+def shared_parts(clip: Clip, grid: int) -> Iterator[Part]:
+    """Stretches of at most a minute, of windows of similar level, that start on a grid."""
+    group: list[tuple[int, Wave, float]] = []
+    for start, window_T in cut(clip, window_starts(clip.samples, grid)):
+        peak = float(np.abs(window_T).max())
+        if group and not _may_join(group, start, peak):
+            yield _joined(group)
+            group = []
+        group.append((start, window_T, peak))
+    yield _joined(group)
+
+
+def _may_join(group: list[tuple[int, Wave, float]], start: int, peak: float) -> bool:
+    peaks = [peak, *(one for _, _, one in group)]
+    alike = max(peaks) <= LEVELS_ALIKE * min(peaks)
+    return alike and start + CROP_SAMPLES - group[0][0] <= SEGMENT_SAMPLES
+
+
+def _joined(group: list[tuple[int, Wave, float]]) -> Part:
+    starts = [start for start, _, _ in group]
+    hops = np.diff(starts)
+    ends = [
+        window_T[CROP_SAMPLES - hop :]
+        for hop, (_, window_T, _) in zip(hops, group[1:], strict=True)
+    ]
+    return Part(
+        np.concatenate([group[0][1], *ends]),
+        tuple(start - starts[0] for start in starts),
+        tuple(starts),
+        float(np.median([peak for _, _, peak in group])),
+    )
