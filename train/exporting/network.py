@@ -34,8 +34,9 @@ def fourier_kernels() -> Tensor:
     time_T = torch.arange(WINDOW_SAMPLES, dtype=torch.float64)
     turns_FT = torch.outer(torch.arange(FREQUENCIES, dtype=torch.float64), time_T) / WINDOW_SAMPLES
     phase_FT = 2 * math.pi * (turns_FT % 1)
-    window_T = torch.hann_window(WINDOW_SAMPLES, dtype=torch.float64)
+    window_T = torch.hann_window(WINDOW_SAMPLES).double()  # the model's own, with its rounding
     kernels_CT = torch.cat((phase_FT.cos(), -phase_FT.sin())) * window_T
+    kernels_CT[kernels_CT.abs() < 1e-12] = 0  # sines of whole turns
     return kernels_CT.float().unsqueeze(1)
 
 
