@@ -160,6 +160,17 @@ evaluate: setup ## judge the student beside its teacher: held-out shards and rat
 	OMP_NUM_THREADS=$(WORKERS) $(PY) -m train evaluate --model $(OUT)/model --model v7 \
 	  --shards $(OUT)/shards/test $(RATED_CSVS:%=--rated %) --out $(OUT)/evaluation --short both
 
+EXPORT_OUT ?= runs/export
+CALIBRATE ?=
+WEB ?=
+
+.PHONY: export
+export: setup ## ONNX, card and bundle of MODEL=v7|RUN: [CALIBRATE=shards|csv] [WEB=onnxruntime-web/dist]
+	OMP_NUM_THREADS=$(WORKERS) $(PY) -m train export --model $(MODEL) --out $(EXPORT_OUT) \
+	  $(if $(CALIBRATE),--int8 --calibrate $(CALIBRATE)) \
+	  $(if $(RATED_CSVS),--parity $(firstword $(RATED_CSVS))) \
+	  $(if $(WEB),--web $(EXPORT_OUT)/page --onnxruntime-web $(WEB))
+
 .PHONY: report
 report: setup ## one HTML page: losses, scores, what was drawn, samples to listen to
 	$(PY) -m train report --run $(OUT)/model --shards $(OUT)/shards/train \

@@ -16,6 +16,7 @@ VERBS = {
     "shrink": ("shrink", "make a pruned or whole student smaller and faster in fact"),
     "evaluate": ("evaluate", "compare models with rated clips and with shards' labels"),
     "score": ("score", "score files, folders or lists to a CSV"),
+    "export": ("export", "write ONNX, int8, a model card, a bundle, and a page that scores"),
     "report": ("report", "write one HTML page about a run"),
     "bench-loader": ("bench_loader", "how fast shards are read, against decoding alone"),
     "bench-presets": ("bench_presets", "the fast preset's training against the paper's"),

@@ -1,0 +1,267 @@
+"""``python -m train export``: what comes out scores as what went in."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+
+from tests.export_helpers import TINY, lively
+from tests.train_helpers import tone_pcm, write_dataset, write_rated
+from train import bundle
+from train.__main__ import main
+from train.export import add_arguments, open_source
+from train.export import run as export
+from train.exporting.card import card_text
+from train.exporting.clips import read_clips
+from train.exporting.int8 import calibrated
+from train.exporting.parity import compare
+from train.exporting.refit import crops, refit, rounded, rounded_weight
+from train.files import write_weights
+from train.models.student import Student
+from train.onnx_scorer import OnnxScorer
+from train.score import load
+
+pytest.importorskip("onnxscript")
+
+
+def write_run(folder: Path) -> Path:
+    folder.mkdir()
+    student = lively(Student(TINY))
+    write_weights(folder / "model.safetensors", student.state_dict())
+    fit = {"steps": 7, "batch": 2, "preset": "fast", "seed": 3, "samples": 12, "rated_clips": 4}
+    about = {"student": "tiny", "config": TINY.model_dump(mode="json"), "recipe_hash": "abc"}
+    (folder / "model.json").write_text(json.dumps(about | {"teacher": "someone", "fit": fit}))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """A run, shards, rated clips, and the run's export with everything."""
+    top = tmp_path_factory.mktemp("export")
+    run, shards = write_run(top / "run"), write_dataset(top / "shards", 2, 4)
+    rated, out = write_rated(top / "rated"), top / "bundle"
+    arguments = ["export", "--model", str(run), "--out", str(out), "--int8"]
+    arguments += ["--calibrate", str(shards), "--parity", str(rated)]
+    assert main(arguments) == 0
+    return SimpleNamespace(top=top, run=run, shards=shards, rated=rated, out=out)
+
+
+def clips(seconds: tuple[float, ...] = (0.5, 7.68, 12.3)) -> list[np.ndarray]:
+    return [
+        tone_pcm(3 * n, int(length * 16_000)).astype(np.float32) / 32768
+        for n, length in enumerate(seconds)
+    ]
+
+
+def test_the_bundle_is_a_model_that_load_reads(made: SimpleNamespace) -> None:
+    bundle.verify(made.out)
+    before, after = load(made.run), load(made.out)
+    for wave in clips():
+        assert after.score(wave, 16_000) == before.score(wave, 16_000)
+    about = json.loads((made.out / "model.json").read_text())
+    assert about["made_from"] == {"model": "run", "weights_sha256": before.weights_sha256}
+    assert about["weights_sha256"] == after.weights_sha256
+    assert about["recipe_hash"] == "abc"
+
+
+def test_onnx_scores_as_pytorch(made: SimpleNamespace) -> None:
+    exported, scorer = OnnxScorer(made.out / "model.onnx"), load(made.run)
+    scores = [scorer.score(wave, 16_000) for wave in clips()]
+    assert np.ptp(scores) > 0.05
+    found = [exported.score(wave, 16_000) for wave in clips()]
+    np.testing.assert_allclose(found, scores, rtol=0, atol=1e-4)
+
+
+def test_any_batch_gives_each_windows_own_score(made: SimpleNamespace) -> None:
+    exported = OnnxScorer(made.out / "model.onnx")
+    waves_BT = np.stack([tone_pcm(n).astype(np.float32) / 32768 for n in range(5)])
+    alone = exported.score_windows(list(waves_BT))
+    for size in (1, 2, 5):
+        (together,) = exported.session.run(["mos"], {"waves": waves_BT[:size]})
+        assert together.shape == (size,)
+        np.testing.assert_allclose(together, alone[:size], rtol=0, atol=1e-5)
+
+
+def test_a_file_says_what_it_is(made: SimpleNamespace) -> None:
+    weights = load(made.out).weights_sha256
+    for name, precision in (("model.onnx", "fp32"), ("model.int8.onnx", "int8")):
+        exported = OnnxScorer(made.out / name)
+        facts = exported.session.get_modelmeta().custom_metadata_map
+        assert facts["sample_rate"] == "16000" and facts["window_samples"] == "122880"
+        assert facts["hop_samples"] == "16000" and facts["weights_sha256"] == weights
+        assert exported.name == f"run (onnx {precision})"
+        assert exported.weights_sha256 == bundle.sha256_of(made.out / name) != weights
+
+
+def test_int8_multiplies_bytes_and_stays_near(made: SimpleNamespace) -> None:
+    import onnx
+
+    model = onnx.load(str(made.out / "model.int8.onnx"))
+    stored = {tensor.name: tensor for tensor in model.graph.initializer}
+    kinds = [
+        stored[name].data_type
+        for node in model.graph.node
+        if node.op_type == "DequantizeLinear"
+        for name in node.input[:1]
+        if name in stored and len(stored[name].dims) == 4
+    ]
+    assert kinds == [onnx.TensorProto.INT8] * (len(TINY.channels) - 1)
+    scorer, exported = load(made.run), OnnxScorer(made.out / "model.int8.onnx")
+    waves = read_clips(made.shards, 8)
+    difference = np.subtract(exported.score_windows(waves), scorer.score_windows(waves))
+    assert 0 < np.abs(difference).max() < 0.03
+
+
+def test_the_parity_report_is_what_is_measured_again(made: SimpleNamespace) -> None:
+    told = json.loads((made.out / "parity.json").read_text())
+    assert told["clips_of"] == "labels.csv"
+    files = [made.out / name for name in told["files"]]
+    again = compare(load(made.run), files, read_clips(made.rated, 6))
+    for name, row in told["files"].items():
+        assert row["clips"] == 6 and row["bytes"] == (made.out / name).stat().st_size
+        assert row["max"] == pytest.approx(again[name].max, abs=1e-6)
+        assert row["mean"] <= row["p99"] <= row["max"]
+        assert row["speed"] == pytest.approx(row["torch_cpu_seconds"] / row["cpu_seconds"])
+    assert told["files"]["model.onnx"]["max"] < 1e-4 < told["files"]["model.int8.onnx"]["max"]
+    assert "`model.int8.onnx`" in (made.out / "parity.md").read_text()
+
+
+def test_refitted_convolutions_come_nearer_to_the_float_sums(made: SimpleNamespace) -> None:
+    from train.exporting.network import PlainStudent
+
+    plain = PlainStudent(lively(Student(TINY)))
+    with torch.inference_mode():
+        spectra = [plain.spectrum(torch.from_numpy(w)[None]) for w in read_clips(made.shards, 8)]
+        fitted = refit(plain.convolutions, crops(iter(spectra[:6])))
+        errors = {"own": 0.0, "fitted": 0.0}
+        layers = [one for one in plain.convolutions if isinstance(one, torch.nn.Conv2d)]
+        for spectrum in spectra[6:]:  # clips that the fit has not seen
+            exact = plain.convolutions(spectrum.clone())
+            for kind in errors:
+                x = spectrum
+                for layer, found in zip(layers, fitted, strict=True):
+                    own = kind == "own"
+                    weight = layer.weight if own else found.weight
+                    weight = rounded_weight(weight) if found.before else weight
+                    bias = layer.bias if own else found.bias
+                    x = torch.nn.functional.conv2d(x, weight, bias, layer.stride, layer.padding)
+                    x = rounded(x, found.before) if found.before else x
+                    x = rounded(torch.nn.functional.leaky_relu(x, 0.1), found.after)
+                errors[kind] += float((x - exact).square().mean())
+    assert errors["fitted"] < 0.9 * errors["own"]
+
+
+def test_calibration_is_the_same_every_time(made: SimpleNamespace) -> None:
+    waves = read_clips(made.shards, 3)
+    first, second = (calibrated(lively(Student(TINY)), waves) for _ in range(2))
+    for one, other in zip(first, second, strict=True):
+        assert torch.equal(one.weight, other.weight)
+        assert (one.before, one.after) == (other.before, other.after)
+
+
+def test_the_card_tells_what_is_known_and_what_is_not(made: SimpleNamespace) -> None:
+    text = (made.out / "README.md").read_text()
+    front = yaml.safe_load(text.split("---")[1])
+    assert front["license"] == "other"
+    assert "Not chosen yet" in text and "fill in" in text
+    assert "abc" in text and "7 updates of 2" in text and "None were given" in text
+    sums = json.loads((made.out / "checksums.json").read_text())["files"]
+    for name, entry in sums.items():
+        assert name == "README.md" or entry["sha256"] in text
+
+
+def test_the_card_of_v7_and_of_results(tmp_path: Path) -> None:
+    row = {
+        "model": "v7",
+        "set": "a|b",
+        "kind": "rated",
+        "short": "zero",
+        "clips": 78,
+        "pcc": 0.9064,
+    }
+    (tmp_path / "results.json").write_text(json.dumps({"sets": [row]}))
+    about = {
+        "config": TINY.model_dump(mode="json"),
+        "made_from": {"model": "v7", "weights_sha256": "f" * 64},
+        "version": "1",
+    }
+    text = card_text(about, {"model.safetensors": "e" * 64}, {}, tmp_path)
+    assert yaml.safe_load(text.split("---")[1])["license"] == "mit"
+    assert "| v7 | a/b | rated | zero | 78 | 0.906 | - | - |" in text
+    with pytest.raises(ValueError, match="python -m train evaluate"):
+        card_text(about, {}, {}, tmp_path / "nowhere")
+
+
+def parsed(*words: object) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    return parser.parse_args([str(word) for word in words])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--int8",), "--int8 needs real clips"),
+        (("--calibrate", "x"), "give --int8 too"),
+        (("--web", "x"), "npm install onnxruntime-web"),
+        (("--web", "x", "--onnxruntime-web", "nowhere"), r"no ort\.wasm\.bundle\.min\.mjs"),
+        (("--web-int8",), "--web-int8 needs"),
+        (("--model", "mfcc"), "only students are exported"),
+        (("--model", "nowhere"), "no such model"),
+    ],
+)
+def test_what_cannot_be_exported(tmp_path: Path, words: tuple[str, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        export(parsed("--out", tmp_path / "out", *words))
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_export_does_not_overwrite_its_model(made: SimpleNamespace) -> None:
+    with pytest.raises(ValueError, match="give another --out"):
+        export(parsed("--model", made.out, "--out", made.out))
+    bundle.verify(made.out)
+
+
+def test_a_bundle_exported_again_keeps_where_it_came_from(made: SimpleNamespace) -> None:
+    again = open_source(str(made.out)).about
+    assert again["made_from"]["model"] == "run"
+
+
+def test_files_that_are_no_export(tmp_path: Path, made: SimpleNamespace) -> None:
+    import onnx
+
+    with pytest.raises(ValueError, match="no such file"):
+        OnnxScorer(tmp_path / "model.onnx")
+    (tmp_path / "model.onnx").write_bytes(b"not onnx")
+    with pytest.raises(ValueError, match="not an ONNX file"):
+        OnnxScorer(tmp_path / "model.onnx")
+    model = onnx.load(str(made.out / "model.onnx"))
+    del model.metadata_props[:]
+    onnx.save(model, str(tmp_path / "model.onnx"))
+    with pytest.raises(ValueError, match="its metadata lacks model"):
+        OnnxScorer(tmp_path / "model.onnx")
+
+
+def test_clips_of_shards_of_a_table_and_of_a_folder(made: SimpleNamespace) -> None:
+    assert len(read_clips(made.shards, 100)) == 8
+    for source in (made.rated, made.rated.parent):
+        found = read_clips(source, 4)
+        assert len(found) == 4
+        assert all(wave.shape == (122_880,) and wave.dtype == np.float32 for wave in found)
+    with pytest.raises(ValueError, match="give a folder of shards"):
+        read_clips(made.top / "nowhere", 4)
+    (made.top / "empty").mkdir(exist_ok=True)
+    with pytest.raises(ValueError, match="no audio file"):
+        read_clips(made.top / "empty", 4)
+    with pytest.raises(ValueError, match="need at least 1"):
+        read_clips(made.rated, 0)

@@ -1,0 +1,170 @@
+"""A student as others run it: ONNX, int8, card, bundle, page. ``python -m train export``.
+
+Writes a folder that ``train.score.load`` reads as it reads a run's, from this disk, a hub
+repository or an address (``train.bundle``): weights, description, model card, ``model.onnx`` and,
+asked for, ``model.int8.onnx``, a parity report on real clips, and a page that scores recordings in
+a browser.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from train import bundle
+from train.command import command_of
+from train.exporting import page
+from train.exporting.card import card_text
+from train.exporting.clips import read_clips
+from train.exporting.int8 import calibrated, write_int8
+from train.exporting.onnx_file import require_packages, write_onnx
+from train.exporting.parity import Parity, as_json, as_markdown, compare
+from train.files import version, write_text, write_weights
+from train.models.student import Student, sha256_of
+from train.onnx_scorer import Facts
+from train.pruning.storage import is_pruned, read_about
+from train.score import Scorer, load
+
+INT8_LIMIT = 0.03
+"""MOS at the 99th percentile that int8 may be away from float32; a warning says if it is more."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """The model that is exported."""
+
+    scorer: Scorer
+    student: Student
+    about: dict[str, Any]
+
+
+def open_source(model: str) -> Source:
+    """v7, a run folder, a model file or a bundle; ``ValueError`` for anything but a student."""
+    scorer = load(model)
+    student = getattr(scorer, "network", None)
+    if not isinstance(student, Student):
+        raise ValueError(f"{model}: only students are exported, not teachers or exported files")
+    about = {**_described(Path(model)), "config": student.config.model_dump(mode="json")}
+    name = model if model == "v7" else Path(model).resolve().name
+    made_from = about.get("made_from", {"model": name, "weights_sha256": scorer.weights_sha256})
+    about |= {"made_from": made_from, "version": version()}
+    return Source(scorer, student, about)
+
+
+def _described(path: Path) -> dict[str, Any]:
+    """What stands beside the weights of a run folder or model file, if anything."""
+    if is_pruned(path):
+        return dict(read_about(path))
+    file = path / bundle.DESCRIPTION if path.is_dir() else path.with_suffix(".json")
+    return dict(json.loads(file.read_bytes())) if file.is_file() else {}
+
+
+def write_model(source: Source, out: Path) -> str:
+    """Weights and description; the weights' SHA-256, as ``load`` of the folder will tell it."""
+    weights = out / bundle.WEIGHTS
+    write_weights(weights, source.student.state_dict())
+    sha256 = sha256_of(weights)
+    about = source.about | {"weights_sha256": sha256}
+    write_text(out / bundle.DESCRIPTION, json.dumps(about, indent=1) + "\n")
+    return sha256
+
+
+def write_networks(source: Source, out: Path, sha256: str, args: argparse.Namespace) -> list[Path]:
+    """The ONNX files that were asked for."""
+    name = source.about["made_from"]["model"]
+    facts = Facts(model=name, weights_sha256=sha256, version=version(), precision="fp32")
+    files = [out / bundle.ONNX]
+    write_onnx(files[0], source.student, facts)
+    if args.int8:
+        waves = read_clips(args.calibrate, args.calibration_clips)
+        print(f"int8: calibrating on {len(waves)} clips of {args.calibrate}", flush=True)
+        made = calibrated(source.student, waves)
+        files.append(out / bundle.ONNX_INT8)
+        int8 = facts.model_copy(update={"precision": "int8"})
+        write_int8(files[1], files[0], made, waves[0], int8)
+    return files
+
+
+def write_parity(
+    source: Source, out: Path, files: list[Path], args: argparse.Namespace
+) -> dict[str, Parity]:
+    """The parity report, if clips were given for it; says when int8 is too far away."""
+    if not args.parity:
+        return {}
+    waves = read_clips(args.parity, args.parity_clips)
+    found = compare(source.scorer, files, waves)
+    write_text(out / bundle.PARITY, json.dumps(as_json(found, args.parity.name), indent=1) + "\n")
+    write_text(out / bundle.PARITY_TEXT, as_markdown(found))
+    print(as_markdown(found))
+    int8 = found.get(bundle.ONNX_INT8)
+    if int8 and int8.p99 > INT8_LIMIT:
+        print(
+            f"warning: int8 is {int8.p99:.3f} MOS from float32 at the 99th percentile, more than "
+            f"{INT8_LIMIT}: calibrate on more clips, of the kind that will be scored"
+        )
+    return found
+
+
+def write_card(
+    source: Source, out: Path, parity: dict[str, Parity], evaluation: Path | None
+) -> None:
+    """``README.md``, of the files that are there."""
+    names = [name for name in bundle.FILES if name != bundle.CARD and (out / name).is_file()]
+    hashes = {name: sha256_of(out / name) for name in names}
+    write_text(out / bundle.CARD, card_text(source.about, hashes, parity, evaluation))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of ``python -m train export``."""
+    clips = "folder of shards, CSV of rated clips, or folder of audio"
+    parser.add_argument("--model", default="v7", help="v7, a run folder, a model file, a bundle")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the bundle")
+    parser.add_argument("--int8", action="store_true", help="model.int8.onnx too")
+    parser.add_argument("--calibrate", type=Path, help=f"for --int8: {clips}")
+    parser.add_argument("--calibration-clips", type=int, default=200)
+    parser.add_argument("--parity", type=Path, help=f"compare with PyTorch on these: {clips}")
+    parser.add_argument("--parity-clips", type=int, default=200)
+    parser.add_argument("--evaluation", type=Path, help="results of `train evaluate`, for the card")
+    parser.add_argument("--web", type=Path, help="write index.html, a page that scores, here")
+    parser.add_argument("--web-int8", action="store_true", help="with the int8 model in it")
+    parser.add_argument("--onnxruntime-web", type=Path, help="its dist folder, for --web")
+
+
+def run(args: argparse.Namespace) -> int:
+    """``python -m train export``: everything into ``--out``."""
+    _check(args)
+    runtime = page.read_runtime(args.onnxruntime_web) if args.web else None
+    source = open_source(args.model)
+    args.out.mkdir(parents=True, exist_ok=True)
+    _remove_old(args.out)
+    files = write_networks(source, args.out, write_model(source, args.out), args)
+    parity = write_parity(source, args.out, files, args)
+    write_card(source, args.out, parity, args.evaluation)
+    bundle.write_checksums(args.out)
+    print(f"bundle: {args.out} ({command_of('export', args, add_arguments)})")
+    if runtime:
+        made = page.write_page(args.web, files[1 if args.web_int8 else 0], runtime)
+        print(f"page: {made} ({made.stat().st_size / 1e6:.1f} MB; open it in a browser)")
+    return 0
+
+
+def _check(args: argparse.Namespace) -> None:
+    """``ValueError`` for what can be told before any work."""
+    require_packages()
+    if args.int8 and not args.calibrate:
+        raise ValueError("--int8 needs real clips: give --calibrate SHARDS, a CSV or a folder")
+    if args.calibrate and not args.int8:
+        raise ValueError("--calibrate is for int8: give --int8 too")
+    if args.web_int8 and not (args.web and args.int8):
+        raise ValueError("--web-int8 needs --web and --int8")
+    if args.out.exists() and args.out.resolve() == Path(args.model).resolve():
+        raise ValueError(f"{args.out}: is the model itself: give another --out")
+
+
+def _remove_old(out: Path) -> None:
+    """Files of an export before this one: a bundle never mixes two."""
+    for name in (bundle.CHECKSUMS, *bundle.FILES):
+        (out / name).unlink(missing_ok=True)
