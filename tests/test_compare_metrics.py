@@ -298,6 +298,14 @@ def test_a_clear_difference_is_found_and_pairs_are_adjusted():
     assert same.difference == 0 and same.p is None and same.reason == "the same scores"
 
 
+def test_many_pairs_get_enough_resamples_for_the_smallest_p_to_be_clear():
+    for entries in (2, 5, 11, 30):
+        resamples = significance.resamples_for(entries, clips=174)
+        pairs = entries * (entries - 1) // 2
+        assert resamples >= 2000 and pairs * 2 / (resamples + 1) <= significance.LEVEL / 4
+    assert significance.resamples_for(30, clips=10**6) == 2000
+
+
 def test_a_pair_without_a_correlation_has_a_reason():
     clips = clips_of([1, 2, 3, 4], {"a": [1, 2, 3, 4], "b": [2, 2, 2, 2]})
     (pair,) = significance.pairs_of(clips, 0, 50)

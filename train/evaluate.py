@@ -348,13 +348,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
         "--model",
-        action="append",
+        action="extend",
+        nargs="+",
         required=True,
         help="v7, a run, a model file, a teacher; of others: distillmos, dnsmos, nisqa, squim, "
-        "utmos; repeatable",
+        "utmos; several or repeated",
     )
-    add("--rated", action="append", default=[], type=Path, help="CSV; repeatable")
-    add("--shards", action="append", default=[], type=Path, help="repeatable")
+    add("--rated", action="extend", nargs="+", default=[], type=Path, help="CSV; or several")
+    add("--shards", action="extend", nargs="+", default=[], type=Path, help="folder; or several")
     add("--out", type=Path, required=True, help="folder for the results; continued if it exists")
     add("--short", choices=sorted(WAYS), default="zero", help="how ours fill short clips")
     add("--fresh", action="store_true", help="score everything again, whatever is known")

@@ -31,8 +31,8 @@ MOST_DOTS = 1500
 
 MOST_CONDITIONS = 24
 MOS = (0.9, 5.1)
-LETTER = 6.4
-"""Pixels a letter of a chart's small text takes, about."""
+LETTER, SMALL_LETTER = 6.4, 5.8
+"""Pixels a letter of a chart's small texts takes, about."""
 
 
 @dataclass(frozen=True)
@@ -117,12 +117,13 @@ def residuals(clips: CommonClips, entry: Entry, first: int) -> tuple[Markup, int
     y = axis(label, [0.0, *errors_N[np.isin(groups, shown)].tolist()])
     slot = (WIDTH - LEFT - RIGHT) / len(shown)
     body = [f'<path class="ideal" d="M{LEFT} {y_at(y, 0):.1f}H{WIDTH - RIGHT}"/>']
+    aslant = SMALL_LETTER * max(map(len, shown)) > slot - 2
     for number, name in enumerate(shown):
         middle = LEFT + slot * (number + 0.5)
         body += _strip(np.flatnonzero(groups == name), errors_N, middle, slot, y, first)
-        body.append(_condition_name(name, middle, slot))
+        body.append(_condition_name(name, middle, aslant))
     title = f"residuals of {entry.label} on {clips.name} by {clips.unit}"
-    x = Axis(f"{clips.unit}, worst to best rated", 0, 1)
+    x = Axis("" if aslant else f"{clips.unit}, worst to best rated", 0, 1)
     return frame(x, y, title, body, x_ticks=False), len(names) - len(shown)
 
 
@@ -156,14 +157,13 @@ def _strip(
     return [*body, f'<g class="dots" opacity="0.75">{"".join(dots)}</g>']
 
 
-def _condition_name(name: str, middle: float, slot: float) -> str:
-    short = name if len(name) <= 9 else f"{name[:8]}…"
+def _condition_name(name: str, middle: float, aslant: bool) -> str:
     at = HEIGHT - BOTTOM + 15
-    if LETTER * len(short) <= slot:
-        return f'<text class="x tick" x="{middle:.1f}" y="{at}">{escape(short)}</text>'
-    # Too wide for their slots: aslant, and no lower than the axis' own words.
+    if not aslant:
+        return f'<text class="x tick small" x="{middle:.1f}" y="{at}">{escape(name)}</text>'
+    short = name if len(name) <= 8 else f"{name[:7]}…"
     turned = f"translate({middle + 3:.1f} {at - 6}) rotate(-50)"
-    return f'<text class="y tick small" transform="{turned}">{escape(short[:5])}</text>'
+    return f'<text class="y tick small" transform="{turned}">{escape(short)}</text>'
 
 
 # --- Figure 3 -------------------------------------------------------------------------------------
@@ -177,12 +177,19 @@ def over_size(title: str, points: Sequence[Point]) -> Markup | None:
     x = Axis("parameters (millions)", min(sizes) / 2.2, max(sizes) * 2.2, log=True)
     ends = [end for p in points for end in (p.pcc, p.low, p.high) if end is not None]
     y = axis("PCC", ends)
-    taken = [_box(x_at(x, p.parameters / 1e6) - 4, y_at(y, p.pcc), 8) for p in points]
+    room = 0.1 * (y.high - y.low)
+    y = Axis(y.label, y.low - room, y.high + room)
+    taken = [box for p in points for box in _covered(p, x, y)]
     body = []
     for point in points:
         across, up = x_at(x, point.parameters / 1e6), y_at(y, point.pcc)
         body.append(_mark(point, across, up, y))
-        place = _free_place(point.name, across, up, taken)
+        others = [
+            (x_at(x, other.parameters / 1e6), y_at(y, other.pcc))
+            for other in points
+            if other is not point
+        ]
+        place = _free_place(point.name, (across, up), others, taken)
         if place:
             taken.append(place[2])
             body.append(
@@ -199,23 +206,45 @@ def _box(left: float, middle: float, width: float) -> Box:
     return left, middle - 6, left + width, middle + 6
 
 
+def _covered(point: Point, x: Axis, y: Axis) -> list[Box]:
+    """What a point and its bar cover."""
+    across = x_at(x, point.parameters / 1e6)
+    boxes = [_box(across - 4, y_at(y, point.pcc), 8)]
+    if point.low is not None and point.high is not None:
+        boxes.append((across - 1, y_at(y, point.high), across + 1, y_at(y, point.low)))
+    return boxes
+
+
 def _free_place(
-    name: str, across: float, up: float, taken: Sequence[Box]
+    name: str,
+    point: tuple[float, float],
+    others: Sequence[tuple[float, float]],
+    taken: Sequence[Box],
 ) -> tuple[float, float, Box] | None:
-    """Left end and base line of a name beside its point; None where it would cover others."""
+    """Left end and base line of a name beside its point, and what it covers.
+
+    None where it would cover something, or stand as near to another point as to its own: such a
+    point is named by its title alone.
+    """
+    across, up = point
     wide = LETTER * len(name)
     sides = [across + 7, across - 7 - wide, across - wide / 2]
-    for fall in (0, -13, 13, -25, 25, -37, 37, -49, 49):
+    for fall in (0, -13, 13):
         for left in sides if fall else sides[:2]:
             box = _box(left, up + fall, wide)
-            inside = (
-                left >= LEFT + 2
-                and box[2] <= WIDTH
-                and TOP - 4 <= box[1] < box[3] <= (HEIGHT - BOTTOM)
-            )
-            if inside and not any(_overlap(box, other) for other in taken):
+            inside = left >= LEFT + 2 and box[2] <= WIDTH and box[1] >= TOP - 4
+            own = _away(box, point)
+            alone = all(_away(box, other) > own for other in others)
+            free = box[3] <= HEIGHT - BOTTOM and not any(_overlap(box, other) for other in taken)
+            if inside and alone and free:
                 return left, up + fall + 4, box
     return None
+
+
+def _away(box: Box, point: tuple[float, float]) -> float:
+    """Pixels from a point to the nearest part of a box."""
+    across = max(box[0] - point[0], 0, point[0] - box[2])
+    return math.hypot(across, max(box[1] - point[1], 0, point[1] - box[3]))
 
 
 def _overlap(one: Box, two: Box) -> bool:
@@ -232,6 +261,6 @@ def _mark(point: Point, across: float, up: float, y: Axis) -> str:
     said = escape(f"{point.name}: PCC {point.pcc:.3f}, {size}")
     kind = "quoted" if point.quoted else "dot s0"
     return (
-        f'{bar}<circle class="{kind}" r="3.5" cx="{across:.1f}" cy="{up:.1f}">'
-        f"<title>{said}</title></circle>"
+        f"<g><title>{said}</title>{bar}"
+        f'<circle class="{kind}" r="3.5" cx="{across:.1f}" cy="{up:.1f}"/></g>'
     )

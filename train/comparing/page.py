@@ -124,22 +124,23 @@ def _panels(results: Sequence[SetResult]) -> list[dict[str, Any]]:
     per_clip = [r for r in results if r.level == "clip" and r.kind == "rated"]
     for name in dict.fromkeys(result.set for result in per_clip):
         mine = [r for r in per_clip if r.set == name and r.pcc is not None]
-        several = len({r.model for r in mine}) < len(mine)
+        # Of a model's ways with short clips the first: the others would cover it.
+        firsts = {r.model: r for r in reversed(mine)}.values()
         points = [
             Point(
-                _short_name(r.model) + (f" ({r.short})" if several and r.short != "own" else ""),
+                _short_name(r.model),
                 r.parameters,
                 r.pcc,
                 r.pcc_low,
                 r.pcc_high,
             )
-            for r in mine
+            for r in firsts
             if r.parameters and r.pcc is not None
         ]
         points += [
             Point(row.model, row.parameters, pcc, quoted=True) for row, pcc in quoted_for(name)
         ]
-        unknown = [r.model for r in mine if not r.parameters]
+        unknown = [r.model for r in firsts if not r.parameters]
         svg = figures.over_size(f"PCC over parameters, {name}", points)
         found.append({"title": name, "svg": svg, "unknown": unknown, "quoted": False})
     rows, _ = table1()
@@ -175,7 +176,7 @@ def _cell(pair: Pair, sign: int) -> dict[str, Any]:
     said += f"p {p_text(pair.p)}, Holm {p_text(pair.p_holm)}, Williams {p_text(pair.williams_p)}"
     side = "above" if sign * pair.difference > 0 else "below"
     return {
-        "text": f"{sign * pair.difference:+.3f}",
+        "text": f"{sign * pair.difference:+.3f}" if abs(pair.difference) >= 0.0005 else "0.000",
         "clear": side if clear else "",
         "title": pair.reason if pair.p is None and pair.reason else said,
     }

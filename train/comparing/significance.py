@@ -5,7 +5,8 @@ condition depend on each other, too. What decides here is the paired bootstrap: 
 the two PCCs in resamples of conditions (or systems, or clips where a set has neither). Its
 two-sided p is twice the smaller share of resamples on one side of zero, with one added above and
 below, so never less than 2 / (resamples + 1). Over the pairs of one set the p are adjusted by
-Holm's method. With a dozen conditions a bootstrap is somewhat too sure (``train.bootstrap``).
+Holm's method; many pairs get more resamples, for else the smallest p there is would not be small
+enough after it. With a dozen conditions a bootstrap is somewhat too sure (``train.bootstrap``).
 
 Beside it stands Williams' test for two dependent correlations that share a variable (E. J.
 Williams, 1959; recommended by J. H. Steiger, Psychological Bulletin 87, 1980, equation 7). It takes
@@ -30,6 +31,9 @@ from train.metrics import agreement
 
 LEVEL = 0.05
 """A difference is called clear if its adjusted p is below this."""
+
+MOST_DRAWS = 50_000_000
+"""Entries of the (resamples, clips) table of draws: 400 MB."""
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
@@ -73,8 +77,19 @@ def williams(
     return t, float(2 * scipy.stats.t.sf(abs(t), clips - 3))
 
 
-def pairs_of(clips: CommonClips, seed: int, resamples: int = RESAMPLES) -> list[Pair]:
+def resamples_for(entries: int, clips: int) -> int:
+    """So many that the smallest p is, after Holm's method, a quarter of ``LEVEL``.
+
+    At least ``RESAMPLES``, and no more above them than the table of draws has room for.
+    """
+    pairs = entries * (entries - 1) // 2
+    wanted = math.ceil(2 * pairs / (LEVEL / 4))
+    return max(RESAMPLES, min(wanted, MOST_DRAWS // clips))
+
+
+def pairs_of(clips: CommonClips, seed: int, resamples: int | None = None) -> list[Pair]:
     """All pairs of a set's entries, on the same resamples, p adjusted over the pairs."""
+    resamples = resamples or resamples_for(len(clips.entries), len(clips.keys))
     counts_RN = draws(clips.groups, seed, resamples)
     resampled = {
         label: pearson(counts_RN, clips.truth, score_N) for label, score_N in clips.scores.items()
