@@ -229,8 +229,11 @@ class Comparison:
 
     @property
     def per_clip(self) -> list[SetResult]:
-        """The results at the level of clips."""
-        return [result for result in self.results if result.level == "clip"]
+        """The results at the level of clips, in the order in which they were scored."""
+        scored = dict.fromkeys((row.model, row.short, row.set) for row in self.rows)
+        order = {key: place for place, key in enumerate(scored)}
+        found = [result for result in self.results if result.level == "clip"]
+        return sorted(found, key=lambda r: order[r.model, r.short, r.set])
 
 
 def score_all(
