@@ -155,10 +155,16 @@ train: setup ## train a student on the shards
 	  --shards $(OUT)/shards/train --validation $(OUT)/shards/validation \
 	  --out $(OUT)/model --preset fast --steps $(STEPS)
 
+MODELS ?=
+SHARDS ?=
+CLEAN ?=
+
 .PHONY: evaluate
-evaluate: setup ## judge the student beside its teacher: held-out shards and rated clips
-	OMP_NUM_THREADS=$(WORKERS) $(PY) -m train evaluate --model $(OUT)/model --model v7 \
-	  --shards $(OUT)/shards/test $(RATED_CSVS:%=--rated %) --out $(OUT)/evaluation --short both
+evaluate: setup ## compare scorers: MODELS="v7 dnsmos ..." RATED=labels.csv [SHARDS=dir] [CLEAN=a.wav]
+	OMP_NUM_THREADS=$(WORKERS) $(PY) -m train evaluate \
+	  $(patsubst %,--model %,$(or $(MODELS),$(OUT)/model v7)) \
+	  $(patsubst %,--shards %,$(or $(SHARDS),$(wildcard $(OUT)/shards/test))) \
+	  $(RATED_CSVS:%=--rated %) $(CLEAN:%=--clean-speech %) --out $(OUT)/evaluation --short both
 
 EXPORT_OUT ?= runs/export
 CALIBRATE ?=

@@ -15,7 +15,7 @@ from train_helpers import tone_pcm, write_dataset, write_rated
 from train import evaluate as evaluation
 from train.__main__ import main
 from train.audio import read_mono, to_16k
-from train.evaluate import ClipScore, SetResult, means, summarise
+from train.evaluate import SetResult, means
 from train.metrics import agreement
 from train.models.student import Student, variant
 from train.score import Scorer, find_files, load, window_count, windows
@@ -168,14 +168,6 @@ def test_means():
     assert (mean["sets"], mean["undefined_sets"], mean["clips"]) == (2, 1, 40)
 
 
-def test_summaries_are_per_set():
-    rows = [ClipScore("m", name, "p", k, k + 0.5, "zero") for name in "ab" for k in (1.0, 2.0)]
-    assert [(r.set, r.clips, r.pcc) for r in summarise(rows, "rated")] == [
-        ("a", 2, pytest.approx(1.0)),
-        ("b", 2, pytest.approx(1.0)),
-    ]
-
-
 def test_evaluate_command(small_v7, tmp_path):
     labels, shards = write_rated(tmp_path / "rated"), write_dataset(tmp_path / "shards", 1, 3)
     out = tmp_path / "out"
@@ -191,7 +183,7 @@ def test_evaluate_command(small_v7, tmp_path):
     with (out / "scores.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 15
-    assert list(rows[0]) == [
+    assert list(rows[0])[:7] == [
         "model",
         "set",
         "path_or_key",

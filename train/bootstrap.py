@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from train.evaluate import SHARDS_SHORT
+from train.comparing.rows import SHARDS_SHORT
 from train.metrics import agreement
 
 Doubles = NDArray[np.float64]

@@ -1,15 +1,20 @@
-"""Models against people's ratings and against the teacher's labels. ``python -m train evaluate``.
+"""Scorers against people's ratings and against the teacher's labels. ``python -m train evaluate``.
 
-Per set: Pearson (PCC), Spearman and RMSE; over the rated sets the mean, unweighted and weighted
-by clips, as the paper judges (section V).
+Any scorers over any rated sets: v7, runs and teachers of this package, and those of others by name
+(``train.comparing.others``). Per set: Pearson (PCC), Spearman, Kendall, RMSE, and RMSE after a
+monotone third-order map, at the level of clips, conditions and systems, with intervals, and whether
+two scorers differ; over the rated sets the means, unweighted and weighted by clips, as the paper
+judges (section V). Scores are kept: a second run scores only what is new.
 """
 
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
+import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,44 +23,54 @@ import torch
 from tqdm import tqdm
 
 from data_specs.rated import RatedClip, read_rated
+from data_specs.teacher import MEAN, teacher_table
+from train.bootstrap import LEVEL, RESAMPLES
+from train.command import command_of
+from train.comparing.cache import ScoreCache
+from train.comparing.common import common_clips, entries_of
+from train.comparing.judges import (
+    Judge,
+    OtherJudge,
+    OurJudge,
+    batches,
+    hear_rated,
+    hear_shards,
+    sha256_of_file,
+    wave_of,
+)
+from train.comparing.others import NotAvailable, Options, load_other, others_named
+from train.comparing.page import write_page
+from train.comparing.quoted import MARK, table1
+from train.comparing.rows import (
+    SHARDS_SHORT,
+    ClipScore,
+    CommonClips,
+    Failure,
+    Kind,
+    Pair,
+    SetResult,
+    Unavailable,
+)
+from train.comparing.significance import pairs_of
+from train.comparing.statistics import judge as judge_set
+from train.comparing.tables import figure, means, results_md, text_table
 from train.files import csv_text, write_text
-from train.metrics import Agreement, agreement
-from train.score import WINDOWS_A_BATCH, Scorer, Short, load
+from train.score import Scorer, Short, load
 from train.shards import list_shards
-from train.stream import PCM_SCALE, ShardSamples
-from train.tars import read_pcm, read_record
+from train.stopping import INTERRUPTED
+from train.stream import ShardSamples
+from train.tars import read_record
 
-SHARDS_SHORT = "none"
-"""What stands in the column ``short`` for shards: their clips are never short."""
+__all__ = ["SHARDS_SHORT", "ClipScore", "SetResult", "labelled_by", "means", "score_rated"]
 
-
-@dataclass(frozen=True)
-class ClipScore:
-    """One scored clip: a row of ``scores.csv``."""
-
-    model: str
-    set: str
-    path_or_key: str
-    truth: float
-    score: float
-    short: str
-    weights_sha256: str = ""
+WAYS: dict[str, tuple[Short, ...]] = {
+    "zero": ("zero",),
+    "repeat": ("repeat",),
+    "both": ("zero", "repeat"),
+}
 
 
-@dataclass(frozen=True)
-class SetResult:
-    """One model on one set: a row of ``results.csv``. ``kind`` is "rated" or "shards"."""
-
-    model: str
-    set: str
-    clips: int
-    pcc: float | None
-    spearman: float | None
-    rmse: float | None
-    short: str
-    kind: str
-    reason: str | None = None
-    weights_sha256: str = ""
+# --- one scorer, every clip or an error (train experiment, train shrink) --------------------------
 
 
 def score_rated(scorer: Scorer, clips: Sequence[RatedClip], short: Short) -> list[ClipScore]:
@@ -87,10 +102,8 @@ def score_shards(scorer: Scorer, folder: Path, count: int | None = None) -> list
     scored: list[ClipScore] = []
     bar = tqdm(total=len(chosen), unit="clip", desc=f"{scorer.name}, {folder.name}")
     with bar:
-        for start in range(0, len(chosen), WINDOWS_A_BATCH):
-            numbers = chosen[start : start + WINDOWS_A_BATCH].tolist()
-            places = [samples.locate(number) for number in numbers]
-            waves = [read_pcm(*place).astype(np.float32) / PCM_SCALE for place in places]
+        for places in batches(samples, chosen.tolist()):
+            waves = [wave_of(place) for place in places]
             for (tar, span), mos in zip(places, scorer.score_windows(waves), strict=True):
                 label = read_record(tar, span).mos
                 scored.append(
@@ -108,6 +121,37 @@ def score_shards(scorer: Scorer, folder: Path, count: int | None = None) -> list
     return scored
 
 
+def labelled_by(folder: Path, scorer: Scorer | Judge) -> bool:
+    """Whether the shards' labels are this very model's: then there is nothing to compare."""
+    samples = ShardSamples(list_shards(folder))
+    return read_record(*samples.locate(0)).teacher_sha256 == scorer.weights_sha256
+
+
+# --- what is asked for ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Sets:
+    """The sets to compare on: rated clips, with the hashes of their files, and shards."""
+
+    clips: list[RatedClip]
+    hashes: list[str]
+    shards: list[Path]
+
+
+def read_sets(rated: Sequence[Path], shards: Sequence[Path]) -> Sets:
+    """Read the tables of rated clips and hash the clips.
+
+    ``ValueError`` if there is nothing to evaluate on, a clip is missing, or two sets share a name.
+    """
+    if not rated and not shards:
+        raise ValueError("nothing to evaluate on: give --rated labels.csv or --shards DIR")
+    tables = [read_rated(path) for path in rated]
+    _require_own_names(tables, shards)
+    clips = [clip for table in tables for clip in table]
+    return Sets(clips, [sha256_of_file(clip.path) for clip in clips], list(shards))
+
+
 def _require_own_names(tables: Sequence[list[RatedClip]], shards: Sequence[Path]) -> None:
     """Refuse two sets of one name: their clips would be judged together."""
     names = [name for table in tables for name in {clip.dataset for clip in table}]
@@ -118,152 +162,248 @@ def _require_own_names(tables: Sequence[list[RatedClip]], shards: Sequence[Path]
             f"two sets are called {twice[0]!r}: name them in the CSV's column 'dataset', or rename "
             "the folder of shards"
         )
+    seen = set()
+    for clip in (clip for table in tables for clip in table):
+        if (clip.dataset, clip.path) in seen:
+            raise ValueError(f"{clip.path}: rated twice in {clip.dataset!r}: give one row a clip")
+        seen.add((clip.dataset, clip.path))
 
 
-def labelled_by(folder: Path, scorer: Scorer) -> bool:
-    """Whether the shards' labels are this very model's: then there is nothing to compare."""
-    samples = ShardSamples(list_shards(folder))
-    return read_record(*samples.locate(0)).teacher_sha256 == scorer.weights_sha256
+def load_judges(names: Sequence[str], options: Options) -> tuple[list[Judge], list[Unavailable]]:
+    """The scorers by name, and those that are known but cannot be had here.
 
-
-def summarise(rows: Sequence[ClipScore], kind: str) -> list[SetResult]:
-    """One result a (model, set, way with short clips), in order of appearance."""
-    groups: dict[tuple[str, str, str], list[ClipScore]] = {}
-    for row in rows:
-        groups.setdefault((row.model, row.set, row.short), []).append(row)
-    results = []
-    for (model, name, short), group in groups.items():
-        found: Agreement = agreement([r.truth for r in group], [r.score for r in group])
-        results.append(
-            SetResult(
-                model=model,
-                set=name,
-                short=short,
-                kind=kind,
-                weights_sha256=group[0].weights_sha256,
-                **asdict(found),
-            )
-        )
-    return results
-
-
-def means(results: Sequence[SetResult]) -> list[dict[str, Any]]:
-    """Per (model, short): means over the rated sets, unweighted and weighted by clips.
-
-    Sets without a defined PCC are left out of both and counted in ``undefined_sets``.
+    ``ValueError`` for a name that is none, or if none of them can be had.
     """
-    groups: dict[tuple[str, str], list[SetResult]] = {}
-    for result in results:
-        if result.kind == "rated":
-            groups.setdefault((result.model, result.short), []).append(result)
-    return [_mean(model, short, group) for (model, short), group in groups.items()]
+    judges: list[Judge] = []
+    missing: list[Unavailable] = []
+    for name in dict.fromkeys(names):
+        others = others_named(name)
+        for family, outputs in others:
+            try:
+                judges.append(OtherJudge(load_other(family, outputs, options)))
+            except NotAvailable as error:
+                missing.append(Unavailable(family, error.reason, error.command))
+        if not others:
+            try:
+                judges.append(_ours(name, options.device))
+            except ValueError as error:
+                if name not in teacher_table().teachers and not name.startswith(MEAN):
+                    raise
+                reason, _, command = str(error).rpartition(": run ")
+                missing.append(Unavailable(name, reason or command, command if reason else ""))
+    for one in missing:
+        print(f"{one.model} is not available: {one.reason}", file=sys.stderr)
+    if not judges:
+        said = "; ".join(f"{one.model}: {one.reason}; {one.command}" for one in missing)
+        raise ValueError(f"none of the scorers can be had here: {said}")
+    _require_once([output.name for judge in judges for output in judge.outputs])
+    return judges, missing
 
 
-def _mean(model: str, short: str, group: Sequence[SetResult]) -> dict[str, Any]:
-    defined = [result for result in group if result.pcc is not None]
-    weights = [result.clips for result in defined]
-    row: dict[str, Any] = {
-        "model": model,
-        "short": short,
-        "sets": len(defined),
-        "undefined_sets": len(group) - len(defined),
-        "clips": sum(weights),
-    }
-    for name in ("pcc", "spearman", "rmse"):
-        values = [getattr(result, name) for result in defined]
-        row[f"{name}_unweighted"] = float(np.mean(values)) if values else None
-        row[f"{name}_weighted"] = float(np.average(values, weights=weights)) if values else None
-    return row
+def _ours(name: str, device: str) -> OurJudge:
+    from train.experiment import parameters_of  # it imports this module
+
+    scorer = load(name, device)
+    return OurJudge(scorer, parameters_of(scorer))
 
 
-def table(results: Sequence[SetResult]) -> str:
-    """The results as text."""
-    width = max([len(result.model) for result in results] + [5])
-    name_width = max([len(result.set) for result in results] + [3])
-    titles = f"{'short':6} {'clips':>6} {'PCC':>7} {'Spearm.':>7} {'RMSE':>6}"
-    lines = [f"{'model':{width}} {'set':{name_width}} {titles}"]
-    for r in results:
-        lines.append(
-            f"{r.model:{width}} {r.set:{name_width}} {r.short:6} {r.clips:6} "
-            f"{_figure(r.pcc):>7} {_figure(r.spearman):>7} {_figure(r.rmse):>6}"
-            f"{'  ' + r.reason if r.reason else ''}"
-        )
-    return "\n".join(lines)
+def _require_once(models: Sequence[str]) -> None:
+    twice = sorted({name for name in models if models.count(name) > 1})
+    if twice:
+        raise ValueError(f"{twice[0]!r} is asked for twice: name it once with --model")
 
 
-def _figure(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
+# --- comparing ------------------------------------------------------------------------------------
 
 
-def write_results(out: Path, results: Sequence[SetResult], rows: Sequence[ClipScore]) -> None:
-    """``results.json``, ``results.csv`` and ``scores.csv``; numbers undefined are null or empty."""
-    out.mkdir(parents=True, exist_ok=True)
-    content = {"sets": [asdict(result) for result in results], "means": means(results)}
-    write_text(out / "results.json", json.dumps(content, indent=2, allow_nan=False) + "\n")
-    write_text(out / "results.csv", csv_text([asdict(result) for result in results]))
-    write_text(out / "scores.csv", csv_text([asdict(row) for row in rows]))
+@dataclass(frozen=True)
+class Comparison:
+    """Everything that was found. ``rows`` are all scores, ``sets`` the clips that count."""
+
+    judges: list[Judge]
+    unavailable: list[Unavailable] = field(default_factory=list)
+    rows: list[ClipScore] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+    sets: list[CommonClips] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    results: list[SetResult] = field(default_factory=list)
+    pairs: list[Pair] = field(default_factory=list)
+
+    @property
+    def per_clip(self) -> list[SetResult]:
+        """The results at the level of clips, in the order in which they were scored."""
+        scored = dict.fromkeys((row.model, row.short, row.set) for row in self.rows)
+        order = {key: place for place, key in enumerate(scored)}
+        found = [result for result in self.results if result.level == "clip"]
+        return sorted(found, key=lambda r: order[r.model, r.short, r.set])
 
 
-def evaluate(
-    scorers: Sequence[Scorer],
-    rated: Sequence[Path],
-    shards: Sequence[Path],
-    out: Path,
-    ways: Sequence[Short] = ("zero",),
-) -> list[SetResult]:
-    """Score all sets with all models and write the results to ``out``.
-
-    ``ValueError`` if there is nothing to evaluate on, or a clip or shard is damaged.
-    """
-    if not rated and not shards:
-        raise ValueError("nothing to evaluate on: give --rated labels.csv or --shards DIR")
-    tables = [read_rated(path) for path in rated]
-    _require_own_names(tables, shards)
-    clips = [clip for table in tables for clip in table]
+def score_all(
+    judges: Sequence[Judge], sets: Sets, ways: Sequence[Short], cache: ScoreCache
+) -> tuple[list[ClipScore], list[Failure]]:
+    """Scores of all judges on all sets; shards without the judge that labelled them."""
     rows: list[ClipScore] = []
-    results: list[SetResult] = []
-    for scorer in scorers:
-        of_people = [row for way in ways if clips for row in score_rated(scorer, clips, way)]
-        of_teacher = [
-            row
-            for folder in shards
-            if not labelled_by(folder, scorer)
-            for row in score_shards(scorer, folder)
+    failures: list[Failure] = []
+    for judge in judges:
+        found = [
+            hear_rated(judge, sets.clips, sets.hashes, way, cache)
+            for way in (judge.ways(ways) if sets.clips else ())
         ]
-        results += summarise(of_people, "rated") + summarise(of_teacher, "shards")
-        rows += of_people + of_teacher
-    write_results(out, results, rows)
-    return results
+        found += [
+            hear_shards(judge, folder, cache)
+            for folder in sets.shards
+            if not labelled_by(folder, judge)
+        ]
+        for one_rows, one_failures in found:
+            rows += one_rows
+            failures += one_failures
+    return rows, failures
+
+
+def compare(comparison: Comparison, sets: Sets, seed: int) -> Comparison:
+    """Judge every set on the clips that its models have in common; adds to ``comparison``."""
+    sizes = {
+        output.name: judge.parameters or output.parameters
+        for judge in comparison.judges
+        for output in judge.outputs
+    }
+    other_scales = {
+        output.name
+        for judge in comparison.judges
+        for output in judge.outputs
+        if not output.mos_scale
+    }
+    rated = {clip.dataset for clip in sets.clips}
+    for name in dict.fromkeys(row.set for row in comparison.rows):
+        rows = [row for row in comparison.rows if row.set == name]
+        failed = [one.path_or_key for one in comparison.failures if one.set == name]
+        keys = list(dict.fromkeys([*(row.path_or_key for row in rows), *failed]))
+        entries = entries_of(rows, sizes, other_scales)
+        kind: Kind = "rated" if name in rated else "shards"
+        clips, notes = common_clips(rows, keys, kind, entries)
+        comparison.notes.extend(notes)
+        if clips:
+            comparison.sets.append(clips)
+            comparison.results.extend(judge_set(clips, seed))
+            comparison.pairs.extend(pairs_of(clips, seed))
+    return comparison
+
+
+# --- what is written ------------------------------------------------------------------------------
+
+
+def write_results(out: Path, comparison: Comparison, about: dict[str, Any]) -> None:
+    """``results.json``, ``.csv`` and ``.md``, ``scores.csv``, ``pairs.csv``.
+
+    Numbers that are not defined are null or empty, with the reason beside them.
+    """
+    quoted, clips = table1()
+    content = {
+        "about": about,
+        "sets": [asdict(result) for result in comparison.per_clip],
+        "levels": [asdict(result) for result in comparison.results if result.level != "clip"],
+        "means": means(comparison.results),
+        "pairs": [asdict(pair) for pair in comparison.pairs],
+        "unavailable": [asdict(one) for one in comparison.unavailable],
+        "failures": [asdict(failure) for failure in comparison.failures],
+        "notes": comparison.notes,
+        "table1": {"mark": MARK, "clips": clips, "rows": [asdict(row) for row in quoted]},
+    }
+    write_text(out / "results.json", json.dumps(content, indent=2, allow_nan=False) + "\n")
+    write_text(out / "results.csv", csv_text([asdict(result) for result in comparison.results]))
+    write_text(out / "pairs.csv", csv_text([asdict(pair) for pair in comparison.pairs]))
+    compared = {(clips.name, key) for clips in comparison.sets for key in clips.keys}
+    rows = [
+        asdict(row) | {"compared": int((row.set, row.path_or_key) in compared)}
+        for row in comparison.rows
+    ]
+    write_text(out / "scores.csv", csv_text(rows))
+    text = results_md(
+        comparison.results, comparison.pairs, comparison.unavailable, comparison.notes, about
+    )
+    write_text(out / "results.md", text)
+
+
+def about_run(args: argparse.Namespace, judges: Sequence[Judge]) -> dict[str, Any]:
+    """The command, the day, and what everything was made with."""
+    return {
+        "command": command_of("evaluate", args, add_arguments),
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "seed": args.seed,
+        "intervals": f"bootstrap intervals ({LEVEL:.0%}, {RESAMPLES} resamples of conditions, else "
+        "of systems, else of clips; the same for all models)",
+        "scorers": [
+            {
+                "name": judge.name,
+                "outputs": [output.name for output in judge.outputs],
+                "version": judge.version,
+                "parameters": judge.parameters,
+                "weights_sha256": judge.weights_sha256,
+            }
+            for judge in judges
+        ],
+    }
+
+
+# --- the command ----------------------------------------------------------------------------------
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``python -m train evaluate``."""
-    parser.add_argument(
-        "--model", action="append", required=True, help="v7, a run or a teacher; repeatable"
+    add = parser.add_argument
+    add(
+        "--model",
+        action="extend",
+        nargs="+",
+        required=True,
+        help="v7, a run, a model file, a teacher; of others: distillmos, dnsmos, nisqa, squim, "
+        "utmos; several or repeated",
     )
-    parser.add_argument("--rated", action="append", default=[], type=Path, help="CSV; repeatable")
-    parser.add_argument("--shards", action="append", default=[], type=Path, help="repeatable")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the results")
-    parser.add_argument("--short", choices=("zero", "repeat", "both"), default="zero")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--threads", type=int, help="default: all cores")
+    add("--rated", action="extend", nargs="+", default=[], type=Path, help="CSV; or several")
+    add("--shards", action="extend", nargs="+", default=[], type=Path, help="folder; or several")
+    add("--out", type=Path, required=True, help="folder for the results; continued if it exists")
+    add("--short", choices=sorted(WAYS), default="zero", help="how ours fill short clips")
+    add("--fresh", action="store_true", help="score everything again, whatever is known")
+    add("--clean-speech", type=Path, help="a recording, any, that SQUIM's subjective model needs")
+    add("--audio-mb", type=float, default=12.0, help="most audio in the page (default 12; 0: none)")
+    add("--seed", type=int, default=0, help="of the resamples")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--threads", type=int, help="default: all cores")
 
 
 def run(args: argparse.Namespace) -> int:
-    """``python -m train evaluate``; returns the exit code."""
+    """``python -m train evaluate``; returns the exit code (130 after Ctrl-C)."""
     if args.threads:
         torch.set_num_threads(args.threads)
-    ways: dict[str, tuple[Short, ...]] = {
-        "zero": ("zero",),
-        "repeat": ("repeat",),
-        "both": ("zero", "repeat"),
-    }
-    scorers = [load(model, args.device) for model in args.model]
-    results = evaluate(scorers, args.rated, args.shards, args.out, ways[args.short])
-    print(table(results))
-    for mean in means(results):
+    sets = read_sets(args.rated, args.shards)
+    judges, unavailable = load_judges(args.model, Options(args.device, args.clean_speech))
+    try:
+        with ScoreCache(args.out / "cache.jsonl", args.fresh) as cache:
+            rows, failures = score_all(judges, sets, WAYS[args.short], cache)
+    except KeyboardInterrupt:
+        print(f"stopped; run the same command again to continue: {args.out}")
+        return INTERRUPTED
+    if not rows:
+        why = failures[0].error if failures else "the shards' labels are these models' own"
+        raise ValueError(f"nothing to compare: {why}")
+    found = compare(Comparison(judges, unavailable, rows, failures), sets, args.seed)
+    about = about_run(args, judges)
+    write_results(args.out, found, about)
+    write_page(args.out / "evaluation.html", found, sets.clips, about, args.audio_mb)
+    print_results(found, args.out)
+    return 0
+
+
+def print_results(found: Comparison, out: Path) -> None:
+    """The results as text."""
+    print(text_table(found.results))
+    for mean in means(found.results):
         print(
             f"{mean['model']} ({mean['short']}): mean PCC over {mean['sets']} rated sets "
-            f"{_figure(mean['pcc_unweighted'])}, weighted by clips {_figure(mean['pcc_weighted'])}"
+            f"{figure(mean['pcc_unweighted'])}, weighted by clips {figure(mean['pcc_weighted'])}"
         )
-    return 0
+    for note in found.notes:
+        print(note)
+    for one in found.unavailable:
+        print(f"not available: {one.model}: {one.reason}; to get it: {one.command}")
+    print(out / "evaluation.html")

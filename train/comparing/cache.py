@@ -1,0 +1,91 @@
+"""Scores that were made before, so that another run scores only what is new.
+
+``cache.jsonl`` in the results' folder has a line a clip, written as soon as it is scored: whose
+weights, what version of the code around them, how short clips were filled, the hash of the clip's
+bytes, and the scores. A name or a path is no part of it, so renamed models and moved clips count as
+known. A line that a crash cut is left out.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+Key = tuple[str, str, str, str]
+"""SHA-256 of the weights, version of the code, way with short clips, SHA-256 of the clip."""
+
+FIELDS = ("weights", "version", "short", "clip")
+
+
+class ScoreCache:
+    """Known scores by key; new ones are written at once. Used in a ``with`` block."""
+
+    def __init__(self, path: Path, fresh: bool = False) -> None:
+        self.path = path
+        self._known: dict[Key, dict[str, float]] = {} if fresh else _read(path)
+        self._fresh = fresh
+        self._file: IO[str] | None = None
+
+    def __enter__(self) -> ScoreCache:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        cut = not self._fresh and _is_cut(self.path)
+        self._file = self.path.open("w" if self._fresh else "a", encoding="utf-8")
+        if cut:
+            self._file.write("\n")
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._file:
+            self._file.close()
+
+    def get(self, key: Key, names: tuple[str, ...]) -> dict[str, float] | None:
+        """The scores of a clip if all of these are known."""
+        found = self._known.get(key, {})
+        return {name: found[name] for name in names} if set(names) <= found.keys() else None
+
+    def put(self, key: Key, scores: dict[str, float]) -> None:
+        """Keep a clip's scores."""
+        self._known[key] = scores
+        if self._file is None:
+            raise ValueError("the cache is closed")
+        line = dict(zip(FIELDS, key, strict=True)) | {"scores": scores}
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+
+
+def _is_cut(path: Path) -> bool:
+    """Whether the last line was cut by a crash: what follows needs a line of its own."""
+    if not path.is_file() or not path.stat().st_size:
+        return False
+    with path.open("rb") as file:
+        file.seek(-1, 2)
+        return file.read(1) != b"\n"
+
+
+def _read(path: Path) -> dict[Key, dict[str, float]]:
+    if not path.is_file():
+        return {}
+    found: dict[Key, dict[str, float]] = {}
+    for line in path.read_text("utf-8", errors="replace").splitlines():
+        entry = _entry(line)
+        if entry:
+            found[entry[0]] = entry[1]
+    return found
+
+
+def _entry(line: str) -> tuple[Key, dict[str, float]] | None:
+    """A line's key and scores; None for a line that a crash cut."""
+    try:
+        content: dict[str, Any] = json.loads(line)
+        weights, version, short, clip = (str(content[name]) for name in FIELDS)
+        scores = {str(name): float(value) for name, value in content["scores"].items()}
+        return (weights, version, short, clip), scores
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None

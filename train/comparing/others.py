@@ -1,0 +1,332 @@
+"""Scorers of other people, by name: ``distillmos``, ``dnsmos``, ``nisqa``, ``squim``, ``utmos``.
+
+Each runs as its own package runs it, on whole clips and with its own handling of short and long
+ones. Packages are imported when a scorer is asked for by name, and those that bring no weights
+fetch them then, into their own caches. What cannot be had is ``NotAvailable``, which says why and
+what would get it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib
+import importlib.metadata
+import io
+import textwrap
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import nn
+
+from data_specs.sample import SAMPLE_RATE
+from data_specs.strict import digest
+from train.audio import Wave, read_mono, to_16k
+from train.models.student import sha256_of
+
+Loaded = Callable[[Wave, int], Mapping[str, float]]
+"""What scores a clip (T,) at a rate in Hz: values by the name of an output."""
+
+
+class NotAvailable(ValueError):
+    """A known scorer cannot be had here; ``command`` would get it."""
+
+    def __init__(self, name: str, reason: str, command: str) -> None:
+        super().__init__(f"{name} is not available: {reason}; to get it: {command}")
+        self.name, self.reason, self.command = name, reason, command
+
+
+@dataclass(frozen=True)
+class Output:
+    """A number that a scorer gives of a clip: ``name`` in tables, ``key`` in what it returns.
+
+    ``mos_scale`` is False where it is not a mean opinion score from 1 to 5. ``parameters`` of a
+    network that does not tell its size (ONNX) is the paper's, Table I.
+    """
+
+    name: str
+    key: str
+    about: str
+    mos_scale: bool = True
+    parameters: int | None = None
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a scorer may need: the device, and clean speech (any) for SQUIM's subjective model."""
+
+    device: str = "cpu"
+    clean_speech: Path | None = None
+
+
+class Load(Protocol):
+    """Loads a scorer: what scores, SHA-256 of its weights, parameters (None: not known)."""
+
+    def __call__(self, options: Options) -> tuple[Loaded, str, int | None]: ...
+
+
+@dataclass(frozen=True)
+class Known:
+    """A scorer that can be asked for: ``rate`` is what it hears (None: the file's own, Hz)."""
+
+    about: str
+    package: str
+    rate: int | None
+    clips: str
+    get: str
+    outputs: tuple[Output, ...]
+    load: Load
+
+
+@dataclass(frozen=True)
+class Other:
+    """A loaded scorer of others, with those of its outputs that were asked for."""
+
+    name: str
+    known: Known
+    outputs: tuple[Output, ...]
+    weights_sha256: str
+    parameters: int | None
+    version: str
+    scores: Loaded
+
+    def score(self, wave_T: Wave, rate: int) -> dict[str, float]:
+        """All outputs of a clip, by output name. ``ValueError`` where the scorer gives none.
+
+        What a foreign scorer raises becomes a ``ValueError``: the clip counts as not scored.
+        """
+        if self.known.rate == SAMPLE_RATE:
+            wave_T, rate = to_16k(wave_T, rate), SAMPLE_RATE
+        try:
+            found = self.scores(wave_T, rate)
+        except Exception as error:  # anything may come out of others' code
+            raise ValueError(f"{self.name}: {_first_line(error)}") from error
+        values = {output.name: float(found[output.key]) for output in self.known.outputs}
+        wrong = [name for name, value in values.items() if not np.isfinite(value)]
+        if wrong:
+            raise ValueError(f"{self.name}: {wrong[0]} of the clip is not finite")
+        return values
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    line = textwrap.shorten(text.splitlines()[0], 160, placeholder=" ...") if text else ""
+    return f"{type(error).__name__}: {line}" if line else type(error).__name__
+
+
+def sha256_of_network(network: nn.Module) -> str:
+    """A hash of a network's names and values, wherever it was loaded from."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        found.update(name.encode())
+        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return found.hexdigest()
+
+
+def _size(network: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+# --- the scorers ----------------------------------------------------------------------------------
+
+
+def _load_distillmos(options: Options) -> tuple[Loaded, str, int | None]:
+    sqa = importlib.import_module("distillmos.sqa")
+    with contextlib.redirect_stdout(io.StringIO()):  # it says where its weights are
+        network = sqa.ConvTransformerSQAModel().to(options.device).eval()
+
+    @torch.inference_mode()
+    def scores(wave_T: Wave, rate: int) -> Mapping[str, float]:
+        return {"mos": float(network(torch.from_numpy(wave_T)[None].to(options.device)))}
+
+    return scores, sha256_of(Path(sqa.DEFAULT_WEIGHTS_CHKPT)), _size(network)
+
+
+def _load_dnsmos(options: Options) -> tuple[Loaded, str, int | None]:
+    dnsmos = importlib.import_module("speechmos.dnsmos")
+    onnxruntime = importlib.import_module("onnxruntime")
+    folder = Path(str(dnsmos.__file__)).parent / "dnsmos_models"
+    paths = [folder / "sig_bak_ovr.onnx", folder / "model_v8.onnx"]
+    model = dnsmos.DNSMOS(*(str(path) for path in paths))
+    # The package's sessions take every core, whatever PyTorch was told.
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads = torch.get_num_threads()
+    model.onnx_sess, model.p808_onnx_sess = (
+        onnxruntime.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
+        for path in paths
+    )
+
+    def scores(wave_T: Wave, rate: int) -> Mapping[str, float]:
+        # Resampling may overshoot full scale by a little, and the package refuses that.
+        found: Mapping[str, float] = model(np.clip(wave_T, -1, 1), rate, False)
+        return found
+
+    return scores, digest([sha256_of(path) for path in paths]), None
+
+
+def _load_nisqa(options: Options) -> tuple[Loaded, str, int | None]:
+    nisqa = importlib.import_module("torchmetrics.functional.audio.nisqa")
+    for package in ("librosa", "requests"):  # without them torchmetrics fails at the first clip
+        importlib.import_module(package)
+    network, _ = nisqa._load_nisqa_model()
+
+    def scores(wave_T: Wave, rate: int) -> Mapping[str, float]:
+        found_5 = nisqa.non_intrusive_speech_quality_assessment(torch.from_numpy(wave_T), rate)
+        return dict(zip(("mos", "noi", "dis", "col", "loud"), found_5.tolist(), strict=True))
+
+    return scores, sha256_of_network(network), _size(network)
+
+
+def _load_squim_objective(options: Options) -> tuple[Loaded, str, int | None]:
+    pipelines = importlib.import_module("torchaudio.pipelines")
+    network = pipelines.SQUIM_OBJECTIVE.get_model().to(options.device).eval()
+
+    @torch.inference_mode()
+    def scores(wave_T: Wave, rate: int) -> Mapping[str, float]:
+        found = network(torch.from_numpy(wave_T)[None].to(options.device))
+        return dict(zip(("stoi", "pesq", "si_sdr"), map(float, found), strict=True))
+
+    return scores, sha256_of_network(network), _size(network)
+
+
+def _load_squim_subjective(options: Options) -> tuple[Loaded, str, int | None]:
+    if options.clean_speech is None:
+        raise ValueError("it compares with a recording of clean speech, any: give --clean-speech")
+    clean_T = torch.from_numpy(to_16k(*read_mono(options.clean_speech)))
+    pipelines = importlib.import_module("torchaudio.pipelines")
+    network = pipelines.SQUIM_SUBJECTIVE.get_model().to(options.device).eval()
+
+    @torch.inference_mode()
+    def scores(wave_T: Wave, rate: int) -> Mapping[str, float]:
+        pair = (torch.from_numpy(wave_T)[None], clean_T[None])
+        return {"mos": float(network(*(one.to(options.device) for one in pair)))}
+
+    clean = hashlib.sha256(clean_T.numpy().tobytes()).hexdigest()
+    return scores, digest([sha256_of_network(network), clean]), _size(network)
+
+
+def _load_utmos(options: Options) -> tuple[Loaded, str, int | None]:
+    utmos = importlib.import_module("utmos_pytorch")
+    network = utmos.UTMOSScoreTorch(device=options.device)
+
+    @torch.inference_mode()
+    def scores(wave_T: Wave, rate: int) -> Mapping[str, float]:
+        return {"mos": float(network.score(torch.from_numpy(wave_T)[None].to(options.device)))}
+
+    return scores, sha256_of_network(network), _size(network)
+
+
+SQUIM_OBJECTIVE_OUTPUTS = (
+    Output("squim-pesq", "pesq", "PESQ as SQUIM guesses it without a reference", False),
+    Output("squim-stoi", "stoi", "STOI, likewise", False),
+    Output("squim-si-sdr", "si_sdr", "SI-SDR in dB, likewise", False),
+)
+_ASKS = "python -c 'import torchaudio; torchaudio.pipelines.{}.get_model()'"
+
+OTHERS: dict[str, Known] = {
+    "distillmos": Known(
+        "Distill-MOS v7 as its package runs it (the authors' own code)",
+        "distillmos",
+        SAMPLE_RATE,
+        "zeros behind short clips; windows of 7.68 s at most 1 s apart, their mean",
+        "pip install distillmos",
+        (Output("distillmos", "mos", "overall quality"),),
+        _load_distillmos,
+    ),
+    "dnsmos": Known(
+        "DNSMOS P.808 and P.835 (Microsoft, in the package speechmos)",
+        "speechmos",
+        SAMPLE_RATE,
+        "repeats short clips; windows of 9.01 s, 1 s apart, their mean",
+        "pip install speechmos onnxruntime librosa",
+        (
+            Output("dnsmos-p808", "p808_mos", "overall quality (ITU-T P.808)", True, 50_000),
+            Output("dnsmos-p835", "ovrl_mos", "overall quality (ITU-T P.835)", True, 170_000),
+            Output("dnsmos-p835-sig", "sig_mos", "P.835: the speech alone", True, 170_000),
+            Output("dnsmos-p835-bak", "bak_mos", "P.835: the background alone", True, 170_000),
+        ),
+        _load_dnsmos,
+    ),
+    "nisqa": Known(
+        "NISQA v2.0 as torchmetrics runs it (weights CC BY-NC-SA 4.0, fetched from GitHub)",
+        "torchmetrics",
+        None,
+        "hears the file's own rate; the whole clip at once, at most about 52 s",
+        "pip install torchmetrics librosa requests, then once with a network: python -c 'from "
+        "torchmetrics.functional.audio.nisqa import _load_nisqa_model as load; load()' (or put "
+        "NISQA's nisqa.tar into ~/.torchmetrics/NISQA)",
+        (Output("nisqa", "mos", "overall quality"),),
+        _load_nisqa,
+    ),
+    "squim-objective": Known(
+        "SQUIM's objective model (torchaudio's pipelines; weights CC BY 4.0, 28 MB, fetched)",
+        "torchaudio",
+        SAMPLE_RATE,
+        "the whole clip at once",
+        "once with a network: " + _ASKS.format("SQUIM_OBJECTIVE"),
+        SQUIM_OBJECTIVE_OUTPUTS,
+        _load_squim_objective,
+    ),
+    "squim-subjective": Known(
+        "SQUIM's subjective model (torchaudio's pipelines; weights CC BY-NC 4.0, 360 MB, fetched)",
+        "torchaudio",
+        SAMPLE_RATE,
+        "the whole clip at once, beside one recording of clean speech (--clean-speech)",
+        "once with a network: " + _ASKS.format("SQUIM_SUBJECTIVE") + ", and --clean-speech FILE",
+        (Output("squim-mos", "mos", "overall quality"),),
+        _load_squim_subjective,
+    ),
+    "utmos": Known(
+        "UTMOS strong learner (package utmos-pytorch, MIT; weights fetched from its hub)",
+        "utmos-pytorch",
+        SAMPLE_RATE,
+        "the whole clip at once",
+        "pip install utmos-pytorch, then once with a network: python -c 'import utmos_pytorch; "
+        "utmos_pytorch.UTMOSScoreTorch()'",
+        (Output("utmos", "mos", "naturalness"),),
+        _load_utmos,
+    ),
+}
+
+GROUPS = {"squim": ("squim-objective", "squim-subjective")}
+"""Names for several scorers."""
+
+
+def others_named(name: str) -> list[tuple[str, tuple[Output, ...]]]:
+    """The scorers of others that a name asks for, with the outputs it asks for; none if unknown.
+
+    A scorer's name asks for all of its outputs, an output's name (``dnsmos-p808``) for that one.
+    """
+    if name in GROUPS:
+        return [(one, OTHERS[one].outputs) for one in GROUPS[name]]
+    if name in OTHERS:
+        return [(name, OTHERS[name].outputs)]
+    return [
+        (family, (output,))
+        for family, known in OTHERS.items()
+        for output in known.outputs
+        if output.name == name
+    ]
+
+
+def load_other(name: str, outputs: tuple[Output, ...], options: Options) -> Other:
+    """Load a scorer of ``OTHERS``; ``NotAvailable`` for whatever hinders it."""
+    known = OTHERS[name]
+    try:
+        scores, sha256, parameters = known.load(options)
+        version = importlib.metadata.version(known.package)
+    except Exception as error:  # whatever a foreign loader raises, the scorer is not there
+        raise NotAvailable(name, _reason(error), known.get) from error
+    return Other(name, known, outputs, sha256, parameters, f"{known.package} {version}", scores)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, ModuleNotFoundError):
+        return f"the package {error.name} is not installed"
+    if isinstance(error, ValueError) and type(error) is ValueError:
+        return str(error)
+    return f"it cannot be loaded or fetched ({_first_line(error)})"

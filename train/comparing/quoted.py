@@ -1,0 +1,72 @@
+"""The paper's Table I: what others and the paper's own models reached, quoted, not measured here.
+
+``data_specs/table1.csv`` has a row a model and a column a test set: Pearson's correlation per clip,
+as printed (Stahl and Gamper, "Distillation and Pruning for Scalable Self-Supervised
+Representation-Based Speech Quality Assessment", 2025, Table I), with the means over the sets and
+the models' sizes.
+"""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from functools import cache
+
+from data_specs.rated import rated_sets
+from data_specs.strict import HERE
+
+FILE = HERE / "table1.csv"
+MARK = "quoted, not measured here"
+MEANS = ("weighted_mean", "unweighted_mean")
+
+
+@dataclass(frozen=True)
+class Quoted:
+    """A row of Table I: PCC by set, as printed; parameters in millions."""
+
+    model: str
+    parameters_m: float
+    pcc: dict[str, float | None]
+    weighted: float
+    unweighted: float
+
+    @property
+    def parameters(self) -> int:
+        """Parameters, to the table's digits."""
+        return round(self.parameters_m * 1e6)
+
+
+@cache
+def table1() -> tuple[tuple[Quoted, ...], dict[str, int]]:
+    """The rows, and the number of clips of every set."""
+    with FILE.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    sets = [name for name in rows[0] if name not in ("model", "params_m", *MEANS)]
+    clips = {name: int(rows[0][name]) for name in sets}
+    return tuple(_quoted(row, sets) for row in rows[1:]), clips
+
+
+def _quoted(row: dict[str, str], sets: list[str]) -> Quoted:
+    return Quoted(
+        row["model"],
+        float(row["params_m"]),
+        {name: float(row[name]) if row[name] else None for name in sets},
+        float(row["weighted_mean"]),
+        float(row["unweighted_mean"]),
+    )
+
+
+def quoted_for(dataset: str) -> list[tuple[Quoted, float]]:
+    """What Table I says of a rated set; nothing for a set that it does not have.
+
+    A set is known by its name in Table I or in ``data_specs/rated`` (upper and lower case alike).
+    """
+    rows, clips = table1()
+    names = {name.lower(): name for name in clips}
+    for file_name, rated in rated_sets().items():
+        if rated.table1:
+            names[file_name.lower()] = names[rated.name.lower()] = rated.table1
+    column = names.get(dataset.lower())
+    if column is None:
+        return []
+    return [(row, value) for row in rows if (value := row.pcc[column]) is not None]

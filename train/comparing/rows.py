@@ -1,0 +1,164 @@
+"""The rows of a comparison's tables: ``scores.csv``, ``results.csv``, ``pairs.csv``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Doubles = NDArray[np.float64]
+
+SHARDS_SHORT = "none"
+"""What stands in the column ``short`` for shards: their clips are never short."""
+
+OWN_SHORT = "own"
+"""What stands there for scorers of others: they do with short clips what they do."""
+
+Kind = Literal["rated", "shards"]
+METRICS = ("pcc", "spearman", "kendall", "rmse", "rmse_mapped")
+
+
+@dataclass(frozen=True)
+class ClipScore:
+    """One scored clip: a row of ``scores.csv``."""
+
+    model: str
+    set: str
+    path_or_key: str
+    truth: float
+    score: float
+    short: str
+    weights_sha256: str = ""
+    condition: str = ""
+    system: str = ""
+    clip_sha256: str = ""
+
+
+@dataclass(frozen=True)
+class SetResult:
+    """One model on one set at one level: a row of ``results.csv``.
+
+    ``kind`` is "rated" or "shards". ``level`` is clip, condition or system: what ``points`` counts,
+    while ``clips`` stay clips. Ends of 95 % intervals are over resamples of ``groups`` groups of
+    the kind ``resampled``. RMSE in MOS; ``rmse_mapped`` after a monotone third-order map.
+    """
+
+    model: str
+    set: str
+    clips: int
+    pcc: float | None
+    spearman: float | None
+    rmse: float | None
+    short: str
+    kind: str
+    reason: str | None = None
+    weights_sha256: str = ""
+    kendall: float | None = None
+    rmse_mapped: float | None = None
+    level: str = "clip"
+    points: int = 0
+    resampled: str = ""
+    groups: int = 0
+    pcc_low: float | None = None
+    pcc_high: float | None = None
+    spearman_low: float | None = None
+    spearman_high: float | None = None
+    kendall_low: float | None = None
+    kendall_high: float | None = None
+    rmse_low: float | None = None
+    rmse_high: float | None = None
+    rmse_mapped_low: float | None = None
+    rmse_mapped_high: float | None = None
+    parameters: int | None = None
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A model with its way with short clips: what is compared. ``label`` names it in tables.
+
+    ``mos_scale`` is False for scores of another unit (dB, PESQ): they have no RMSE in MOS.
+    """
+
+    label: str
+    model: str
+    short: str
+    weights_sha256: str
+    parameters: int | None = None
+    mos_scale: bool = True
+
+
+@dataclass(frozen=True)
+class CommonClips:
+    """The clips of one set that all of its entries scored.
+
+    ``truth`` (N,) and each entry's ``scores`` (N,) by label; ``conditions`` and ``systems`` (N,)
+    are empty where the set has none for every clip.
+    """
+
+    name: str
+    kind: Kind
+    keys: list[str]
+    truth: Doubles
+    scores: Mapping[str, Doubles]
+    entries: list[Entry]
+    conditions: list[str] = field(default_factory=list)
+    systems: list[str] = field(default_factory=list)
+
+    @property
+    def unit(self) -> str:
+        """What is resampled: conditions where clips have them, else systems, else clips."""
+        if self.conditions:
+            return "condition"
+        return "system" if self.systems else "clip"
+
+    @property
+    def groups(self) -> list[str]:
+        """Every clip's group (N,)."""
+        return self.conditions or self.systems or self.keys
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two entries on the clips of one set: a row of ``pairs.csv``.
+
+    ``difference`` is the PCC of ``one`` less that of ``other``, with its interval. ``p`` is of the
+    paired bootstrap, two-sided, ``p_holm`` adjusted over the set's pairs; ``williams_p`` is of
+    Williams' test, which takes clips as independent.
+    """
+
+    set: str
+    one: str
+    other: str
+    clips: int
+    resampled: str
+    groups: int
+    difference: float | None
+    difference_low: float | None = None
+    difference_high: float | None = None
+    p: float | None = None
+    p_holm: float | None = None
+    williams_t: float | None = None
+    williams_p: float | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A clip that a model could not score."""
+
+    model: str
+    set: str
+    path_or_key: str
+    error: str
+
+
+@dataclass(frozen=True)
+class Unavailable:
+    """A scorer that was asked for and cannot be had here: why, and what would get it."""
+
+    model: str
+    reason: str
+    command: str
