@@ -522,7 +522,7 @@ def test_conditions_are_held_out_whole():
 
 def test_nothing_to_hold_out_is_said():
     clips = [clip(str(k), condition="c0") for k in range(5)]
-    with pytest.raises(ValueError, match="'set' has one condition only: give --validation"):
+    with pytest.raises(ValueError, match="'set' has one condition only: say which clips validate"):
         hold_out(clips, 0)
 
 
