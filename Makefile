@@ -163,7 +163,7 @@ CLEAN ?=
 evaluate: setup ## compare scorers: MODELS="v7 dnsmos ..." RATED=labels.csv [SHARDS=dir] [CLEAN=a.wav]
 	OMP_NUM_THREADS=$(WORKERS) $(PY) -m train evaluate \
 	  $(patsubst %,--model %,$(or $(MODELS),$(OUT)/model v7)) \
-	  $(patsubst %,--shards %,$(or $(SHARDS),$(wildcard $(OUT)/shards/test))) \
+	  $(patsubst %,--shards %,$(or $(SHARDS),$(if $(MODELS),,$(OUT)/shards/test))) \
 	  $(RATED_CSVS:%=--rated %) $(CLEAN:%=--clean-speech %) --out $(OUT)/evaluation --short both
 
 EXPORT_OUT ?= runs/export
