@@ -287,7 +287,7 @@ def test_equal_scorers_are_called_different_as_often_as_they_should():
 
 def test_a_clear_difference_is_found_and_pairs_are_adjusted():
     truth_N, scores, conditions = noisy(2)
-    scores["same"] = scores["good"].copy()
+    scores["same"] = scores["good"] + 1e-6 * np.sin(truth_N)
     pairs_found = significance.pairs_of(clips_of(truth_N, scores, conditions), seed=0)
     by_names = {(pair.one, pair.other): pair for pair in pairs_found}
     clear = by_names["good", "bad"]
@@ -295,7 +295,7 @@ def test_a_clear_difference_is_found_and_pairs_are_adjusted():
     assert clear.p_holm == pytest.approx(2 * clear.p) and clear.p >= 2 / 2001
     assert (clear.resampled, clear.groups, clear.clips) == ("condition", 8, 48)
     same = by_names["good", "same"]
-    assert same.difference == 0 and same.p is None and same.reason == "the same scores"
+    assert same.difference == 0 and same.p is None and "the same scores" in same.reason
 
 
 def test_many_pairs_get_enough_resamples_for_the_smallest_p_to_be_clear():

@@ -32,6 +32,9 @@ from train.metrics import agreement
 LEVEL = 0.05
 """A difference is called clear if its adjusted p is below this."""
 
+SAME = 1e-4
+"""Scores that are nowhere further apart are one network's: what differs is rounding."""
+
 MOST_DRAWS = 50_000_000
 """Entries of the (resamples, clips) table of draws: 400 MB."""
 
@@ -114,8 +117,8 @@ def _pair(clips: CommonClips, one: str, other: str, resampled: dict[str, Doubles
     found = [agreement(clips.truth, score_N) for score_N in scores]
     if len(clips.keys) < FEWEST or any(one.pcc is None for one in found):
         return replace(bare, reason="a correlation is not defined")
-    if np.array_equal(*scores):
-        return replace(bare, difference=0.0, reason="the same scores")
+    if np.allclose(*scores, rtol=0, atol=SAME):
+        return replace(bare, difference=0.0, reason=f"the same scores, to {SAME:g}")
     above = difference(found[0].pcc, found[1].pcc, resampled[one], resampled[other])
     between = float(agreement(*scores).pcc or 0.0)
     test = williams(found[0].pcc or 0.0, found[1].pcc or 0.0, between, len(clips.keys))
