@@ -48,7 +48,9 @@ def test_clips_are_made_or_cut_from_recordings(tmp_path):
 
 
 def test_a_command_that_fails_says_why(tmp_path):
-    assert command(["-c", "pass"], tmp_path).peak_mb > 1
+    held = np.ones(30_000_000)  # 240 MB that are ours, not the command's
+    ran = command(["-c", "import time; b = bytearray(50_000_000); time.sleep(0.3)"], tmp_path)
+    assert 50 < ran.peak_mb < held.nbytes / 1e6
     with pytest.raises(ValueError, match="so it goes"):
         command(["-c", "raise SystemExit('so it goes')"], tmp_path)
 

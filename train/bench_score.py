@@ -56,6 +56,9 @@ command_line_inference()
 it FFmpeg's libraries; where those are missing it reads with soundfile, as torchaudio did before.
 """
 
+LOOK_SECONDS = 0.05
+"""How often the memory of a command is looked at."""
+
 Score = Callable[[Wave], float]
 
 
@@ -200,17 +203,32 @@ class Ran:
 
 
 def command(words: Sequence[str], folder: Path) -> Ran:
-    """Run a command on the same cores; ``ValueError`` with its last words if it fails."""
-    errors = folder / "errors.txt"
+    """Run a command on the same cores; ``ValueError`` with its last words if it fails.
+
+    Its peak memory is looked up while it runs: what the system says afterwards (``ru_maxrss``)
+    counts the process that started it, too.
+    """
+    errors, peak_mb = folder / "errors.txt", 0.0
     start = time.perf_counter()
     with errors.open("wb") as told:
         process = subprocess.Popen([sys.executable, *words], stdout=subprocess.DEVNULL, stderr=told)
-        _, status, usage = os.wait4(process.pid, 0)
+        while process.poll() is None:
+            peak_mb = max(peak_mb, _peak_mb_of(process.pid))
+            time.sleep(LOOK_SECONDS)
     seconds = time.perf_counter() - start
-    process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise ValueError(f"{' '.join(words)[:80]}: {errors.read_text(errors='replace')[-400:]}")
-    return Ran(seconds, usage.ru_maxrss / 1000)
+    return Ran(seconds, peak_mb)
+
+
+def _peak_mb_of(process: int) -> float:
+    try:
+        lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    except OSError:  # it has just ended
+        return 0.0
+    return max(
+        (int(line.split()[1]) / 1000 for line in lines if line.startswith("VmHWM")), default=0
+    )
 
 
 def folder_rows(args: argparse.Namespace) -> list[dict[str, object]]:
