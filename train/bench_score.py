@@ -37,7 +37,27 @@ FOLDER_SECONDS = 4
 MOVED_SAMPLES = 80
 """A clip is also scored without its first 5 ms: how far the published score itself moves."""
 
-DISTILLMOS_COMMAND = "from distillmos.sqa import command_line_inference as run; run()"
+DISTILLMOS_COMMAND = """
+import sys, soundfile, torch, torchaudio
+from distillmos.sqa import command_line_inference
+
+def load(path):
+    wave_TC, rate = soundfile.read(path, dtype="float32", always_2d=True)
+    return torch.from_numpy(wave_TC.T.copy()), rate
+
+try:
+    torchaudio.load(sys.argv[1])
+except (ImportError, OSError, RuntimeError):
+    torchaudio.load = load
+del sys.argv[1]
+command_line_inference()
+"""
+"""The package's own command. It reads with torchaudio, which from 2.9 on needs torchcodec and with
+it FFmpeg's libraries; where those are missing it reads with soundfile, as torchaudio did before.
+"""
+
+LOOK_SECONDS = 0.05
+"""How often the memory of a command is looked at."""
 
 Score = Callable[[Wave], float]
 
@@ -183,21 +203,38 @@ class Ran:
 
 
 def command(words: Sequence[str], folder: Path) -> Ran:
-    """Run a command on the same cores; ``ValueError`` with its last words if it fails."""
-    errors = folder / "errors.txt"
+    """Run a command on the same cores; ``ValueError`` with its last words if it fails.
+
+    Its peak memory is looked up while it runs: what the system says afterwards (``ru_maxrss``)
+    counts the process that started it, too.
+    """
+    errors, peak_mb = folder / "errors.txt", 0.0
     start = time.perf_counter()
     with errors.open("wb") as told:
         process = subprocess.Popen([sys.executable, *words], stdout=subprocess.DEVNULL, stderr=told)
-        _, status, usage = os.wait4(process.pid, 0)
+        while process.poll() is None:
+            peak_mb = max(peak_mb, _peak_mb_of(process.pid))
+            time.sleep(LOOK_SECONDS)
     seconds = time.perf_counter() - start
-    process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise ValueError(f"{' '.join(words)[:80]}: {errors.read_text(errors='replace')[-400:]}")
-    return Ran(seconds, usage.ru_maxrss / 1000)
+    return Ran(seconds, peak_mb)
+
+
+def _peak_mb_of(process: int) -> float:
+    try:
+        lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    except OSError:  # it has just ended
+        return 0.0
+    return max(
+        (int(line.split()[1]) / 1000 for line in lines if line.startswith("VmHWM")), default=0
+    )
 
 
 def folder_rows(args: argparse.Namespace) -> list[dict[str, object]]:
     """A folder of clips of 4 s through both commands; ours also through a quarter of it."""
+    if not args.files:
+        return []
     with tempfile.TemporaryDirectory(prefix="bench-score-") as top:
         folder = Path(top)
         _write_folder(folder, args.files, args.audio)
@@ -254,7 +291,8 @@ def _commands(folder: Path, args: argparse.Namespace) -> dict[str, list[str]]:
             *(str(folder / "quarter"), "--out", str(folder / "quarter.csv")),
         ]
     found["distillmos' command"] = [
-        *("-c", DISTILLMOS_COMMAND, str(folder / "all"), "-o", str(folder / "theirs.csv"))
+        *("-c", DISTILLMOS_COMMAND, str(folder / "all" / "000000.wav"), str(folder / "all")),
+        *("-o", str(folder / "theirs.csv")),
     ]
     found[f"train score {args.precision}"] = [
         *ours,
@@ -274,11 +312,13 @@ def _apart(folder: Path) -> NDArray[np.float64]:
 def long_rows(args: argparse.Namespace) -> list[dict[str, object]]:
     """Time and memory of one long file, beside one of a few minutes."""
     rows: list[dict[str, object]] = []
+    if not args.long_hours:
+        return rows
     with tempfile.TemporaryDirectory(prefix="bench-score-") as top:
         for hours in (args.long_hours / 20, args.long_hours):
             path = Path(top) / "long.wav"
             with soundfile.SoundFile(path, "w", SAMPLE_RATE, 1) as file:
-                for number in range(round(hours * 60)):
+                for number in range(max(1, round(hours * 60))):
                     file.write(_made(60 * SAMPLE_RATE, number))
             words = ["-m", "train", "score", str(path), "--out", f"{top}/{hours}.csv"]
             options = ["--mode", args.long_mode, "--precision", args.precision]
@@ -331,6 +371,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, help="the table as CSV")
 
 
+def _benches(args: argparse.Namespace) -> Iterator[Callable[[], list[dict[str, object]]]]:
+    yield partial(_race_rows, args, CROP_SAMPLES / SAMPLE_RATE, args.clips)
+    yield partial(_race_rows, args, LONG_CLIP_SECONDS, args.long_clips)
+    yield partial(folder_rows, args)
+    yield partial(long_rows, args)
+
+
+def _race_rows(args: argparse.Namespace, seconds: float, count: int) -> list[dict[str, object]]:
+    if not count:
+        return []
+    clips = clips_of(int(seconds * SAMPLE_RATE), count, args.audio)
+    entrants = contenders(seconds == LONG_CLIP_SECONDS, args.onnx)
+    race(entrants, clips, args.rounds)
+    return rows_of(f"{seconds:g} s", [*entrants, moved(clips, entrants[0], args.rounds)])
+
+
 def run(args: argparse.Namespace) -> int:
     """``python -m train bench-score``; returns the exit code."""
     cores = sorted(os.sched_getaffinity(0))[: args.threads]
@@ -339,19 +395,10 @@ def run(args: argparse.Namespace) -> int:
     torch.set_num_threads(args.threads)
     print(f"{len(cores)} cores; bf16 in hardware: {has_fast_bf16(torch.device('cpu'))}")
     rows: list[dict[str, object]] = []
-    for what, seconds, count in (
-        ("7.68 s", CROP_SAMPLES / SAMPLE_RATE, args.clips),
-        (f"{LONG_CLIP_SECONDS} s", LONG_CLIP_SECONDS, args.long_clips),
-    ):
-        if not count:
-            continue
-        clips = clips_of(int(seconds * SAMPLE_RATE), count, args.audio)
-        entrants = contenders(seconds == LONG_CLIP_SECONDS, args.onnx)
-        race(entrants, clips, args.rounds)
-        rows += rows_of(what, [*entrants, moved(clips, entrants[0], args.rounds)])
-    rows += folder_rows(args) if args.files else []
-    rows += long_rows(args) if args.long_hours else []
-    print(table(rows))
+    for measure in _benches(args):
+        found = measure()
+        rows += found
+        print(f"{table(found)}\n" if found else "", end="", flush=True)
     if args.out is not None:
         write_text(args.out, csv_text([{name: row.get(name) for name in COLUMNS} for row in rows]))
     return 0
