@@ -19,7 +19,7 @@ import torch
 from train.audio import Wave
 from train.exporting.network import PlainStudent
 from train.exporting.onnx_file import save
-from train.exporting.refit import Int8Convolution, crops, refit
+from train.exporting.refit import Int8Convolution, crops, prepare
 from train.models.student import Student
 from train.onnx_scorer import INPUT, Facts
 
@@ -37,10 +37,10 @@ class OneClip:
 
 @torch.inference_mode()
 def calibrated(student: Student, waves: Sequence[Wave]) -> list[Int8Convolution]:
-    """Ranges and refitted weights from real windows (122880,)."""
+    """Ranges and weights from real windows (122880,)."""
     plain = PlainStudent(copy.deepcopy(student)).eval()
     spectra: Iterator[torch.Tensor] = (plain.spectrum(torch.from_numpy(w)[None]) for w in waves)
-    return refit(plain.convolutions, crops(spectra))
+    return prepare(plain.convolutions, crops(spectra))
 
 
 def write_int8(

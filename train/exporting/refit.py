@@ -1,15 +1,19 @@
-"""Convolutions refitted to what int8 leaves of their input, layer by layer.
+"""Convolutions made ready for int8: channels evened out, then refitted to what int8 leaves of them.
 
 A u8 activation has one step for the whole map, set by its rare peaks. LeakyReLU shrinks what is
 negative tenfold, so most of it rounds to zero, always upwards: an error that does not average out
 and that grows from layer to layer (the published network scores some clips wrong by more than 0.2).
 The sums that it shifts are linear in the input, so each convolution's weights and biases are moved,
 by regularised least squares over real clips, to where its sums are again those of the float
-network. The graph and its cost stay as they are.
+network. Before that, channels are scaled towards one loudness, and the next layer's weights back:
+LeakyReLU lets any positive scale through, so the float network stays the same. The graph and its
+cost stay as they are.
 """
 
 from __future__ import annotations
 
+import copy
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -35,6 +39,12 @@ RIDGE = 1e-3
 
 OUTSIDE = 1e-5
 """Share of the values that a range may cut off at either end."""
+
+EVENNESS = 0.5
+"""Exponent of the channels' loudness that is taken out of them: 1 would make them alike."""
+
+FURTHEST_SCALE = 10.0
+"""No channel is scaled further than that, up or down."""
 
 Range = tuple[float, float]
 
@@ -66,12 +76,40 @@ def rounded_weight(weight: Tensor) -> Tensor:
     return (weight / step).round().mul(step)
 
 
-def refit(convolutions: nn.Sequential, spectra: Sequence[Tensor]) -> list[Int8Convolution]:
+def prepare(convolutions: nn.Sequential, spectra: Sequence[Tensor]) -> list[Int8Convolution]:
     """The convolutions for int8, from crops (1, 2, 161, F) of real clips' spectra.
 
     Deterministic: the positions that are looked at are drawn with a fixed seed.
     """
-    layers = [layer for layer in convolutions if isinstance(layer, nn.Conv2d)]
+    return refit(evened(convolutions, spectra), spectra)
+
+
+def convolutions_of(layers: nn.Sequential) -> list[nn.Conv2d]:
+    """Without what is between them."""
+    return [layer for layer in layers if isinstance(layer, nn.Conv2d)]
+
+
+@torch.no_grad()
+def evened(convolutions: nn.Sequential, spectra: Sequence[Tensor]) -> nn.Sequential:
+    """A copy that gives the same, its channels (but the last layer's) nearer to one loudness."""
+    convolutions = copy.deepcopy(convolutions)
+    layers, inputs = convolutions_of(convolutions), list(spectra)
+    for layer, after in itertools.pairwise(layers):
+        maps = [functional.leaky_relu(layer(x), LEAK) for x in inputs]
+        power_C = torch.stack([x.square().mean(dim=(0, 2, 3)) for x in maps]).mean(0)
+        loudness_C = power_C.sqrt().clamp_min(1e-12)
+        scale_C = (loudness_C / loudness_C.mean()) ** -EVENNESS
+        scale_C11 = scale_C.clamp(1 / FURTHEST_SCALE, FURTHEST_SCALE)[:, None, None]
+        layer.weight *= scale_C11[..., None]
+        layer.bias *= scale_C11[:, 0, 0]  # type: ignore[operator]
+        after.weight /= scale_C11
+        inputs = [x * scale_C11 for x in maps]
+    return convolutions
+
+
+def refit(convolutions: nn.Sequential, spectra: Sequence[Tensor]) -> list[Int8Convolution]:
+    """Weights moved to what int8 leaves of their input, and the ranges; see ``prepare``."""
+    layers = convolutions_of(convolutions)
     generator = torch.Generator().manual_seed(0)
     exact, coarse = list(spectra), list(spectra)
     found = []
@@ -85,12 +123,12 @@ def refit(convolutions: nn.Sequential, spectra: Sequence[Tensor]) -> list[Int8Co
         before = _limits(values) if number else None
         after = _limits(functional.leaky_relu(values, LEAK))
         found.append(Int8Convolution(weight, bias, before, after))
-        coarse = [_coarse(found[-1], layer, x) for x in coarse]
+        coarse = [as_int8(found[-1], layer, x) for x in coarse]
         exact = [functional.leaky_relu(x, LEAK) for x in sums]
     return found
 
 
-def _coarse(made: Int8Convolution, layer: nn.Conv2d, x: Tensor) -> Tensor:
+def as_int8(made: Int8Convolution, layer: nn.Conv2d, x: Tensor) -> Tensor:
     """What int8 makes of an input of the layer."""
     weight = rounded_weight(made.weight) if made.before else made.weight
     sums = functional.conv2d(x, weight, made.bias, layer.stride, layer.padding)

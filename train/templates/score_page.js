@@ -208,7 +208,7 @@ function show(name, wave, points, mean) {
   at("score").innerHTML = `${mean.toFixed(2)}<small>of 5</small>`;
   at("score").dataset.mos = mean;
   at("score").dataset.windows = JSON.stringify(points);
-  at("word").textContent = `About as good as what people call “${WORDS[level - 1]}”`;
+  at("word").textContent = `People would call it “${WORDS[level - 1]}”`;
   at("file").textContent = `${name} · ${duration}`;
   document.querySelectorAll(".scale li").forEach((li, i) => li.classList.toggle("here", i + 1 === level));
   at("caption").textContent = points.length > 1
