@@ -227,7 +227,9 @@ class RemoteFolder:
 
         def head(name: str) -> bytes:
             at = self._at(name)
-            return self._tried(name, lambda system: bytes(system.cat_file(at, 0, limit + 1)))
+            return self._tried(
+                name, lambda system: bytes(system.cat_file(at, start=0, end=limit + 1))
+            )
 
         with ThreadPoolExecutor(TOGETHER) as pool:
             found = pool.map(head, names)
@@ -239,7 +241,7 @@ class RemoteFolder:
     def part(self, name: str, start: int, end: int) -> bytes:
         """Bytes [start, end) of a file."""
         at = self._at(name)
-        return self._tried(name, lambda system: bytes(system.cat_file(at, start, end)))
+        return self._tried(name, lambda system: bytes(system.cat_file(at, start=start, end=end)))
 
     def about(self, name: str) -> tuple[int, str]:
         """Bytes of a file, and whatever the store says that changes with its content."""
@@ -358,6 +360,8 @@ class RemoteFolder:
 
     def _failure(self, name: str, error: Exception, tries: int, done: str) -> Exception:
         shown = self.shown(name)
+        if isinstance(error, FileNotFoundError) and done == "written":
+            return NotFound(f"{shown}: cannot be written: there is no such bucket or repository")
         if isinstance(error, FileNotFoundError):
             return NotFound(f"{shown}: not found" if name else f"{shown}: no such folder of shards")
         told = scrubbed(str(error), self.address)
