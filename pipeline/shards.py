@@ -25,7 +25,7 @@ from pydantic import Field
 
 from data_specs.addresses import Place
 from data_specs.sample import CROP_SAMPLES, parse_sample
-from data_specs.storage import LocalFolder, NotFound, RemoteFolder, open_folder
+from data_specs.storage import LocalFolder, NotFound, RemoteFolder, open_folder, sha256_of
 from data_specs.storage import whole_file as whole_file  # part of this module's own interface
 from data_specs.strict import Strict
 
@@ -347,7 +347,7 @@ def _problems(
     if size != record.tar_bytes:
         yield f"{where}: {size} bytes, its record says {record.tar_bytes}; truncated or replaced"
         return
-    if hashlib.file_digest(file, "sha256").hexdigest() != record.tar_sha256:
+    if sha256_of(file) != record.tar_sha256:
         yield f"{where}: content differs from its record's hash: corrupted"
     file.seek(0)
     keys = [drop["key"] for drop in record.dropped]
