@@ -84,7 +84,9 @@ def _dataset_verbs(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     how.add_argument(
         "--quick", action="store_true", help="only the listing and the records: no tar is read"
     )
-    verify.add_argument("--workers", type=int, default=1, metavar="N", help="processes (default 1)")
+    verify.add_argument(
+        "--workers", type=int, default=1, metavar="N", help="shards at a time (default 1)"
+    )
     verify.add_argument(
         "--apart-from",
         type=place,

@@ -215,7 +215,7 @@ def test_a_dataset_at_an_address_has_the_bytes_of_a_local_one(
     assert read_ledger("memory://there").numbers == [0, 1, 2]
 
 
-def test_a_deep_check_by_several_processes_tells_the_same(
+def test_a_deep_check_of_several_shards_at_a_time_tells_the_same(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     job = sketch_job(tmp_path)
