@@ -1,5 +1,5 @@
-"""``python -m pipeline VERB``: manifest, plan, shards, verify, replay, relabel, preview, corpora,
-speak, rooms, weights, bench, bench-degrade."""
+"""``python -m pipeline VERB``: manifest, plan, shards, verify, replay, extend, merge, relabel,
+preview, corpora, speak, rooms, weights, bench, bench-degrade."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from data_specs.addresses import place
 from pipeline import verbs
 from pipeline.guard import TIME_LIMIT_S
 
@@ -19,6 +20,8 @@ def parser() -> argparse.ArgumentParser:
     _recipe_verbs(sub)
     _dataset_verbs(sub)
     for name, about in (
+        ("extend", "more samples of a dataset, or a new version of it with more recordings"),
+        ("merge", "several outputs of one recipe as one dataset"),
         ("relabel", "label a dataset's samples again by another teacher, as another dataset"),
         ("preview", "a static page to listen to samples of a dataset"),
         ("corpora", "write the offline default corpora: speech, noise, rooms"),
@@ -38,8 +41,15 @@ def _recipe_verbs(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     make = sub.add_parser("shards", help="make a dataset of labelled shards; resumes by itself")
     for verb in (manifest, plan, make):
         verb.add_argument("recipe", help="YAML file, or the name of one in data_specs/recipes")
-        _corpus_option(verb)
+        corpus_option(verb)
+    for verb in (manifest, plan):
         verb.add_argument("--out", type=Path, required=True)
+    make.add_argument("--out", type=place, required=True, help="a folder, or its address")
+    make.add_argument(
+        "--retry-failed",
+        action="store_true",
+        help="make again the shards with dropped samples or failed attempts, and only those",
+    )
     for verb in (plan, make):
         verb.add_argument("--samples", type=int, required=True)
         verb.add_argument(
@@ -50,9 +60,14 @@ def _recipe_verbs(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
             help="train (default), validation, test or all; for every role or for one",
         )
     verbs.engine_options(make)
-    make.add_argument("--device", default="cpu", help="of the networks (default cpu)")
-    make.add_argument("--teacher-device", default="", help="of the teacher (default: --device)")
-    make.add_argument(
+    worker_options(make)
+
+
+def worker_options(verb: argparse.ArgumentParser) -> None:
+    """Where new samples are made, and how long one may take."""
+    verb.add_argument("--device", default="cpu", help="of the networks (default cpu)")
+    verb.add_argument("--teacher-device", default="", help="of the teacher (default: --device)")
+    verb.add_argument(
         "--time-limit",
         type=float,
         default=TIME_LIMIT_S,
@@ -63,28 +78,36 @@ def _recipe_verbs(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
 
 def _dataset_verbs(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     verify = sub.add_parser("verify", help="hold a dataset to its records")
-    verify.add_argument("dataset", type=Path)
-    verify.add_argument("--deep", action="store_true", help="decode all audio and compare hashes")
+    verify.add_argument("dataset", type=place, help="a folder, or its address")
+    how = verify.add_mutually_exclusive_group()
+    how.add_argument("--deep", action="store_true", help="decode all audio and compare hashes")
+    how.add_argument(
+        "--quick", action="store_true", help="only the listing and the records: no tar is read"
+    )
+    verify.add_argument(
+        "--workers", type=int, default=1, metavar="N", help="shards at a time (default 1)"
+    )
     verify.add_argument(
         "--apart-from",
-        type=Path,
+        type=place,
         metavar="DATASET",
         help="also check that the two share no speaker, recording, noise or room",
     )
     replay = sub.add_parser("replay", help="make samples again from their own records")
     replay.add_argument("keys", nargs="+", metavar="KEY")
-    replay.add_argument("--dataset", type=Path, required=True)
+    replay.add_argument("--dataset", type=place, required=True)
     replay.add_argument("--out", type=Path, help="folder for the audio (default: compare only)")
-    _corpus_option(replay)
+    corpus_option(replay)
 
 
-def _corpus_option(verb: argparse.ArgumentParser) -> None:
+def corpus_option(verb: argparse.ArgumentParser) -> None:
+    """The folders of corpora."""
     verb.add_argument(
         "--corpus",
         action="append",
         default=[],
         metavar="NAME=DIR",
-        help="folder of a corpus; may be given more than once for one corpus; "
+        help="folder of a corpus, or its address; may be given more than once for one corpus; "
         "or the environment: CORPUS_NAME=DIR[:DIR]",
     )
 

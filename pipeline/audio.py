@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,9 +15,13 @@ import soundfile
 import soxr
 from numpy.typing import NDArray
 
+from data_specs.file_cache import RemoteFile, remote_clip
 from data_specs.sample import SAMPLE_RATE
 
 Wave = NDArray[np.float32]
+
+AudioFile = Path | RemoteFile
+"""A file of a corpus; messages show either as it stands."""
 
 EDGE_SECONDS = 0.05
 """Read this much more on both sides, so that the resampler's filter starts on real samples."""
@@ -70,13 +76,101 @@ def read_header(path: Path) -> Header:
     return Header(info.frames, info.samplerate, info.channels, size_bytes)
 
 
-def _raise_system_error(path: Path, error: soundfile.LibsndfileError) -> None:
+def read_remote_header(root: str, path: str) -> Header:
+    """Read a header below an address: only the parts of the file that it takes.
+
+    Over HTTP the whole file is fetched into the cache, for many servers send nothing less. Raises
+    as ``read_header`` does, and ``OSError`` where the store cannot be read.
+    """
+    clip = remote_clip(root, path)
+    if root.startswith("http"):
+        with _local(clip) as name:
+            return _remote_header(name, clip.size)
+    parts = Parts(clip)
+    try:
+        return _remote_header(parts, clip.size)
+    finally:
+        if parts.error:  # soundfile swallows it, and says that there is no header
+            raise parts.error
+
+
+def _remote_header(file: str | Parts, size_bytes: int) -> Header:
+    try:
+        info = soundfile.info(file)
+    except soundfile.LibsndfileError as error:
+        raise ValueError(error.error_string.strip()) from error
+    return Header(info.frames, info.samplerate, info.channels, size_bytes)
+
+
+class Parts:
+    """A remote file as soundfile reads it, fetched in blocks, the last few of which are kept."""
+
+    def __init__(self, clip: RemoteFile, block_bytes: int = 1 << 16) -> None:
+        self.clip, self.block_bytes, self.place = clip, block_bytes, 0
+        self.blocks: dict[int, bytes] = {}
+        self.error: Exception | None = None
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """As a file does."""
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self.place, os.SEEK_END: self.clip.size}
+        self.place = base[whence] + offset
+        return self.place
+
+    def tell(self) -> int:
+        """As a file does."""
+        return self.place
+
+    def read(self, count: int = -1) -> bytes:
+        """As a file does; nothing more comes after an error, which is kept."""
+        end = self.clip.size if count < 0 else min(self.place + count, self.clip.size)
+        found = b""
+        while self.place < end and not self.error:
+            number, offset = divmod(self.place, self.block_bytes)
+            data = self._block(number)[offset : offset + end - self.place]
+            found, self.place = found + data, self.place + len(data)
+        return found
+
+    def readinto(self, buffer: memoryview) -> int:
+        """As a file does."""
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def _block(self, number: int) -> bytes:
+        if number not in self.blocks:
+            start = number * self.block_bytes
+            end = min(start + self.block_bytes, self.clip.size)
+            try:
+                data = self.clip.folder.part(self.clip.name, start, end)
+                if len(data) != end - start:
+                    raise OSError(f"{self.clip}: {len(data)} of {end - start} bytes came")
+            except (OSError, ValueError) as error:
+                self.error, data = error, b""
+            self.blocks = dict([*self.blocks.items(), (number, data)][-4:])
+        return self.blocks[number]
+
+
+@contextmanager
+def _local(file: AudioFile) -> Iterator[str]:
+    """A name on this machine under which a file can be opened; a remote one is fetched.
+
+    It is a name of the open file itself: room for others may be made in the cache meanwhile.
+    """
+    if isinstance(file, Path):
+        os.stat(file)  # a missing file or mount is the job's trouble (OSError), not the sample's
+        yield str(file)
+    else:
+        descriptor = file.open()
+        yield f"/proc/self/fd/{descriptor.number}"
+
+
+def _raise_system_error(path: AudioFile, error: soundfile.LibsndfileError) -> None:
     """An open that the system refused (too many files, no permission) is no fault of the file."""
     if error.code == SF_ERR_SYSTEM:
         raise OSError(f"{path}: cannot be opened: {error.error_string.strip()}") from error
 
 
-def read_part(path: Path, start: int, count: int, speed: float = 1.0) -> Wave:
+def read_part(path: AudioFile, start: int, count: int, speed: float = 1.0) -> Wave:
     """Read part of the first channel at 16 kHz.
 
     ``start`` (at 16 kHz of the file's own time) and ``count`` (output samples) say which; a
@@ -84,9 +178,8 @@ def read_part(path: Path, start: int, count: int, speed: float = 1.0) -> Wave:
     file ends. Raises ``DropSample`` for audio that cannot be decoded or is not finite, ``OSError``
     for a file that cannot be opened.
     """
-    os.stat(path)  # a missing file or mount is the job's trouble (OSError), not the sample's
     try:
-        with soundfile.SoundFile(str(path)) as file:
+        with _local(path) as name, soundfile.SoundFile(name) as file:
             rate_hz = file.samplerate
             wave, before = _read_native(file, start, int(np.ceil(count * speed)), path)
     except soundfile.LibsndfileError as error:
@@ -100,7 +193,9 @@ def read_part(path: Path, start: int, count: int, speed: float = 1.0) -> Wave:
     return np.ascontiguousarray(wave[first : first + count], dtype=np.float32)
 
 
-def _read_native(file: soundfile.SoundFile, start: int, count: int, path: Path) -> tuple[Wave, int]:
+def _read_native(
+    file: soundfile.SoundFile, start: int, count: int, path: AudioFile
+) -> tuple[Wave, int]:
     """Samples at the file's own rate, and how many 16 kHz samples lie before ``start``.
 
     Reading begins where a sample of the file and one at 16 kHz fall together, so that a part is in
@@ -119,7 +214,7 @@ def _read_native(file: soundfile.SoundFile, start: int, count: int, path: Path) 
     return data[:, 0], start - first * step
 
 
-def read_whole(path: Path, limit_seconds: float) -> Wave:
+def read_whole(path: AudioFile, limit_seconds: float) -> Wave:
     """Read the first channel at 16 kHz, at most ``limit_seconds`` of it."""
     return read_part(path, 0, int(limit_seconds * SAMPLE_RATE))
 

@@ -43,7 +43,7 @@ from pipeline.guard import Guard
 from pipeline.job import scan_all
 from pipeline.mix import fit_length
 from pipeline.plan import SamplePlan, make_table, plan_range
-from pipeline.render import Roots, render_group
+from pipeline.render import Roots, find, render_group
 from pipeline.verbs import parse_roots
 from train.models import weights
 
@@ -206,8 +206,9 @@ def _plans(setting: Setting, start: int, count: int) -> list[SamplePlan]:
 
 def _clips(setting: Setting, count: int) -> Waves:
     plans = _plans(setting, 0, count)
-    paths = [setting.roots[p.speech.corpus][p.speech.root] / p.speech.path for p in plans]
-    return np.stack([fit_length(read_part(path, 0, CROP_SAMPLES), CROP_SAMPLES) for path in paths])
+    drawn = [plan.speech for plan in plans]
+    files = [find(setting.roots, part.corpus, part.root, part.path) for part in drawn]
+    return np.stack([fit_length(read_part(file, 0, CROP_SAMPLES), CROP_SAMPLES) for file in files])
 
 
 # --- the naive way --------------------------------------------------------------------------------

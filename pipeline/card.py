@@ -4,25 +4,22 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 
 from data_specs.sample import CROP_SAMPLES, DATASET_FILE, SAMPLE_RATE
 from pipeline.degrade import PROCESSORS
 from pipeline.degrade.interface import noncommercial
 from pipeline.job import CLIP_HOURS, Job
-from pipeline.shards import ShardRecord, find_shards, read_record, whole_file
+from pipeline.shards import ShardRecord, read_ledger
 
 CARD = "README.md"
 """Where model and dataset hubs look for it."""
 
 
-def write_card(job: Job) -> Path:
+def write_card(job: Job) -> None:
     """Write the card of a dataset folder from the records of its whole shards."""
-    records = [r for k in find_shards(job.out) if (r := read_record(job.out, k)) is not None]
-    path = job.out / CARD
-    with whole_file(path) as file:
+    records = [record for _, record in sorted(read_ledger(job.out).records.items())]
+    with job.folder.writing(CARD) as file:
         file.write(("\n".join(_lines(job, records)) + "\n").encode())
-    return path
 
 
 def _lines(job: Job, records: list[ShardRecord]) -> Iterator[str]:

@@ -7,9 +7,10 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Protocol
 
+from data_specs import storage
+from data_specs.addresses import Place
 from data_specs.corpus import find_corpus
 from data_specs.recipe import Recipe
 from data_specs.sample import CROP_SAMPLES, DATASET_FILE, SAMPLE_RATE
@@ -22,7 +23,7 @@ from pipeline.guard import TIME_LIMIT_S, Guard
 from pipeline.manifest import CorpusError, Manifest, scan
 from pipeline.plan import PLAN_VERSION, SamplePlan, Table, make_table, plan_range
 from pipeline.render import RENDER_VERSION, Roots, render_group
-from pipeline.shards import Row, ShardError, write_json
+from pipeline.shards import MOST_INFO_BYTES, Row, ShardError, write_json
 
 NOT_DATA = {"about", "max_dropped_share", "allow_noncommercial"}
 """Fields of a recipe that change no sample."""
@@ -42,20 +43,28 @@ class Job:
     """Everything that a worker needs: picklable, small, no audio and no teacher in it.
 
     ``identity`` is what the dataset hash is made of; folders of corpora, workers and devices are
-    not part of it. ``device`` is where the processors run and, where ``teacher_device`` is empty,
-    the teacher too.
+    not part of it. ``out`` is a folder's path or its address. ``device`` is where the processors
+    run and, where ``teacher_device`` is empty, the teacher too. ``again`` are shards to be made
+    whether or not they are whole, ``only`` (all where it is None) those that may be made at all.
     """
 
     recipe: Recipe
     identity: dict[str, Any]
     samples: int
-    out: Path
+    out: Place
     roots: Roots
     device: str = "cpu"
     time_limit_s: float = TIME_LIMIT_S
     manifests: dict[str, Manifest] = field(default_factory=dict, repr=False)
     teacher_device: str = ""
     teacher_calibration: dict[str, Any] | None = field(default=None, repr=False)
+    again: frozenset[int] = frozenset()
+    only: frozenset[int] | None = None
+
+    @property
+    def folder(self) -> storage.LocalFolder | storage.RemoteFolder:
+        """``out``, to be read and written."""
+        return storage.open_folder(self.out)
 
     @cached_property
     def dataset_hash(self) -> str:
@@ -94,12 +103,17 @@ class Job:
             yield range(first, min(first + size, rows.stop))
 
     def todo(self) -> list[int]:
-        """Shards that are not whole yet."""
+        """Shards that are to be made: not whole yet, or wanted again."""
+        ledger, numbers = shards.read_ledger(self.out), range(self.shard_count)
         return [
             shard
-            for shard in range(self.shard_count)
-            if not shards.is_whole(self.out, shard, self.dataset_hash, len(self.shard_range(shard)))
+            for shard in (numbers if self.only is None else sorted(self.only & set(numbers)))
+            if shard in self.again or not self.is_whole(ledger, shard)
         ]
+
+    def is_whole(self, ledger: shards.Ledger, shard: int) -> bool:
+        """Whether a shard is done."""
+        return ledger.is_whole(shard, self.dataset_hash, len(self.shard_range(shard)))
 
     def plans(self, rows: range) -> list[SamplePlan]:
         """The plans of some rows."""
@@ -163,27 +177,29 @@ def _other_weights(teacher: label.Teacher, stated: str) -> str:
 def prepare(
     recipe: Recipe,
     roots: Roots,
-    out: Path,
+    out: Place,
     samples: int,
     splits: dict[str, str] | None = None,
     device: str = "cpu",
     progress: bool = True,
     time_limit_s: float = TIME_LIMIT_S,
     teacher_device: str = "",
+    derived_from: dict[str, Any] | None = None,
 ) -> Job:
     """Check everything that can be checked before work starts, and open the output folder.
 
     Raises ``ValueError`` (and kin) for a corpus without folder, a processor or teacher that cannot
     run, an output folder that holds another dataset, and ``OSError`` for one that cannot be
-    written.
+    written. ``derived_from`` says whose samples come first (``growth``); it is part of the hash.
     """
     require_samples(samples)
     self_check(recipe)
     manifests = scan_all(recipe, roots, progress)
     teacher = label.load(recipe.teacher)
+    identity = _identity(recipe, manifests, splits or {}, teacher.weights_sha256)
     job = Job(
         recipe,
-        _identity(recipe, manifests, splits or {}, teacher.weights_sha256),
+        identity | ({"derived_from": derived_from} if derived_from else {}),
         samples,
         out,
         roots,
@@ -196,6 +212,14 @@ def prepare(
     _ = job.tables  # an empty split is told now, not by a worker
     open_folder(job)
     return job
+
+
+def first_own_sample(identity: dict[str, Any]) -> int:
+    """Index from which on a dataset's samples are drawn from its own corpora.
+
+    Those before, in a dataset that was derived from another (``growth``), are that one's.
+    """
+    return int((identity.get("derived_from") or {}).get("samples", 0))
 
 
 def require_samples(samples: int) -> None:
@@ -247,22 +271,30 @@ def open_folder(job: Job) -> None:
 
     Raises ``WrongDataset``, naming what differs, where it holds another dataset.
     """
-    job.out.mkdir(parents=True, exist_ok=True)
-    shards.remove_leftovers(job.out)
-    path = job.out / DATASET_FILE
-    before = _read_dataset(path)
+    folder = job.folder
+    folder.make()
+    if isinstance(folder, storage.LocalFolder):
+        shards.remove_leftovers(folder.path)
+    else:
+        folder.remove_leftovers()
+    before = read_dataset(job.out)
     if before is None and shards.find_shards(job.out):
-        raise WrongDataset(f"{job.out}: has shards but no {DATASET_FILE}; give an empty folder")
+        raise WrongDataset(f"{folder.shown()}: has shards but no {DATASET_FILE}; give an empty one")
     if before is not None and before["identity"] != job.identity:
         raise WrongDataset(
-            f"{job.out}: holds another dataset; what differs: "
+            f"{folder.shown()}: holds another dataset; what differs: "
             + "; ".join(differences(before["identity"], job.identity))
             + ". Give another --out, or ask for the same data"
         )
-    (job.out / "manifests").mkdir(exist_ok=True)
+    write_description(job, before)
+
+
+def write_description(job: Job, before: dict[str, Any] | None = None) -> None:
+    """Write what a folder holds: manifests, and last ``dataset.json``."""
     for name, manifest in job.manifests.items():
-        manifest.save(job.out / "manifests" / f"{name}.parquet")
-    write_json(path, _dataset_json(job, before))
+        with job.folder.writing(f"manifests/{name}.parquet") as file:
+            manifest.write(file)
+    write_json(job.out, DATASET_FILE, _dataset_json(job, before))
 
 
 def _dataset_json(job: Job, before: dict[str, Any] | None) -> dict[str, Any]:
@@ -278,13 +310,16 @@ def _dataset_json(job: Job, before: dict[str, Any] | None) -> dict[str, Any]:
         "hours": round(samples * CLIP_HOURS, 3),
         "corpora": {name: manifest.summary() for name, manifest in job.manifests.items()},
         "identity": job.identity,
-    }
+    } | ({"derived_from": derived} if (derived := job.identity.get("derived_from")) else {})
 
 
-def _read_dataset(path: Path) -> dict[str, Any] | None:
+def read_dataset(out: Place) -> dict[str, Any] | None:
+    """``dataset.json`` of a folder, or none. ``ShardError`` where it is not one."""
+    folder = storage.open_folder(out)
+    path = folder.shown(DATASET_FILE)
     try:
-        value = json.loads(path.read_bytes())
-    except FileNotFoundError:
+        value = json.loads(folder.read([DATASET_FILE], MOST_INFO_BYTES)[0])
+    except storage.NotFound:
         return None
     except ValueError as error:
         raise ShardError(f"{path}: not JSON: {error}") from error
@@ -293,14 +328,16 @@ def _read_dataset(path: Path) -> dict[str, Any] | None:
     return value
 
 
-def differences(before: Any, now: Any, path: str = "") -> Iterator[str]:
+def differences(
+    before: Any, now: Any, path: str = "", between: tuple[str, str] = ("there", "asked for")
+) -> Iterator[str]:
     """Where two JSON-able values differ, as lines with the path of the field."""
     if isinstance(before, dict) and isinstance(now, dict):
         for key in sorted(before.keys() | now.keys()):
             where = f"{path}.{key}" if path else str(key)
-            yield from differences(before.get(key), now.get(key), where)
+            yield from differences(before.get(key), now.get(key), where, between)
     elif before != now:
-        yield f"{path}: {_short(before)} there, {_short(now)} asked for"
+        yield f"{path}: {_short(before)} {between[0]}, {_short(now)} {between[1]}"
 
 
 def _short(value: Any) -> str:
@@ -308,14 +345,14 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def reopen(out: Path, roots: Roots) -> Job:
+def reopen(out: Place, roots: Roots) -> Job:
     """The job of an existing dataset folder, from what the folder itself says."""
-    found = _read_dataset(out / DATASET_FILE)
+    found, folder = read_dataset(out), storage.open_folder(out)
     if found is None:
-        raise ShardError(f"{out}: no {DATASET_FILE}: not a dataset folder")
+        raise ShardError(f"{folder.shown()}: no {DATASET_FILE}: not a dataset folder")
     recipe = Recipe.model_validate(found["recipe"])
     names = {source.corpus for source in recipe.sources.present().values()}
-    manifests = {name: Manifest.read(name, out / "manifests" / f"{name}.parquet") for name in names}
+    manifests = {name: Manifest.load(name, folder, f"manifests/{name}.parquet") for name in names}
     return Job(
         recipe,
         found["identity"],

@@ -11,16 +11,18 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
+from typing import IO
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
+from data_specs.addresses import Place, is_address, shown
 from data_specs.corpus import AUDIO_SUFFIXES, Corpus, Part
 from data_specs.recipe import Holdout
-from pipeline.audio import read_header
-from pipeline.shards import whole_file
+from data_specs.storage import LocalFolder, NotFound, RemoteFolder, whole_file
+from pipeline.audio import Header, read_header, read_remote_header
 
 SCHEMA = pa.schema(
     [
@@ -91,22 +93,33 @@ class Manifest:
     def save(self, path: Path) -> None:
         """Write as parquet, whole or not at all."""
         with whole_file(path) as file:
-            pq.write_table(self.table, file)
+            self.write(file)
+
+    def write(self, file: IO[bytes]) -> None:
+        """Write as parquet."""
+        pq.write_table(self.table, file)
 
     @classmethod
     def read(cls, name: str, path: Path) -> Manifest:
         """Read a saved manifest. Raises ``CorpusError`` where the file is not one."""
+        return cls.load(name, LocalFolder(path.parent), path.name)
+
+    @classmethod
+    def load(cls, name: str, folder: LocalFolder | RemoteFolder, file: str) -> Manifest:
+        """Read one out of a folder, wherever that is."""
+        where = folder.shown(file)
         try:
-            table = pq.read_table(path)
-        except (OSError, pa.ArrowInvalid) as error:
-            raise CorpusError(f"{path}: not a manifest: {error}") from error
+            with folder.open(file) as opened:
+                table = pq.read_table(pa.PythonFile(opened, mode="r"))
+        except (NotFound, pa.ArrowInvalid) as error:
+            raise CorpusError(f"{where}: not a manifest: {error}") from error
         if table.schema.names != SCHEMA.names:
-            raise CorpusError(f"{path}: not a manifest of this version: {table.schema.names}")
+            raise CorpusError(f"{where}: not a manifest of this version: {table.schema.names}")
         return cls(name, table)
 
 
-def scan(name: str, corpus: Corpus, roots: Sequence[Path], progress: bool = True) -> Manifest:
-    """Look at every audio file of a corpus below its folders.
+def scan(name: str, corpus: Corpus, roots: Sequence[Place], progress: bool = True) -> Manifest:
+    """Look at every audio file of a corpus below its folders, given by path or address.
 
     Raises ``CorpusError`` for a folder that is missing or holds no usable file.
     """
@@ -114,32 +127,49 @@ def scan(name: str, corpus: Corpus, roots: Sequence[Path], progress: bool = True
         raise CorpusError(f"corpus {name!r} has no folder: give --corpus {name}=DIR")
     found = [(i, path, part) for i, root in enumerate(roots) for path, part in _walk(corpus, root)]
     with ThreadPoolExecutor(HEADER_THREADS) as pool:
-        rows = pool.map(lambda f: _row(corpus, Path(roots[f[0]]), *f), found)
+        rows = pool.map(lambda f: _row(corpus, roots[f[0]], *f), found)
         bar = tqdm(rows, total=len(found), desc=f"scan {name}", unit="file", disable=not progress)
         table = pa.Table.from_pylist(list(bar), schema=SCHEMA)
     manifest = Manifest(name, table)
     if not len(manifest.usable):
-        where = ", ".join(str(root) for root in roots)
+        where = ", ".join(shown(root) for root in roots)
         reasons = "; ".join(f"{row['path']}: {row['rejected']}" for row in table.to_pylist()[:3])
         raise CorpusError(f"corpus {name!r}: no usable audio file in {where}. {reasons}".strip())
     return manifest
 
 
-def _walk(corpus: Corpus, root: Path) -> Iterator[tuple[str, Part]]:
+def _walk(corpus: Corpus, root: Place) -> Iterator[tuple[str, Part]]:
     """Relative paths of the audio files below ``root`` that a part includes, sorted."""
-    if not root.is_dir():
-        raise CorpusError(f"{root}: no such folder")
     for path in sorted(_audio_files(root)):
         part = next((p for p in corpus.parts if _included(path, p.include)), None)
         if part is not None:
             yield path, part
 
 
-def _audio_files(root: Path) -> Iterator[str]:
+def _audio_files(root: Place) -> Iterator[str]:
+    for path in _files(root):
+        name = path.rpartition("/")[2]
+        if name.lower().endswith(AUDIO_SUFFIXES) and not name.startswith("."):
+            yield path
+
+
+def _files(root: Place) -> Iterable[str]:
+    """Relative paths of all files below a folder. ``CorpusError`` where it is not there."""
+    if is_address(root):
+        found = RemoteFolder(str(root)).tree()
+    elif Path(root).is_dir():
+        return _local_files(Path(root))
+    else:
+        found = {}
+    if not found:
+        raise CorpusError(f"{shown(root)}: no such folder, or it is empty")
+    return found
+
+
+def _local_files(root: Path) -> Iterator[str]:
     for folder, _, names in os.walk(root, followlinks=True):
         for name in names:
-            if name.lower().endswith(AUDIO_SUFFIXES) and not name.startswith("."):
-                yield (Path(folder) / name).relative_to(root).as_posix()
+            yield (Path(folder) / name).relative_to(root).as_posix()
 
 
 def _included(path: str, globs: Iterable[str]) -> bool:
@@ -147,7 +177,7 @@ def _included(path: str, globs: Iterable[str]) -> bool:
     return any(fnmatch(path, glob) or fnmatch(path, glob.removeprefix("**/")) for glob in globs)
 
 
-def _row(corpus: Corpus, root: Path, index: int, path: str, part: Part) -> dict[str, object]:
+def _row(corpus: Corpus, root: Place, index: int, path: str, part: Part) -> dict[str, object]:
     speaker, language = identify(part, path)
     row: dict[str, object] = {
         "root": index,
@@ -157,11 +187,17 @@ def _row(corpus: Corpus, root: Path, index: int, path: str, part: Part) -> dict[
         "licence": part.licence,
     }
     try:
-        header = read_header(root / path)
+        header = _header(root, path)
     except ValueError as error:
         empty = {"frames": 0, "sample_rate_hz": 0, "channels": 0, "size_bytes": 0}
         return row | empty | {"rejected": f"no audio header: {error}"}
     return row | vars(header) | {"rejected": _reason(corpus, header.frames, header.sample_rate_hz)}
+
+
+def _header(root: Place, path: str) -> Header:
+    if is_address(root):
+        return read_remote_header(str(root), path)
+    return read_header(Path(root) / path)
 
 
 def _reason(corpus: Corpus, frames: int, sample_rate_hz: int) -> str:

@@ -13,13 +13,13 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
+from data_specs.addresses import Place, place, shown
 from data_specs.recipe import Teacher as TeacherSpec
 from data_specs.sample import SampleRecord, parse_sample
 from data_specs.strict import describe
@@ -29,22 +29,22 @@ from pipeline.audio import decode_flac
 from pipeline.degrade import audio_packages
 from pipeline.job import Job, open_folder, reopen
 from pipeline.render import pcm_sha256
-from pipeline.shards import Row, ShardError, sample_key, samples, shard_name
+from pipeline.shards import Row, ShardError, sample_key, shard_name
 
 PRECISIONS = get_args(TeacherSpec.model_fields["precision"].annotation)
 
 
-def prepare(source: Job, out: Path, spec: TeacherSpec, device: str = "cpu") -> Job:
+def prepare(source: Job, out: Place, spec: TeacherSpec, device: str = "cpu") -> Job:
     """The job that labels ``source`` again: its twin with another teacher. Opens ``out``.
 
     Raises ``ValueError`` (and kin) for a source that is not whole, a teacher that cannot run, an
     ``out`` that is the source or holds another dataset; ``OSError`` for one that cannot be written.
     """
-    if out.exists() and out.samefile(source.out):
+    if same_place(out, source.out):
         raise ValueError(
-            f"--out {out} is the source itself, whose labels stay: give another folder"
+            f"--out {shown(out)} is the source itself, whose labels stay: give another folder"
         )
-    _require_whole(source)
+    require_whole(source)
     teacher = label.load(spec)
     recipe = source.identity["recipe"] | {"teacher": spec.model_dump(mode="json")}
     changed = {
@@ -72,7 +72,14 @@ def _versions(source: Job, spec: TeacherSpec) -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in packages_of(spec.name)} | kept
 
 
-def _require_whole(source: Job) -> None:
+def same_place(one: Place, other: Place) -> bool:
+    """Whether two spellings are one folder."""
+    if isinstance(one, str) or isinstance(other, str):
+        return str(one).rstrip("/") == str(other).rstrip("/")
+    return one.exists() and other.exists() and one.samefile(other)
+
+
+def require_whole(source: Job) -> None:
     """Raise ``ShardError`` naming the first shard that is missing or not this dataset's."""
     unfinished = source.todo()
     if not unfinished:
@@ -80,9 +87,9 @@ def _require_whole(source: Job) -> None:
     first, rows = unfinished[0], source.shard_range(unfinished[0])
     wrong = shards.verify_shard(source.out, first, source.dataset_hash, rows)
     raise ShardError(
-        f"{source.out}: {len(unfinished)} of {source.shard_count} shards are not whole; first: "
-        f"{'; '.join(wrong)}. Run the command that made it again: python -m pipeline shards "
-        f"... --out {source.out}"
+        f"{shown(source.out)}: {len(unfinished)} of {source.shard_count} shards are not whole; "
+        f"first: {'; '.join(wrong)}. Run the command that made it again: python -m pipeline shards "
+        f"... --out {shown(source.out)}"
     )
 
 
@@ -91,7 +98,7 @@ class Held:
     """A shard of the source in memory: FLAC and record of each sample, and what was dropped."""
 
     shard: int
-    tar: Path
+    tar: str
     samples: dict[str, tuple[bytes, SampleRecord]]
     dropped: dict[str, Row]
 
@@ -150,11 +157,12 @@ def _read(source: Job, shard: int) -> Held:
             f"{'; '.join(verify(deep=True))}. Remove {name}.json there, run the command that made "
             "the source again, and then this one"
         )
-    record, tar = shards.read_record(source.out, shard), source.out / f"{name}.tar"
+    record, tar = shards.read_record(source.out, shard), shards.shown_tar(source.out, shard)
+    found = shards.samples_of(source.out, shard)
     return Held(
         shard,
         tar,
-        {k: (flac, parse_sample(data, f"{tar}: {k}.json")) for k, flac, data in samples(tar)},
+        {k: (flac, parse_sample(data, f"{tar}: {k}.json")) for k, flac, data in found},
         {d["key"]: _dropped(d) for d in (record.dropped if record else ())},
     )
 
@@ -165,10 +173,10 @@ def _dropped(drop: dict[str, str]) -> Row:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m pipeline relabel", description=__doc__)
-    parser.add_argument("source", type=Path, metavar="SOURCE", help="folder of a whole dataset")
+    parser.add_argument("source", type=place, metavar="SOURCE", help="folder of a whole dataset")
     parser.add_argument("--teacher", required=True, metavar="NAME", help="as in a recipe")
     parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of the teacher")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the new dataset")
+    parser.add_argument("--out", type=place, required=True, metavar="DIR", help="the new dataset")
     parser.add_argument(
         "--device",
         "--teacher-device",

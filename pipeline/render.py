@@ -15,16 +15,18 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from data_specs.addresses import Place
+from data_specs.file_cache import remote_clip
 from data_specs.sample import CROP_SAMPLES
 from pipeline import degrade
-from pipeline.audio import DropSample, Wave, read_part, read_whole, to_pcm
+from pipeline.audio import AudioFile, DropSample, Wave, read_part, read_whole, to_pcm
 from pipeline.degrade.interface import Params, Waves
 from pipeline.mix import add_noise, fit_length, guard_peak, repeat, require_sound, reverberate
 from pipeline.mix import set_level as set_level_dbfs
 from pipeline.plan import NoisePlan, SamplePlan, Step
 
-Roots = dict[str, list[Path]]
-"""Corpus name to its folders on this machine."""
+Roots = dict[str, list[Place]]
+"""Corpus name to its folders: paths on this machine, or addresses."""
 
 RENDER_VERSION = 2
 """Raised whenever the same plan would give other audio; part of the dataset's hash."""
@@ -78,20 +80,22 @@ def _read_speech(plan: SamplePlan, roots: Roots) -> Wave:
     return fit_length(wave, CROP_SAMPLES)
 
 
-def find(roots: Roots, corpus: str, root: int, path: str) -> Path:
-    """Where a file of the plan lies here. Raises ``OSError`` naming what to give."""
+def find(roots: Roots, corpus: str, root: int, path: str) -> AudioFile:
+    """Where a file of the plan lies. Raises ``OSError`` naming what to give."""
     folders = roots.get(corpus, [])
     if root >= len(folders):
         raise OSError(
             f"folder {root + 1} of corpus {corpus!r} was not given: --corpus {corpus}=DIR"
         )
-    return folders[root] / path
+    folder = folders[root]
+    return remote_clip(folder, path) if isinstance(folder, str) else folder / path
 
 
 def _mix(plan: SamplePlan, speech: Wave, roots: Roots) -> Wave:
     if plan.room:
         path = find(roots, plan.room.corpus, plan.room.root, plan.room.path)
-        speech = reverberate(speech, _response(path, os.stat(path).st_mtime_ns), str(path))
+        modified_ns = os.stat(path).st_mtime_ns if isinstance(path, Path) else 0
+        speech = reverberate(speech, _response(path, modified_ns), str(path))
     if plan.noise:
         noise = _read_noise(plan.noise, roots)
         speech = add_noise(speech, noise, plan.noise.snr_db, plan.noise.path)
@@ -99,7 +103,7 @@ def _mix(plan: SamplePlan, speech: Wave, roots: Roots) -> Wave:
 
 
 @lru_cache(maxsize=64)
-def _response(path: Path, modified_ns: int) -> Wave:
+def _response(path: AudioFile, modified_ns: int) -> Wave:
     """Impulse responses come again and again: keep some (64 x 7.68 s is 31 MB)."""
     return read_whole(path, RESPONSE_SECONDS)
 

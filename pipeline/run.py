@@ -374,7 +374,7 @@ def _finished(job: Job, busy: dict[Any, tuple[int, Any]], idle: list[Any]) -> tu
     except ray.exceptions.RayActorError:
         return shard, f"its worker died {RETRIES + 1} times (killed, or out of memory)"
     if errno:
-        raise OSError(errno, error, str(job.out))
+        raise OSError(errno, error, job.folder.shown()) if errno > 0 else OSError(error)
     return shard, error
 
 

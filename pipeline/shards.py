@@ -1,8 +1,9 @@
 """Shards: the unit of work, commit and retry.
 
-A shard is written under a temporary name, synced, renamed, and only then its record (``.json``) is
-written the same way. Whole means: the record is there, it belongs to this dataset, and the tar has
-the size that it states. All else is made again by running the same command again.
+A shard is written whole (``data_specs.storage``: on a disk under a temporary name, synced, renamed;
+at an address by one upload that is then compared), and only then its record (``.json``) the same
+way. Whole means: the record is there, it belongs to this dataset, and the tar has the size that it
+states. All else is made again by running the same command again.
 """
 
 from __future__ import annotations
@@ -10,23 +11,28 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
+import re
 import socket
 import tarfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
 import psutil
 from pydantic import Field
 
+from data_specs.addresses import Place
 from data_specs.sample import CROP_SAMPLES, parse_sample
+from data_specs.storage import LocalFolder, NotFound, RemoteFolder, open_folder, sha256_of
+from data_specs.storage import whole_file as whole_file  # part of this module's own interface
 from data_specs.strict import Strict
 
 FORMAT = 1
+
+MOST_INFO_BYTES = 64 << 20
+"""Of a dataset's description and of a shard's record, which lists every dropped sample."""
 
 
 @dataclass(frozen=True)
@@ -74,22 +80,6 @@ def shard_name(shard: int) -> str:
     return f"shard-{shard:06d}"
 
 
-@contextmanager
-def whole_file(path: Path) -> Iterator[IO[bytes]]:
-    """Write ``path`` whole or not at all: temporary name, sync, rename, sync of the folder."""
-    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
-
-
 def remove_leftovers(folder: Path) -> None:
     """Remove temporary files that killed processes of this machine left behind."""
     for path in folder.glob(f".*.{socket.gethostname()}.*.tmp"):
@@ -98,22 +88,14 @@ def remove_leftovers(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def write_json(path: Path, value: Any) -> None:
+def write_json(folder: Place, name: str, value: Any) -> None:
     """Write JSON whole or not at all."""
-    with whole_file(path) as file:
+    with open_folder(folder).writing(name) as file:
         file.write((json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
 
 
 def commit(
-    folder: Path,
+    folder: Place,
     shard: int,
     rows: Sequence[Row],
     dataset_hash: str,
@@ -123,7 +105,7 @@ def commit(
     """Write a shard and its record; ``versions`` are those of the packages that made it.
 
     Raises ``TooManyDropped`` (and writes nothing) where more than ``max_dropped_share`` of the
-    samples were dropped, ``OSError`` where the disk is full or cannot be written.
+    samples were dropped, ``OSError`` where the disk is full, or the folder cannot be written.
     """
     dropped = tuple(
         {"key": r.key, "reason": r.reason, "detail": r.detail} for r in rows if r.reason
@@ -131,9 +113,10 @@ def commit(
     if len(dropped) > max_dropped_share * len(rows):
         raise TooManyDropped(_too_many(shard, dropped, len(rows)))
     records = [json.loads(row.record) for row in rows if row.record is not None]
-    path = folder / f"{shard_name(shard)}.tar"
-    with whole_file(path) as file:
-        counter = _HashingFile(file)
+    place = open_folder(folder)
+    place.remove(f"{shard_name(shard)}.json")  # of an older attempt: it never speaks for this tar
+    with place.writing(f"{shard_name(shard)}.tar") as file:
+        counter = HashingFile(file)
         _write_tar(counter, rows)
     record = ShardRecord(
         shard=shard,
@@ -147,11 +130,11 @@ def commit(
         versions=versions or {},
         licences=dict(sorted(Counter(x for r in records for x in r.get("licences", ())).items())),
     )
-    write_json(folder / f"{shard_name(shard)}.json", record.model_dump(mode="json"))
+    write_json(folder, f"{shard_name(shard)}.json", record.model_dump(mode="json"))
     return record
 
 
-class _HashingFile:
+class HashingFile:
     """A file that counts and hashes what passes, so that the tar is not read again."""
 
     def __init__(self, file: IO[bytes]) -> None:
@@ -163,7 +146,7 @@ class _HashingFile:
         return self.file.write(data)
 
 
-def _write_tar(file: _HashingFile, rows: Iterable[Row]) -> None:
+def _write_tar(file: HashingFile, rows: Iterable[Row]) -> None:
     """A WebDataset tar, as ``webdataset.TarWriter`` writes it.
 
     That one imports torch: 2 s and 300 MB in each of Ray's writing processes, which need it for
@@ -198,102 +181,205 @@ def _too_many(shard: int, dropped: Sequence[dict[str, str]], planned: int) -> st
     )
 
 
-def read_record(folder: Path, shard: int) -> ShardRecord | None:
-    """The record of a shard, or none where there is none. ``ShardError`` where it is not one."""
-    path = folder / f"{shard_name(shard)}.json"
-    try:
-        return ShardRecord.model_validate_json(path.read_bytes())
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise ShardError(f"{path}: not a shard record: {error}") from error
+@dataclass(frozen=True)
+class Ledger:
+    """The shards of a folder as one listing and their records tell of them.
 
-
-def is_whole(folder: Path, shard: int, dataset_hash: str, planned: int) -> bool:
-    """Whether a shard is done: its record is there, is ours, and the tar has the stated size.
-
-    One that holds more than the ``planned`` samples (a longer run made it) is done too.
+    ``tars`` are bytes (none where a listing does not tell), ``wrong`` says what is no record.
     """
+
+    tars: dict[int, int | None]
+    records: dict[int, ShardRecord]
+    wrong: dict[int, str] = field(default_factory=dict)
+
+    @property
+    def numbers(self) -> list[int]:
+        """Every shard that has a tar or a record, sorted."""
+        return sorted({*self.tars, *self.records, *self.wrong})
+
+    @property
+    def uncommitted(self) -> list[int]:
+        """Tars without a record: what an interrupted run left, or another is writing."""
+        return sorted(self.tars.keys() - self.records.keys() - self.wrong.keys())
+
+    def is_whole(self, shard: int, dataset_hash: str, planned: int) -> bool:
+        """Whether a shard is done: its record is there, is ours, and the tar has the stated size.
+
+        One that holds more than the ``planned`` samples (a longer run made it) is done too.
+        """
+        record = self.records.get(shard)
+        if record is None or record.dataset_hash != dataset_hash or record.planned < planned:
+            return False
+        return shard in self.tars and self.tars[shard] in (record.tar_bytes, None)
+
+
+def read_ledger(folder: Place, only: Iterable[int] | None = None) -> Ledger:
+    """The shards of a folder, or some of them: one listing, and the records together."""
+    place = open_folder(folder)
+    sizes = _listing(place)
+    tars, named = _numbers(sizes, "tar"), _numbers(sizes, "json")
+    wanted = named.keys() if only is None else named.keys() & set(only)
+    numbers = sorted(wanted)
+    found = place.read([named[number] for number in numbers], MOST_INFO_BYTES)
+    records, wrong = {}, {}
+    for number, data in zip(numbers, found, strict=True):
+        try:
+            records[number] = parse_record(data, place.shown(named[number]))
+        except ShardError as error:
+            wrong[number] = str(error)
+    return Ledger({n: sizes[name] for n, name in tars.items()}, records, wrong)
+
+
+def _listing(place: LocalFolder | RemoteFolder) -> dict[str, int | None]:
+    """What is in a folder; nothing where it is not there yet."""
     try:
-        record = read_record(folder, shard)
-    except ShardError:
-        return False
-    if record is None or record.dataset_hash != dataset_hash or record.planned < planned:
-        return False
-    tar = folder / f"{shard_name(shard)}.tar"
-    return tar.is_file() and tar.stat().st_size == record.tar_bytes
+        return place.sizes()
+    except NotFound:
+        return {}
 
 
-def find_shards(folder: Path) -> list[int]:
-    """Numbers of all shards that have a tar or a record, sorted."""
-    names = {p.stem for p in folder.glob("shard-*") if p.suffix in (".tar", ".json")}
-    return sorted(int(name.removeprefix("shard-")) for name in names)
+def _numbers(names: Iterable[str], ending: str) -> dict[int, str]:
+    """Shard numbers and their file names of one kind."""
+    matches = (re.fullmatch(rf"shard-(\d+)\.{ending}", name) for name in names)
+    return {int(match[1]): match[0] for match in matches if match}
 
 
-def members(path: Path) -> Iterator[tuple[str, bytes]]:
-    """Name and content of a tar's members. ``ShardError`` where the tar is damaged."""
+def parse_record(data: bytes, where: str) -> ShardRecord:
+    """A shard's record. ``ShardError`` naming ``where`` it was read where it is not one."""
     try:
-        with tarfile.open(path, "r|") as tar:
-            for member in tar:
-                content = tar.extractfile(member) if member.isfile() else None
+        return ShardRecord.model_validate_json(data)
+    except ValueError as error:
+        raise ShardError(f"{where}: not a shard record: {error}") from error
+
+
+def read_record(folder: Place, shard: int) -> ShardRecord | None:
+    """The record of a shard, or none where there is none. ``ShardError`` where it is not one."""
+    place, name = open_folder(folder), f"{shard_name(shard)}.json"
+    try:
+        (data,) = place.read([name], MOST_INFO_BYTES)
+    except NotFound:
+        return None
+    return parse_record(data, place.shown(name))
+
+
+def is_whole(folder: Place, shard: int, dataset_hash: str, planned: int) -> bool:
+    """Whether one shard is done; for many, read the ledger once."""
+    return read_ledger(folder, [shard]).is_whole(shard, dataset_hash, planned)
+
+
+def find_shards(folder: Place) -> list[int]:
+    """Numbers of all shards that have a tar or a record, sorted: one listing."""
+    sizes = _listing(open_folder(folder))
+    return sorted(_numbers(sizes, "tar").keys() | _numbers(sizes, "json").keys())
+
+
+def shown_tar(folder: Place, shard: int) -> str:
+    """A shard's tar, for messages."""
+    return open_folder(folder).shown(f"{shard_name(shard)}.tar")
+
+
+def members(tar: Path | IO[bytes], where: str = "") -> Iterator[tuple[str, bytes]]:
+    """Name and content of a tar's members. ``ShardError`` where the tar is damaged.
+
+    An open file needs ``where`` it came from, for messages.
+    """
+    where = where or str(tar)
+    source = {"name": tar} if isinstance(tar, Path) else {"fileobj": tar}
+    try:
+        with tarfile.open(mode="r|", **source) as archive:  # type: ignore[call-overload]
+            for member in archive:
+                content = archive.extractfile(member) if member.isfile() else None
                 if content is None:
-                    raise ShardError(f"{path}: member {member.name!r} is not a plain file")
+                    raise ShardError(f"{where}: member {member.name!r} is not a plain file")
                 yield member.name, content.read()
     except (tarfile.TarError, EOFError) as error:
-        raise ShardError(f"{path}: damaged or truncated tar: {error}") from error
+        raise ShardError(f"{where}: damaged or truncated tar: {error}") from error
 
 
-def samples(path: Path) -> Iterator[tuple[str, bytes, bytes]]:
+def samples(tar: Path | IO[bytes], where: str = "") -> Iterator[tuple[str, bytes, bytes]]:
     """Key, FLAC and JSON of each sample. ``ShardError`` where one lacks its other half."""
-    found = members(path)
+    where = where or str(tar)
+    found = members(tar, where)
     for name, content in found:
         key, _, ending = name.partition(".")
         partner, record = next(found, ("", b""))
         if ending != "flac" or partner != f"{key}.json":
-            raise ShardError(f"{path}: sample {key}: expected {key}.flac and then {key}.json")
+            raise ShardError(f"{where}: sample {key}: expected {key}.flac and then {key}.json")
         yield key, content, record
 
 
+def samples_of(folder: Place, shard: int) -> Iterator[tuple[str, bytes, bytes]]:
+    """The samples of a shard wherever it is; ``NotFound`` without its tar."""
+    place, name = open_folder(folder), f"{shard_name(shard)}.tar"
+    with place.open(name) as file:
+        yield from samples(file, place.shown(name))
+
+
 def verify_shard(
-    folder: Path, shard: int, dataset_hash: str, rows: range, deep: bool = False
+    folder: Place, shard: int, dataset_hash: str, rows: range, deep: bool = False
 ) -> list[str]:
     """Everything that is wrong with a shard, as lines; none where it is whole.
 
-    ``rows`` are the plan's rows that belong in it: each is a sample or was dropped. ``deep``
-    decodes the audio and holds it to its hash and its length.
+    ``rows`` are the plan's rows that belong in it: each is a sample or was dropped. Every byte is
+    read; ``deep`` also decodes the audio and holds it to its hash and its length.
     """
-    path = folder / f"{shard_name(shard)}.tar"
+    place, name = open_folder(folder), f"{shard_name(shard)}.tar"
+    where = place.shown(name)
     try:
         record = read_record(folder, shard)
         if record is None:
-            return [f"{path}: no record beside it: never committed; run the same command again"]
-        if not path.is_file():
-            return [f"{path}: missing, though its record is there; run the same command again"]
-        return list(_problems(path, record, dataset_hash, rows, deep))
+            return [f"{where}: no record beside it: never committed; run the same command again"]
+        with place.open(name) as file:
+            return list(_problems(file, where, record, dataset_hash, rows, deep))
+    except NotFound:
+        return [f"{where}: missing, though its record is there; run the same command again"]
     except ShardError as error:
         return [str(error)]
 
 
 def _problems(
-    path: Path, record: ShardRecord, dataset_hash: str, rows: range, deep: bool
+    file: IO[bytes], where: str, record: ShardRecord, dataset_hash: str, rows: range, deep: bool
 ) -> Iterator[str]:
     if record.dataset_hash != dataset_hash:
-        yield f"{path}: its record belongs to another dataset ({record.dataset_hash[:12]})"
-    size = path.stat().st_size
+        yield f"{where}: its record belongs to another dataset ({record.dataset_hash[:12]})"
+    size = file.seek(0, 2)
+    file.seek(0)
     if size != record.tar_bytes:
-        yield f"{path}: {size} bytes, its record says {record.tar_bytes}; truncated or replaced"
+        yield f"{where}: {size} bytes, its record says {record.tar_bytes}; truncated or replaced"
         return
-    with open(path, "rb") as file:
-        if hashlib.file_digest(file, "sha256").hexdigest() != record.tar_sha256:
-            yield f"{path}: content differs from its record's hash: corrupted"
+    if sha256_of(file) != record.tar_sha256:
+        yield f"{where}: content differs from its record's hash: corrupted"
+    file.seek(0)
     keys = [drop["key"] for drop in record.dropped]
-    for key, flac, data in samples(path):
+    for key, flac, data in samples(file, where):
         keys.append(key)
-        yield from _sample_problems(path, key, flac, data, deep)
-    yield from _key_problems(path, keys, rows)
+        yield from _sample_problems(where, key, flac, data, deep)
+    yield from _key_problems(where, keys, rows)
 
 
-def _key_problems(path: Path, keys: list[str], rows: range) -> Iterator[str]:
+def ledger_problems(
+    folder: Place, ledger: Ledger, shard: int, dataset_hash: str, planned: int
+) -> list[str]:
+    """What a listing and the records alone show to be wrong with a shard."""
+    where = shown_tar(folder, shard)
+    if shard in ledger.wrong:
+        return [ledger.wrong[shard]]
+    record = ledger.records.get(shard)
+    if record is None:
+        return [f"{where}: no record beside it: never committed; run the same command again"]
+    if shard not in ledger.tars:
+        return [f"{where}: missing, though its record is there; run the same command again"]
+    if record.dataset_hash != dataset_hash:
+        return [f"{where}: its record belongs to another dataset ({record.dataset_hash[:12]})"]
+    size = ledger.tars[shard]
+    if size not in (record.tar_bytes, None):
+        return [f"{where}: {size} bytes, its record says {record.tar_bytes}; truncated or replaced"]
+    if (record.samples + len(record.dropped), record.planned) != (planned, planned):
+        return [f"{where}: {record.samples} samples and {len(record.dropped)} drops, not {planned}"]
+    return []
+
+
+def _key_problems(path: str, keys: list[str], rows: range) -> Iterator[str]:
     """Every row of the plan must be there or be recorded as dropped, once, and no other."""
     expected = {sample_key(index) for index in rows}
     twice = sorted(key for key, count in Counter(keys).items() if count > 1)
@@ -306,7 +392,7 @@ def _key_problems(path: Path, keys: list[str], rows: range) -> Iterator[str]:
             yield f"{path}: {len(names)} samples {what}, such as {names[0]}"
 
 
-def _sample_problems(path: Path, key: str, flac: bytes, data: bytes, deep: bool) -> Iterator[str]:
+def _sample_problems(path: str, key: str, flac: bytes, data: bytes, deep: bool) -> Iterator[str]:
     where = f"{path}: {key}"
     try:
         record = parse_sample(data, f"{where}.json")

@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import IO
 
 import numpy as np
@@ -16,10 +18,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import soundfile
 
+from data_specs.addresses import Place, place, shown
 from data_specs.recipe import Recipe, load_recipe
 from data_specs.sample import SAMPLE_RATE, SampleRecord, parse_sample
+from data_specs.storage import NotFound
+from pipeline import failures, label, run, shards
 from pipeline import job as jobs
-from pipeline import label, run, shards
 from pipeline.card import write_card
 from pipeline.degrade import runtime
 from pipeline.degrade.runtime import Runtime
@@ -30,17 +34,22 @@ SPLITS = ("train", "validation", "test", "all")
 
 
 def parse_roots(options: Sequence[str], recipe: Recipe) -> Roots:
-    """Corpus folders from ``NAME=DIR`` options, else from ``CORPUS_NAME`` in the environment."""
+    """Corpus folders from ``NAME=DIR`` options, else from ``CORPUS_NAME`` in the environment.
+
+    A folder is a path or an address.
+    """
     roots: Roots = {}
     for option in options:
         name, equals, folder = option.partition("=")
         if not equals or not folder:
-            raise ValueError(f"--corpus {option}: write NAME=DIR")
-        roots.setdefault(name, []).append(Path(folder))
+            raise ValueError(f"--corpus {shown(option)}: write NAME=DIR")
+        roots.setdefault(name, []).append(place(folder))
     for name in {source.corpus for source in recipe.sources.present().values()} - set(roots):
         value = os.environ.get(f"CORPUS_{name.upper()}", "")
         if value:
-            roots[name] = [Path(folder) for folder in value.split(os.pathsep)]
+            # Between folders, not behind an address' protocol nor before its port.
+            parts = re.split(r":(?!//|\d+(?:/|$))", value)
+            roots[name] = [place(folder) for folder in parts]
     return roots
 
 
@@ -142,8 +151,16 @@ def make_shards(options: argparse.Namespace) -> int:
         print(manifest.summary())
     if warning := label.slow_precision(recipe.teacher, job.label_device):
         print(warning)
+    if options.retry_failed:
+        job = failures.again(job)
+    return make(job, options, actors)
+
+
+def make(job: jobs.Job, options: argparse.Namespace, actors: run.TeacherActors) -> int:
+    """Make what is to be made of a job, and tell of it; exit status of ``finish``."""
     began = time.monotonic()
     outcome = run.run(job, options.engine, options.workers, actors=actors)
+    failures.note(job, outcome)
     return finish(job, outcome, time.monotonic() - began)
 
 
@@ -185,12 +202,12 @@ def finish(job: jobs.Job, outcome: run.Outcome, seconds: float) -> int:
 
 
 def _tell(job: jobs.Job, made: Sequence[int], skipped: int, seconds: float) -> None:
-    records = [r for s in made if (r := shards.read_record(job.out, s)) is not None]
+    records = list(shards.read_ledger(job.out, made).records.values())
     samples = sum(record.samples for record in records)
     dropped = Counter(drop["reason"] for record in records for drop in record.dropped)
     hours = samples * jobs.CLIP_HOURS
     print(
-        f"{job.out}: {len(made)} shards made ({samples} samples, {hours:.2f} h of audio, "
+        f"{shown(job.out)}: {len(made)} shards made ({samples} samples, {hours:.2f} h of audio, "
         f"{seconds:.0f} s, {hours * 3600 / max(seconds, 1e-9):.0f} x real time), "
         f"{skipped} were whole already"
     )
@@ -201,28 +218,50 @@ def _tell(job: jobs.Job, made: Sequence[int], skipped: int, seconds: float) -> N
 def verify(options: argparse.Namespace) -> int:
     """Hold every shard to its record; exit status 1 where anything is wrong."""
     job = jobs.reopen(options.dataset, {})
-    numbers = sorted({*range(job.shard_count), *shards.find_shards(options.dataset)})
-    wrong = 0
-    for shard in numbers:
-        rows = job.shard_range(shard)
-        lines = shards.verify_shard(options.dataset, shard, job.dataset_hash, rows, options.deep)
+    count = wrong = 0
+    for lines in _verified(job, options):
+        count += 1
         wrong += bool(lines)
         for line in lines:
             print(line)
-    print(f"{options.dataset}: {len(numbers) - wrong} of {len(numbers)} shards are whole")
+    print(f"{shown(options.dataset)}: {count - wrong} of {count} shards are whole")
     shared = _shared(job, options.apart_from) if options.apart_from else []
     for line in shared:
         print(line)
     return 1 if wrong or shared else 0
 
 
-def _shared(job: jobs.Job, other: Path) -> list[str]:
+def _verified(job: jobs.Job, options: argparse.Namespace) -> Iterator[list[str]]:
+    """What is wrong with each shard, in their order: that there is, or that there should be."""
+    if options.quick:
+        ledger = shards.read_ledger(job.out)
+        for shard in sorted({*range(job.shard_count), *ledger.numbers}):
+            planned = len(job.shard_range(shard))
+            yield shards.ledger_problems(job.out, ledger, shard, job.dataset_hash, planned)
+        return
+    numbers = sorted({*range(job.shard_count), *shards.find_shards(job.out)})
+    rows = [job.shard_range(shard) for shard in numbers]
+    check = partial(_verify_one, job.out, dataset_hash=job.dataset_hash, deep=options.deep)
+    if options.workers < 2 or len(numbers) < 2:
+        yield from map(check, numbers, rows)
+        return
+    # Threads: reading, hashing and decoding leave the interpreter free, and nothing is loaded anew.
+    with ThreadPoolExecutor(min(options.workers, len(numbers))) as pool:
+        yield from pool.map(check, numbers, rows)
+
+
+def _verify_one(folder: Place, shard: int, rows: range, dataset_hash: str, deep: bool) -> list[str]:
+    return shards.verify_shard(folder, shard, dataset_hash, rows, deep)
+
+
+def _shared(job: jobs.Job, other: Place) -> list[str]:
     """What the samples of two datasets have in common, as lines; says so where it is nothing."""
     ours, theirs = sources(job), sources(jobs.reopen(other, {}))
     lines = []
     for what, used in ours.items():
         both = sorted(used & theirs[what])
-        print(f"{what}: {len(used)} here, {len(theirs[what])} in {other}, {len(both)} in both")
+        there = f"{len(theirs[what])} in {shown(other)}"
+        print(f"{what}: {len(used)} here, {there}, {len(both)} in both")
         lines += [f"in both: {what} {name}" for name in both[:5]]
     return lines
 
@@ -239,9 +278,9 @@ def sources(job: jobs.Job) -> dict[str, set[str]]:
     }
     found: dict[str, set[str]] = {"speaker": set(), "speech": set(), "noise": set(), "room": set()}
     for shard in shards.find_shards(job.out):
-        path = job.out / f"{shards.shard_name(shard)}.tar"
-        for key, _, data in shards.samples(path):
-            plan = parse_sample(data, f"{path}: {key}.json").plan
+        tar = shards.shown_tar(job.out, shard)
+        for key, _, data in shards.samples_of(job.out, shard):
+            plan = parse_sample(data, f"{tar}: {key}.json").plan
             found["speaker"].add(plan["speech"]["speaker"])
             for part in ("speech", "noise", "room"):
                 if plan[part]:
@@ -272,6 +311,11 @@ def replay(options: argparse.Namespace) -> int:
 def _again(job: jobs.Job, plan: SamplePlan, roots: Roots) -> Rendered:
     """Make a sample again beside those of its group: a batch's size may move a network's output in
     its last bits."""
+    if plan.index < (since := jobs.first_own_sample(job.identity)):
+        raise ValueError(
+            f"{plan.key}: samples before {since} are of the dataset that this one was derived "
+            "from, and its corpora: replay it there"
+        )
     runtime.use(Runtime("cpu", job.recipe.precision))
     shard = plan.index // job.recipe.shard_samples
     group = next(rows for rows in job.groups(shard) if plan.index in rows)
@@ -284,13 +328,14 @@ def find_sample(job: jobs.Job, key: str) -> SampleRecord:
     if not key.isdigit():
         raise ValueError(f"{key!r} is no sample key; keys are numbers such as 000000123")
     shard = int(key) // job.recipe.shard_samples
-    path = job.out / f"{shards.shard_name(shard)}.tar"
-    if not path.is_file():
-        raise shards.ShardError(f"{path}: no such shard; sample {key} would be in it")
-    for found, _, data in shards.samples(path):
-        if int(found) == int(key):
-            return parse_sample(data, f"{path}: {found}.json")
-    raise shards.ShardError(f"{path}: sample {key} is not in it; it may have been dropped")
+    tar = shards.shown_tar(job.out, shard)
+    try:
+        for found, _, data in shards.samples_of(job.out, shard):
+            if int(found) == int(key):
+                return parse_sample(data, f"{tar}: {found}.json")
+    except NotFound:
+        raise shards.ShardError(f"{tar}: no such shard; sample {key} would be in it") from None
+    raise shards.ShardError(f"{tar}: sample {key} is not in it; it may have been dropped")
 
 
 def delegate(verb: str, argv: Sequence[str]) -> int:
@@ -300,6 +345,8 @@ def delegate(verb: str, argv: Sequence[str]) -> int:
 
 OWN_OPTIONS = {
     "relabel": "pipeline.relabel",
+    "extend": "pipeline.growth",
+    "merge": "pipeline.merge",
     "preview": "pipeline.preview",
     "corpora": "pipeline.makers",
     "speak": "pipeline.speak",

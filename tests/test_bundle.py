@@ -12,7 +12,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from train import bundle, storage
+from data_specs import storage
+from train import bundle
 
 WEIGHTS, ABOUT = b"weights" * 1000, b'{"student": "tiny"}'
 

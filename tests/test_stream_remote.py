@@ -22,11 +22,13 @@ import pytest
 import torch
 from train_helpers import write_dataset
 
-from train import storage
+from data_specs import storage
+from data_specs.addresses import redacted
+from data_specs.file_cache import FileCache, ReadAhead, default_cache
+from data_specs.storage import open_folder
 from train.loading import loader
 from train.order import Order
 from train.shards import list_shards, read_dataset_info
-from train.storage import ReadAhead, ShardCache, default_cache, open_folder, redacted
 from train.stream import Batches, DecodedCache, ShardSamples
 
 fsspec = pytest.importorskip("fsspec", reason="fsspec is not installed: pip install 'fsspec[http]'")
@@ -105,7 +107,7 @@ def memory(folder: Path) -> Iterator[str]:
     system.rm("/data", recursive=True)
 
 
-def batches_of(address: Path | str, cache: ShardCache | None = None, **changes: Any) -> Batches:
+def batches_of(address: Path | str, cache: FileCache | None = None, **changes: Any) -> Batches:
     shards = list_shards(address, cache)
     values: dict[str, Any] = {"seed": 1, "batch": 5} | changes
     order = Order(tuple(shard.samples for shard in shards), 0, **values)
@@ -360,14 +362,14 @@ def size_of(folder: Path) -> int:
     return (folder / "shard-000000.tar").stat().st_size
 
 
-def kept(cache: ShardCache) -> list[str]:
+def kept(cache: FileCache) -> list[str]:
     return sorted(path.name[:12] for path in cache.folder.glob("*.tar"))
 
 
 def test_the_cache_is_bounded(served: Served, folder: Path, tmp_path: Path) -> None:
     shards = list_shards(served.address)
     limit = max(file.size for file in ShardSamples(shards).remote) * 2
-    cache = ShardCache(tmp_path / "small", limit)
+    cache = FileCache(tmp_path / "small", limit)
     samples = ShardSamples(list_shards(served.address, cache))
     expected = ShardSamples(list_shards(folder))
     for number in [*range(12), *range(12)]:
@@ -379,7 +381,7 @@ def test_the_cache_is_bounded(served: Served, folder: Path, tmp_path: Path) -> N
 
 def test_the_shard_opened_longest_ago_goes_first(served: Served, tmp_path: Path) -> None:
     sizes = [file.size for file in ShardSamples(list_shards(served.address)).remote]
-    cache = ShardCache(tmp_path / "small", sum(sizes) - 1)
+    cache = FileCache(tmp_path / "small", sum(sizes) - 1)
     shards = list_shards(served.address, cache)
     for number in (0, 1, 0):
         shards[number].open()
@@ -389,10 +391,10 @@ def test_the_shard_opened_longest_ago_goes_first(served: Served, tmp_path: Path)
 
 
 def test_a_cache_that_is_too_small_is_told(served: Served, folder: Path, tmp_path: Path) -> None:
-    cache = ShardCache(tmp_path / "small", 2 * size_of(folder))
+    cache = FileCache(tmp_path / "small", 2 * size_of(folder))
     with pytest.raises(ValueError, match=r"small: may hold .*3 shards at a time.*SPEECH_CACHE_GB"):
         batches_of(served.address, cache)
-    cache = ShardCache(tmp_path / "small", 1000)
+    cache = FileCache(tmp_path / "small", 1000)
     with pytest.raises(ValueError, match=r"shard-000000\.tar.*do not fit.*SPEECH_CACHE"):
         list_shards(served.address, cache)[0].open()
 
@@ -409,7 +411,7 @@ def test_a_killed_download_is_made_again(served: Served, folder: Path, tmp_path:
         waiting.set()
         go_on.wait(30)
 
-    cache = ShardCache(tmp_path / "cache", GB)
+    cache = FileCache(tmp_path / "cache", GB)
     shard = list_shards(served.address)[0]
     served.misdeed = only_tars(stall)
     process = multiprocessing.get_context("fork").Process(target=shard.open)
@@ -430,7 +432,7 @@ def test_a_killed_download_is_made_again(served: Served, folder: Path, tmp_path:
 
 def test_leftovers_of_killed_downloads_go(served: Served, tmp_path: Path) -> None:
     shards = list_shards(served.address)
-    cache = ShardCache(tmp_path / "cache", GB)
+    cache = FileCache(tmp_path / "cache", GB)
     shards[0].open()
     old, young = cache.folder / "shard-000007-x.part", cache.folder / "shard-000008-x.part"
     for path in (old, young):
@@ -486,7 +488,7 @@ def test_what_is_decoded_is_not_fetched_again(served: Served) -> None:
 
 def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPEECH_CACHE_GB", "1.5")
-    assert default_cache() == ShardCache(Path(os.environ["SPEECH_CACHE"]), 1_500_000_000)
+    assert default_cache() == FileCache(Path(os.environ["SPEECH_CACHE"]), 1_500_000_000)
     monkeypatch.delenv("SPEECH_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", "/there")
     assert default_cache().folder == Path("/there/distill-mos-factory/shards")

@@ -15,21 +15,14 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, NamedTuple
-from urllib.parse import unquote, urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from data_specs.addresses import local_path, redacted
+from data_specs.file_cache import CACHE_FOLDER_VARIABLE, RemoteFile, default_cache
+from data_specs.storage import NotFound, RemoteFolder, open_folder
 from train.files import write_atomically, write_text
 from train.models.student import sha256_of
-from train.storage import (
-    CACHE_FOLDER_VARIABLE,
-    NotFound,
-    RemoteFile,
-    RemoteFolder,
-    default_cache,
-    open_folder,
-    redacted,
-)
 
 CHECKSUMS = "checksums.json"
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
@@ -137,8 +130,7 @@ def fetch(address: str) -> Path:
     if place.folder.startswith(HUB):
         folder = _from_hub(place)
     elif place.folder.startswith("file://"):
-        folder = Path(unquote(urlsplit(place.folder).path))
-        open_folder(place.folder)  # refuses another machine's
+        folder = local_path(place.folder)
         verify(folder, place.wanted)
     else:
         folder = _from_store(place)
@@ -187,7 +179,7 @@ def _bring(remote: RemoteFolder, name: str, entry: Entry, to: Path) -> None:
     if _is_whole(to, entry):
         return
     file = RemoteFile(remote, name, entry.bytes, entry.sha256, default_cache())
-    write_atomically(to, lambda part: remote.fetch(file, part))
+    write_atomically(to, lambda part: remote.fetch(name, part, file.check, entry.bytes))
 
 
 def _write_bytes(path: Path, data: bytes) -> None:

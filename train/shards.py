@@ -10,19 +10,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from data_specs.file_cache import Descriptor, FileCache, RemoteFile, default_cache
 from data_specs.sample import DATASET_FILE
+from data_specs.storage import LocalFolder, NotFound, RemoteFolder, open_folder
 from data_specs.strict import describe
 from train.models.calibration import Calibration
-from train.storage import (
-    Descriptor,
-    LocalFolder,
-    NotFound,
-    RemoteFile,
-    RemoteFolder,
-    ShardCache,
-    default_cache,
-    open_folder,
-)
 from train.tars import BLOCK, index_of, open_tar
 
 MOST_INFO_BYTES = 16 << 20
@@ -96,7 +88,7 @@ def read_dataset_info(folder: Path | str) -> DatasetInfo:
     return DatasetInfo(str(content["recipe_hash"]), content["recipe"], str(name), calibration)
 
 
-def list_shards(folder: Path | str, cache: ShardCache | None = None) -> list[Shard]:
+def list_shards(folder: Path | str, cache: FileCache | None = None) -> list[Shard]:
     """The whole shards of a folder (path, or address as ``open_folder`` takes it), by name.
 
     A shard is whole when its record (``shard-NNNNNN.json``) stands beside its tar: the record is
@@ -134,7 +126,7 @@ def _shard(
     tar: str,
     size: int | None,
     record: dict[str, Any],
-    cache: ShardCache | None,
+    cache: FileCache | None,
 ) -> Shard:
     where = place.shown(_record_name(tar))
     expected = _count(record, "tar_bytes", where)

@@ -25,13 +25,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from data_specs.file_cache import CACHE_REMEDY, Descriptor, ReadAhead, RemoteFile
 from data_specs.rated import RatedClip
 from data_specs.sample import CROP_SAMPLES
 from train.audio import Wave, read_mono, to_16k
 from train.memory import free_bytes
 from train.order import Item, Order
 from train.shards import Shard
-from train.storage import CACHE_REMEDY, Descriptor, ReadAhead, RemoteFile
 from train.tars import Pcm, Span, decode, index_of, record_of
 
 PCM_SCALE = 32768.0

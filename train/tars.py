@@ -17,8 +17,8 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
+from data_specs.file_cache import Descriptor
 from data_specs.sample import CROP_SAMPLES, SAMPLE_RATE, SampleRecord, parse_sample
-from train.storage import Descriptor
 
 Pcm = NDArray[np.int16]
 

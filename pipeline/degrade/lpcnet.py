@@ -56,7 +56,7 @@ def executable() -> Path:
     Raises ``FileNotFoundError`` or ``PermissionError`` saying what to run.
     """
     given = os.environ.get(PATH_VARIABLE) or shutil.which(EXECUTABLE)
-    path = Path(given or weights.cache_folder() / "lpcnet" / EXECUTABLE).absolute()
+    path = Path(given or weights.cached("lpcnet") / EXECUTABLE).absolute()
     if not path.is_file():
         raise FileNotFoundError(
             f"LPCNet needs {EXECUTABLE}, which is not at {path}: run make lpcnet, or set "

@@ -154,7 +154,7 @@ def encoder_folder(names: Sequence[str]) -> Path:
     safetensors or ``.bin``. ``ValueError`` saying what to run where none is there.
     """
     for name in names:
-        for folder in (weights.cache_folder() / name, _in_hub_cache(name)):
+        for folder in (weights.cached(name), _in_hub_cache(name)):
             if folder is not None and _has_checkpoint(folder):
                 return folder
     cache = weights.cache_folder()

@@ -170,7 +170,7 @@ def _folder(name: str, spec: TrainedHead | None) -> Path:
             return weights.find(spec.weights)
         except FileNotFoundError as error:
             raise ValueError(f"teacher {name!r}: {error}") from None
-    for folder in (weights.cache_folder() / name, Path(name)):
+    for folder in (weights.cached(name), Path(name)):
         if (folder / "head.json").is_file() or _is_whole(folder):
             return folder
     known = unknown("teacher", name, teacher_table().teachers)

@@ -2,19 +2,24 @@
 
 ``<cache>/<name>/`` holds the files of an entry of ``data_specs/weights.yaml`` by their official
 names, and ``SHA256SUMS`` once ``python -m pipeline weights`` found all of them whole. Files placed
-by hand are used as they are.
+by hand are used as they are. The cache may be at an address (``SPEECH_WEIGHTS=s3://bucket/weights``):
+what is used is first copied to this machine, once.
 """
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 
 from data_specs import weight as table
+from data_specs.addresses import is_address, require_readable
+from data_specs.storage import NotFound, RemoteFolder, require_size
 from data_specs.strict import unknown
 from data_specs.weight import Build, WeightFile, Weights, Wheel
 
@@ -42,9 +47,49 @@ class State:
 
 
 def cache_folder() -> Path:
-    """Where weights are kept: ``$SPEECH_WEIGHTS``, else ``~/.cache/distill-mos-factory``."""
-    given = os.environ.get(FOLDER_VARIABLE)
-    return Path(given) if given else Path.home() / ".cache" / "distill-mos-factory"
+    """Where weights are kept: ``$SPEECH_WEIGHTS``, else ``~/.cache/distill-mos-factory``.
+
+    Of a cache at an address, where its copies are kept on this machine.
+    """
+    given, own = os.environ.get(FOLDER_VARIABLE), Path.home() / ".cache" / "distill-mos-factory"
+    if is_address(given):
+        return own / f"weights-{hashlib.sha256(str(given).encode()).hexdigest()[:16]}"
+    return Path(given) if given else own
+
+
+def cached(name: str) -> Path:
+    """The folder ``name`` of the cache; of a cache at an address a copy, made when first asked for.
+
+    ``OSError`` naming the address where it cannot be read.
+    """
+    given, folder = os.environ.get(FOLDER_VARIABLE) or "", cache_folder() / name
+    if is_address(given) and re.fullmatch(r"[\w.-]+", name):
+        require_readable(given)
+        _copy_here(f"{given.rstrip('/')}/{name}", folder)
+    return folder
+
+
+@cache
+def _copy_here(address: str, folder: Path) -> None:
+    """Bring what is not here in its full size; what states that all is there comes last."""
+    source = RemoteFolder(address)
+    try:
+        names = sorted(source.tree(), key=lambda name: (name == SUMS_FILE, name))
+    except NotFound:
+        return
+    for name in names:
+        size, _ = source.about(name)
+        path = folder / name
+        if path.is_file() and path.stat().st_size == size:
+            continue
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f"{path.name}.{os.getpid()}.copy")
+        try:
+            source.fetch(name, part, partial(require_size, size=size), size)
+            part.chmod(0o755)  # a store keeps no modes, and one of these files is a program
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
 
 
 def find(name: str) -> Path:
@@ -70,7 +115,7 @@ def entry_of(name: str) -> Weights:
 def folder_of(name: str, entry: Weights) -> Path:
     """Where the entry's files are or would be; a package's are where it is installed."""
     if not isinstance(entry, Wheel):
-        return cache_folder() / name
+        return cached(name)
     spec = importlib.util.find_spec(entry.module)
     return Path(spec.origin).parent if spec and spec.origin else Path(entry.module)
 

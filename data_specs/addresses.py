@@ -1,0 +1,116 @@
+"""Addresses of folders: which are read, and how messages show them.
+
+Addresses may carry credentials, so every message shows them through ``redacted``, and what a
+backend says, which quotes addresses, passes ``scrubbed``.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+PACKAGES = {
+    "http": "'fsspec[http]'",
+    "https": "'fsspec[http]'",
+    "s3": "s3fs",
+    "gs": "gcsfs",
+    "hf": "huggingface_hub",
+    "memory": "fsspec",
+}
+"""Remote protocols that are read, and what to install for each. No other is: fsspec knows some that
+run commands, unpack archives or log in elsewhere."""
+
+SECRET_NAMES = re.compile(r"SECRET|TOKEN|PASSW|CREDENTIAL|ACCESS_KEY|API_KEY")
+"""Environment variables of such names are never told, whoever quotes their values."""
+
+SECRET_LENGTH = 8
+"""Characters; to blot out every shorter value would make messages unreadable."""
+
+Place = Path | str
+"""A folder: its path on this machine, or its address."""
+
+
+def is_address(text: object) -> bool:
+    """Whether a place is an address that fsspec reads, not a path."""
+    return isinstance(text, str) and "://" in text and not text.startswith("file://")
+
+
+def place(text: str) -> Place:
+    """A place as a command line spells it. ``ValueError`` for an address that is not read."""
+    if is_address(text):
+        require_readable(text)
+        return text
+    return local_path(text) if text.startswith("file://") else Path(text)
+
+
+def shown(place: Place) -> str:
+    """A place as messages may show it."""
+    return redacted(place) if isinstance(place, str) else str(place)
+
+
+def redacted(address: str) -> str:
+    """An address as messages may show it: without user, password, query and fragment."""
+    scheme, found, rest = address.partition("://")
+    if not found:
+        return address
+    if not re.fullmatch(r"[A-Za-z][\w+.-]*", scheme):
+        return "***"
+    host, slash, path = rest.partition("/")
+    host = re.split("[?#]", host.rpartition("@")[2])[0]
+    if not re.fullmatch(r"\[[^\]]*\](:\d*)?|[^:]*(:\d*)?", host):
+        return f"{scheme}://***"  # an unescaped slash in a password: what follows is part of it
+    return f"{scheme}://{host}{slash}{re.split('[?#]|::', path)[0]}"
+
+
+def scrubbed(text: str, address: str) -> str:
+    """A backend's message without what is secret about an address in it, and not too long."""
+    text = re.sub(r"[A-Za-z][\w+.-]*://[^\s'\"<>]+", lambda found: redacted(found[0]), text)
+    authority = address.partition("://")[2].partition("/")[0]
+    login, query = authority.rpartition("@")[0], address.partition("?")[2]
+    values = [pair.partition("=")[2] for pair in query.split("&")]
+    for secret in (query, login, login.partition(":")[2], *values, *_of_the_environment()):
+        for spelling in {secret, unquote(secret)} - {""}:
+            text = text.replace(spelling, "***")
+    return text if len(text) < 300 else text[:300] + "..."
+
+
+def _of_the_environment() -> list[str]:
+    found = [value for name, value in os.environ.items() if SECRET_NAMES.search(name.upper())]
+    return [value for value in found if len(value) >= SECRET_LENGTH]
+
+
+def require_readable(address: str) -> None:
+    """``ValueError`` for a protocol that is not read, and for what only another would need."""
+    protocol, _, rest = address.partition("://")
+    seen = redacted(address)
+    if "::" in re.sub(r"\[[0-9A-Fa-f:.]*\]", "", address, count=1):  # but not in an IPv6 address
+        raise ValueError(f"{seen}: chained addresses (::) are not read: give a plain one")
+    if protocol not in PACKAGES:
+        known = ", ".join(f"{name}://" for name in PACKAGES)
+        raise ValueError(f"{seen}: such addresses are not read: give a local folder, or {known}")
+    if protocol not in ("http", "https") and "@" in rest.partition("/")[0]:
+        raise ValueError(f"{seen}: credentials belong into the environment, not into the address")
+
+
+def require_package(address: str) -> None:
+    """``ValueError`` naming what to install for an address of this protocol."""
+    protocol = address.partition("://")[0]
+    try:
+        import fsspec  # type: ignore[import-untyped]
+
+        fsspec.get_filesystem_class(protocol)
+    except ImportError:
+        raise ValueError(
+            f"{redacted(address)}: reading {protocol}:// needs a package: "
+            f"pip install {PACKAGES[protocol]}"
+        ) from None
+
+
+def local_path(address: str) -> Path:
+    """The path of ``file:///folder``. ``ValueError`` where it names another machine."""
+    parts = urlsplit(address)
+    if parts.netloc not in ("", "localhost"):
+        raise ValueError(f"{redacted(address)}: names another machine; spell it file:///folder")
+    return Path(unquote(parts.path))

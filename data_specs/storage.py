@@ -1,0 +1,590 @@
+"""Folders wherever they are: on this machine, or at an address that fsspec reads and writes.
+
+Local folders are used as they are; fsspec is imported only for an address (``s3://bucket/shards``).
+A file is there whole or not at all: on a disk by a temporary name, sync and rename; on a store by
+one upload, which shows no part of an object, held afterwards to its size and checksum.
+
+There is one layer of retries, here, with waits that end; where a backend has its own it is turned
+off (s3), or this one is short (``OWN_RETRIES``). Messages name the address without credentials; the
+backends' own errors, which quote addresses, are neither repeated as they are nor chained.
+"""
+
+from __future__ import annotations
+
+import base64
+import errno
+import hashlib
+import os
+import re
+import shutil
+import socket
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, Any, TypeVar
+from urllib.parse import quote, unquote
+
+from data_specs.addresses import (
+    PACKAGES,
+    Place,
+    is_address,
+    local_path,
+    redacted,
+    require_package,
+    require_readable,
+    scrubbed,
+)
+
+WAITS_S = (0.5, 1.0, 2.0, 4.0)
+"""Waits between the tries of a request: a store that throttles is back within seconds."""
+
+WRITE_WAITS_S = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
+"""Of an upload: a shard took minutes to make, and is not given up for a store's bad minute."""
+
+OWN_RETRIES = ("gs", "hf")
+"""Protocols whose packages try again by themselves, six and five times: here one wait is enough."""
+
+SILENCE_S = 60.0
+"""How long a server may send nothing. There is no limit on the whole: shards are large."""
+
+TOGETHER = 32
+"""Small files read at a time."""
+
+PART_BYTES = 64 << 20
+"""Of an upload to s3 in parts, which is one of twice as much or more."""
+
+LEFTOVER_S = 3600.0
+"""A part of a file that has not grown for so long belongs to a transfer that was killed."""
+
+SCRATCH_VARIABLE = "SPEECH_SCRATCH"
+"""Local folder for what is on its way to or from an address (default: the system's)."""
+
+NOT_TRANSIENT = (
+    *(FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError),
+    *(NotImplementedError, ImportError, TypeError, ValueError),
+)
+OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+TRANSIENT_STATUS = (408, 425, 429)
+TRANSIENT_CODES = (
+    *("RequestTimeout", "IncompleteBody", "BadDigest", "SlowDown", "InternalError"),
+    *("XAmzContentSHA256Mismatch", "ServiceUnavailable", "OperationAborted"),
+)
+"""Of S3, some of which come with a status that says that the request was wrong."""
+
+NOT_SET_UP = ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "NoRegionError")
+"""Kinds of botocore's errors that waiting does not mend."""
+
+T = TypeVar("T")
+
+
+class NotFound(ValueError):
+    """A folder or a file is not there; the message names it."""
+
+
+def open_folder(address: Place) -> LocalFolder | RemoteFolder:
+    """A folder by path or address (``http(s)://``, ``s3://``, ``gs://``, ``hf://``, ``file://``).
+
+    ``ValueError`` naming the address: a protocol that is not read, or its package is missing.
+    """
+    text = str(address)
+    if is_address(text):
+        require_readable(text)
+        require_package(text)
+        return RemoteFolder(text)
+    if isinstance(address, Path) and ":/" in text and text.partition(":")[0] in PACKAGES:
+        raise ValueError(f"{address}: an address, taken for a path: this reads local folders only")
+    return LocalFolder(local_path(text) if text.startswith("file://") else Path(address))
+
+
+# ---------------------------------------------------------------- on this machine
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[IO[bytes]]:
+    """Write ``path`` whole or not at all: temporary name, sync, rename, sync of the folder."""
+    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@dataclass(frozen=True)
+class LocalFolder:
+    """A folder of this machine."""
+
+    path: Path
+
+    def shown(self, name: str = "") -> str:
+        """The folder, or a file in it, for messages."""
+        return str(self.path / name)
+
+    def sizes(self) -> dict[str, int | None]:
+        """Name and bytes of every file; ``NotFound`` without the folder."""
+        if not self.path.is_dir():
+            raise NotFound(f"{self.path}: no such folder of shards")
+        with os.scandir(self.path) as entries:
+            return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
+
+    def read(self, names: Sequence[str], limit: int) -> list[bytes]:
+        """Small files whole; ``NotFound`` or ``ValueError`` naming one that is over the limit."""
+        return [_no_longer(self._head(name, limit), limit, self.shown(name)) for name in names]
+
+    def _head(self, name: str, limit: int) -> bytes:
+        try:
+            with (self.path / name).open("rb") as file:
+                return file.read(limit + 1)
+        except FileNotFoundError:
+            raise NotFound(f"{self.shown(name)} is missing") from None
+
+    @contextmanager
+    def open(self, name: str) -> Iterator[IO[bytes]]:
+        """A file for reading; ``NotFound`` naming it where it is not there."""
+        try:
+            file = (self.path / name).open("rb")
+        except FileNotFoundError:
+            raise NotFound(f"{self.shown(name)} is missing") from None
+        with file:
+            yield file
+
+    def make(self) -> None:
+        """Make the folder, if it is not there."""
+        self.path.mkdir(parents=True, exist_ok=True)
+
+    @contextmanager
+    def writing(self, name: str) -> Iterator[IO[bytes]]:
+        """Write a file whole or not at all."""
+        path = self.path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(path) as file:
+            yield file
+
+    def remove(self, name: str) -> None:
+        """Remove a file, if it is there."""
+        (self.path / name).unlink(missing_ok=True)
+
+
+# ---------------------------------------------------------------- at an address
+
+
+@dataclass(frozen=True)
+class RemoteFolder:
+    """A folder at an address. Transient errors are tried again (``WAITS_S``)."""
+
+    address: str = field(repr=False)
+
+    @property
+    def protocol(self) -> str:
+        """What stands before ``://``."""
+        return self.address.partition("://")[0]
+
+    def shown(self, name: str = "") -> str:
+        """The folder, or a file in it, for messages: without credentials."""
+        return redacted(self._at(name) if name else self.address)
+
+    def sizes(self) -> dict[str, int | None]:
+        """Name and bytes (none where the listing does not tell) of every file: one listing.
+
+        An HTTP server must give an index page with links, as ``python -m http.server`` does.
+        """
+        entries = self._tried("", lambda system: system.ls(self._at(""), detail=True))
+        files = [entry for entry in entries if entry["type"] == "file"]
+        return {self._name(entry["name"]): entry.get("size") for entry in files}
+
+    def tree(self) -> dict[str, int | None]:
+        """Path below the folder and bytes of every file below it: one recursive listing."""
+        found = self._tried("", lambda system: system.find(self._at(""), detail=True))
+        top = re.sub(r"^[a-z0-9]+://", "", self._at("").partition("?")[0]).strip("/")
+        sizes = {}
+        for name, entry in found.items():
+            path = re.sub(r"^[a-z0-9]+://", "", name.partition("?")[0]).strip("/")
+            if entry["type"] == "file" and path.startswith(f"{top}/"):
+                below = path.removeprefix(f"{top}/")
+                sizes[unquote(below) if self._over_http else below] = entry.get("size")
+        return sizes
+
+    def read(self, names: Sequence[str], limit: int) -> list[bytes]:
+        """Small files whole; ``NotFound`` or ``ValueError`` naming one that is over the limit."""
+
+        def head(name: str) -> bytes:
+            at = self._at(name)
+            return self._tried(
+                name, lambda system: bytes(system.cat_file(at, start=0, end=limit + 1))
+            )
+
+        with ThreadPoolExecutor(TOGETHER) as pool:
+            found = pool.map(head, names)
+            return [
+                _no_longer(data, limit, self.shown(name))
+                for name, data in zip(names, found, strict=True)
+            ]
+
+    def part(self, name: str, start: int, end: int) -> bytes:
+        """Bytes [start, end) of a file."""
+        at = self._at(name)
+        return self._tried(name, lambda system: bytes(system.cat_file(at, start=start, end=end)))
+
+    def about(self, name: str) -> tuple[int, str]:
+        """Bytes of a file, and whatever the store says that changes with its content."""
+        entry = self._tried(name, lambda system: system.info(self._at(name)))
+        if entry.get("size") is None:
+            raise OSError(f"{self.shown(name)}: the server does not tell its size")
+        tags = (entry.get(key) for key in ("ETag", "etag", "md5Hash", "blob_id", "LastModified"))
+        return int(entry["size"]), str(next(filter(None, tags), ""))
+
+    def fetch(self, name: str, to: Path, check: Callable[[Path], None], most: int) -> None:
+        """Write a file to a path. ``OSError`` naming it where ``check`` raises one for it, or where
+        more than ``most`` bytes come."""
+
+        def once(system: Any) -> None:
+            system.get_file(self._at(name), str(to), callback=_stop_after(most))
+            check(to)
+
+        self._tried(name, once)
+
+    @contextmanager
+    def open(self, name: str) -> Iterator[IO[bytes]]:
+        """A local copy for reading, gone when it is closed, or with the process."""
+        size, _ = self.about(name)
+        with tempfile.TemporaryFile(dir=_scratch()) as file:
+            self.fetch(name, _path_of(file), lambda copy: require_size(copy, size), size)
+            yield file
+
+    def make(self) -> None:
+        """Say at once that an address cannot be written. A store has no folders to make."""
+        if self._over_http:
+            raise ValueError(
+                f"{self.shown()}: http is only read: give a local folder, s3://, gs:// or hf://"
+            )
+
+    @contextmanager
+    def writing(self, name: str) -> Iterator[IO[bytes]]:
+        """Write a file whole or not at all: first here, then by one upload, then compared."""
+        self.make()
+        with tempfile.TemporaryFile(dir=_scratch()) as file:
+            yield file
+            file.flush()
+            self._upload(_path_of(file), name)
+
+    def _upload(self, path: Path, name: str) -> None:
+        at, sums = self._at(name), Sums.of(path)
+        options = {"chunksize": PART_BYTES} if self.protocol == "s3" else {}
+
+        def once(system: Any) -> None:
+            system.put_file(str(path), at, **options)
+            _require_stored(system, at, sums)
+
+        self._tried(name, once, "written")
+
+    def remove(self, name: str) -> None:
+        """Remove a file, if it is there."""
+        with suppress(NotFound):
+            self._tried(name, lambda system: system.rm_file(self._at(name)), "removed")
+
+    def copy_from(self, other: RemoteFolder, name: str) -> None:
+        """Have the store copy a file of another of its folders."""
+        size, _ = other.about(name)
+        source, target = other._at(name), self._at(name)
+
+        def once(system: Any) -> None:
+            system.cp_file(source, target)
+            system.invalidate_cache()
+            if (stored := system.info(target)["size"]) != size:
+                raise OSError(f"{stored} of {size} bytes were copied")
+
+        self._tried(name, once, "written")
+
+    def remove_leftovers(self) -> int:
+        """End uploads in parts that nobody goes on with: unseen, but stored and billed. How many.
+
+        Only s3 has them; one that may not list them is left in peace.
+        """
+        if self.protocol != "s3":
+            return 0
+        bucket, _, prefix = self._at("").removeprefix("s3://").partition("/")
+        system = _filesystem("s3")
+        try:
+            uploads = system.list_multipart_uploads(bucket)
+            old = [u for u in uploads if u["Key"].startswith(prefix) and _is_old(u["Initiated"])]
+            for upload in old:
+                system.abort_mpu(bucket, upload["Key"], upload["UploadId"])
+        except Exception:  # of any backend; what it costs is told by the store's own bill
+            return 0
+        return len(old)
+
+    @property
+    def _over_http(self) -> bool:
+        return self.protocol in ("http", "https")
+
+    def _at(self, name: str) -> str:
+        """The address of a file; a query (a signature) stays behind it."""
+        base, mark, query = self.address.partition("?")
+        return f"{base.rstrip('/')}/{quote(name) if self._over_http else name}{mark}{query}"
+
+    def _name(self, address: str) -> str:
+        link = address.removeprefix(self._at("").rstrip("/"))  # fsspec puts it behind our query
+        return re.split("[?#]", link)[0].rpartition("/")[2]
+
+    def _tried(self, name: str, work: Callable[[Any], T], done: str = "read") -> T:
+        """What ``work`` makes of a file system, at the first try that does not fail."""
+        all_waits = WAITS_S if done == "read" else WRITE_WAITS_S
+        waits = list(all_waits[:1] if self.protocol in OWN_RETRIES else all_waits)
+        tries = 1
+        while True:
+            try:
+                return work(_filesystem(self.protocol))
+            except Exception as error:  # every backend has kinds of its own
+                if tries > len(waits) or not is_transient(error):
+                    raise self._failure(name, error, tries, done) from None
+            time.sleep(waits[tries - 1] * _jitter())
+            tries += 1
+
+    def _failure(self, name: str, error: Exception, tries: int, done: str) -> Exception:
+        shown = self.shown(name)
+        if isinstance(error, FileNotFoundError) and done == "written":
+            return NotFound(f"{shown}: cannot be written: there is no such bucket or repository")
+        if isinstance(error, FileNotFoundError):
+            return NotFound(f"{shown}: not found" if name else f"{shown}: no such folder of shards")
+        told = scrubbed(str(error), self.address)
+        message = (
+            f"{shown}: cannot be {done}, tried {tries} times: {type(error).__name__}: {told}; "
+            "check the address, the credentials in the environment and the network"
+        )
+        full = isinstance(error, OSError) and error.errno in OF_THE_DISK
+        return OSError(error.errno, message) if full else OSError(message)  # type: ignore[attr-defined]
+
+
+def copy(name: str, source: LocalFolder | RemoteFolder, to: LocalFolder | RemoteFolder) -> None:
+    """Copy a file from folder to folder: by a hard link, by the store itself, or through here."""
+    if (
+        isinstance(source, LocalFolder)
+        and isinstance(to, LocalFolder)
+        and _linked(name, source, to)
+    ):
+        return
+    if isinstance(source, RemoteFolder) and isinstance(to, RemoteFolder):
+        within = source.protocol == to.protocol
+        if within and source.protocol not in ("http", "https"):
+            to.copy_from(source, name)
+            return
+    with source.open(name) as file, to.writing(name) as new:
+        shutil.copyfileobj(file, new, 1 << 20)
+
+
+def _linked(name: str, source: LocalFolder, to: LocalFolder) -> bool:
+    """Whether a hard link could be made. Files are only ever replaced, never written into."""
+    path = to.path / name
+    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(source.path / name, temporary)
+    except FileNotFoundError:
+        raise NotFound(f"{source.shown(name)} is missing") from None
+    except OSError:  # another disk, or a file system without links
+        return False
+    os.replace(temporary, path)
+    temporary.unlink(missing_ok=True)  # rename does nothing where both are one file already
+    _sync_folder(path.parent)
+    return True
+
+
+# ---------------------------------------------------------------- uploads, held to what was sent
+
+
+@dataclass(frozen=True)
+class Sums:
+    """What a store may say of a file: its size and any of these hashes (hex)."""
+
+    size: int
+    sha256: str
+    md5: str
+    of_parts: str
+    """S3's tag of an object that came in parts: the MD5 of the parts' MD5s, and how many."""
+
+    @classmethod
+    def of(cls, path: Path) -> Sums:
+        """Read a file once."""
+        whole, md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
+        part, parts, size = hashlib.md5(usedforsecurity=False), [], 0
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                for digest in (whole, md5, part):
+                    digest.update(block)
+                size += len(block)
+                if size % PART_BYTES == 0:
+                    parts.append(part.digest())
+                    part = hashlib.md5(usedforsecurity=False)
+        if size % PART_BYTES:
+            parts.append(part.digest())
+        of_parts = hashlib.md5(b"".join(parts), usedforsecurity=False).hexdigest()
+        return cls(size, whole.hexdigest(), md5.hexdigest(), f"{of_parts}-{len(parts)}")
+
+
+def _require_stored(system: Any, at: str, sums: Sums) -> None:
+    """``OSError`` where a store does not hold what was sent.
+
+    By size, and by the checksum that it states. One that states none, or another (an encrypted
+    object's tag is no MD5), is read back.
+    """
+    system.invalidate_cache()
+    entry = system.info(at)
+    if entry["size"] != sums.size:
+        raise OSError(f"{entry['size']} of {sums.size} bytes arrived")
+    if _stated(entry) & {sums.sha256, sums.md5, sums.of_parts}:
+        return
+    with tempfile.TemporaryFile(dir=_scratch()) as file:
+        system.get_file(at, str(_path_of(file)))
+        if sha256_of(file) != sums.sha256:
+            raise OSError("what is stored there is not what was sent")
+
+
+def sha256_of(file: IO[bytes]) -> str:
+    """Hash of an open file from where it stands to its end (hex)."""
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def _stated(entry: dict[str, Any]) -> set[str]:
+    """The checksums in a store's word for a file: s3's tag, gs' MD5, hf's SHA-256."""
+    found = {str(entry.get("ETag") or "").strip('"')}
+    with suppress(ValueError):
+        found.add(base64.b64decode(entry.get("md5Hash") or "", validate=True).hex())
+    lfs = entry.get("lfs")
+    if isinstance(lfs, dict):
+        found.add(str(lfs.get("sha256")))
+    return found - {""}
+
+
+def _scratch() -> str | None:
+    return os.environ.get(SCRATCH_VARIABLE) or None
+
+
+def _path_of(file: IO[bytes]) -> Path:
+    """A name for an open file that has none: nothing is left of it where the process is killed."""
+    return Path(f"/proc/self/fd/{file.fileno()}")
+
+
+def require_size(path: Path, size: int) -> None:
+    """``OSError`` if a download is not as long as the store says."""
+    if (came := path.stat().st_size) != size:
+        raise OSError(f"{came} bytes came, the store says {size}")
+
+
+def _is_old(moment: datetime) -> bool:
+    return (datetime.now(UTC) - moment).total_seconds() > LEFTOVER_S
+
+
+def _no_longer(data: bytes, limit: int, where: str) -> bytes:
+    if len(data) > limit:
+        raise ValueError(f"{where}: longer than {limit} bytes: not a file of a dataset")
+    return data
+
+
+def _stop_after(size: int) -> Any:
+    """A callback that ends a download which brings more than it should."""
+    from fsspec.callbacks import Callback  # type: ignore[import-untyped]
+
+    def check(_: int | None, received: int, **kwargs: object) -> None:
+        if received > size:
+            raise ValueError(f"sends more than the {size} bytes that its record says")
+
+    return Callback(hooks={"size": check})
+
+
+# ---------------------------------------------------------------- file systems and their errors
+
+SYSTEMS: dict[tuple[int, str], Any] = {}
+"""fsspec's file systems by process and protocol. They are never let go: what closes their
+connections would run at some garbage collection, in a forked worker or under a lock, and hang."""
+
+
+def _filesystem(protocol: str) -> Any:
+    """This process' own: connections cannot be shared with the process that it was forked from.
+
+    No listing is kept: other processes write there too.
+    """
+    import fsspec  # type: ignore[import-untyped]
+
+    key = (os.getpid(), protocol)
+    if key not in SYSTEMS:
+        options = _options(protocol)
+        system = fsspec.filesystem(protocol, skip_instance_cache=True, **options)
+        if protocol == "s3":
+            system.retries = 1  # s3fs' own layer; ours is above it
+        SYSTEMS.setdefault(key, system)
+    SYSTEMS[key].invalidate_cache()
+    return SYSTEMS[key]
+
+
+def _options(protocol: str) -> dict[str, Any]:
+    if protocol in ("http", "https"):
+        return _http_options()
+    if protocol == "s3":
+        once = {"total_max_attempts": 1, "mode": "standard"}
+        limits = {"connect_timeout": SILENCE_S, "read_timeout": SILENCE_S}
+        config = {"retries": once, "max_pool_connections": TOGETHER, **limits}
+        return {"use_listings_cache": False, "config_kwargs": config}
+    return {}
+
+
+def _http_options() -> dict[str, Any]:
+    import aiohttp
+
+    timeout = aiohttp.ClientTimeout(total=None, sock_connect=SILENCE_S, sock_read=SILENCE_S)
+    return {
+        "client_kwargs": {"timeout": timeout, "trust_env": True},
+        "headers": {"Accept-Encoding": "identity"},  # sizes are then those of the files
+    }
+
+
+def is_transient(error: Exception) -> bool:
+    """Whether the same request may succeed in a moment."""
+    status, code = _answer(error)
+    if code in TRANSIENT_CODES:
+        return True
+    if isinstance(status, int):
+        return status >= 500 or status in TRANSIENT_STATUS
+    if isinstance(error, OSError) and error.errno in OF_THE_DISK:
+        return False
+    return not isinstance(error, NOT_TRANSIENT) and type(error).__name__ not in NOT_SET_UP
+
+
+def _answer(error: Exception) -> tuple[int | None, str]:
+    """Status and code of the answer that an error is about, as far as the backend kept them."""
+    if isinstance(status := getattr(error, "status", None), int):
+        return status, ""
+    for of in (error, error.__cause__):
+        answer = getattr(of, "response", None)
+        if isinstance(answer, dict):  # botocore's
+            meta = answer.get("ResponseMetadata", {})
+            return meta.get("HTTPStatusCode"), str(answer.get("Error", {}).get("Code", ""))
+        if isinstance(status := getattr(answer, "status_code", None), int):
+            return status, ""
+    return None, ""
+
+
+def _jitter() -> float:
+    """Between 0.75 and 1.25, by process: a hundred workers shall not all come back at once."""
+    return 0.75 + 0.5 * (os.getpid() % 101) / 100

@@ -1,0 +1,45 @@
+"""Which shards failed, so that they and no others can be made again (``--retry-failed``).
+
+A dropped sample stands in its shard's record. Of an attempt that was not committed there is no
+record: ``failed-NNNNNN.json`` beside the shards keeps the reason until the shard is made.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+from pipeline import shards
+from pipeline.job import Job
+from pipeline.run import Outcome
+
+
+def name_of(shard: int) -> str:
+    """The file that keeps why a shard's last attempt failed."""
+    return f"failed-{shard:06d}.json"
+
+
+def note(job: Job, outcome: Outcome) -> None:
+    """Keep the reasons of a run's failed attempts, and let go of those that are made up for."""
+    for shard, reason in outcome.failed.items():
+        shards.write_json(job.out, name_of(shard), {"shard": shard, "reason": reason})
+    if outcome.made:
+        for shard in noted(job) & set(outcome.made):
+            job.folder.remove(name_of(shard))
+
+
+def noted(job: Job) -> set[int]:
+    """Shards whose last attempt failed."""
+    matches = (re.fullmatch(r"failed-(\d+)\.json", name) for name in job.folder.sizes())
+    return {int(match[1]) for match in matches if match}
+
+
+def again(job: Job) -> Job:
+    """The same job, but only its shards with dropped samples or a failed attempt, made again."""
+    ledger = shards.read_ledger(job.out)
+    dropped = {number for number, record in ledger.records.items() if record.dropped}
+    whole = {shard for shard in range(job.shard_count) if job.is_whole(ledger, shard)}
+    attempts = noted(job) - whole
+    chosen = frozenset((dropped | attempts) & set(range(job.shard_count)))
+    print(f"{len(dropped)} shards with dropped samples, {len(attempts)} with failed attempts")
+    return replace(job, again=chosen, only=chosen if job.only is None else chosen & job.only)

@@ -1,0 +1,247 @@
+"""Datasets grow, are merged, and are made again where something failed; no byte moves elsewhere."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline import failures, growth
+from pipeline import job as jobs
+from pipeline.__main__ import main
+from pipeline.job import Job, WrongDataset, reopen
+from pipeline.merge import merge
+from pipeline.run import Outcome
+from pipeline.shards import ShardError, read_ledger, verify_shard
+from tests.sketches import make_all, manifests, sketch_job, tars
+
+NOT_ASKED = {"device": "cpu", "teacher_device": "", "time_limit": 60.0, "corpus": []}
+
+
+@pytest.fixture
+def corpora(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, int]]:
+    """What a scan finds: set ``more_speech`` to files of a second folder. No teacher is loaded."""
+    there = {"more_speech": 0}
+
+    class Teacher:
+        weights_sha256 = "a" * 64
+
+    monkeypatch.setattr(jobs, "scan_all", lambda *args: manifests(**there))
+    monkeypatch.setattr(jobs.label, "load", lambda spec: Teacher())
+    monkeypatch.setattr(jobs.label, "calibration", lambda teacher: None)
+    yield there
+
+
+def asked(samples: int, out: Path | None = None) -> argparse.Namespace:
+    return argparse.Namespace(samples=samples, out=out, **NOT_ASKED)
+
+
+def wrong(job: Job) -> list[str]:
+    found = (
+        verify_shard(job.out, shard, job.dataset_hash, job.shard_range(shard), deep=True)
+        for shard in range(job.shard_count)
+    )
+    return [line for lines in found for line in lines]
+
+
+# ---------------------------------------------------------------- extend
+
+
+def test_extended_is_made_at_once_with_the_larger_number(corpora: Any, tmp_path: Path) -> None:
+    make_all(sketch_job(tmp_path / "grown", 8))
+    job = growth.grown(tmp_path / "grown", asked(18))
+    assert make_all(job) == [2, 3, 4]
+    make_all(sketch_job(tmp_path / "at-once", 18))
+    assert tars(tmp_path / "grown") == tars(tmp_path / "at-once")
+    assert reopen(tmp_path / "grown", {}).samples == 18 and wrong(job) == []
+
+
+def test_a_short_last_shard_is_made_again_and_no_other(corpora: Any, tmp_path: Path) -> None:
+    make_all(sketch_job(tmp_path / "grown", 10))
+    assert make_all(growth.grown(tmp_path / "grown", asked(16))) == [2, 3]
+    make_all(sketch_job(tmp_path / "at-once", 16))
+    assert tars(tmp_path / "grown") == tars(tmp_path / "at-once")
+
+
+def test_extending_again_goes_on(corpora: Any, tmp_path: Path) -> None:
+    make_all(sketch_job(tmp_path, 8))
+    growth.grown(tmp_path, asked(16))  # and killed
+    assert make_all(growth.grown(tmp_path, asked(16))) == [2, 3]
+
+
+def test_a_dataset_does_not_shrink(corpora: Any, tmp_path: Path) -> None:
+    make_all(sketch_job(tmp_path, 8))
+    with pytest.raises(ValueError, match="has 8 already; --samples is how many"):
+        growth.grown(tmp_path, asked(4))
+
+
+def test_other_recordings_need_a_new_folder(corpora: Any, tmp_path: Path) -> None:
+    make_all(sketch_job(tmp_path, 8))
+    corpora["more_speech"] = 3
+    with pytest.raises(WrongDataset, match=r"corpus speech is not the one.*--out NEW"):
+        growth.grown(tmp_path, asked(16))
+
+
+def test_a_new_version_keeps_the_old_shards_and_draws_from_all(
+    corpora: Any, tmp_path: Path
+) -> None:
+    old = sketch_job(tmp_path / "one", 8)
+    make_all(old)
+    corpora["more_speech"] = 60
+    job = growth.grown(tmp_path / "one", asked(16, tmp_path / "two"))
+    assert job.dataset_hash != old.dataset_hash
+    assert make_all(job) == [2, 3] and wrong(job) == []
+    assert all(tars(tmp_path / "two")[name] == data for name, data in tars(old.out).items())
+    told = json.loads((tmp_path / "two" / "dataset.json").read_text())
+    assert told["derived_from"]["dataset_hash"] == old.dataset_hash
+    assert told["derived_from"]["samples"] == 8 and told["samples"] == 16
+    roots = {plan.speech.root for plan in job.plans(range(8, 16))}
+    assert 1 in roots  # the new folder's recordings are used
+    assert read_ledger(old.out).records[0].dataset_hash == old.dataset_hash  # untouched
+
+
+def test_a_new_version_killed_midway_goes_on_and_grows(corpora: Any, tmp_path: Path) -> None:
+    make_all(sketch_job(tmp_path / "one", 8))
+    corpora["more_speech"] = 60
+    job = growth.grown(tmp_path / "one", asked(12, tmp_path / "two"))
+    (tmp_path / "two" / "shard-000001.json").unlink()
+    job = growth.grown(tmp_path / "one", asked(12, tmp_path / "two"))
+    assert make_all(job) == [2]
+    assert make_all(growth.grown(tmp_path / "two", asked(16))) == [3]
+    assert wrong(reopen(tmp_path / "two", {})) == []
+    corpora["more_speech"] = 70
+    third = growth.grown(tmp_path / "two", asked(20, tmp_path / "three"))
+    assert third.identity["derived_from"]["derived_from"]["samples"] == 8
+
+
+def test_what_cannot_be_derived_from(corpora: Any, tmp_path: Path) -> None:
+    short = sketch_job(tmp_path / "short", 6)
+    make_all(short)
+    corpora["more_speech"] = 3
+    with pytest.raises(ValueError, match=r"its last shard is short.*--samples 8"):
+        growth.grown(short.out, asked(16, tmp_path / "new"))
+    unfinished = sketch_job(tmp_path / "unfinished", 8)
+    with pytest.raises(ShardError, match="2 of 2 shards are not whole"):
+        growth.grown(unfinished.out, asked(16, tmp_path / "new"))
+    corpora["more_speech"] = 0
+    with pytest.raises(ValueError, match="no corpus has anything new"):
+        growth.grown(unfinished.out, asked(16, tmp_path / "new"))
+
+
+def test_a_version_only_adds(corpora: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    make_all(sketch_job(tmp_path / "one", 8))
+    fewer = manifests(5)
+    fewer["noise"] = replace(fewer["noise"], table=fewer["noise"].table.slice(2))
+    monkeypatch.setattr(jobs, "scan_all", lambda *args: fewer)
+    with pytest.raises(ValueError, match=r"'noise': 2 recordings.*noise000\.wav.*only adds"):
+        growth.grown(tmp_path / "one", asked(16, tmp_path / "two"))
+
+
+# ---------------------------------------------------------------- merge
+
+
+def part(out: Path, shards: set[int], samples: int = 14, **changes: Any) -> Job:
+    job = replace(sketch_job(out, samples, **changes), only=frozenset(shards))
+    make_all(job)
+    return job
+
+
+def test_merged_parts_are_the_whole(tmp_path: Path) -> None:
+    part(tmp_path / "a", {0, 2})
+    part(tmp_path / "b", {1, 3})
+    assert (
+        main(["merge", str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(tmp_path / "c")]) == 0
+    )
+    make_all(sketch_job(tmp_path / "at-once", 14))
+    assert tars(tmp_path / "c") == tars(tmp_path / "at-once")
+    assert wrong(reopen(tmp_path / "c", {})) == []
+    same = (
+        os.stat(tmp_path / "a" / "shard-000000.tar"),
+        os.stat(tmp_path / "c" / "shard-000000.tar"),
+    )
+    assert same[0].st_ino == same[1].st_ino  # linked, not copied
+
+
+def test_a_linked_shard_that_is_made_again_leaves_the_other_alone(tmp_path: Path) -> None:
+    part(tmp_path / "a", {0})
+    before = tars(tmp_path / "a")
+    job = merge([tmp_path / "a"], tmp_path / "c")
+    make_all(replace(job, again=frozenset({0}), only=frozenset({0})), frozenset({1}))
+    assert tars(tmp_path / "a") == before != tars(tmp_path / "c")
+
+
+def test_merging_says_what_is_missing(tmp_path: Path, capsys: Any) -> None:
+    part(tmp_path / "a", {0, 2})
+    assert main(["merge", str(tmp_path / "a"), "--out", str(tmp_path / "c")]) == 1
+    assert "2 shards are whole in no input, such as shard-000001" in capsys.readouterr().out
+
+
+def test_ranges_of_different_length_give_the_longer_shard(tmp_path: Path) -> None:
+    part(tmp_path / "short", {0, 1}, samples=6)
+    part(tmp_path / "long", {1, 2}, samples=12)
+    merge([tmp_path / "short", tmp_path / "long"], tmp_path / "c")
+    make_all(sketch_job(tmp_path / "at-once", 12))
+    assert tars(tmp_path / "c") == tars(tmp_path / "at-once")
+
+
+def test_other_recipes_are_refused_by_field(tmp_path: Path, capsys: Any) -> None:
+    part(tmp_path / "a", {0})
+    part(tmp_path / "b", {1}, seed=99)
+    command = ["merge", str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(tmp_path / "c")]
+    assert main(command) == 2
+    assert "recipe.seed: 3 in the first, 99 here" in capsys.readouterr().err
+    assert not (tmp_path / "c").exists()
+
+
+def test_two_contents_of_one_shard_are_refused(tmp_path: Path) -> None:
+    part(tmp_path / "a", {0})
+    make_all(replace(sketch_job(tmp_path / "b", 14), only=frozenset({0})), frozenset({2}))
+    with pytest.raises(ShardError, match=r"shard-000000: .*a and .*b have different content"):
+        merge([tmp_path / "a", tmp_path / "b"], tmp_path / "c")
+
+
+def test_an_input_is_no_output(tmp_path: Path) -> None:
+    part(tmp_path / "a", {0})
+    with pytest.raises(ValueError, match="is one of the inputs"):
+        merge([tmp_path / "a"], tmp_path / "a")
+
+
+# ---------------------------------------------------------------- made again
+
+
+def test_only_what_failed_is_made_again(tmp_path: Path) -> None:
+    job = sketch_job(tmp_path / "out", 18, max_dropped_share=0.5)
+    first = replace(job, only=frozenset({0, 1, 2}))
+    make_all(first, frozenset({5}))
+    failures.note(first, Outcome([0, 1, 2], 0, {3: "GuardError: memory is short"}))
+    assert failures.noted(job) == {3}
+    again = failures.again(job)
+    assert again.todo() == [1, 3]  # a dropped sample, a failed attempt; shard 4 was never tried
+    assert make_all(again) == [1, 3]
+    failures.note(again, Outcome([1, 3]))
+    assert failures.noted(job) == set() and failures.again(job).todo() == []
+    make_all(job)
+    make_all(sketch_job(tmp_path / "undisturbed", 18))
+    assert tars(tmp_path / "out") == tars(tmp_path / "undisturbed")
+
+
+def test_a_failure_that_another_run_made_up_for_is_none(tmp_path: Path) -> None:
+    job = sketch_job(tmp_path, 8)
+    failures.note(job, Outcome([], 0, {1: "its worker died"}))
+    make_all(job)
+    assert failures.again(job).todo() == []
+
+
+def test_making_again_a_shard_that_now_fails_keeps_the_old_one(tmp_path: Path) -> None:
+    job = sketch_job(tmp_path, 8, max_dropped_share=0.25)
+    make_all(job, frozenset({5}))
+    before = tars(tmp_path)
+    with pytest.raises(RuntimeError, match="TooManyDropped"):
+        make_all(failures.again(job), frozenset({4, 5, 6}))
+    assert tars(tmp_path) == before and job.todo() == []
