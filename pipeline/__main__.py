@@ -1,5 +1,5 @@
-"""``python -m pipeline VERB``: manifest, plan, shards, verify, replay, relabel, preview, corpora,
-speak, rooms, weights, bench, bench-degrade."""
+"""``python -m pipeline VERB``: manifest, plan, shards, verify, replay, status, estimate, card,
+relabel, preview, corpora, speak, rooms, weights, bench, bench-degrade."""
 
 from __future__ import annotations
 
@@ -19,6 +19,9 @@ def parser() -> argparse.ArgumentParser:
     _recipe_verbs(sub)
     _dataset_verbs(sub)
     for name, about in (
+        ("status", "how far a dataset is: shards, samples, rate, failures; 0 where it is whole"),
+        ("estimate", "how long, how large and how dear a dataset is, before it is made"),
+        ("card", "write a dataset's card again"),
         ("relabel", "label a dataset's samples again by another teacher, as another dataset"),
         ("preview", "a static page to listen to samples of a dataset"),
         ("corpora", "write the offline default corpora: speech, noise, rooms"),

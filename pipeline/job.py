@@ -250,7 +250,7 @@ def open_folder(job: Job) -> None:
     job.out.mkdir(parents=True, exist_ok=True)
     shards.remove_leftovers(job.out)
     path = job.out / DATASET_FILE
-    before = _read_dataset(path)
+    before = read_dataset(path)
     if before is None and shards.find_shards(job.out):
         raise WrongDataset(f"{job.out}: has shards but no {DATASET_FILE}; give an empty folder")
     if before is not None and before["identity"] != job.identity:
@@ -281,7 +281,8 @@ def _dataset_json(job: Job, before: dict[str, Any] | None) -> dict[str, Any]:
     }
 
 
-def _read_dataset(path: Path) -> dict[str, Any] | None:
+def read_dataset(path: Path) -> dict[str, Any] | None:
+    """A dataset's description, or none where there is none. ``ShardError`` where it is not one."""
     try:
         value = json.loads(path.read_bytes())
     except FileNotFoundError:
@@ -310,7 +311,7 @@ def _short(value: Any) -> str:
 
 def reopen(out: Path, roots: Roots) -> Job:
     """The job of an existing dataset folder, from what the folder itself says."""
-    found = _read_dataset(out / DATASET_FILE)
+    found = read_dataset(out / DATASET_FILE)
     if found is None:
         raise ShardError(f"{out}: no {DATASET_FILE}: not a dataset folder")
     recipe = Recipe.model_validate(found["recipe"])

@@ -25,6 +25,7 @@ from pydantic import Field
 
 from data_specs.sample import CROP_SAMPLES, parse_sample
 from data_specs.strict import Strict
+from pipeline.summary import Summary, summarise
 
 FORMAT = 1
 
@@ -54,6 +55,7 @@ class ShardRecord(Strict):
     dropped: tuple[dict[str, str], ...]
     versions: dict[str, str]
     licences: dict[str, int] = Field(default_factory=dict)
+    summary: Summary | None = None  # records of before it was written have none
 
 
 class ShardError(ValueError):
@@ -146,6 +148,7 @@ def commit(
         dropped=dropped,
         versions=versions or {},
         licences=dict(sorted(Counter(x for r in records for x in r.get("licences", ())).items())),
+        summary=summarise(records),
     )
     write_json(folder / f"{shard_name(shard)}.json", record.model_dump(mode="json"))
     return record

@@ -299,6 +299,9 @@ def delegate(verb: str, argv: Sequence[str]) -> int:
 
 
 OWN_OPTIONS = {
+    "status": "pipeline.status",
+    "estimate": "pipeline.estimate",
+    "card": "pipeline.card",
     "relabel": "pipeline.relabel",
     "preview": "pipeline.preview",
     "corpora": "pipeline.makers",

@@ -1,0 +1,178 @@
+"""The ledger: what a dataset folder says of itself, without a tar being opened.
+
+Records (``shard-NNNNNN.json``) say what is whole. Beside them, every driver keeps one small file of
+its own in ``attempts/``: what it has in flight, what failed and why, how fast it is. It is written
+anew every ``HEARTBEAT_S`` seconds, so that a job of days costs an object store some thousand small
+writes, and a driver that died is known by its silence. No shard depends on it: lost, or in a folder
+that cannot be written, it only tells less.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pydantic import Field
+
+from data_specs.strict import Strict
+from pipeline import shards
+from pipeline.shards import ShardRecord
+from pipeline.summary import MOS_BINS
+
+ATTEMPTS = "attempts"
+"""Folder of the drivers' files."""
+
+HEARTBEAT_S = 30.0
+LOST_AFTER = 4
+"""Heartbeats of silence after which a driver counts as dead; clocks may differ by some."""
+
+MOST_FAILURES = 1000
+"""Failed shards that a driver's file lists; a job with more has one cause, not a thousand."""
+
+
+class Attempts(Strict):
+    """One driver's file. Times are seconds since 1970; ``running`` gives each shard in flight the
+    time when its attempt began, ``rate`` is of samples a second over the last minutes."""
+
+    format: int = 1
+    run: str
+    began: float
+    updated: float
+    ended: str = ""
+    engine: str
+    workers: int
+    shards: int
+    made: int = 0
+    samples: int = 0
+    rate: float = 0.0
+    retries: int = 0
+    running: dict[int, float] = Field(default_factory=dict)
+    failed: dict[int, str] = Field(default_factory=dict)
+
+    def alive(self, now: float) -> bool:
+        """Whether the driver runs, as far as its file tells."""
+        return not self.ended and now - self.updated < LOST_AFTER * HEARTBEAT_S
+
+
+def new_run(now: float | None = None) -> str:
+    """A name for a driver's run: sorted by time, never twice."""
+    stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(now if now is not None else time.time()))
+    return f"{stamp}-{secrets.token_hex(4)}"
+
+
+def write_attempts(out: Path, attempts: Attempts) -> None:
+    """Write a driver's file, whole or not at all. Raises ``OSError`` where that cannot be."""
+    folder = out / ATTEMPTS
+    folder.mkdir(exist_ok=True)
+    shards.write_json(folder / f"{attempts.run}.json", attempts.model_dump(mode="json"))
+
+
+def read_attempts(out: Path) -> list[Attempts]:
+    """Every driver's file, oldest first; one that is not readable as such is left out."""
+    found = []
+    for path in sorted((out / ATTEMPTS).glob("*.json")):
+        try:
+            found.append(Attempts.model_validate_json(path.read_bytes()))
+        except (ValueError, FileNotFoundError):  # another version's, or just replaced
+            continue
+    return found
+
+
+@dataclass
+class Ledger:
+    """The records of a dataset, added up: memory grows with its shards, not with its samples."""
+
+    whole: dict[int, int] = field(default_factory=dict)
+    """Samples of each shard that is whole."""
+    planned: int = 0
+    tar_bytes: int = 0
+    wrong: dict[int, str] = field(default_factory=dict)
+    """Shards that are not whole though something of them is there, and why."""
+    dropped: Counter[str] = field(default_factory=Counter)
+    licences: Counter[str] = field(default_factory=Counter)
+    corpora: Counter[str] = field(default_factory=Counter)
+    languages: Counter[str] = field(default_factory=Counter)
+    processors: Counter[str] = field(default_factory=Counter)
+    mos: list[int] = field(default_factory=lambda: [0] * MOS_BINS)
+    mos_sum: float = 0.0
+    summarised: int = 0
+    """Samples of shards whose records count them; older ones do not."""
+
+    @property
+    def samples(self) -> int:
+        """Samples of all whole shards."""
+        return sum(self.whole.values())
+
+    def add(self, record: ShardRecord) -> None:
+        """Count a whole shard."""
+        self.whole[record.shard] = record.samples
+        self.planned += record.planned
+        self.tar_bytes += record.tar_bytes
+        self.dropped.update(drop["reason"] for drop in record.dropped)
+        self.licences.update(record.licences)
+        found = record.summary
+        if found is None:
+            return
+        self.summarised += record.samples
+        self.corpora.update(found.corpora)
+        self.languages.update(found.languages)
+        self.processors.update(found.processors)
+        self.mos = [a + b for a, b in zip(self.mos, found.mos, strict=True)]
+        self.mos_sum += found.mos_sum
+
+
+def load(out: Path, dataset_hash: str, planned: Iterable[int]) -> Ledger:
+    """Read all records of a folder, each held to this dataset, to its tar's size and to the samples
+    that are ``planned`` for its shard (shard k's at position k)."""
+    ledger, sizes = Ledger(), file_sizes(out)
+    expected = list(planned)
+    for shard, size, has_record in _found(sizes):
+        if not has_record:
+            ledger.wrong[shard] = "no record: never committed"
+            continue
+        try:
+            record = shards.read_record(out, shard)
+        except shards.ShardError as error:
+            ledger.wrong[shard] = str(error)
+            continue
+        wanted = expected[shard] if shard < len(expected) else 0
+        problem = _problem(record, size, dataset_hash, wanted)
+        if problem or record is None:
+            ledger.wrong[shard] = problem
+        else:
+            ledger.add(record)
+    return ledger
+
+
+def file_sizes(out: Path) -> dict[str, int]:
+    """Name and bytes of every file of a folder: one listing."""
+    with os.scandir(out) as entries:
+        return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
+
+
+def _found(sizes: dict[str, int]) -> Iterator[tuple[int, int | None, bool]]:
+    """Shard, bytes of its tar (None: there is none) and whether it has a record, by number."""
+    names = {name.rpartition(".")[0] for name in sizes if name.startswith("shard-")}
+    for name in sorted(names):
+        number = name.removeprefix("shard-")
+        if number.isdigit():
+            yield int(number), sizes.get(f"{name}.tar"), f"{name}.json" in sizes
+
+
+def _problem(record: ShardRecord | None, size: int | None, dataset_hash: str, wanted: int) -> str:
+    if record is None:
+        return "its record vanished"
+    if record.dataset_hash != dataset_hash:
+        return f"its record belongs to another dataset ({record.dataset_hash[:12]})"
+    if record.planned < wanted:
+        return f"holds {record.planned} of {wanted} planned samples: a shorter run made it"
+    if size is None:
+        return "its tar is missing"
+    if size != record.tar_bytes:
+        return f"its tar has {size} bytes, its record says {record.tar_bytes}"
+    return ""
