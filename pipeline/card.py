@@ -22,7 +22,7 @@ from pipeline import ledger
 from pipeline.degrade import PROCESSORS
 from pipeline.degrade.interface import noncommercial
 from pipeline.job import CLIP_HOURS, Job, reopen
-from pipeline.ledger import Ledger
+from pipeline.ledger import Tally
 from pipeline.shards import whole_file
 from pipeline.summary import MOS_BINS, UNKNOWN
 
@@ -54,7 +54,7 @@ def write_card(job: Job) -> Path:
     return path
 
 
-def card(job: Job, held: Ledger) -> str:
+def card(job: Job, held: Tally) -> str:
     """The card as text."""
     front = yaml.safe_dump(_front(job, held), sort_keys=False, allow_unicode=True)
     return "\n".join(["---", front.rstrip(), "---", "", *_lines(job, held)])
@@ -63,7 +63,7 @@ def card(job: Job, held: Ledger) -> str:
 # --- front matter ---------------------------------------------------------------------------------
 
 
-def _front(job: Job, held: Ledger) -> dict[str, Any]:
+def _front(job: Job, held: Tally) -> dict[str, Any]:
     licences = {*held.licences, *corpus_licences(job)}
     languages = sorted(x for x in held.languages if re.fullmatch("[a-z]{2,3}", x))
     return {
@@ -150,7 +150,7 @@ def corpus_licences(job: Job) -> dict[str, Counter[str]]:
 # --- body -----------------------------------------------------------------------------------------
 
 
-def _lines(job: Job, held: Ledger) -> Iterator[str]:
+def _lines(job: Job, held: Tally) -> Iterator[str]:
     yield from (f"# {job.recipe.name}: degraded speech with a teacher's scores", "")
     yield job.recipe.about or "(the recipe says nothing about itself)"
     hours = held.samples * CLIP_HOURS
@@ -175,7 +175,7 @@ def _lines(job: Job, held: Ledger) -> Iterator[str]:
     yield from _again(job)
 
 
-def _licences(job: Job, held: Ledger) -> Iterator[str]:
+def _licences(job: Job, held: Tally) -> Iterator[str]:
     yield from ("", "## Licences", "")
     yield "A sample is derived from its recordings and from every processor that it went through;"
     yield "`licences` in its `json` names the processors'. This list is no legal advice."
@@ -202,7 +202,7 @@ def _cell(text: str) -> str:
     return text.replace("|", "/").replace("\n", " ")
 
 
-def _contents(held: Ledger) -> Iterator[str]:
+def _contents(held: Tally) -> Iterator[str]:
     yield from ("", "## Contents", "")
     if held.summarised < held.samples:
         missing = held.samples - held.summarised
@@ -221,7 +221,7 @@ def _contents(held: Ledger) -> Iterator[str]:
         yield ""
 
 
-def _scores(held: Ledger) -> Iterator[str]:
+def _scores(held: Tally) -> Iterator[str]:
     yield from ("## Scores", "")
     total = sum(held.mos)
     if not total:

@@ -84,7 +84,7 @@ def read_attempts(out: Path) -> list[Attempts]:
 
 
 @dataclass
-class Ledger:
+class Tally:
     """The records of a dataset, added up: memory grows with its shards, not with its samples."""
 
     whole: dict[int, int] = field(default_factory=dict)
@@ -126,10 +126,10 @@ class Ledger:
         self.mos_sum += found.mos_sum
 
 
-def load(out: Path, dataset_hash: str, planned: Iterable[int]) -> Ledger:
+def load(out: Path, dataset_hash: str, planned: Iterable[int]) -> Tally:
     """Read all records of a folder, each held to this dataset, to its tar's size and to the samples
     that are ``planned`` for its shard (shard k's at position k)."""
-    ledger, sizes = Ledger(), file_sizes(out)
+    ledger, sizes = Tally(), file_sizes(out)
     expected = list(planned)
     for shard, size, has_record in _found(sizes):
         if not has_record:

@@ -20,7 +20,7 @@ from typing import Any
 from data_specs.sample import DATASET_FILE
 from pipeline import ledger
 from pipeline.job import CLIP_HOURS, read_dataset
-from pipeline.ledger import Attempts, Ledger
+from pipeline.ledger import Attempts, Tally
 from pipeline.shards import ShardError, shard_name
 from pipeline.watch import CLIP_S, duration, reasons
 
@@ -85,7 +85,7 @@ def look(out: Path, now: float | None = None) -> Status:
 
 
 def _status(
-    found: dict[str, Any], planned: list[int], held: Ledger, runs: list[Attempts], now: float
+    found: dict[str, Any], planned: list[int], held: Tally, runs: list[Attempts], now: float
 ) -> Status:
     alive = [run for run in runs if run.alive(now)]
     running = {
@@ -128,7 +128,7 @@ def _state(missing: int, alive: bool, failed: bool) -> str:
     return "failed" if failed else "stopped"
 
 
-def _failed(runs: list[Attempts], held: Ledger, running: dict[int, float]) -> dict[int, str]:
+def _failed(runs: list[Attempts], held: Tally, running: dict[int, float]) -> dict[int, str]:
     """Shards whose last known attempt failed."""
     latest: dict[int, str] = {}
     for run in runs:
