@@ -176,7 +176,7 @@ def bench_engines(setting: Setting) -> None:
     peaks: dict[str, float] = dict.fromkeys(kinds, 0.0)
     for _ in range(setting.repeat):
         for name, (engine, workers) in kinds.items():  # in turn: a slow hour hits all alike
-            taken, peak = _make(setting, engine, workers, setting.samples)
+            taken, peak = timed_command(setting, engine, workers, setting.samples)
             seconds[name].append(taken)
             peaks[name] = max(peaks[name], peak)
             print(
@@ -203,13 +203,13 @@ def bench_memory(setting: Setting) -> None:
     path.write_text(yaml.safe_dump(recipe.model_dump(mode="json", exclude_none=True)))
     peaks = []
     for samples in (2 * MEMORY_SHARD, 20 * MEMORY_SHARD):
-        seconds, peak = _make(setting, "ray", 2, samples, str(path))
+        seconds, peak = timed_command(setting, "ray", 2, samples, str(path))
         peaks.append(peak)
         print(f"{samples:>8} samples {peak:>8.0f} MB {seconds:>8.1f} s", flush=True)
     print(f"ten times as long: {peaks[1] / peaks[0]:.3f} of the memory (goal at most 1.10)")
 
 
-def _make(
+def timed_command(
     setting: Setting, engine: str, workers: int, samples: int, recipe: str = RECIPE
 ) -> tuple[float, float]:
     """Run the command; seconds, and peak MB of it and all its children."""

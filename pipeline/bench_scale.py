@@ -77,7 +77,10 @@ def make(out: Path, samples: int, count: int) -> None:
         manifest.save(out / "manifests" / f"{name}.parquet")
     for shard in range(count):
         _write_shard(job, shard)
-    described = {"recipe": recipe.model_dump(mode="json"), "identity": job.identity}
+    described: dict[str, object] = {
+        "recipe": recipe.model_dump(mode="json"),
+        "identity": job.identity,
+    }
     described |= {"recipe_hash": job.dataset_hash, "samples": samples, "teacher": "distillmos"}
     (out / DATASET_FILE).write_text(json.dumps(described))
     told = ledger.Attempts(

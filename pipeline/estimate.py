@@ -175,7 +175,8 @@ def calibrate(recipe: Recipe, options: argparse.Namespace) -> Rates:
         )
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        roots, missing = parse_roots(options.corpus, recipe), set()
+        roots = parse_roots(options.corpus, recipe)
+        missing: set[str] = set()
         if options.stand_ins:
             from pipeline.bench_degrade import stand_in_weights
 

@@ -12,7 +12,7 @@ import os
 import platform
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -43,7 +43,7 @@ LEAST_SAMPLES = 8
 class Clock:
     """Seconds and samples by stage."""
 
-    seconds: Counter[str] = field(default_factory=Counter)
+    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     samples: Counter[str] = field(default_factory=Counter)
 
     @contextmanager
@@ -60,7 +60,8 @@ class Clock:
 
 
 class Bench:
-    """A worker with a clock. ``clock`` is begun anew once everything is loaded."""
+    """A worker with a clock, and its own teacher (``label.Teacher``) so that scores are timed.
+    ``clock`` is begun anew once everything is loaded."""
 
     def __init__(self, job: Job) -> None:
         began = time.perf_counter()
@@ -68,6 +69,7 @@ class Bench:
         self.guard = Guard(Runtime(job.device, job.recipe.precision), job.time_limit_s)
         use_one_thread()
         self.teacher = label.load(job.recipe.teacher, job.label_device)
+        self.name, self.weights_sha256 = self.teacher.name, self.teacher.weights_sha256
         self.rows: list[Row] = []
         self.inside_s = 0.0
         self.loaded_s = time.perf_counter() - began
@@ -84,16 +86,6 @@ class Bench:
         """The teacher's scores, timed."""
         with self.clock.timing(TEACHER, len(waves_BT)):
             return self.teacher.score(waves_BT)
-
-    @property
-    def name(self) -> str:
-        """The teacher's."""
-        return self.teacher.name
-
-    @property
-    def weights_sha256(self) -> str:
-        """The teacher's."""
-        return self.teacher.weights_sha256
 
     def make(self, rows: range) -> None:
         """Render and label a group, as ``job.Worker`` does."""

@@ -95,7 +95,7 @@ def run(
     if not todo:
         return outcome
     engines: dict[str, Engine] = {"local": _run_local, "ray": partial(_run_ray, actors=actors)}
-    with Watch(job, todo, engine, workers, show=progress) as watch:
+    with Watch(job, todo, engine, workers, outcome.skipped, show=progress) as watch:
         for shard, error in engines[engine](hire, job, todo, workers, watch):
             watch.ended(shard, error)
             if error:
@@ -287,8 +287,8 @@ def _run_ray(
         _start_ray(workers + (0 if _on_gpu(job) else actors.count))
     try:
         counter = ray.remote(num_cpus=0, max_restarts=-1)(_Counter).remote()
-        watch.sinks.append(_metrics(job.recipe.name, watch.run))
         with (
+            watch.sending(_metrics(job.recipe.name, watch.run)),
             _shared_teacher(job, actors) as teacher,
             _polling(lambda: _read_count(counter), watch),
         ):

@@ -18,7 +18,7 @@ Rates are measured (``pipeline.rates``) or given; nothing here has one of its ow
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -125,7 +125,7 @@ def uses(recipe: Recipe) -> dict[str, float]:
     degraded = 1.0
     if recipe.voices and not recipe.voices.degrade:
         degraded -= recipe.voices.share
-    found: Counter[str] = Counter()
+    found: dict[str, float] = defaultdict(float)
     for stage in recipe.all_stages():
         for kind, share in _shares(stage).items():
             found[kind] += degraded * share

@@ -12,7 +12,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Protocol, TextIO
 
@@ -79,8 +79,8 @@ Sink = Callable[[Progress], None]
 class Watch:
     """The driver's view of a run; a context. Every method may be called from any thread.
 
-    ``whole`` shards were there before. ``stream`` (default: stderr) gets the bar, where it is a
-    terminal, or the lines; nothing where ``show`` is false.
+    ``whole`` shards were there before (default: all that are not in ``todo``). ``stream`` (default:
+    stderr) gets the bar, where it is a terminal, or the lines; nothing where ``show`` is false.
     """
 
     def __init__(
@@ -89,15 +89,18 @@ class Watch:
         todo: list[int],
         engine: str,
         workers: int,
+        whole: int | None = None,
         show: bool = True,
         stream: TextIO | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.job, self.clock = job, clock
         self.stream = stream or sys.stderr
-        self.sinks: list[Sink] = []
+        self._sinks: list[Sink] = []
         self._total = sum(len(job.shard_range(shard)) for shard in todo)
-        self._whole, self._lock = job.shard_count - len(todo), threading.RLock()
+        self._whole = job.shard_count - len(todo) if whole is None else whole
+        self._shards = self._whole + len(todo)
+        self._lock, self._sending = threading.RLock(), threading.Lock()
         now = clock()
         self._mine = ledger.Attempts(
             run=ledger.new_run(now),
@@ -174,7 +177,7 @@ class Watch:
             now, rate = self.clock(), self._rate()
             left = max(self._total - self._samples, 0)
             return Progress(
-                shards=self.job.shard_count,
+                shards=self._shards,
                 done=self._whole + self._made,
                 failed=len(self._failed),
                 running=len(self._running),
@@ -193,13 +196,31 @@ class Watch:
             self._note(now)
             progress = self.progress()
             self._bar.set_postfix_str(_postfix(progress), refresh=False)
-        for sink in self.sinks:
-            sink(progress)
+        self._send(progress)
         if self._lines and now - self._spoke >= LINE_S:
             self._spoke = now
-            print(line(progress, now), file=self.stream, flush=True)
+            with suppress(OSError, ValueError):  # a log that was closed
+                print(line(progress, now), file=self.stream, flush=True)
         if now - self._wrote >= ledger.HEARTBEAT_S:
             self._write("")
+
+    @contextmanager
+    def sending(self, sink: Sink) -> Iterator[None]:
+        """Send the numbers to ``sink`` too, for the last time when the block ends."""
+        with self._sending:
+            self._sinks.append(sink)
+        try:
+            yield
+        finally:
+            self._send(self.progress())
+            with self._sending:
+                self._sinks.remove(sink)
+
+    def _send(self, progress: Progress) -> None:
+        with self._sending:
+            for sink in self._sinks:
+                with suppress(Exception):  # another's code: that nobody sees it harms no job
+                    sink(progress)
 
     def _note(self, now: float) -> None:
         """Keep a point for the rate; what lies before the first sample is start-up."""
@@ -245,8 +266,6 @@ class Watch:
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join()
-        for sink in self.sinks:
-            sink(self.progress())
         self._write(_ending(error, len(self._failed)))
         self._bar.close()
 

@@ -201,6 +201,33 @@ def test_a_folder_that_cannot_be_written_harms_no_job(job: Job) -> None:
     assert ledger.read_attempts(job.out) == []
 
 
+def test_a_sink_hears_all_and_may_fail(job: Job) -> None:
+    heard: list[Progress] = []
+
+    def broken(progress: Progress) -> None:
+        raise RuntimeError("no network")
+
+    seen = watching(job, io.StringIO(), Clock(), show=False)
+    with seen.sending(broken), seen.sending(heard.append):
+        seen.tick()
+        seen.count(3)
+    seen.tick()
+    assert [progress.samples for progress in heard] == [0, 3]
+
+
+def test_a_log_that_was_closed_ends_nothing(job: Job) -> None:
+    stream, clock = io.StringIO(), Clock()
+    seen = watching(job, stream, clock)
+    stream.close()
+    clock.now += 31
+    seen.tick()
+
+
+def test_a_part_counts_its_own_shards(job: Job) -> None:
+    seen = Watch(job, [1, 3], "local", 1, 0, show=False, stream=io.StringIO(), clock=Clock())
+    assert (seen.progress().shards, seen.progress().done) == (2, 0)
+
+
 def test_an_error_ends_the_run_by_its_name(job: Job) -> None:
     with (
         pytest.raises(OSError, match="No space"),
@@ -237,6 +264,20 @@ def test_an_engine_tells_the_watch_and_the_ledger(job: Job) -> None:
     lenient = replace(job, recipe=job.recipe.model_copy(update={"max_dropped_share": 0.5}))
     outcome = run.run(lenient, "local", 1, progress=False, hire=lambda j, _: Maker(j))
     assert outcome.made == [0, 1, 2, 3]
+    (found,) = ledger.read_attempts(job.out)
+    assert (found.samples, found.made, found.running, found.ended) == (SAMPLES, 4, {}, "done")
+
+
+def hire(job: Job, _: object) -> Maker:
+    """At the top of a module, so that a pool's processes find it."""
+    return Maker(job)
+
+
+@pytest.mark.slow
+def test_pool_processes_tell_the_watch(job: Job) -> None:
+    lenient = replace(job, recipe=job.recipe.model_copy(update={"max_dropped_share": 0.5}))
+    outcome = run.run(lenient, "local", 2, progress=False, hire=hire)
+    assert sorted(outcome.made) == [0, 1, 2, 3]
     (found,) = ledger.read_attempts(job.out)
     assert (found.samples, found.made, found.running, found.ended) == (SAMPLES, 4, {}, "done")
 
