@@ -208,6 +208,16 @@ prune: setup ## prune a model on rated clips: RATED=labels.csv [MODEL=v7] [METHO
 relabel: setup ## label made shards again: SHARDS=dir TEACHER=name RELABELLED=dir
 	$(PY) -m pipeline relabel $(SHARDS) --teacher $(TEACHER) --out $(RELABELLED)
 
+.PHONY: status
+status: setup ## how far a dataset is, while its job runs or after it died: SHARDS=dir
+	$(PY) -m pipeline status $(SHARDS)
+
+NODES ?= 1 10 100
+
+.PHONY: estimate
+estimate: setup ## how long and how large the paper's 4 million samples are: RECIPE=paper NODES="1 10"
+	$(PY) -m pipeline estimate $(RECIPE) $(CORPUS) --nodes $(NODES)
+
 .PHONY: preview
 preview: setup ## a page to listen to samples of the training shards
 	$(PY) -m pipeline preview $(OUT)/shards/train $(CORPUS) --out $(OUT)/preview.html
@@ -263,6 +273,11 @@ lint: setup ## ruff and mypy
 .PHONY: bench
 bench: setup ## speed against named baselines, as ratios within one run
 	$(PY) -m pipeline bench
+
+.PHONY: bench-cluster
+bench-cluster: setup ## 4 million samples in 8000 shards without audio; the throughput model held to runs
+	$(PY) -m pipeline bench scale
+	$(PY) -m pipeline bench estimate
 
 DEEPFILTERNET3_DIR ?= $(wildcard $(abspath $(SHARED))/weights/DeepFilterNet3)
 

@@ -138,6 +138,10 @@ class LocalFolder:
         """The folder, or a file in it, for messages."""
         return str(self.path / name)
 
+    def below(self, name: str) -> LocalFolder:
+        """A folder in it."""
+        return LocalFolder(self.path / name)
+
     def sizes(self) -> dict[str, int | None]:
         """Name and bytes of every file; ``NotFound`` without the folder."""
         if not self.path.is_dir():
@@ -200,6 +204,10 @@ class RemoteFolder:
     def shown(self, name: str = "") -> str:
         """The folder, or a file in it, for messages: without credentials."""
         return redacted(self._at(name) if name else self.address)
+
+    def below(self, name: str) -> RemoteFolder:
+        """A folder in it; a query (a signature) goes with it."""
+        return RemoteFolder(self._at(name))
 
     def sizes(self) -> dict[str, int | None]:
         """Name and bytes (none where the listing does not tell) of every file: one listing.

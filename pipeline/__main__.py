@@ -1,5 +1,5 @@
-"""``python -m pipeline VERB``: manifest, plan, shards, verify, replay, extend, merge, relabel,
-preview, corpora, speak, rooms, weights, bench, bench-degrade."""
+"""``python -m pipeline VERB``: manifest, plan, shards, verify, replay, status, estimate, card,
+extend, merge, relabel, preview, corpora, speak, rooms, weights, bench, bench-degrade."""
 
 from __future__ import annotations
 
@@ -20,6 +20,9 @@ def parser() -> argparse.ArgumentParser:
     _recipe_verbs(sub)
     _dataset_verbs(sub)
     for name, about in (
+        ("status", "how far a dataset is: shards, samples, rate, failures; 0 where it is whole"),
+        ("estimate", "how long, how large and how dear a dataset is, before it is made"),
+        ("card", "write a dataset's card again"),
         ("extend", "more samples of a dataset, or a new version of it with more recordings"),
         ("merge", "several outputs of one recipe as one dataset"),
         ("relabel", "label a dataset's samples again by another teacher, as another dataset"),

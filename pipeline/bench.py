@@ -7,6 +7,7 @@ is that of all its processes together.
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import statistics
 import subprocess
@@ -34,6 +35,9 @@ from pipeline.render import Roots
 from pipeline.verbs import parse_roots
 
 RECIPE = "demo"
+OWN_OPTIONS = {"scale": "pipeline.bench_scale", "estimate": "pipeline.bench_estimate"}
+"""Benches with a parser of their own, run alone."""
+
 EQUAL_PRIORITY = {"RAY_worker_niceness": "0"}
 """Ray starts its workers at nice 15, and whatever else runs would then slow only them."""
 
@@ -43,8 +47,15 @@ CLIP_SECONDS = CROP_SAMPLES / SAMPLE_RATE
 
 def main(argv: Sequence[str]) -> int:
     """Run the named benches (all without a name) and print their tables."""
+    if argv and argv[0] in OWN_OPTIONS:
+        return int(importlib.import_module(OWN_OPTIONS[argv[0]]).main(argv[1:]))
     parser = argparse.ArgumentParser(prog="python -m pipeline bench", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="plan|processors|engines|memory")
+    parser.add_argument(
+        "names",
+        nargs="*",
+        metavar="plan|processors|engines|memory",
+        help="or scale, estimate: each alone, with options of its own (bench scale --help)",
+    )
     parser.add_argument("--corpus", action="append", default=[], metavar="NAME=DIR")
     parser.add_argument("--samples", type=int, default=2000, help="of an engine run")
     parser.add_argument("--repeat", type=int, default=3, help="engine runs; medians are quoted")
@@ -53,7 +64,7 @@ def main(argv: Sequence[str]) -> int:
     if unknown:
         parser.error(f"no bench {', '.join(sorted(unknown))}; there are {', '.join(BENCHES)}")
     with tempfile.TemporaryDirectory() as folder:
-        roots = parse_roots(options.corpus, load_recipe(RECIPE)) or _default_corpora(Path(folder))
+        roots = parse_roots(options.corpus, load_recipe(RECIPE)) or default_corpora(Path(folder))
         setting = Setting(roots, Path(folder), options.samples, options.repeat)
         for name in options.names or list(BENCHES):
             BENCHES[name](setting)
@@ -70,7 +81,8 @@ class Setting:
     repeat: int
 
 
-def _default_corpora(folder: Path) -> Roots:
+def default_corpora(folder: Path) -> Roots:
+    """Made speech, noise and rooms."""
     makers.make_speech(folder / "speech", clips=80)
     makers.make_noise(folder / "noise", files=30, speech=folder / "speech")
     makers.make_rooms(folder / "rooms", rooms=20)
@@ -164,7 +176,7 @@ def bench_engines(setting: Setting) -> None:
     peaks: dict[str, float] = dict.fromkeys(kinds, 0.0)
     for _ in range(setting.repeat):
         for name, (engine, workers) in kinds.items():  # in turn: a slow hour hits all alike
-            taken, peak = _make(setting, engine, workers, setting.samples)
+            taken, peak = timed_command(setting, engine, workers, setting.samples)
             seconds[name].append(taken)
             peaks[name] = max(peaks[name], peak)
             print(
@@ -191,13 +203,13 @@ def bench_memory(setting: Setting) -> None:
     path.write_text(yaml.safe_dump(recipe.model_dump(mode="json", exclude_none=True)))
     peaks = []
     for samples in (2 * MEMORY_SHARD, 20 * MEMORY_SHARD):
-        seconds, peak = _make(setting, "ray", 2, samples, str(path))
+        seconds, peak = timed_command(setting, "ray", 2, samples, str(path))
         peaks.append(peak)
         print(f"{samples:>8} samples {peak:>8.0f} MB {seconds:>8.1f} s", flush=True)
     print(f"ten times as long: {peaks[1] / peaks[0]:.3f} of the memory (goal at most 1.10)")
 
 
-def _make(
+def timed_command(
     setting: Setting, engine: str, workers: int, samples: int, recipe: str = RECIPE
 ) -> tuple[float, float]:
     """Run the command; seconds, and peak MB of it and all its children."""

@@ -63,7 +63,11 @@ def main(argv: Sequence[str]) -> int:
     for kind in options.only:
         if kind not in NAIVE:
             raise ValueError(f"--only {kind}: {unknown('processor', kind, NAIVE)}")
-    with tempfile.TemporaryDirectory() as folder, _one_core(), _weights(Path(folder)) as foot:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        _one_core(),
+        stand_in_weights(Path(folder)) as foot,
+    ):
         recipe, roots, left_out = _recipe(options, Path(folder))
         setting = Setting(recipe, roots, options.device, options.precision, options.repeat)
         guard = Guard(Runtime(options.device, options.precision))
@@ -123,7 +127,7 @@ def _one_core() -> Iterator[None]:
 
 
 @contextmanager
-def _weights(folder: Path) -> Iterator[list[str]]:
+def stand_in_weights(folder: Path) -> Iterator[list[str]]:
     """Random weights in the cache's place where it lacks any. Gives what the foot should say."""
     try:
         for name in random_weights.WRITERS:
@@ -157,7 +161,7 @@ def _recipe(options: argparse.Namespace, folder: Path) -> tuple[Recipe, Roots, l
     recipe = recipe.model_copy(update=changes)
     roots = parse_roots(options.corpus, recipe) or _default_corpora(folder)
     missing = {kind: why for kind in recipe.kinds() if (why := _why_not(kind, options.device))}
-    recipe = recipe.model_copy(update={"stages": tuple(_without(recipe, set(missing)))})
+    recipe = recipe.model_copy(update={"stages": tuple(without(recipe, set(missing)))})
     return (
         recipe,
         roots,
@@ -174,7 +178,7 @@ def _why_not(kind: str, device: str) -> str:
     return ""
 
 
-def _without(recipe: Recipe, kinds: set[str]) -> Iterator[Any]:
+def without(recipe: Recipe, kinds: set[str]) -> Iterator[Any]:
     """The stages with "none" for some kinds, so that the others keep their shares."""
     for stage in recipe.stages:
         choices = [

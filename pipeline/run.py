@@ -7,6 +7,7 @@ import logging
 import multiprocessing
 import os
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -19,15 +20,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from pipeline.audio import from_pcm, to_pcm
 from pipeline.job import Hire, Job, Maker, Worker, use_one_thread
 from pipeline.label import Teacher, TeacherError
 from pipeline.shards import Row, ShardError
-
-Count = Callable[[int], None]
-"""Told how many samples were just finished."""
+from pipeline.watch import LABELS, METRICS, Board, Progress, Sink, Tell, Watch, measures
 
 STORE_BYTES = 1 << 28
 """Ray's object store, through which only shard numbers pass, and PCM on its way to teachers."""
@@ -96,14 +94,10 @@ def run(
     outcome = Outcome(skipped=job.shard_count - len(todo))
     if not todo:
         return outcome
-    total = sum(len(job.shard_range(shard)) for shard in todo)
     engines: dict[str, Engine] = {"local": _run_local, "ray": partial(_run_ray, actors=actors)}
-    with tqdm(total=total, desc="samples", unit="sample", disable=not progress) as bar:
-
-        def count(samples: int) -> None:
-            bar.update(samples)
-
-        for shard, error in engines[engine](hire, job, todo, workers, count):
+    with Watch(job, todo, engine, workers, outcome.skipped, show=progress) as watch:
+        for shard, error in engines[engine](hire, job, todo, workers, watch):
+            watch.ended(shard, error)
             if error:
                 outcome.failed[shard] = error
             else:
@@ -114,11 +108,19 @@ def run(
 Finished = Iterator[tuple[int, str]]
 """Shards as they end, with an empty string or the reason why they failed."""
 
-Engine = Callable[[Hire, Job, list[int], int, Count], Finished]
+Engine = Callable[[Hire, Job, list[int], int, Watch], Finished]
 
 
-def _make_shard(maker: Maker, shard: int, count: Count) -> str:
+def _make_shard(maker: Maker, shard: int, tell: Tell) -> str:
     """Make and commit one shard. Returns why it failed, or an empty string."""
+    tell.began(shard)
+    try:
+        return _attempt(maker, shard, tell.count)
+    finally:
+        tell.over(shard)
+
+
+def _attempt(maker: Maker, shard: int, count: Callable[[int], None]) -> str:
     rows: list[Row] = []
     try:
         for group in maker.groups(shard):
@@ -142,14 +144,14 @@ def failure(error: Exception) -> str:
 # --- local engine ---------------------------------------------------------------------------------
 
 
-def _run_local(hire: Hire, job: Job, todo: list[int], workers: int, count: Count) -> Finished:
+def _run_local(hire: Hire, job: Job, todo: list[int], workers: int, watch: Watch) -> Finished:
     if workers > 1:
-        yield from _run_pool(hire, job, todo, min(workers, len(todo)), count)
+        yield from _run_pool(hire, job, todo, min(workers, len(todo)), watch)
         return
     with _torch_threads_kept():
         maker = hire(job, None)
         for shard in todo:
-            yield shard, _make_shard(maker, shard, count)
+            yield shard, _make_shard(maker, shard, watch)
 
 
 @contextmanager
@@ -163,12 +165,13 @@ def _torch_threads_kept() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _run_pool(hire: Hire, job: Job, todo: list[int], workers: int, count: Count) -> Finished:
+def _run_pool(hire: Hire, job: Job, todo: list[int], workers: int, watch: Watch) -> Finished:
     context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
-    finished = context.Value("q", 0)
+    slots = context.RawArray("d", SLOT * workers)
+    taken = context.Value("i", 0)
     with (
-        ProcessPoolExecutor(workers, context, _start_process, (hire, job, finished)) as pool,
-        _polling(lambda: finished.value, count),
+        ProcessPoolExecutor(workers, context, _start_process, (hire, job, slots, taken)) as pool,
+        _polling(lambda: _read_slots(slots), watch),
     ):
         futures = {pool.submit(_in_process, shard): shard for shard in todo}
         try:
@@ -183,13 +186,45 @@ def _run_pool(hire: Hire, job: Job, todo: list[int], workers: int, count: Count)
             pool.shutdown(wait=True, cancel_futures=True)
 
 
+SLOT = 3
+"""What a pool process shows of itself: samples, its shard + 1 (0: none), when that began. Each
+writes its own numbers only, and no lock is held: a process that is killed leaves none behind."""
+
+
+class _Slot:
+    """A pool process' side (``watch.Tell``)."""
+
+    def __init__(self, slots: Any, number: int) -> None:
+        self.slots, self.first = slots, SLOT * number
+
+    def began(self, shard: int) -> None:
+        self.slots[self.first + 2] = time.time()
+        self.slots[self.first + 1] = shard + 1
+
+    def count(self, samples: int) -> None:
+        self.slots[self.first] += samples
+
+    def over(self, shard: int) -> None:
+        self.slots[self.first + 1] = 0
+
+
+def _read_slots(slots: Any) -> Board:
+    values = list(slots)
+    running = {
+        int(values[i + 1]) - 1: values[i + 2] for i in range(0, len(values), SLOT) if values[i + 1]
+    }
+    return Board(int(sum(values[::SLOT])), running)
+
+
 _PROCESS: dict[str, Any] = {}
-"""What a pool process keeps between shards: its maker and the shared count."""
+"""What a pool process keeps between shards: its maker, and where it tells how far it is."""
 
 
-def _start_process(hire: Hire, job: Job, finished: Any) -> None:
+def _start_process(hire: Hire, job: Job, slots: Any, taken: Any) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    _PROCESS.update(maker=hire(job, None), finished=finished)
+    with taken.get_lock():
+        number, taken.value = taken.value, taken.value + 1
+    _PROCESS.update(maker=hire(job, None), slot=_Slot(slots, number))
 
 
 def _end_with_parent() -> None:
@@ -201,24 +236,23 @@ def _end_with_parent() -> None:
 
 
 def _in_process(shard: int) -> str:
-    def count(samples: int) -> None:
-        with _PROCESS["finished"].get_lock():
-            _PROCESS["finished"].value += samples
-
-    return _make_shard(_PROCESS["maker"], shard, count)
+    return _make_shard(_PROCESS["maker"], shard, _PROCESS["slot"])
 
 
 @contextmanager
-def _polling(read: Callable[[], int], count: Count, seconds: float = 0.5) -> Iterator[None]:
-    """Move the bar from a thread while the main one waits."""
+def _polling(
+    read: Callable[[], Board | None], watch: Watch, seconds: float = 0.5
+) -> Iterator[None]:
+    """Tell the watch what the workers say, from a thread, while the main one waits."""
     stop = threading.Event()
-    seen = 0
+    seen = Board()
 
     def update() -> None:
         nonlocal seen
         now = read()
-        count(max(0, now - seen))
-        seen = now
+        if now is not None:
+            watch.show(now, seen)
+            seen = now
 
     def poll() -> None:
         while not stop.wait(seconds):
@@ -238,7 +272,7 @@ def _polling(read: Callable[[], int], count: Count, seconds: float = 0.5) -> Ite
 
 
 def _run_ray(
-    hire: Hire, job: Job, todo: list[int], workers: int, count: Count, actors: TeacherActors
+    hire: Hire, job: Job, todo: list[int], workers: int, watch: Watch, actors: TeacherActors
 ) -> Finished:
     """Hand shards to a pool of actors, each of which makes and commits one at a time.
 
@@ -252,10 +286,11 @@ def _run_ray(
     if started:
         _start_ray(workers + (0 if _on_gpu(job) else actors.count))
     try:
-        counter = ray.remote(num_cpus=0)(_Counter).remote()
+        counter = ray.remote(num_cpus=0, max_restarts=-1)(_Counter).remote()
         with (
+            watch.sending(_metrics(job.recipe.name, watch.run)),
             _shared_teacher(job, actors) as teacher,
-            _polling(lambda: _read_count(counter), count),
+            _polling(lambda: _read_count(counter), watch),
         ):
             yield from _stream(job, todo, workers, (hire, job, counter, teacher))
     except ray.exceptions.RayError as error:
@@ -276,14 +311,28 @@ def _cause(error: Any) -> Exception:
     return ShardError(f"Ray gave up: {error}; what was committed is whole: run the command again")
 
 
-def _read_count(counter: Any) -> int:
-    """Samples so far; 0 where the counter died, for progress is no reason to fail."""
+def _read_count(counter: Any) -> Board | None:
+    """What workers said; none while the counter is dead, for progress is no reason to fail."""
     import ray
 
     try:
-        return int(ray.get(counter.read.remote()))
+        return Board(*ray.get(counter.read.remote()))
     except ray.exceptions.RayError:
-        return 0
+        return None
+
+
+def _metrics(dataset: str, run: str) -> Sink:
+    """The watch's numbers as gauges of Ray, which its nodes export to Prometheus."""
+    from ray.util.metrics import Gauge
+
+    gauges = {m.name: Gauge(m.name, m.about, tag_keys=(*LABELS, *m.labels)) for m in METRICS}
+    whose = dict(zip(LABELS, (dataset, run), strict=True))
+
+    def send(progress: Progress) -> None:
+        for name, labels, value in measures(progress):
+            gauges[name].set(value, tags={**whose, **labels})
+
+    return send
 
 
 def _start_ray(workers: int) -> None:
@@ -304,16 +353,41 @@ def _start_ray(workers: int) -> None:
 
 
 class _Counter:
-    """Counts finished samples of all actors."""
+    """Hears all actors: samples that are done, shards in flight. One that begins while it is in
+    flight is a retry: the worker that had it died."""
 
     def __init__(self) -> None:
-        self.samples = 0
+        self.samples, self.retries = 0, 0
+        self.running: dict[int, float] = {}
 
-    def add(self, samples: int) -> None:
+    def began(self, shard: int) -> None:
+        self.retries += shard in self.running
+        self.running[shard] = time.time()
+
+    def count(self, samples: int) -> None:
         self.samples += samples
 
-    def read(self) -> int:
-        return self.samples
+    def over(self, shard: int) -> None:
+        self.running.pop(shard, None)
+
+    def read(self) -> tuple[int, dict[int, float], int]:
+        return self.samples, self.running, self.retries
+
+
+class _Told:
+    """An actor's side (``watch.Tell``): says it to the counter and waits for no answer."""
+
+    def __init__(self, counter: Any) -> None:
+        self.counter = counter
+
+    def began(self, shard: int) -> None:
+        self.counter.began.remote(shard)
+
+    def count(self, samples: int) -> None:
+        self.counter.count.remote(samples)
+
+    def over(self, shard: int) -> None:
+        self.counter.over.remote(shard)
 
 
 class _Make:
@@ -332,10 +406,10 @@ class _Make:
         import ray
 
         if self.maker is None:
-            hire, job, self.counter, teacher = ray.get(given[0])
-            self.maker = hire(job, teacher)
+            hire, job, counter, teacher = ray.get(given[0])
+            self.maker, self.tell = hire(job, teacher), _Told(counter)
         try:
-            return _make_shard(self.maker, shard, self.counter.add.remote), 0
+            return _make_shard(self.maker, shard, self.tell), 0
         except OSError as full:
             return str(full.strerror or full), full.errno or -1
 

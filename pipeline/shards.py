@@ -16,6 +16,7 @@ import socket
 import tarfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -28,11 +29,15 @@ from data_specs.sample import CROP_SAMPLES, parse_sample
 from data_specs.storage import LocalFolder, NotFound, RemoteFolder, open_folder, sha256_of
 from data_specs.storage import whole_file as whole_file  # part of this module's own interface
 from data_specs.strict import Strict
+from pipeline.summary import Summary, summarise
 
 FORMAT = 1
 
 MOST_INFO_BYTES = 64 << 20
 """Of a dataset's description and of a shard's record, which lists every dropped sample."""
+
+LOOKS = 4
+"""At a folder in which records vanish between its listing and their reading."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,7 @@ class ShardRecord(Strict):
     dropped: tuple[dict[str, str], ...]
     versions: dict[str, str]
     licences: dict[str, int] = Field(default_factory=dict)
+    summary: Summary | None = None  # records of before it was written have none
 
 
 class ShardError(ValueError):
@@ -129,6 +135,7 @@ def commit(
         dropped=dropped,
         versions=versions or {},
         licences=dict(sorted(Counter(x for r in records for x in r.get("licences", ())).items())),
+        summary=summarise(records),
     )
     write_json(folder, f"{shard_name(shard)}.json", record.model_dump(mode="json"))
     return record
@@ -214,7 +221,17 @@ class Ledger:
 
 
 def read_ledger(folder: Place, only: Iterable[int] | None = None) -> Ledger:
-    """The shards of a folder, or some of them: one listing, and the records together."""
+    """The shards of a folder, or some of them: one listing, and the records together.
+
+    A record that is listed and then gone is of a shard that somebody makes again: looked at anew.
+    """
+    for _ in range(LOOKS):
+        with suppress(NotFound):
+            return _read_ledger(folder, only)
+    return _read_ledger(folder, only)
+
+
+def _read_ledger(folder: Place, only: Iterable[int] | None) -> Ledger:
     place = open_folder(folder)
     sizes = _listing(place)
     tars, named = _numbers(sizes, "tar"), _numbers(sizes, "json")

@@ -8,7 +8,7 @@ import os
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import IO
@@ -91,13 +91,14 @@ def plan(options: argparse.Namespace) -> int:
     options.out.parent.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
     with shards.whole_file(options.out) as file:
-        _write_plans(job, file)
+        write_plans(job, file)
     seconds = time.monotonic() - began
     print(f"{options.samples} samples planned in {seconds:.1f} s: {options.out}")
     return 0
 
 
-def _write_plans(job: jobs.Job, file: IO[bytes]) -> None:
+def write_plans(job: jobs.Job, file: IO[bytes]) -> None:
+    """The plans of a job's samples as parquet, block by block."""
     writer = None
     for first in range(0, job.samples, BLOCK):
         count = min(BLOCK, job.samples - first)
@@ -121,14 +122,18 @@ def _named(job: jobs.Job, block: Block, name: str) -> pa.Array:
     if name == "speech.file":
         spoken, voices = job.tables["speech"].path, job.tables.get("voices")
         index = column + np.where(block["voice"], len(spoken), 0)
-        return _dictionary(index, [*spoken, *(voices.path if voices else [])])
+        return _dictionary(index, np.concatenate([spoken, voices.path]) if voices else spoken)
     return pa.array(column)
 
 
-def _dictionary(index: np.ndarray, names: Iterable[str]) -> pa.Array:
+def _dictionary(index: np.ndarray, names: Sequence[str] | np.ndarray) -> pa.Array:
+    """Names by their index. Only those that occur are written: a corpus of a million files would
+    otherwise be written out with every block."""
     mask = index < 0
-    indices = pa.array(np.where(mask, 0, index).astype(np.int32), mask=mask)
-    return pa.DictionaryArray.from_arrays(indices, pa.array(list(names), pa.string()))
+    used, place = np.unique(np.where(mask, 0, index), return_inverse=True)
+    indices = pa.array(place.astype(np.int32), mask=mask)
+    occurring = [names[i] for i in used] if len(names) else []
+    return pa.DictionaryArray.from_arrays(indices, pa.array(occurring, pa.string()))
 
 
 def make_shards(options: argparse.Namespace) -> int:
@@ -344,6 +349,9 @@ def delegate(verb: str, argv: Sequence[str]) -> int:
 
 
 OWN_OPTIONS = {
+    "status": "pipeline.status",
+    "estimate": "pipeline.estimate",
+    "card": "pipeline.card",
     "relabel": "pipeline.relabel",
     "extend": "pipeline.growth",
     "merge": "pipeline.merge",

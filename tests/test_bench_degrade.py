@@ -103,6 +103,6 @@ def test_every_processor_of_the_recipe_has_a_naive_way() -> None:
 
 def test_what_cannot_run_stands_aside_and_leaves_the_others_their_shares() -> None:
     recipe = bench_degrade.load_recipe(bench_degrade.RECIPE)
-    stages = {stage.stage: stage for stage in bench_degrade._without(recipe, {"lpcnet"})}
+    stages = {stage.stage: stage for stage in bench_degrade.without(recipe, {"lpcnet"})}
     assert [option.use.kind for option in stages["vocoder"].choices] == ["hifigan", "none"]
     assert stages["codec"] == recipe.stages[2]
