@@ -1,5 +1,5 @@
-"""``python -m pipeline VERB``: manifest, plan, shards, verify, replay, relabel, preview, corpora,
-speak, rooms, weights, bench, bench-degrade."""
+"""``python -m pipeline VERB``: manifest, plan, shards, verify, finish, replay, relabel, preview,
+corpora, speak, rooms, weights, submit, bench, bench-degrade."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ def parser() -> argparse.ArgumentParser:
         ("corpora", "write the offline default corpora: speech, noise, rooms"),
         ("speak", "write synthetic speech by text-to-speech models, as a corpus"),
         ("rooms", "write simulated rooms, as a corpus"),
+        ("submit", "hand a job to Ray, Slurm or Kubernetes, or show what would be handed"),
         ("weights", "fetch the processors' weights into one cache; list and check them"),
         ("bench", "measure planning, processors and engines against their baselines"),
         ("bench-degrade", "measure the paper's processors against the packages' own calls"),
@@ -71,6 +72,9 @@ def _dataset_verbs(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         metavar="DATASET",
         help="also check that the two share no speaker, recording, noise or room",
     )
+    finish = sub.add_parser("finish", help="write the card of a dataset made in parts, once whole")
+    finish.add_argument("dataset", type=Path)
+    finish.add_argument("--parts", type=int, default=0, metavar="N", help="name missing parts of N")
     replay = sub.add_parser("replay", help="make samples again from their own records")
     replay.add_argument("keys", nargs="+", metavar="KEY")
     replay.add_argument("--dataset", type=Path, required=True)

@@ -95,11 +95,11 @@ class Job:
 
     def todo(self) -> list[int]:
         """Shards that are not whole yet."""
-        return [
-            shard
-            for shard in range(self.shard_count)
-            if not shards.is_whole(self.out, shard, self.dataset_hash, len(self.shard_range(shard)))
-        ]
+        return [shard for shard in range(self.shard_count) if not self.is_whole(shard)]
+
+    def is_whole(self, shard: int) -> bool:
+        """Whether a shard is done."""
+        return shards.is_whole(self.out, shard, self.dataset_hash, len(self.shard_range(shard)))
 
     def plans(self, rows: range) -> list[SamplePlan]:
         """The plans of some rows."""
@@ -252,7 +252,9 @@ def open_folder(job: Job) -> None:
     path = job.out / DATASET_FILE
     before = _read_dataset(path)
     if before is None and shards.find_shards(job.out):
-        raise WrongDataset(f"{job.out}: has shards but no {DATASET_FILE}; give an empty folder")
+        before = _read_dataset(path)  # another part may have come first
+        if before is None:
+            raise WrongDataset(f"{job.out}: has shards but no {DATASET_FILE}; give an empty folder")
     if before is not None and before["identity"] != job.identity:
         raise WrongDataset(
             f"{job.out}: holds another dataset; what differs: "

@@ -77,7 +77,7 @@ def shard_name(shard: int) -> str:
 @contextmanager
 def whole_file(path: Path) -> Iterator[IO[bytes]]:
     """Write ``path`` whole or not at all: temporary name, sync, rename, sync of the folder."""
-    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{_here()}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
             yield file
@@ -90,9 +90,26 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
     _sync_folder(path.parent)
 
 
+FIRST_PID_NAMESPACE = "pid:[4026531836]"
+"""The machine's own: the kernel gives it this number (PROC_PID_INIT_INO)."""
+
+
+def _here() -> str:
+    """Where a process number means one process: this machine, or one container on it.
+
+    Containers on a machine's own network share its name and count their processes each from one.
+    """
+    try:
+        space = os.readlink("/proc/self/ns/pid")
+    except OSError:  # not Linux
+        return socket.gethostname()
+    number = "" if space == FIRST_PID_NAMESPACE else "+" + space[5:-1]
+    return socket.gethostname() + number
+
+
 def remove_leftovers(folder: Path) -> None:
     """Remove temporary files that killed processes of this machine left behind."""
-    for path in folder.glob(f".*.{socket.gethostname()}.*.tmp"):
+    for path in folder.glob(f".*.{_here()}.*.tmp"):
         process = path.name.split(".")[-2]
         if process.isdigit() and not psutil.pid_exists(int(process)):
             path.unlink(missing_ok=True)

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import soundfile
 
+from cluster.needs import EVERY, Part, parse_address, parse_part, parse_stage, require_everywhere
 from data_specs.recipe import Recipe, load_recipe
 from data_specs.sample import SAMPLE_RATE, SampleRecord, parse_sample
 from pipeline import job as jobs
@@ -125,9 +126,11 @@ def _dictionary(index: np.ndarray, names: Iterable[str]) -> pa.Array:
 def make_shards(options: argparse.Namespace) -> int:
     """Make a dataset; done shards are kept, so that running it again goes on."""
     actors = teacher_actors(options, options.teacher_device or options.device)
-    recipe = load_recipe(options.recipe)
+    part, recipe = parse_part(options.part), load_recipe(options.recipe)
     splits = parse_splits(options.split, list(recipe.sources.present()))
     roots = parse_roots(options.corpus, recipe)
+    folders = [(f"--corpus {name}", folder) for name, given in roots.items() for folder in given]
+    at = machines(options, [("--out", options.out), *folders])
     job = jobs.prepare(
         recipe,
         roots,
@@ -143,8 +146,8 @@ def make_shards(options: argparse.Namespace) -> int:
     if warning := label.slow_precision(recipe.teacher, job.label_device):
         print(warning)
     began = time.monotonic()
-    outcome = run.run(job, options.engine, options.workers, actors=actors)
-    return finish(job, outcome, time.monotonic() - began)
+    outcome = run.run(job, options.engine, options.workers, actors=actors, part=part, machines=at)
+    return finish(job, outcome, time.monotonic() - began, part)
 
 
 def engine_options(verb: argparse.ArgumentParser) -> None:
@@ -166,22 +169,78 @@ def engine_options(verb: argparse.ArgumentParser) -> None:
         metavar="N",
         help="how many of them share a GPU (default %(default)s)",
     )
+    verb.add_argument(
+        "--ray-address",
+        default="",
+        metavar="auto|HOST:PORT",
+        help="of a running Ray cluster (default: RAY_ADDRESS, or a Ray of its own)",
+    )
+    for stage in ("worker", "teacher"):
+        verb.add_argument(
+            f"--{stage}-needs",
+            default="",
+            metavar="cores=N,memory_gb=N,gpus=N",
+            help=f"what Ray reserves for a {stage} (default: a core; where it computes on cuda, "
+            "its share of the GPUs)",
+        )
+    verb.add_argument(
+        "--part",
+        default=str(EVERY),
+        metavar="I/N",
+        help="make only the I-th of N parts (from 1), beside other jobs that make the others",
+    )
 
 
 def teacher_actors(options: argparse.Namespace, device: str) -> run.TeacherActors:
     """What ``engine_options`` say of teachers; ``ValueError`` where it cannot be."""
-    actors = run.TeacherActors(options.teacher_actors, options.teachers_per_gpu)
+    needs = parse_stage(options.teacher_needs, "--teacher-needs")
+    actors = run.TeacherActors(options.teacher_actors, options.teachers_per_gpu, needs)
     actors.check(options.engine, device)
     return actors
 
 
-def finish(job: jobs.Job, outcome: run.Outcome, seconds: float) -> int:
-    """Write the dataset's card and tell what a run did. Exit status 1 where a shard failed."""
-    write_card(job)
+def machines(options: argparse.Namespace, places: Sequence[tuple[str, Path | str]]) -> run.Machines:
+    """What ``engine_options`` say of machines; ``ValueError`` where it cannot be.
+
+    ``places`` are (flag, path) of what every machine must find under the same name.
+    """
+    address = parse_address(options.ray_address)
+    if address and options.engine != "ray":
+        raise ValueError(f"--ray-address needs --engine ray, not {options.engine}")
+    if options.engine == "ray" and (address or os.environ.get("RAY_ADDRESS")):
+        require_everywhere([(flag, str(place)) for flag, place in places])
+    return run.Machines(address, parse_stage(options.worker_needs, "--worker-needs"))
+
+
+def finish(job: jobs.Job, outcome: run.Outcome, seconds: float, part: Part = EVERY) -> int:
+    """Write the dataset's card and tell what a run did. Exit status 1 where a shard failed.
+
+    Of several parts the last one to end writes the card: two that end at once write the same.
+    """
+    rest = [] if part == EVERY else job.todo()
+    if not rest:
+        write_card(job)
     _tell(job, outcome.made, outcome.skipped, seconds)
     for shard, reason in sorted(outcome.failed.items()):
         print(f"failed: {shards.shard_name(shard)}: {reason}")
+    if rest:
+        print(f"part {part}: {len(rest)} shards of the whole dataset are still to be made")
     return 1 if outcome.failed else 0
+
+
+def finish_parts(options: argparse.Namespace) -> int:
+    """Write what belongs to the whole dataset; exit status 1 where a shard is still missing."""
+    job = jobs.reopen(options.dataset, {})
+    rest = job.todo()
+    if not rest:
+        print(f"{options.dataset}: all {job.shard_count} shards are whole: {write_card(job)}")
+        return 0
+    names = ", ".join(shards.shard_name(shard) for shard in rest[:5])
+    print(f"{options.dataset}: {len(rest)} of {job.shard_count} shards are not whole: {names}")
+    if options.parts:
+        behind = sorted({shard % options.parts + 1 for shard in rest})
+        print(f"run these parts of {options.parts} again: {','.join(map(str, behind))}")
+    return 1
 
 
 def _tell(job: jobs.Job, made: Sequence[int], skipped: int, seconds: float) -> None:
@@ -305,6 +364,7 @@ OWN_OPTIONS = {
     "speak": "pipeline.speak",
     "rooms": "pipeline.rooms",
     "weights": "pipeline.weights",
+    "submit": "pipeline.submit",
     "bench": "pipeline.bench",
     "bench-degrade": "pipeline.bench_degrade",
 }
@@ -316,5 +376,6 @@ VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
     "plan": plan,
     "shards": make_shards,
     "verify": verify,
+    "finish": finish_parts,
     "replay": replay,
 }
