@@ -42,7 +42,7 @@ class Submission:
         """Print what would be handed over: alone on standard output, so that it can be kept."""
         print(self.where, file=sys.stderr)
         print(f"would run: {shlex.join(self.command)}", file=sys.stderr)
-        print(self.file or shlex.join(self.command))
+        print(self.file.rstrip("\n") or shlex.join(self.command))
 
     def hand_over(self) -> int:
         """Run the command. ``ValueError`` where this machine does not have it."""
