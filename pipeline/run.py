@@ -47,7 +47,11 @@ CLUSTER_RESTARTS = 20
 """The same where machines come and go: by chance, then, but not for ever."""
 
 FALSE_STARTS = 20
-"""Workers that died one after the other before they could be given anything."""
+"""Workers that may die one after the other before they could be given anything; and each of a
+crew's once more, for a machine takes all that it was starting with it."""
+
+LOOK_S = 10.0
+"""How often the cluster is looked at where nothing happens."""
 
 SILENCE_S = 60.0
 """How long no worker has been had before that is told."""
@@ -319,7 +323,8 @@ def _run_ray(
         ):
             size = min(workers, len(todo))
             needs = machines.worker.options(_fair_share(job, size, actors))
-            crew = _Crew(size, needs, (hire, job, counter, teacher))
+            reserved = actors.count * actors.options(_on_gpu(job))["num_cpus"]
+            crew = _Crew(size, needs, reserved, (hire, job, counter, teacher))
             yield from crew.work(todo, str(job.out))
     except ray.exceptions.RayError as error:
         raise _cause(error) from None
@@ -443,40 +448,73 @@ class _Crew:
     once, and one that never comes is not missed.
     """
 
-    def __init__(self, size: int, needs: dict[str, Any], given: tuple[Any, ...]) -> None:
+    def __init__(
+        self, size: int, needs: dict[str, Any], reserved: float, given: tuple[Any, ...]
+    ) -> None:
         import ray
 
         self.kind = ray.remote(_Make).options(max_restarts=0, max_task_retries=0, **needs)
-        self.size, self.needs, self.handed = size, needs, [ray.put(given)]
+        self.size, self.needs, self.reserved, self.handed = size, needs, reserved, [ray.put(given)]
         self.starting: dict[Any, Any] = {}
         self.idle: list[tuple[Any, str]] = []
         self.busy: dict[Any, tuple[int, Any, str]] = {}
+        self.sent_home: set[Any] = set()
         self.deaths: Counter[int] = Counter()
-        self.false_starts = 0
+        self.false_starts, self.heard = 0, time.monotonic()
 
     def work(self, todo: Sequence[int], out: str) -> Finished:
         """Make shards. ``OSError`` where ``out`` cannot be written, ``ShardError`` where no worker
         can be started."""
         waiting = deque(todo)
         while waiting or self.busy:
-            self._start(len(waiting))
+            self._fit(self._room(), len(waiting) + len(self.busy))
             while self.idle and waiting:
                 shard, (actor, node) = waiting.popleft(), self.idle.pop()
                 self.busy[actor.make.remote(shard, self.handed)] = shard, actor, node
             yield from self._news(waiting, out)
 
-    def _start(self, waiting: int) -> None:
-        missing = min(self.size, waiting + len(self.busy)) - len(self.busy)
-        for _ in range(missing - len(self.idle) - len(self.starting)):
+    def _room(self) -> int:
+        """How many workers there may be.
+
+        All that were asked for, if teachers take no cores: those that wait tell an autoscaler what
+        is missing. Else no more than leave the teachers theirs: one that was lost with its machine
+        could not come back while workers, who wait for it, hold every core.
+        """
+        import ray
+
+        if not self.reserved or not self.needs["num_cpus"]:
+            return self.size
+        left = ray.cluster_resources().get("CPU", 0.0) - self.reserved
+        return max(1, min(self.size, int(left / self.needs["num_cpus"] + 1e-6)))
+
+    def _fit(self, room: int, shards: int) -> None:
+        """Start actors where shards wait for one, and send home those for whom there is no room."""
+        import ray
+
+        wanted = min(room, shards)
+        for _ in range(wanted - len(self.starting) - len(self.idle) - len(self.busy)):
             actor = self.kind.remote()
             self.starting[actor.ready.remote()] = actor
+        working = [reference for reference in self.busy if reference not in self.sent_home]
+        for _ in range(len(self.starting) + len(self.idle) + len(working) - room):
+            if self.starting:
+                ray.kill(self.starting.popitem()[1])
+            elif self.idle:
+                ray.kill(self.idle.pop()[0])
+            else:
+                reference = working.pop()
+                self.sent_home.add(reference)
+                ray.kill(self.busy[reference][1])
 
     def _news(self, waiting: deque[int], out: str) -> Finished:
         """Wait until an actor runs, ends a shard or dies."""
         import ray
 
-        done, _ = ray.wait([*self.starting, *self.busy], num_returns=1, timeout=SILENCE_S)
-        if not done and not self.busy:
+        done, _ = ray.wait([*self.starting, *self.busy], num_returns=1, timeout=LOOK_S)
+        if done or self.busy:
+            self.heard = time.monotonic()
+        elif time.monotonic() > self.heard + SILENCE_S:
+            self.heard = time.monotonic()
             logging.getLogger(__name__).warning(
                 "no worker runs: each needs %s, and the cluster has %s",
                 {name: need for name, need in self.needs.items() if need},
@@ -497,7 +535,7 @@ class _Crew:
             self.false_starts = 0
         except ray.exceptions.RayError as error:
             self.false_starts += 1
-            if self.false_starts >= FALSE_STARTS:
+            if self.false_starts >= FALSE_STARTS + self.size:
                 raise ShardError(
                     f"{self.false_starts} workers died one after the other as they started: {error}"
                 ) from None
@@ -512,10 +550,11 @@ class _Crew:
             if not isinstance(raised.cause, ray.exceptions.RayError):
                 raise
             ray.kill(actor)
+            self.deaths[shard] += 1
             error, number = f"its worker lost what it was given: {raised.cause}", errors.EIO
         except ray.exceptions.RayActorError:
             ray.kill(actor)  # one that is only out of reach must not go on beside its successor
-            self.deaths[shard] += _lives(node)
+            self.deaths[shard] += _lives(node) and reference not in self.sent_home
             error = f"its worker died {RETRIES + 1} times (killed, or out of memory)"
             number = errors.EIO
         else:
