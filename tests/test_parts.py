@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.needs import (
@@ -30,6 +30,7 @@ from tests.drill_job import TWICE, StubMaker, stub_job
 SAMPLES = 42  # ten shards of four and one of two
 
 
+@settings(deadline=None)
 @given(st.integers(0, 300), st.integers(1, 40))
 def test_parts_leave_out_no_shard_and_share_none(shards: int, count: int) -> None:
     parts = [Part(index, count).own(range(shards)) for index in range(1, count + 1)]
@@ -37,6 +38,7 @@ def test_parts_leave_out_no_shard_and_share_none(shards: int, count: int) -> Non
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
+@settings(deadline=None)
 @given(st.integers(0, 100), st.integers(0, 100), st.integers(1, 9))
 def test_a_larger_dataset_moves_no_shard_to_another_part(few: int, more: int, count: int) -> None:
     for index in range(1, count + 1):
@@ -66,6 +68,7 @@ def test_wrong_needs_name_the_flag_and_the_field(text: str, said: str) -> None:
         parse_stage(text, "--worker-needs")
 
 
+@settings(deadline=None)
 @given(st.floats(0, 64), st.floats(0, 500), st.sampled_from([None, 0.25, 0.5, 1.0, 4.0]))
 def test_needs_survive_the_command_line(cores: float, memory_gb: float, gpus: float | None) -> None:
     stage = Stage(cores=round(cores, 3), memory_gb=round(memory_gb, 2), gpus=gpus)
