@@ -112,6 +112,7 @@ class Cluster:
             "PYTHONPATH": str(ROOT),
             "OMP_NUM_THREADS": "1",
             "RAY_health_check_period_ms": "1000",
+            "RAY_raylet_start_wait_time_s": "300",  # a busy machine is no broken one
         }
         self.environment.pop("RAY_ADDRESS", None)
 
