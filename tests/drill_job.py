@@ -24,6 +24,7 @@ from cluster.needs import parse_part, parse_stage
 from data_specs.recipe import load_recipe
 from pipeline import run, verbs
 from pipeline.job import Job, Worker, open_folder, prepare
+from pipeline.manifest import SCHEMA, Manifest
 from pipeline.shards import Row, sample_key
 
 TWICE = "TWICE"
@@ -87,7 +88,9 @@ class LoggedWorker(Worker):
 def stub_job(out: Path, samples: int) -> Job:
     recipe = load_recipe("demo").model_copy(update={"shard_samples": 4, "group_samples": 2})
     identity = {"recipe": recipe.model_dump(mode="json"), "splits": {}, "versions": {}}
-    job = StubJob(recipe, identity, samples, out, {})
+    names = {source.corpus for source in recipe.sources.present().values()}
+    manifests = {name: Manifest(name, SCHEMA.empty_table()) for name in sorted(names)}
+    job = StubJob(recipe, identity, samples, out, {}, manifests=manifests)
     open_folder(job)
     return job
 
