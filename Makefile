@@ -133,6 +133,24 @@ experiment: setup ## students on labels against students on ratings, by size (Fi
 	  --test-shards $(REAL)/shards/judge --steps $(EXPERIMENT_STEPS) --warmup 50 --crops .3 --short both \
 	  $(if $(PRUNED),--pruned $(PRUNED)) --out $(EXPERIMENT)
 
+# --- on a cluster --------------------------------------------------------------------------------
+
+SITE ?= site.yaml
+ON ?= slurm
+DRY ?= # 1: print what would be submitted
+JOB ?= # further options of `python -m pipeline shards`, or of `python -m train fit`
+
+.PHONY: submit-shards
+submit-shards: setup ## make shards on a cluster: SITE=file ON=slurm|slurm-array|kubernetes|ray [DRY=1]
+	$(PY) -m pipeline submit $(ON) --site $(SITE) $(if $(DRY),--dry-run) -- $(RECIPE) \
+	  $(CORPUS) --out $(OUT) --samples $(SAMPLES) $(JOB)
+
+.PHONY: submit-train
+submit-train: setup ## train on a cluster: SITE=file ON=slurm|kubernetes|ray SHARDS=dir [DRY=1]
+	@[ -n "$(SHARDS)" ] || { echo "give the shards: make submit-train SHARDS=DIR OUT=DIR"; exit 1; }
+	$(PY) -m train submit $(ON) --site $(SITE) $(if $(DRY),--dry-run) -- \
+	  --student $(STUDENT) --shards $(SHARDS) --out $(OUT) $(JOB)
+
 .PHONY: corpora
 corpora: setup ## the offline default corpora, where no folders are given
 	$(if $(SPEECH),,$(PY) -m pipeline corpora speech --out $(CORPORA)/speech --seed 1)
@@ -264,11 +282,16 @@ test: setup ## every test but the slow ones
 test-all: setup ## the slow tests too
 	$(PYTEST) -m "not gpu and not net" tests
 
+.PHONY: nightly
+nightly: setup ## the slow tests with a hundred kills (KILLS), on Ray's clusters and on Slurm
+	KILLS=$(or $(KILLS),100) $(PY) -m pytest -q -m slow tests/test_kills.py \
+	  tests/test_ray_cluster.py tests/test_slurm.py
+
 .PHONY: lint
 lint: setup ## ruff and mypy
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
-	$(PY) -m mypy pipeline train data_specs
+	$(PY) -m mypy pipeline train cluster data_specs
 
 .PHONY: bench
 bench: setup ## speed against named baselines, as ratios within one run

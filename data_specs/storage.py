@@ -104,10 +104,31 @@ def open_folder(address: Place) -> LocalFolder | RemoteFolder:
 # ---------------------------------------------------------------- on this machine
 
 
+FIRST_PID_NAMESPACE = "pid:[4026531836]"
+"""The machine's own: the kernel gives it this number (PROC_PID_INIT_INO)."""
+
+
+def here() -> str:
+    """Where a process number means one process: this machine, or one container on it.
+
+    Containers on a machine's own network share its name and count their processes each from one.
+    """
+    try:
+        space = os.readlink("/proc/self/ns/pid")
+    except OSError:  # not Linux
+        return socket.gethostname()
+    number = "" if space == FIRST_PID_NAMESPACE else "+" + space[5:-1]
+    return socket.gethostname() + number
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{here()}.{os.getpid()}.tmp")
+
+
 @contextmanager
 def whole_file(path: Path) -> Iterator[IO[bytes]]:
     """Write ``path`` whole or not at all: temporary name, sync, rename, sync of the folder."""
-    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+    temporary = _temporary(path)
     try:
         with open(temporary, "wb") as file:
             yield file
@@ -148,6 +169,13 @@ class LocalFolder:
             raise NotFound(f"{self.path}: no such folder of shards")
         with os.scandir(self.path) as entries:
             return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
+
+    def size(self, name: str) -> int:
+        """Bytes of a file; ``NotFound`` naming it where it is not there."""
+        try:
+            return (self.path / name).stat().st_size
+        except FileNotFoundError:
+            raise NotFound(f"{self.shown(name)} is missing") from None
 
     def read(self, names: Sequence[str], limit: int) -> list[bytes]:
         """Small files whole; ``NotFound`` or ``ValueError`` naming one that is over the limit."""
@@ -245,6 +273,10 @@ class RemoteFolder:
                 _no_longer(data, limit, self.shown(name))
                 for name, data in zip(names, found, strict=True)
             ]
+
+    def size(self, name: str) -> int:
+        """Bytes of a file; ``NotFound`` naming it where it is not there."""
+        return self.about(name)[0]
 
     def part(self, name: str, start: int, end: int) -> bytes:
         """Bytes [start, end) of a file."""
@@ -401,7 +433,7 @@ def copy(name: str, source: LocalFolder | RemoteFolder, to: LocalFolder | Remote
 def _linked(name: str, source: LocalFolder, to: LocalFolder) -> bool:
     """Whether a hard link could be made. Files are only ever replaced, never written into."""
     path = to.path / name
-    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+    temporary = _temporary(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary.unlink(missing_ok=True)
     try:

@@ -1,5 +1,6 @@
-"""``python -m pipeline VERB``: manifest, plan, shards, verify, replay, status, estimate, card,
-extend, merge, relabel, preview, corpora, speak, rooms, weights, bench, bench-degrade."""
+"""``python -m pipeline VERB``: manifest, plan, shards, verify, finish, replay, status, estimate,
+card, extend, merge, relabel, preview, corpora, speak, rooms, weights, submit, bench,
+bench-degrade."""
 
 from __future__ import annotations
 
@@ -30,6 +31,7 @@ def parser() -> argparse.ArgumentParser:
         ("corpora", "write the offline default corpora: speech, noise, rooms"),
         ("speak", "write synthetic speech by text-to-speech models, as a corpus"),
         ("rooms", "write simulated rooms, as a corpus"),
+        ("submit", "hand a job to Ray, Slurm or Kubernetes, or show what would be handed"),
         ("weights", "fetch the processors' weights into one cache; list and check them"),
         ("bench", "measure planning, processors and engines against their baselines"),
         ("bench-degrade", "measure the paper's processors against the packages' own calls"),
@@ -96,6 +98,9 @@ def _dataset_verbs(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         metavar="DATASET",
         help="also check that the two share no speaker, recording, noise or room",
     )
+    finish = sub.add_parser("finish", help="write the card of a dataset made in parts, once whole")
+    finish.add_argument("dataset", type=place, help="a folder, or its address")
+    finish.add_argument("--parts", type=int, default=0, metavar="N", help="name missing parts of N")
     replay = sub.add_parser("replay", help="make samples again from their own records")
     replay.add_argument("keys", nargs="+", metavar="KEY")
     replay.add_argument("--dataset", type=place, required=True)

@@ -38,7 +38,7 @@ def again(job: Job) -> Job:
     """The same job, but only its shards with dropped samples or a failed attempt, made again."""
     ledger = shards.read_ledger(job.out)
     dropped = {number for number, record in ledger.records.items() if record.dropped}
-    whole = {shard for shard in range(job.shard_count) if job.is_whole(ledger, shard)}
+    whole = {shard for shard in range(job.shard_count) if job.is_whole(shard, ledger)}
     attempts = noted(job) - whole
     chosen = frozenset((dropped | attempts) & set(range(job.shard_count)))
     print(f"{len(dropped)} shards with dropped samples, {len(attempts)} with failed attempts")

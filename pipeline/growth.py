@@ -13,6 +13,7 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
+from cluster.needs import parse_part
 from data_specs.addresses import Place, place, shown
 from data_specs.storage import copy, open_folder
 from pipeline import job as jobs
@@ -113,7 +114,7 @@ def adopt(old: jobs.Job, job: jobs.Job) -> None:
     there, ledger = shards.read_ledger(job.out), shards.read_ledger(old.out)
     source, target = open_folder(old.out), job.folder
     for shard in range(old.shard_count):
-        if not job.is_whole(there, shard):
+        if not job.is_whole(shard, there):
             name = shards.shard_name(shard)
             copy(f"{name}.tar", source, target)
             record = ledger.records[shard].model_copy(update={"dataset_hash": job.dataset_hash})
@@ -139,5 +140,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """``python -m pipeline extend DATASET --samples N [--out NEW]``; exit status as ``shards``."""
     options = _parser().parse_args(argv)
     actors = verbs.teacher_actors(options, options.teacher_device or options.device)
-    job = grown(options.dataset, options)
-    return verbs.make(job, options, actors)
+    part, at = parse_part(options.part), verbs.machines(options, _places(options))
+    return verbs.make(grown(options.dataset, options), options, actors, part, at)
+
+
+def _places(options: argparse.Namespace) -> list[tuple[str, Place]]:
+    """What every machine of a cluster must find under the same name."""
+    recipe = jobs.reopen(options.dataset, {}).recipe
+    out = [("--out", options.out)] if options.out else []
+    corpora = verbs.corpus_places(verbs.parse_roots(options.corpus, recipe))
+    return [("DATASET", options.dataset), *out, *corpora]

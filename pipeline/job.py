@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -108,12 +108,19 @@ class Job:
         return [
             shard
             for shard in (numbers if self.only is None else sorted(self.only & set(numbers)))
-            if shard in self.again or not self.is_whole(ledger, shard)
+            if shard in self.again or not self.is_whole(shard, ledger)
         ]
 
-    def is_whole(self, ledger: shards.Ledger, shard: int) -> bool:
-        """Whether a shard is done."""
-        return ledger.is_whole(shard, self.dataset_hash, len(self.shard_range(shard)))
+    def missing(self) -> list[int]:
+        """Shards that are not whole, whichever this run is to make."""
+        return replace(self, again=frozenset(), only=None).todo()
+
+    def is_whole(self, shard: int, ledger: shards.Ledger | None = None) -> bool:
+        """Whether a shard is done, as a ledger says that was read for many, or as it is now."""
+        planned = len(self.shard_range(shard))
+        if ledger is None:
+            return shards.is_whole(self.out, shard, self.dataset_hash, planned)
+        return ledger.is_whole(shard, self.dataset_hash, planned)
 
     def plans(self, rows: range) -> list[SamplePlan]:
         """The plans of some rows."""
@@ -279,7 +286,11 @@ def open_folder(job: Job) -> None:
         folder.remove_leftovers()
     before = read_dataset(job.out)
     if before is None and shards.find_shards(job.out):
-        raise WrongDataset(f"{folder.shown()}: has shards but no {DATASET_FILE}; give an empty one")
+        before = read_dataset(job.out)  # another part may have come first
+        if before is None:
+            raise WrongDataset(
+                f"{folder.shown()}: has shards but no {DATASET_FILE}; give an empty one"
+            )
     if before is not None and before["identity"] != job.identity:
         raise WrongDataset(
             f"{folder.shown()}: holds another dataset; what differs: "

@@ -37,7 +37,7 @@ def merge(inputs: Sequence[Place], out: Place) -> jobs.Job:
     ledgers = [shards.read_ledger(one.out) for one in found]
     there, target = shards.read_ledger(out), job.folder
     for shard, source in sorted(_chosen(job, found, ledgers).items()):
-        if not job.is_whole(there, shard):
+        if not job.is_whole(shard, there):
             _take(shard, open_folder(found[source].out), ledgers[source], target)
     write_card(job)
     return job

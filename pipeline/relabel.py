@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
+from cluster.needs import parse_part
 from data_specs.addresses import Place, place, shown
 from data_specs.recipe import Teacher as TeacherSpec
 from data_specs.sample import SampleRecord, parse_sample
@@ -200,6 +201,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """``python -m pipeline relabel SOURCE --teacher NAME --out DIR``; exit status as ``shards``."""
     options = _parser().parse_args(argv)
     actors = verbs.teacher_actors(options, options.device)
+    part = parse_part(options.part)
+    at = verbs.machines(options, [("SOURCE", options.source), ("--out", options.out)])
     if options.batch < 0:
         raise ValueError(f"--batch must be at least 1, not {options.batch}")
     source = reopen(options.source, {})
@@ -210,8 +213,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Nothing is planned: the workers need no manifests.
     hire = partial(Relabeller, source=replace(source, manifests={}), batch=options.batch)
     small = replace(job, manifests={})
-    outcome = run.run(small, options.engine, options.workers, hire=hire, actors=actors)
-    return verbs.finish(job, outcome, time.monotonic() - began)
+    outcome = run.run(
+        small, options.engine, options.workers, hire=hire, actors=actors, part=part, machines=at
+    )
+    return verbs.finish(job, outcome, time.monotonic() - began, part)
 
 
 def _spec(options: argparse.Namespace) -> TeacherSpec:

@@ -3,12 +3,15 @@ local engine runs the same ones without it. The only file that imports ``ray``."
 
 from __future__ import annotations
 
+import errno as errors
 import logging
+import math
 import multiprocessing
 import os
 import threading
 import time
 import traceback
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -21,6 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cluster.needs import EVERY, ONE_CORE, Part, Stage
 from pipeline.audio import from_pcm, to_pcm
 from pipeline.job import Hire, Job, Maker, Worker, use_one_thread
 from pipeline.label import Teacher, TeacherError
@@ -31,10 +35,32 @@ STORE_BYTES = 1 << 28
 """Ray's object store, through which only shard numbers pass, and PCM on its way to teachers."""
 
 RETRIES = 3
-"""How often a shard is made again whose worker died."""
+"""How often a shard is made again whose worker died, though its machine lives."""
 
 RESTARTS = 3
 """How often a dead teacher is started again; one that dies once more does not die by chance."""
+
+CLUSTER_RESTARTS = 20
+"""The same where machines come and go: by chance, then, but not for ever."""
+
+FALSE_STARTS = 20
+"""Workers that may die one after the other before they could be given anything; and each of a
+crew's once more, for a machine takes all that it was starting with it."""
+
+LOOK_S = 10.0
+"""How often the cluster is looked at where nothing happens."""
+
+SILENCE_S = 60.0
+"""How long no worker has been had before that is told."""
+
+ROOM_S = 120.0
+"""How long a cluster that was only just started may take to have its machines together."""
+
+PASSING = {errors.EIO, errors.ESTALE, errors.ETIMEDOUT, errors.EHOSTDOWN, errors.ECONNRESET}
+"""Errors of a network's file system that one machine may have and another not."""
+
+WHOLE_ALREADY = "whole already"
+"""What an engine says of a shard that another made meanwhile."""
 
 
 @dataclass
@@ -55,6 +81,13 @@ class TeacherActors:
 
     count: int = 0
     per_gpu: int = 1
+    needs: Stage = ONE_CORE
+
+    def options(self, on_gpu: bool) -> dict[str, Any]:
+        """What Ray reserves for one of them; on a GPU it takes no core unless that was said."""
+        said = self.needs.model_fields_set
+        options = self.needs.options(1 / self.per_gpu if on_gpu else 0.0)
+        return options | ({"num_cpus": 0} if on_gpu and "cores" not in said else {})
 
     def check(self, engine: str, device: str) -> None:
         """Raise ``ValueError`` for what cannot be had, before any work is done."""
@@ -75,6 +108,18 @@ class TeacherActors:
 OWN_TEACHERS = TeacherActors()
 
 
+@dataclass(frozen=True)
+class Machines:
+    """Where Ray's workers are: a cluster's ``address`` (empty: one is started here), and what each
+    of them needs there."""
+
+    address: str = ""
+    worker: Stage = ONE_CORE
+
+
+HERE = Machines()
+
+
 def run(
     job: Job,
     engine: str,
@@ -82,23 +127,28 @@ def run(
     progress: bool = True,
     hire: Hire = Worker,
     actors: TeacherActors = OWN_TEACHERS,
+    part: Part = EVERY,
+    machines: Machines = HERE,
 ) -> Outcome:
-    """Make every shard that is not whole yet, by the makers that ``hire`` gives.
+    """Make every shard of a part that is not whole yet, by the makers that ``hire`` gives.
 
     A shard's trouble (too many drops, a source that cannot be opened, an error that is no sample's
     own) is kept in ``failed`` and the others go on; a full or unwritable output stops the run
     (``OSError``).
     """
     actors.check(engine, job.label_device)
-    todo = job.todo()
-    outcome = Outcome(skipped=job.shard_count - len(todo))
+    todo = part.own(job.todo())
+    outcome = Outcome(skipped=len(part.own(range(job.shard_count))) - len(todo))
     if not todo:
         return outcome
-    engines: dict[str, Engine] = {"local": _run_local, "ray": partial(_run_ray, actors=actors)}
+    ray_engine = partial(_run_ray, actors=actors, machines=machines)
+    engines: dict[str, Engine] = {"local": _run_local, "ray": ray_engine}
     with Watch(job, todo, engine, workers, outcome.skipped, show=progress) as watch:
         for shard, error in engines[engine](hire, job, todo, workers, watch):
-            watch.ended(shard, error)
-            if error:
+            watch.ended(shard, "" if error == WHOLE_ALREADY else error)
+            if error == WHOLE_ALREADY:
+                outcome.skipped += 1
+            elif error:
                 outcome.failed[shard] = error
             else:
                 outcome.made.append(shard)
@@ -121,8 +171,13 @@ def _make_shard(maker: Maker, shard: int, tell: Tell) -> str:
 
 
 def _attempt(maker: Maker, shard: int, count: Callable[[int], None]) -> str:
+    """A shard may be whole by now: another part or another job may have made it, or a worker that
+    died before it could say so. One that is wanted again is made nonetheless."""
     rows: list[Row] = []
     try:
+        if shard not in maker.job.again and maker.job.is_whole(shard):
+            count(len(maker.job.shard_range(shard)))
+            return WHOLE_ALREADY
         for group in maker.groups(shard):
             rows += maker.make(group)
             count(len(group))
@@ -272,7 +327,13 @@ def _polling(
 
 
 def _run_ray(
-    hire: Hire, job: Job, todo: list[int], workers: int, watch: Watch, actors: TeacherActors
+    hire: Hire,
+    job: Job,
+    todo: list[int],
+    workers: int,
+    watch: Watch,
+    actors: TeacherActors,
+    machines: Machines,
 ) -> Finished:
     """Hand shards to a pool of actors, each of which makes and commits one at a time.
 
@@ -284,15 +345,20 @@ def _run_ray(
 
     started = not ray.is_initialized()
     if started:
-        _start_ray(workers + (0 if _on_gpu(job) else actors.count))
+        _start_ray(workers + (0 if _on_gpu(job) else actors.count), machines.address)
     try:
-        counter = ray.remote(num_cpus=0, max_restarts=-1)(_Counter).remote()
+        kind = ray.remote(_Counter).options(num_cpus=0, max_restarts=-1, **_beside_the_driver())
+        counter = kind.remote()
         with (
             watch.sending(_metrics(job.recipe.name, watch.run)),
-            _shared_teacher(job, actors) as teacher,
+            _shared_teacher(job, actors, machines) as teacher,
             _polling(lambda: _read_count(counter), watch),
         ):
-            yield from _stream(job, todo, workers, (hire, job, counter, teacher))
+            size = min(workers, len(todo))
+            needs = machines.worker.options(_fair_share(job, size, actors))
+            reserved = actors.count * actors.options(_on_gpu(job))["num_cpus"]
+            crew = _Crew(size, needs, reserved, (hire, job, counter, teacher))
+            yield from crew.work(todo, job.folder.shown())
     except ray.exceptions.RayError as error:
         raise _cause(error) from None
     finally:
@@ -335,21 +401,45 @@ def _metrics(dataset: str, run: str) -> Sink:
     return send
 
 
-def _start_ray(workers: int) -> None:
+def _beside_the_driver() -> dict[str, Any]:
+    """Options that keep an actor from being lost with a machine on which it has no business."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    node = ray.get_runtime_context().get_node_id()
+    return {"scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=True)}
+
+
+def _fair_share(job: Job, workers: int, actors: TeacherActors) -> float:
+    """Of the GPUs that shared teachers leave, what each worker gets that computes on one."""
+    import ray
+
+    own_teacher = "" if actors.count else job.label_device
+    if "cuda" not in (job.device, own_teacher):  # cuda:1 is a user's own choice
+        return 0.0
+    taken = actors.count * actors.options(_on_gpu(job))["num_gpus"]
+    left = max(0.0, ray.cluster_resources().get("GPU", 0.0) - taken)
+    return min(1.0, int(1e4 * left / workers) / 1e4)  # Ray counts in ten-thousandths
+
+
+def _start_ray(workers: int, address: str = "") -> None:
     import ray
 
     # That a cluster of its own has a token is no news to a user.
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
-    address = os.environ.get("RAY_ADDRESS")
+    address = address or os.environ.get("RAY_ADDRESS", "")
     local = {} if address else {"num_cpus": workers, "object_store_memory": STORE_BYTES}
-    ray.init(
-        address=address,
-        include_dashboard=False if not address else None,
-        log_to_driver=False,
-        logging_level="warning",
-        runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}},
-        **local,
-    )
+    try:
+        ray.init(
+            address=address or None,
+            include_dashboard=False if not address else None,
+            log_to_driver=False,
+            logging_level="warning",
+            runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}},
+            **local,
+        )
+    except ConnectionError as error:
+        raise ValueError(f"--ray-address {address}: no Ray cluster answers: {error}") from error
 
 
 class _Counter:
@@ -400,6 +490,12 @@ class _Make:
     def __init__(self) -> None:
         self.maker: Maker | None = None
 
+    def ready(self) -> str:
+        """On which machine it is, now that it is anywhere."""
+        import ray
+
+        return str(ray.get_runtime_context().get_node_id())
+
     def make(self, shard: int, given: list[Any]) -> tuple[str, int]:
         """Why the shard failed, if it did, and an error number that is not 0 where that ends the
         run: as values, for Ray would wrap an exception in pages of its own."""
@@ -414,42 +510,141 @@ class _Make:
             return str(full.strerror or full), full.errno or -1
 
 
-def _stream(job: Job, todo: list[int], workers: int, given: tuple[Any, ...]) -> Finished:
-    """Let actors make the shards; ``given`` is what each of them is built from.
+class _Crew:
+    """Actors that make shards: as many as asked for, or as there is room for.
 
     An actor has one shard at a time: one that waited behind another would be made last, and alone.
-    A dead actor is started again, and its shard made again; a shard that kills ``RETRIES`` more
-    fails, and the others go on.
+    One that dies is replaced, and its shard goes to whoever is free. Ray's own restarts would bind
+    it to an actor that may wait for another machine for ever, while others are idle. For the same
+    reason an actor is given nothing before it says that it runs: a machine that joins is used at
+    once, and one that never comes is not missed.
     """
+
+    def __init__(
+        self, size: int, needs: dict[str, Any], reserved: float, given: tuple[Any, ...]
+    ) -> None:
+        import ray
+
+        self.kind = ray.remote(_Make).options(max_restarts=0, max_task_retries=0, **needs)
+        self.size, self.needs, self.reserved, self.handed = size, needs, reserved, [ray.put(given)]
+        self.starting: dict[Any, Any] = {}
+        self.idle: list[tuple[Any, str]] = []
+        self.busy: dict[Any, tuple[int, Any, str]] = {}
+        self.sent_home: set[Any] = set()
+        self.deaths: Counter[int] = Counter()
+        self.false_starts, self.heard = 0, time.monotonic()
+
+    def work(self, todo: Sequence[int], out: str) -> Finished:
+        """Make shards. ``OSError`` where ``out`` cannot be written, ``ShardError`` where no worker
+        can be started."""
+        waiting = deque(todo)
+        while waiting or self.busy:
+            self._fit(self._room(), len(waiting) + len(self.busy))
+            while self.idle and waiting:
+                shard, (actor, node) = waiting.popleft(), self.idle.pop()
+                self.busy[actor.make.remote(shard, self.handed)] = shard, actor, node
+            yield from self._news(waiting, out)
+
+    def _room(self) -> int:
+        """How many workers there may be.
+
+        All that were asked for, if teachers take no cores: those that wait tell an autoscaler what
+        is missing. Else no more than leave the teachers theirs: one that was lost with its machine
+        could not come back while workers, who wait for it, hold every core.
+        """
+        import ray
+
+        if not self.reserved or not self.needs["num_cpus"]:
+            return self.size
+        left = ray.cluster_resources().get("CPU", 0.0) - self.reserved
+        return max(1, min(self.size, int(left / self.needs["num_cpus"] + 1e-6)))
+
+    def _fit(self, room: int, shards: int) -> None:
+        """Start actors where shards wait for one, and send home those for whom there is no room."""
+        import ray
+
+        wanted = min(room, shards)
+        for _ in range(wanted - len(self.starting) - len(self.idle) - len(self.busy)):
+            actor = self.kind.remote()
+            self.starting[actor.ready.remote()] = actor
+        working = [reference for reference in self.busy if reference not in self.sent_home]
+        for _ in range(len(self.starting) + len(self.idle) + len(working) - room):
+            if self.starting:
+                ray.kill(self.starting.popitem()[1])
+            elif self.idle:
+                ray.kill(self.idle.pop()[0])
+            else:
+                reference = working.pop()
+                self.sent_home.add(reference)
+                ray.kill(self.busy[reference][1])
+
+    def _news(self, waiting: deque[int], out: str) -> Finished:
+        """Wait until an actor runs, ends a shard or dies."""
+        import ray
+
+        done, _ = ray.wait([*self.starting, *self.busy], num_returns=1, timeout=LOOK_S)
+        if done or self.busy:
+            self.heard = time.monotonic()
+        elif time.monotonic() > self.heard + SILENCE_S:
+            self.heard = time.monotonic()
+            logging.getLogger(__name__).warning(
+                "no worker runs: each needs %s, and the cluster has %s",
+                {name: need for name, need in self.needs.items() if need},
+                {name: ray.cluster_resources().get(name, 0) for name in ("CPU", "GPU", "memory")},
+            )
+        for reference in done:
+            if reference in self.starting:
+                self._started(reference)
+            else:
+                yield from self._ended(reference, waiting, out)
+
+    def _started(self, reference: Any) -> None:
+        import ray
+
+        actor = self.starting.pop(reference)
+        try:
+            self.idle.append((actor, ray.get(reference)))
+            self.false_starts = 0
+        except ray.exceptions.RayError as error:
+            self.false_starts += 1
+            if self.false_starts >= FALSE_STARTS + self.size:
+                raise ShardError(
+                    f"{self.false_starts} workers died one after the other as they started: {error}"
+                ) from None
+
+    def _ended(self, reference: Any, waiting: deque[int], out: str) -> Finished:
+        import ray
+
+        shard, actor, node = self.busy.pop(reference)
+        try:
+            error, number = ray.get(reference)
+        except ray.exceptions.RayTaskError as raised:
+            if not isinstance(raised.cause, ray.exceptions.RayError):
+                raise
+            ray.kill(actor)
+            self.deaths[shard] += 1
+            error, number = f"its worker lost what it was given: {raised.cause}", errors.EIO
+        except ray.exceptions.RayActorError:
+            ray.kill(actor)  # one that is only out of reach must not go on beside its successor
+            self.deaths[shard] += _lives(node) and reference not in self.sent_home
+            error = f"its worker died {RETRIES + 1} times (killed, or out of memory)"
+            number = errors.EIO
+        else:
+            self.idle.append((actor, node))
+            self.deaths[shard] += number in PASSING
+        if number and number not in PASSING:
+            raise OSError(number, error, out) if number > 0 else OSError(error)
+        if number and self.deaths[shard] <= RETRIES:
+            waiting.appendleft(shard)
+        else:
+            yield shard, error
+
+
+def _lives(node: str) -> bool:
+    """Whether a machine is still there; who died with it is not to blame."""
     import ray
 
-    kind = ray.remote(_Make).options(num_cpus=1, max_restarts=-1, max_task_retries=RETRIES)
-    idle = [kind.remote() for _ in range(min(workers, len(todo)))]
-    handed = [ray.put(given)]
-    busy: dict[Any, tuple[int, Any]] = {}
-    for shard in todo:
-        if not idle:
-            yield _finished(job, busy, idle)
-        actor = idle.pop()
-        busy[actor.make.remote(shard, handed)] = shard, actor
-    while busy:
-        yield _finished(job, busy, idle)
-
-
-def _finished(job: Job, busy: dict[Any, tuple[int, Any]], idle: list[Any]) -> tuple[int, str]:
-    """Wait for a shard to end, one way or the other; its actor is idle then."""
-    import ray
-
-    (done,), _ = ray.wait(list(busy), num_returns=1)
-    shard, actor = busy.pop(done)
-    idle.append(actor)
-    try:
-        error, errno = ray.get(done)
-    except ray.exceptions.RayActorError:
-        return shard, f"its worker died {RETRIES + 1} times (killed, or out of memory)"
-    if errno:
-        raise OSError(errno, error, job.folder.shown()) if errno > 0 else OSError(error)
-    return shard, error
+    return any(found["NodeID"] == node and found["Alive"] for found in ray.nodes())
 
 
 # --- teachers that Ray's workers share ------------------------------------------------------------
@@ -523,17 +718,21 @@ class _TeacherActor:
 
 
 @contextmanager
-def _shared_teacher(job: Job, actors: TeacherActors) -> Iterator[RemoteTeacher | None]:
+def _shared_teacher(
+    job: Job, actors: TeacherActors, machines: Machines
+) -> Iterator[RemoteTeacher | None]:
     """Start the teacher actors; None where every worker has a teacher of its own."""
     import ray
 
     if not actors.count:
         yield None
         return
-    _require_room(job, actors)
-    share = {"num_cpus": 0, "num_gpus": 1 / actors.per_gpu} if _on_gpu(job) else {"num_cpus": 1}
+    _require_room(job, actors, machines)
     kind = ray.remote(_TeacherActor).options(
-        max_concurrency=2, max_restarts=RESTARTS, max_task_retries=-1, **share
+        max_concurrency=2,
+        max_restarts=CLUSTER_RESTARTS if _several_machines() else RESTARTS,
+        max_task_retries=-1,
+        **actors.options(_on_gpu(job)),
     )
     pool = [kind.remote(replace(job, manifests={})) for _ in range(actors.count)]
     try:
@@ -549,17 +748,27 @@ def _on_gpu(job: Job) -> bool:
     return job.label_device.startswith("cuda")
 
 
-def _require_room(job: Job, actors: TeacherActors) -> None:
+def _several_machines() -> bool:
+    import ray
+
+    return len(ray.nodes()) > 1
+
+
+def _require_room(job: Job, actors: TeacherActors, machines: Machines) -> None:
     """Raise ``ValueError`` where a cluster has too little: Ray would wait, and not say for what."""
     import ray
 
-    kind, needed = "CPU", actors.count + 1  # and one for a worker
-    if _on_gpu(job):
-        kind, needed = "GPU", -(-actors.count // actors.per_gpu)
-    there = int(ray.cluster_resources().get(kind, 0))
-    if there < needed:
+    teacher, kind = actors.options(_on_gpu(job)), "GPU" if _on_gpu(job) else "CPU"
+    needed = actors.count * teacher["num_gpus" if kind == "GPU" else "num_cpus"]
+    if kind == "CPU":
+        needed += machines.worker.cores  # and for a worker
+    until = time.monotonic() + (ROOM_S if machines.address else 0)
+    while (there := ray.cluster_resources().get(kind, 0)) < needed - 1e-6:
+        if time.monotonic() < until:
+            time.sleep(1)
+            continue
         raise ValueError(
-            f"--teacher-actors {actors.count} on {job.label_device!r} needs {needed} {kind}s and "
-            f"this Ray has {there}: ask for fewer"
+            f"--teacher-actors {actors.count} on {job.label_device!r} needs {math.ceil(needed)} "
+            f"{kind}s and this Ray has {int(there)}: ask for fewer"
             + (", or for more --teachers-per-gpu" if kind == "GPU" else "")
         )

@@ -12,7 +12,6 @@ import hashlib
 import io
 import json
 import re
-import socket
 import tarfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -26,7 +25,7 @@ from pydantic import Field
 
 from data_specs.addresses import Place
 from data_specs.sample import CROP_SAMPLES, parse_sample
-from data_specs.storage import LocalFolder, NotFound, RemoteFolder, open_folder, sha256_of
+from data_specs.storage import LocalFolder, NotFound, RemoteFolder, here, open_folder, sha256_of
 from data_specs.storage import whole_file as whole_file  # part of this module's own interface
 from data_specs.strict import Strict
 from pipeline.summary import Summary, summarise
@@ -88,7 +87,7 @@ def shard_name(shard: int) -> str:
 
 def remove_leftovers(folder: Path) -> None:
     """Remove temporary files that killed processes of this machine left behind."""
-    for path in folder.glob(f".*.{socket.gethostname()}.*.tmp"):
+    for path in folder.glob(f".*.{here()}.*.tmp"):
         process = path.name.split(".")[-2]
         if process.isdigit() and not psutil.pid_exists(int(process)):
             path.unlink(missing_ok=True)
@@ -280,8 +279,14 @@ def read_record(folder: Place, shard: int) -> ShardRecord | None:
 
 
 def is_whole(folder: Place, shard: int, dataset_hash: str, planned: int) -> bool:
-    """Whether one shard is done; for many, read the ledger once."""
-    return read_ledger(folder, [shard]).is_whole(shard, dataset_hash, planned)
+    """Whether one shard is done, without a listing; for many, read the ledger once."""
+    try:
+        record = read_record(folder, shard)
+        size = open_folder(folder).size(f"{shard_name(shard)}.tar") if record else None
+    except (NotFound, ShardError):
+        return False
+    records = {shard: record} if record else {}
+    return Ledger({shard: size}, records).is_whole(shard, dataset_hash, planned)
 
 
 def find_shards(folder: Place) -> list[int]:

@@ -18,13 +18,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import soundfile
 
+from cluster.needs import EVERY, Part, parse_address, parse_part, parse_stage, require_everywhere
 from data_specs.addresses import Place, place, shown
 from data_specs.recipe import Recipe, load_recipe
 from data_specs.sample import SAMPLE_RATE, SampleRecord, parse_sample
 from data_specs.storage import NotFound
 from pipeline import failures, label, run, shards
 from pipeline import job as jobs
-from pipeline.card import write_card
+from pipeline.card import CARD, write_card
 from pipeline.degrade import runtime
 from pipeline.degrade.runtime import Runtime
 from pipeline.plan import BLOCK, Block, SamplePlan, plan_block
@@ -139,9 +140,10 @@ def _dictionary(index: np.ndarray, names: Sequence[str] | np.ndarray) -> pa.Arra
 def make_shards(options: argparse.Namespace) -> int:
     """Make a dataset; done shards are kept, so that running it again goes on."""
     actors = teacher_actors(options, options.teacher_device or options.device)
-    recipe = load_recipe(options.recipe)
+    part, recipe = parse_part(options.part), load_recipe(options.recipe)
     splits = parse_splits(options.split, list(recipe.sources.present()))
     roots = parse_roots(options.corpus, recipe)
+    at = machines(options, [("--out", options.out), *corpus_places(roots)])
     job = jobs.prepare(
         recipe,
         roots,
@@ -158,15 +160,21 @@ def make_shards(options: argparse.Namespace) -> int:
         print(warning)
     if options.retry_failed:
         job = failures.again(job)
-    return make(job, options, actors)
+    return make(job, options, actors, part, at)
 
 
-def make(job: jobs.Job, options: argparse.Namespace, actors: run.TeacherActors) -> int:
+def make(
+    job: jobs.Job,
+    options: argparse.Namespace,
+    actors: run.TeacherActors,
+    part: Part,
+    at: run.Machines,
+) -> int:
     """Make what is to be made of a job, and tell of it; exit status of ``finish``."""
     began = time.monotonic()
-    outcome = run.run(job, options.engine, options.workers, actors=actors)
+    outcome = run.run(job, options.engine, options.workers, actors=actors, part=part, machines=at)
     failures.note(job, outcome)
-    return finish(job, outcome, time.monotonic() - began)
+    return finish(job, outcome, time.monotonic() - began, part)
 
 
 def engine_options(verb: argparse.ArgumentParser) -> None:
@@ -188,22 +196,87 @@ def engine_options(verb: argparse.ArgumentParser) -> None:
         metavar="N",
         help="how many of them share a GPU (default %(default)s)",
     )
+    verb.add_argument(
+        "--ray-address",
+        default="",
+        metavar="auto|HOST:PORT",
+        help="of a running Ray cluster (default: RAY_ADDRESS, or a Ray of its own)",
+    )
+    for stage in ("worker", "teacher"):
+        verb.add_argument(
+            f"--{stage}-needs",
+            default="",
+            metavar="cores=N,memory_gb=N,gpus=N",
+            help=f"what Ray reserves for a {stage} (default: a core; where it computes on cuda, "
+            "its share of the GPUs)",
+        )
+    verb.add_argument(
+        "--part",
+        default=str(EVERY),
+        metavar="I/N",
+        help="make only the I-th of N parts (from 1), beside other jobs that make the others",
+    )
 
 
 def teacher_actors(options: argparse.Namespace, device: str) -> run.TeacherActors:
     """What ``engine_options`` say of teachers; ``ValueError`` where it cannot be."""
-    actors = run.TeacherActors(options.teacher_actors, options.teachers_per_gpu)
+    needs = parse_stage(options.teacher_needs, "--teacher-needs")
+    actors = run.TeacherActors(options.teacher_actors, options.teachers_per_gpu, needs)
     actors.check(options.engine, device)
     return actors
 
 
-def finish(job: jobs.Job, outcome: run.Outcome, seconds: float) -> int:
-    """Write the dataset's card and tell what a run did. Exit status 1 where a shard failed."""
-    write_card(job)
+def machines(options: argparse.Namespace, places: Sequence[tuple[str, Place]]) -> run.Machines:
+    """What ``engine_options`` say of machines; ``ValueError`` where it cannot be.
+
+    ``places`` are (flag, path) of what every machine must find under the same name.
+    """
+    address = parse_address(options.ray_address)
+    if address and options.engine != "ray":
+        raise ValueError(f"--ray-address needs --engine ray, not {options.engine}")
+    if options.engine == "ray" and (address or os.environ.get("RAY_ADDRESS")):
+        require_everywhere([(flag, str(place)) for flag, place in places])
+    return run.Machines(address, parse_stage(options.worker_needs, "--worker-needs"))
+
+
+def corpus_places(roots: Roots) -> list[tuple[str, Place]]:
+    """Corpus folders, each with the flag that gives it."""
+    return [(f"--corpus {name}", folder) for name, given in roots.items() for folder in given]
+
+
+def finish(job: jobs.Job, outcome: run.Outcome, seconds: float, part: Part = EVERY) -> int:
+    """Write the dataset's card and tell what a run did. Exit status 1 where a shard failed.
+
+    Of several parts the last one to end writes the card: two that end at once write the same.
+    """
+    rest = [] if part == EVERY else job.missing()
+    if not rest:
+        write_card(job)
     _tell(job, outcome.made, outcome.skipped, seconds)
     for shard, reason in sorted(outcome.failed.items()):
         print(f"failed: {shards.shard_name(shard)}: {reason}")
+    if rest:
+        print(f"part {part}: {len(rest)} shards of the whole dataset are still to be made")
     return 1 if outcome.failed else 0
+
+
+def finish_parts(options: argparse.Namespace) -> int:
+    """Write what belongs to the whole dataset; exit status 1 where a shard is still missing."""
+    job = jobs.reopen(options.dataset, {})
+    rest = job.todo()
+    if not rest:
+        write_card(job)
+        card = job.folder.shown(CARD)
+        print(f"{shown(options.dataset)}: all {job.shard_count} shards are whole: {card}")
+        return 0
+    names = ", ".join(shards.shard_name(shard) for shard in rest[:5])
+    print(
+        f"{shown(options.dataset)}: {len(rest)} of {job.shard_count} shards are not whole: {names}"
+    )
+    if options.parts:
+        behind = sorted({shard % options.parts + 1 for shard in rest})
+        print(f"run these parts of {options.parts} again: {','.join(map(str, behind))}")
+    return 1
 
 
 def _tell(job: jobs.Job, made: Sequence[int], skipped: int, seconds: float) -> None:
@@ -360,6 +433,7 @@ OWN_OPTIONS = {
     "speak": "pipeline.speak",
     "rooms": "pipeline.rooms",
     "weights": "pipeline.weights",
+    "submit": "pipeline.submit",
     "bench": "pipeline.bench",
     "bench-degrade": "pipeline.bench_degrade",
 }
@@ -371,5 +445,6 @@ VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
     "plan": plan,
     "shards": make_shards,
     "verify": verify,
+    "finish": finish_parts,
     "replay": replay,
 }

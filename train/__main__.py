@@ -23,14 +23,21 @@ VERBS = {
     "bench-prune": ("bench_prune", "a round of pruning the 2B model: memory, seconds, an estimate"),
     "bench-score": ("bench_score", "scoring against the distillmos package: speed, differences"),
     "bench-teacher": ("bench_teacher", "the XLS-R teacher's speed, memory and precision"),
+    "submit": (
+        "submit",
+        "hand a training to Slurm, Kubernetes or Ray, or show what would be handed",
+    ),
     "variants": ("variants", "list the students and what they cost"),
 }
-"""By verb: the module, with ``add_arguments`` and ``run``, and what it is for."""
+"""By verb: the module, with ``add_arguments`` and ``run`` (``submit``: ``main``), and what it is
+for."""
 
 
 def _run(verb: str, argv: list[str]) -> int:
     # Only the verb's own module is imported: scoring must not need what training needs.
     module = importlib.import_module(f"train.{VERBS[verb][0]}")
+    if verb == "submit":  # what follows -- is another verb's
+        return int(module.main(argv))
     parser = argparse.ArgumentParser(prog=f"python -m train {verb}", description=module.__doc__)
     module.add_arguments(parser)
     return int(module.run(parser.parse_args(argv)))

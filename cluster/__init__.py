@@ -1,0 +1,1 @@
+"""How jobs get onto many machines: what a stage needs, what a site is, what is submitted to it."""

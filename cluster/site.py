@@ -1,0 +1,206 @@
+"""A site: what a user says once about their cluster. ``site.example.yaml`` explains each field."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path, PurePosixPath
+from typing import Annotated
+
+from pydantic import AfterValidator, Field, field_validator, model_validator
+
+from cluster.needs import Stage
+from data_specs.strict import SpecError, Strict, load
+
+EXAMPLE = Path(__file__).parent / "site.example.yaml"
+
+RESERVE_GB = 1.0
+"""Of a machine's memory, what Ray itself takes: its raylet and agents, and a small object store."""
+
+
+def _one_line(text: str) -> str:
+    if "\n" in text or "\r" in text:
+        raise ValueError("must be one line")
+    return text
+
+
+def _plain(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_.,:/@%+=-]*", text):
+        raise ValueError(f"{text!r} has a character that Slurm would read as something else")
+    return text
+
+
+def _absolute(path: PurePosixPath) -> PurePosixPath:
+    if not path.is_absolute():
+        raise ValueError(f"{path} must be absolute: it is a path of the cluster's machines")
+    return path
+
+
+Line = Annotated[str, AfterValidator(_one_line)]
+Plain = Annotated[str, AfterValidator(_plain)]
+Absolute = Annotated[PurePosixPath, AfterValidator(_absolute)]
+NAME = r"^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$"  # a DNS label, with room for what KubeRay adds
+
+
+class Machine(Strict):
+    """What a machine, or a pod, has."""
+
+    cores: int = Field(ge=1)
+    memory_gb: float = Field(gt=RESERVE_GB)
+    gpus: int = Field(default=0, ge=0)
+
+    def workers(self, stage: Stage) -> int:
+        """How many workers fit on it. ``SpecError`` where none does."""
+        room = [self.memory_gb - RESERVE_GB, float(self.cores)]
+        needs = [stage.memory_gb, stage.cores]
+        found = min(int(has / need + 1e-9) for has, need in zip(room, needs, strict=True) if need)
+        if not found:
+            raise SpecError(
+                f"a machine of {self.cores} cores and {self.memory_gb:g} GB ({RESERVE_GB:g} of "
+                f"them Ray's) has no room for a worker of {stage.flag()}"
+            )
+        return found
+
+
+class Array(Machine):
+    """What a task of a Slurm array has; 0 ``at_once`` is as many as Slurm lets run."""
+
+    parts: int = Field(ge=1, le=10_000)
+    at_once: int = Field(default=0, ge=0)
+
+
+class Slurm(Machine):
+    """Slurm, and each of the nodes that a job gets."""
+
+    partition: Plain = ""
+    account: Plain = ""
+    time: str = Field(default="24:00:00", pattern=r"^([0-9]+-)?[0-9]+(:[0-9]{2}){0,2}$")
+    grace_s: int = Field(default=120, ge=1, le=65535)
+    logs: Annotated[Absolute, Field()]
+    options: tuple[Line, ...] = ()
+    nodes: int = Field(default=1, ge=1)
+    array: Array | None = None
+
+    @field_validator("logs")
+    @classmethod
+    def _plain_logs(cls, logs: PurePosixPath) -> PurePosixPath:
+        _plain(str(logs))
+        return logs
+
+    @field_validator("options")
+    @classmethod
+    def _are_options(cls, options: tuple[str, ...]) -> tuple[str, ...]:
+        for option in options:
+            if not option.startswith("-"):
+                raise ValueError(f"{option!r} is no option of sbatch: they begin with --")
+        return options
+
+
+class Group(Machine):
+    """Pods of one kind, and between how many of them the cluster grows and shrinks."""
+
+    min: int = Field(ge=0)
+    max: int = Field(ge=1)
+
+    @model_validator(mode="after")
+    def _bounds(self) -> Group:
+        if self.min > self.max:
+            raise ValueError(f"min {self.min} is more than max {self.max}")
+        return self
+
+
+class Volume(Strict):
+    """A PersistentVolumeClaim that every pod can write, and where it is mounted."""
+
+    claim: str = Field(min_length=1)
+    mount: Absolute
+
+
+class Kubernetes(Strict):
+    """A cluster with KubeRay (shards), or any (training)."""
+
+    image: str = Field(min_length=1)
+    namespace: str = Field(default="default", pattern=NAME)
+    folder: str = ""
+    volume: Volume | None = None
+    secrets: tuple[str, ...] = ()
+    service_account: str = ""
+    node_selector: dict[str, str] = Field(default_factory=dict)
+    gpu_resource: str = "nvidia.com/gpu"
+    retries: int = Field(default=3, ge=0)
+    preemptible_grace_s: int = Field(default=0, ge=0)
+    head: Machine = Machine(cores=2, memory_gb=8)
+    cpu: Group
+    gpu: Group | None = None
+
+    @field_validator("image", mode="before")
+    @classmethod
+    def _is_said(cls, image: object) -> object:
+        if image in (None, ""):
+            raise ValueError("say the container image that has this project installed")
+        return image
+
+    @field_validator("gpu")
+    @classmethod
+    def _has_some(cls, gpu: Group | None) -> Group | None:
+        if gpu and (not gpu.gpus or not gpu.min):
+            raise ValueError("gpus and min must be at least 1: teachers need one when a job starts")
+        return gpu
+
+
+class Ray(Strict):
+    """A Ray cluster that runs, with its dashboard."""
+
+    address: str = Field(pattern=r"^https?://[^\s]+$")
+    workers: int = Field(ge=1)
+    gpus: int = Field(default=0, ge=0)
+    lock: bool = False
+
+
+class Training(Machine):
+    """The machines of a training run; ``processes`` of each: one for a GPU, or one."""
+
+    nodes: int = Field(default=1, ge=1)
+    processes: int = Field(default=0, ge=0)
+    restarts: int = Field(default=3, ge=0)
+
+    @property
+    def each(self) -> int:
+        """Processes of a machine."""
+        return self.processes or self.gpus or 1
+
+
+SECRET = re.compile(r"(SECRET|TOKEN|PASSWORD|CREDENTIAL|ACCESS_KEY)", re.IGNORECASE)
+
+
+class Site(Strict):
+    """Everything that a submission needs to know and that is not the job itself."""
+
+    name: str = Field(default="shards", pattern=NAME)
+    project: Absolute
+    python: Line = "python"
+    setup: tuple[Line, ...] = ()
+    environment: dict[str, str] = Field(default_factory=dict)
+    worker: Stage = Stage(cores=1, memory_gb=6)
+    teacher: Stage = Stage(cores=1, memory_gb=4, gpus=1)
+    slurm: Slurm | None = None
+    kubernetes: Kubernetes | None = None
+    ray: Ray | None = None
+    training: Training | None = None
+
+    @field_validator("environment")
+    @classmethod
+    def _no_credentials(cls, environment: dict[str, str]) -> dict[str, str]:
+        for name in environment:
+            if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+                raise ValueError(f"{name!r} is no name of a variable")
+            if SECRET.search(name):
+                raise ValueError(
+                    f"{name} looks like a credential, and this file and what is made of it can be "
+                    "read by others: use the machines' own place, or kubernetes.secrets"
+                )
+        return environment
+
+
+def load_site(path: Path | str) -> Site:
+    """Read a site's file. ``SpecError`` names the file, the field and what to do."""
+    return load(Site, path)

@@ -1,0 +1,138 @@
+"""A job for drills: the engine, the commit and the ledger are the real ones, and every render is
+logged. Run as a script, so that it can be killed.
+
+Without ``--recipe`` a sample is a few kilobytes that depend on its index alone, and the teacher a
+mean: a shard takes milliseconds, and a hundred kills some minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cluster.needs import parse_part, parse_stage
+from data_specs.recipe import load_recipe
+from pipeline import run, verbs
+from pipeline.job import Job, Worker, open_folder, prepare
+from pipeline.manifest import SCHEMA, Manifest
+from pipeline.shards import Row, sample_key
+
+TWICE = "TWICE"
+
+
+class StubTeacher:
+    name, weights_sha256 = "stub", "0" * 64
+
+    def score(self, waves_BT: np.ndarray) -> tuple[np.ndarray, None]:
+        return 3.0 + waves_BT.mean(axis=1, dtype=np.float64), None
+
+
+class StubJob(Job):
+    def load_teacher(self) -> Any:
+        return StubTeacher()
+
+
+def note(log: Path, job: Job, rows: range) -> None:
+    """One line for each group that is rendered, and whether its shard was committed before."""
+    shard = rows.start // job.recipe.shard_samples
+    line = f"{shard} {rows.start} {TWICE if job.is_whole(shard) else 'first'}\n"
+    with open(log, "a") as file:
+        file.write(line)
+
+
+class StubMaker:
+    """Makes samples of 60 kB out of nothing but their index."""
+
+    def __init__(self, job: Job, teacher: Any, *, log: Path, pause_s: float) -> None:
+        self.job, self.log, self.pause_s = job, log, pause_s
+        self.teacher = teacher or job.load_teacher()
+
+    def groups(self, shard: int) -> Iterator[range]:
+        return self.job.groups(shard)
+
+    def make(self, rows: range) -> list[Row]:
+        note(self.log, self.job, rows)
+        time.sleep(self.pause_s)
+        pcm = [np.random.default_rng(i).integers(-9999, 9999, 30_000, np.int16) for i in rows]
+        scores, _ = self.teacher.score(np.stack(pcm).astype(np.float32) / 32768)
+        return [self._row(*one) for one in zip(rows, pcm, scores, strict=True)]
+
+    def _row(self, index: int, pcm: np.ndarray, mos: float) -> Row:
+        digest = hashlib.sha256(pcm.tobytes()).hexdigest()
+        record = {"key": sample_key(index), "mos": round(float(mos), 4), "pcm_sha256": digest}
+        return Row(sample_key(index), pcm.tobytes(), json.dumps(record).encode())
+
+
+class LoggedWorker(Worker):
+    """The real maker, which logs."""
+
+    def __init__(self, job: Job, teacher: Any, *, log: Path, pause_s: float) -> None:
+        super().__init__(job, teacher)
+        self.log = log
+
+    def make(self, rows: range) -> list[Row]:
+        note(self.log, self.job, rows)
+        return super().make(rows)
+
+
+def stub_job(out: Path, samples: int) -> Job:
+    recipe = load_recipe("demo").model_copy(update={"shard_samples": 4, "group_samples": 2})
+    identity = {"recipe": recipe.model_dump(mode="json"), "splits": {}, "versions": {}}
+    names = {source.corpus for source in recipe.sources.present().values()}
+    manifests = {name: Manifest(name, SCHEMA.empty_table()) for name in sorted(names)}
+    job = StubJob(recipe, identity, samples, out, {}, manifests=manifests)
+    open_folder(job)
+    return job
+
+
+def parser() -> argparse.ArgumentParser:
+    found = argparse.ArgumentParser(description=__doc__)
+    found.add_argument("--out", type=Path, required=True)
+    found.add_argument("--samples", type=int, default=40)
+    found.add_argument("--log", type=Path, default=Path(os.devnull))
+    found.add_argument("--pause", type=float, default=0.0, help="seconds for each group")
+    found.add_argument("--recipe", default="")
+    found.add_argument("--corpus", action="append", default=[])
+    verbs.engine_options(found)
+    return found
+
+
+def main() -> int:
+    options = parser().parse_args()
+    if options.recipe:
+        recipe = load_recipe(options.recipe)
+        roots = verbs.parse_roots(options.corpus, recipe)
+        job, kind = (
+            prepare(recipe, roots, options.out, options.samples, progress=False),
+            LoggedWorker,
+        )
+    else:
+        job, kind = stub_job(options.out, options.samples), StubMaker
+    part = parse_part(options.part)
+    outcome = run.run(
+        job,
+        options.engine,
+        options.workers,
+        progress=False,
+        hire=partial(kind, log=options.log, pause_s=options.pause),
+        actors=verbs.teacher_actors(options, "cpu"),
+        part=part,
+        machines=run.Machines(
+            options.ray_address, parse_stage(options.worker_needs, "--worker-needs")
+        ),
+    )
+    return verbs.finish(job, outcome, 1.0, part)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,146 @@
+"""What the rendered Kubernetes files use of the published schemas, as JSON schema.
+
+RayJob: written down by hand from KubeRay's CRD, ray-project/kuberay at commit
+037e91b0e311e6240431a4dcb111fab341a6f613, ``helm-chart/kuberay-operator/crds/ray.io_rayjobs.yaml``,
+version v1: field names, types, required fields and the pattern of quantities. The whole file has
+1.2 million characters; of the pod's template only the fields that occur are here. Unknown fields
+are refused, as ``kubectl --validate=strict`` refuses them.
+Job and Service: from the Kubernetes documentation ("Job with Pod-to-Pod Communication") and the
+API's reference, the fields that occur.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+Schema = dict[str, Any]
+
+TEXT: Schema = {"type": "string"}
+NUMBER: Schema = {"type": "integer"}
+FLAG: Schema = {"type": "boolean"}
+TEXTS: Schema = {"type": "object", "additionalProperties": TEXT}
+QUANTITY: Schema = {
+    "type": ["integer", "string"],
+    "pattern": r"^(\+|-)?(([0-9]+(\.[0-9]*)?)|(\.[0-9]+))"
+    r"(([KMGTPE]i)|[numkMGTPE]|([eE](\+|-)?(([0-9]+(\.[0-9]*)?)|(\.[0-9]+))))?$",
+}
+QUANTITIES: Schema = {"type": "object", "additionalProperties": QUANTITY}
+
+
+def several(of: Schema) -> Schema:
+    return {"type": "array", "items": of}
+
+
+def fields(required: tuple[str, ...] = (), **known: Schema) -> Schema:
+    return {
+        "type": "object",
+        "properties": known,
+        "required": list(required),
+        "additionalProperties": False,
+    }
+
+
+CONTAINER = fields(
+    ("name",),
+    name=TEXT,
+    image=TEXT,
+    workingDir=TEXT,
+    command=several(TEXT),
+    env=several(fields(("name",), name=TEXT, value=TEXT)),
+    envFrom=several(fields(secretRef=fields(name=TEXT, optional=FLAG))),
+    resources=fields(limits=QUANTITIES, requests=QUANTITIES),
+    volumeMounts=several(fields(("mountPath", "name"), mountPath=TEXT, name=TEXT, readOnly=FLAG)),
+)
+POD = fields(
+    ("containers",),
+    containers=several(CONTAINER),
+    nodeSelector=TEXTS,
+    restartPolicy={"enum": ["Always", "Never", "OnFailure"]},
+    serviceAccountName=TEXT,
+    subdomain=TEXT,
+    terminationGracePeriodSeconds=NUMBER,
+    tolerations=several(fields(key=TEXT, operator=TEXT, effect=TEXT)),
+    volumes=several(
+        fields(
+            ("name",),
+            name=TEXT,
+            persistentVolumeClaim=fields(("claimName",), claimName=TEXT, readOnly=FLAG),
+        )
+    ),
+)
+TEMPLATE = fields(metadata={"type": "object"}, spec=POD)
+METADATA = fields(("name",), name=TEXT, namespace=TEXT, labels=TEXTS)
+
+HEAD = fields(
+    ("rayStartParams", "template"),
+    enableIngress=FLAG,
+    rayStartParams=TEXTS,
+    serviceType=TEXT,
+    template=TEMPLATE,
+)
+WORKERS = fields(
+    ("groupName", "maxReplicas", "minReplicas", "rayStartParams", "template"),
+    groupName=TEXT,
+    maxReplicas=NUMBER,
+    minReplicas=NUMBER,
+    replicas=NUMBER,
+    numOfHosts=NUMBER,
+    rayStartParams=TEXTS,
+    template=TEMPLATE,
+)
+RAY_CLUSTER = fields(
+    ("headGroupSpec",),
+    autoscalerOptions=fields(
+        idleTimeoutSeconds=NUMBER,
+        image=TEXT,
+        upscalingMode={"enum": ["Default", "Aggressive", "Conservative"]},
+    ),
+    enableInTreeAutoscaling=FLAG,
+    headGroupSpec=HEAD,
+    rayVersion=TEXT,
+    workerGroupSpecs=several(WORKERS),
+)
+RAY_JOB = fields(
+    ("apiVersion", "kind", "metadata", "spec"),
+    apiVersion={"const": "ray.io/v1"},
+    kind={"const": "RayJob"},
+    metadata=METADATA,
+    spec=fields(
+        activeDeadlineSeconds=NUMBER,
+        backoffLimit=NUMBER,
+        clusterSelector=TEXTS,
+        entrypoint=TEXT,
+        entrypointNumCpus={"type": "number"},
+        entrypointNumGpus={"type": "number"},
+        jobId=TEXT,
+        metadata=TEXTS,
+        rayClusterSpec=RAY_CLUSTER,
+        runtimeEnvYAML=TEXT,
+        shutdownAfterJobFinishes=FLAG,
+        submissionMode=TEXT,
+        submitterConfig=fields(backoffLimit=NUMBER),
+        suspend=FLAG,
+        ttlSecondsAfterFinished=NUMBER,
+    ),
+)
+JOB = fields(
+    ("apiVersion", "kind", "metadata", "spec"),
+    apiVersion={"const": "batch/v1"},
+    kind={"const": "Job"},
+    metadata=METADATA,
+    spec=fields(
+        ("template",),
+        backoffLimit=NUMBER,
+        completionMode={"enum": ["Indexed", "NonIndexed"]},
+        completions=NUMBER,
+        parallelism=NUMBER,
+        template=TEMPLATE,
+    ),
+)
+SERVICE = fields(
+    ("apiVersion", "kind", "metadata", "spec"),
+    apiVersion={"const": "v1"},
+    kind={"const": "Service"},
+    metadata=METADATA,
+    spec=fields(clusterIP={"const": "None"}, publishNotReadyAddresses=FLAG, selector=TEXTS),
+)

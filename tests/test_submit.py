@@ -1,0 +1,310 @@
+"""What is submitted to clusters: held to the published schemas, and to a shell."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shlex
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+from cluster.needs import Stage
+from cluster.site import EXAMPLE, Machine, Site, load_site
+from data_specs.strict import SpecError
+from pipeline import submit as shards_submit
+from pipeline.__main__ import main as pipeline_main
+from tests.conftest import ROOT
+from tests.kubernetes_schemas import JOB, RAY_JOB, SERVICE
+from train import submit as train_submit
+from train.__main__ import main as train_main
+
+PLACES = [f"--corpus={name}=/data/{name}" for name in ("speech", "noise", "rooms")]
+SHARDS = ["demo", *PLACES, "--out", "/data/out", "--samples", "100"]
+TRAIN = ["--student", "v2", "--shards", "/data/out", "--out", "/data/run"]
+
+
+def example() -> dict[str, Any]:
+    values = yaml.safe_load(EXAMPLE.read_text())
+    values["kubernetes"]["image"] = "factory:1"
+    return values
+
+
+def site(**changes: Any) -> Site:
+    """The example with ``section__field=value``, or without a section (None)."""
+    values = example()
+    for name, value in changes.items():
+        section, _, field = name.partition("__")
+        if field:
+            values[section][field] = value
+        else:
+            values[section] = value
+    return Site.model_validate(values)
+
+
+def file(path: Path, values: dict[str, Any]) -> Path:
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def test_the_example_lacks_an_image_and_nothing_else(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match=r"kubernetes\.image: say the container image") as found:
+        load_site(EXAMPLE)
+    assert len(str(found.value).splitlines()) == 1
+    load_site(file(tmp_path / "site.yaml", example()))
+
+
+@pytest.mark.parametrize(
+    ("where", "value", "said"),
+    [
+        ("slurm.core", 3, "slurm.core: .*|slurm.*did you mean 'cores'"),
+        ("slurm.cores", 0, "slurm.cores"),
+        ("slurm.memory_gb", 0.5, "slurm.memory_gb"),
+        ("slurm.time", "a day", "slurm.time"),
+        ("slurm.logs", "logs", "slurm.logs: .*must be absolute"),
+        ("slurm.partition", "cpu; rm", "slurm.partition: .*character"),
+        ("slurm.options", ["qos=low"], "slurm.options: .*begin with --"),
+        ("slurm.options", ["--qos=a\nrm -r /"], r"slurm.options\[0\]: must be one line"),
+        ("project", "here", "project: here must be absolute"),
+        ("name", "My_Job", "name"),
+        ("kubernetes.cpu", {"cores": 1, "memory_gb": 4, "min": 3, "max": 2}, "min 3 is more"),
+        (
+            "kubernetes.gpu",
+            {"cores": 1, "memory_gb": 4, "gpus": 1, "min": 0, "max": 2},
+            "must be at least 1",
+        ),
+        ("ray.address", "head:6379", "ray.address"),
+        ("environment", {"AWS_SECRET_ACCESS_KEY": "x"}, "AWS_SECRET_ACCESS_KEY looks like a cred"),
+        ("worker", {"cores": -1}, "worker.cores"),
+    ],
+)
+def test_a_wrong_site_names_file_and_field(
+    where: str, value: Any, said: str, tmp_path: Path
+) -> None:
+    values = example()
+    *sections, field = where.split(".")
+    inner = values
+    for name in sections:
+        inner = inner[name]
+    inner[field] = value
+    with pytest.raises(SpecError, match=said) as found:
+        load_site(file(tmp_path / "site.yaml", values))
+    assert str(found.value).startswith(str(tmp_path / "site.yaml"))
+
+
+def test_workers_fit_into_a_machine() -> None:
+    machine = Machine(cores=16, memory_gb=65)
+    assert machine.workers(Stage(cores=1, memory_gb=0)) == 16
+    assert machine.workers(Stage(cores=1, memory_gb=8)) == 8
+    assert machine.workers(Stage(cores=0.5, memory_gb=1)) == 32
+    with pytest.raises(SpecError, match="no room for a worker of cores=32"):
+        machine.workers(Stage(cores=32))
+
+
+def bash_accepts(text: str) -> None:
+    done = subprocess.run(["bash", "-n"], input=text, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_slurm_script_runs_ray_over_the_allocation() -> None:
+    made = shards_submit.submission("slurm", site(slurm__account="lab"), SHARDS)
+    bash_accepts(made.file)
+    lines = made.file.splitlines()
+    assert made.command == ("sbatch",) and lines[0] == "#!/bin/bash"
+    for option in ("--nodes=4", "--cpus-per-task=32", "--mem=122070M", "--requeue", "--no-kill"):
+        assert f"#SBATCH {option}" in lines
+    assert "#SBATCH --account=lab" in lines and "partition" not in made.file
+    directives = [n for n, line in enumerate(lines) if line.startswith("#SBATCH")]
+    first = next(n for n, line in enumerate(lines) if line and not line.startswith("#"))
+    assert max(directives) < first  # Slurm reads none after the first command
+    # Of 127 GB, 21 workers of 6 GB a node.
+    assert "--workers 84 --worker-needs cores=1,memory_gb=6" in made.file
+    assert "--teacher-actors" not in made.file
+
+
+def test_the_array_says_its_parts_itself() -> None:
+    made = shards_submit.submission("slurm-array", site(), SHARDS)
+    bash_accepts(made.file)
+    assert "#SBATCH --array=1-64%16\n" in made.file
+    assert '--engine local --workers 5 --part "$SLURM_ARRAY_TASK_ID/64"' in made.file
+    assert "#SBATCH --nodes=1\n" in made.file and "--no-kill" not in made.file
+
+
+def test_gpus_of_a_site_become_teachers() -> None:
+    made = shards_submit.submission("slurm", site(slurm__gpus=2), SHARDS)
+    assert "#SBATCH --gpus-per-node=2" in made.file
+    assert "--teacher-device cuda --teacher-actors 8" in made.file
+    own = [*SHARDS, "--device", "cuda"]
+    assert (
+        "--teacher-actors" not in shards_submit.submission("slurm", site(slurm__gpus=2), own).file
+    )
+    shared = site(slurm__gpus=1, teacher={"cores": 0, "memory_gb": 4, "gpus": 0.5})
+    assert "--teacher-actors 8" in shards_submit.submission("slurm", shared, SHARDS).file
+
+
+def test_the_rayjob_is_what_kuberay_publishes() -> None:
+    made = shards_submit.submission("kubernetes", site(), SHARDS)
+    job = yaml.safe_load(made.file)
+    jsonschema.validate(job, RAY_JOB)
+    spec = job["spec"]
+    assert shlex.split(spec["entrypoint"])[:5] == ["python", "-m", "pipeline", "shards", "demo"]
+    assert "--ray-address auto" in spec["entrypoint"]
+    groups = {group["groupName"]: group for group in spec["rayClusterSpec"]["workerGroupSpecs"]}
+    assert (groups["cpu"]["minReplicas"], groups["cpu"]["maxReplicas"]) == (0, 20)
+    gpu = groups["gpu"]["template"]["spec"]["containers"][0]["resources"]
+    assert gpu["limits"] == {"cpu": "4", "memory": "16000M", "nvidia.com/gpu": "1"}
+    for pod in pods(spec["rayClusterSpec"]):
+        container = pod["containers"][0]
+        assert container["image"] == "factory:1"
+        assert container["volumeMounts"] == [{"name": "data", "mountPath": "/data"}]
+
+
+def pods(cluster: dict[str, Any]) -> list[dict[str, Any]]:
+    groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+    return [group["template"]["spec"] for group in groups]
+
+
+def test_everything_that_a_site_may_say_of_kubernetes_is_rendered() -> None:
+    values = example()["kubernetes"] | {
+        "secrets": ["bucket"],
+        "service_account": "maker",
+        "node_selector": {"zone": "a"},
+        "folder": "/app",
+        "preemptible_grace_s": 25,
+        "volume": None,
+        "gpu": None,
+    }
+    changed = site(kubernetes=values, environment={"CORPUS_SPEECH": 'a "quoted": one'})
+    job = yaml.safe_load(shards_submit.submission("kubernetes", changed, SHARDS).file)
+    jsonschema.validate(job, RAY_JOB)
+    for pod in pods(job["spec"]["rayClusterSpec"]):
+        container = pod["containers"][0]
+        assert container["envFrom"] == [{"secretRef": {"name": "bucket"}}]
+        assert container["env"] == [{"name": "CORPUS_SPEECH", "value": 'a "quoted": one'}]
+        assert container["workingDir"] == "/app" and "volumes" not in pod
+        assert (pod["serviceAccountName"], pod["nodeSelector"]) == ("maker", {"zone": "a"})
+
+
+def test_the_schema_refuses_what_kubernetes_would() -> None:
+    job = yaml.safe_load(shards_submit.submission("kubernetes", site(), SHARDS).file)
+    for change in (
+        lambda spec: spec.update(entryPoint="x"),
+        lambda spec: spec["rayClusterSpec"].pop("headGroupSpec"),
+        lambda spec: spec["rayClusterSpec"]["workerGroupSpecs"][0].pop("maxReplicas"),
+        lambda spec: spec["rayClusterSpec"]["headGroupSpec"]["rayStartParams"].update(x=1),
+    ):
+        wrong = copy.deepcopy(job)
+        change(wrong["spec"])
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(wrong, RAY_JOB)
+
+
+def test_a_ray_job_takes_the_folder_and_the_lock_along() -> None:
+    from ray.runtime_env import RuntimeEnv
+
+    changed = site(project=str(ROOT), ray__lock=True)
+    made = shards_submit.submission("ray", changed, SHARDS)
+    words = list(made.command)
+    assert words[:3] == ["ray", "job", "submit"] and made.file == ""
+    assert words[words.index("--working-dir") + 1] == str(ROOT)
+    environment = json.loads(words[words.index("--runtime-env-json") + 1])
+    pinned = [line for line in RuntimeEnv(**environment)["pip"]["packages"] if "==" in line]
+    lock = (ROOT / "requirements.lock").read_text()
+    assert len(pinned) == sum("==" in line for line in lock.splitlines())
+    assert words[words.index("--") + 1 :][:5] == ["python", "-m", "pipeline", "shards", "demo"]
+    assert words[-2:] == ["--ray-address", "auto"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "job", "said"),
+    [
+        ("slurm", [*SHARDS, "--part", "1/2"], "--part: leave it out"),
+        ("slurm", [*SHARDS, "--engine=ray"], "--engine: leave it out"),
+        ("slurm", [*SHARDS[:4], "--out", "runs/x", "--samples", "1"], "--out runs/x: on a cluster"),
+        ("slurm", ["demo", "--out", "/o", "--samples", "1"], "the recipe needs corpus"),
+        ("slurm", ["demi", *SHARDS[1:]], "demi"),
+        ("slurm", ["mine.yaml", *SHARDS[1:]], "mine.yaml"),
+        ("ray", [*SHARDS, "--corpus", "speech=/data/my speech"], "Ray and KubeRay pass a command"),
+    ],
+)
+def test_a_job_that_would_fail_there_is_refused_here(kind: str, job: list[str], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        shards_submit.submission(kind, site(), job)
+
+
+def test_a_section_that_is_missing_is_named() -> None:
+    with pytest.raises(SpecError, match="add the section `slurm:`"):
+        shards_submit.submission("slurm", site(slurm=None), SHARDS)
+    with pytest.raises(SpecError, match="add the section `array:` in slurm"):
+        shards_submit.submission("slurm-array", site(slurm__array=None), SHARDS)
+    with pytest.raises(SpecError, match="training"):
+        train_submit.submission("slurm", site(training=None), TRAIN)
+
+
+def test_training_on_slurm_is_one_torchrun_a_node() -> None:
+    training = {"nodes": 2, "cores": 16, "memory_gb": 64, "gpus": 8}
+    made = train_submit.submission("slurm", site(training=training), TRAIN)
+    bash_accepts(made.file)
+    for option in ("--nodes=2", "--gpus-per-node=8", "--cpus-per-task=16"):
+        assert f"#SBATCH {option}\n" in made.file
+    assert "--nnodes=2" in made.file and "--nproc-per-node=8" in made.file
+    assert f"-m train fit {shlex.join(TRAIN)} --device cuda" in made.file
+
+
+def test_training_on_kubernetes_is_an_indexed_job_behind_a_service() -> None:
+    made = train_submit.submission("kubernetes", site(training__nodes=3), TRAIN)
+    service, job = yaml.safe_load_all(made.file)
+    jsonschema.validate(service, SERVICE)
+    jsonschema.validate(job, JOB)
+    spec = job["spec"]
+    assert (spec["completions"], spec["parallelism"], spec["completionMode"]) == (3, 3, "Indexed")
+    assert spec["template"]["spec"]["subdomain"] == service["metadata"]["name"]
+    assert service["spec"]["selector"] == {"job-name": job["metadata"]["name"]}
+    command = spec["template"]["spec"]["containers"][0]["command"]
+    assert "--rdzv-endpoint=shards-0.shards:29500" in command
+    assert command[-len(TRAIN) - 5 :][:3] == ["-m", "train", "fit"]
+
+
+def test_a_ray_job_trains_on_one_machine_only() -> None:
+    made = train_submit.submission("ray", site(), TRAIN)
+    assert "--entrypoint-num-gpus" in made.command and "--standalone" in made.command
+    with pytest.raises(SpecError, match=r"training\.nodes"):
+        train_submit.submission("ray", site(training__nodes=2), TRAIN)
+    with pytest.raises(ValueError, match="--nodes: leave it out"):
+        train_submit.submission("slurm", site(), [*TRAIN, "--nodes", "2"])
+    with pytest.raises(ValueError, match="--shards shards: on a cluster"):
+        train_submit.submission("slurm", site(), [*TRAIN, "--shards", "shards"])
+
+
+def test_a_dry_run_prints_the_file_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(file(tmp_path / "site.yaml", example()))
+    assert pipeline_main(["submit", "slurm", "--site", path, "--dry-run", "--", *SHARDS]) == 0
+    told = capsys.readouterr()
+    assert told.out == shards_submit.submission("slurm", site(), SHARDS).file
+    assert "would run: sbatch" in told.err and "--workers 84" in told.err
+    assert train_main(["submit", "kubernetes", "--site", path, "--dry-run", "--", *TRAIN]) == 0
+    assert capsys.readouterr().out.startswith("# An indexed Job")
+
+
+def test_without_the_cluster_s_own_command_the_user_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    path = str(file(tmp_path / "site.yaml", example()))
+    assert pipeline_main(["submit", "slurm", "--site", path, "--", *SHARDS]) == 2
+    assert "sbatch is not on this machine" in capsys.readouterr().err
+    assert pipeline_main(["submit", "slurm", "--site", str(tmp_path / "no"), "--", *SHARDS]) == 2
+    assert "no such file" in capsys.readouterr().err
+
+
+def test_nothing_that_is_committed_names_an_image() -> None:
+    assert yaml.safe_load(EXAMPLE.read_text())["kubernetes"]["image"] is None
+    for template in (EXAMPLE.parent / "templates").iterdir():
+        images = [line for line in template.read_text().splitlines() if "image:" in line]
+        assert all("k.image" in line for line in images)
