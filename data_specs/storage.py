@@ -167,8 +167,13 @@ class LocalFolder:
         """Name and bytes of every file; ``NotFound`` without the folder."""
         if not self.path.is_dir():
             raise NotFound(f"{self.path}: no such folder of shards")
+        found: dict[str, int | None] = {}
         with os.scandir(self.path) as entries:
-            return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
+            for entry in entries:
+                with suppress(FileNotFoundError):  # a temporary name, renamed meanwhile
+                    if entry.is_file():
+                        found[entry.name] = entry.stat().st_size
+        return found
 
     def size(self, name: str) -> int:
         """Bytes of a file; ``NotFound`` naming it where it is not there."""

@@ -18,7 +18,7 @@ from pipeline.job import Job
 from pipeline.manifest import SCHEMA, Manifest
 from pipeline.plan import SamplePlan
 from pipeline.render import pcm_sha256
-from pipeline.run import _make_shard
+from pipeline.run import _attempt
 from pipeline.shards import Row
 from tests.conftest import small_recipe
 
@@ -99,7 +99,7 @@ def make_all(job: Job, dropped: frozenset[int] = frozenset()) -> list[int]:
     """Make what is to be made; the shards that were."""
     maker = Sketcher(job, dropped)
     for shard in job.todo():
-        if why := _make_shard(maker, shard, lambda count: None):
+        if why := _attempt(maker, shard, lambda count: None):
             raise RuntimeError(why)
     return maker.made
 
