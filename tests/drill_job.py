@@ -29,6 +29,9 @@ from pipeline.shards import Row, sample_key
 
 TWICE = "TWICE"
 
+PLAN = {"speech": {"corpus": "speech", "language": ""}, "noise": None, "room": None, "steps": []}
+"""What a shard's record counts of a sample."""
+
 
 class StubTeacher:
     name, weights_sha256 = "stub", "0" * 64
@@ -69,7 +72,8 @@ class StubMaker:
 
     def _row(self, index: int, pcm: np.ndarray, mos: float) -> Row:
         digest = hashlib.sha256(pcm.tobytes()).hexdigest()
-        record = {"key": sample_key(index), "mos": round(float(mos), 4), "pcm_sha256": digest}
+        key, mos = sample_key(index), round(float(mos), 4)
+        record = {"key": key, "mos": mos, "pcm_sha256": digest, "plan": PLAN}
         return Row(sample_key(index), pcm.tobytes(), json.dumps(record).encode())
 
 
@@ -88,6 +92,7 @@ class LoggedWorker(Worker):
 def stub_job(out: Path, samples: int) -> Job:
     recipe = load_recipe("demo").model_copy(update={"shard_samples": 4, "group_samples": 2})
     identity = {"recipe": recipe.model_dump(mode="json"), "splits": {}, "versions": {}}
+    identity["teacher_sha256"] = StubTeacher.weights_sha256
     names = {source.corpus for source in recipe.sources.present().values()}
     manifests = {name: Manifest(name, SCHEMA.empty_table()) for name in sorted(names)}
     job = StubJob(recipe, identity, samples, out, {}, manifests=manifests)
