@@ -719,7 +719,7 @@ class _TeacherActor:
 
 @contextmanager
 def _shared_teacher(
-    job: Job, actors: TeacherActors, machines: Machines
+    job: Job, actors: TeacherActors, machines: Machines = HERE
 ) -> Iterator[RemoteTeacher | None]:
     """Start the teacher actors; None where every worker has a teacher of its own."""
     import ray
