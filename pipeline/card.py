@@ -262,19 +262,27 @@ def _loading(job: Job) -> Iterator[str]:
 
 def _again(job: Job) -> Iterator[str]:
     """What to type to make the dataset again, and the recipe itself."""
-    names = sorted({source.corpus for source in job.recipe.sources.present().values()})
-    corpora = " ".join(f"--corpus {name}=DIR" for name in names)
-    splits = job.identity["splits"]
-    others = " ".join(f"--split {r}={s}" for r, s in splits.items() if s != "train")
     yield from ("## How to make it again", "", "The recipe, as `recipe.yaml`:", "", "```yaml")
     recipe = job.recipe.model_dump(mode="json", exclude_none=True)
     yield yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True).rstrip()
     yield from ("```", "", "```sh")
-    command = f"python -m pipeline shards recipe.yaml {corpora} --samples {job.samples} {others}"
-    yield f"{command.rstrip()} --out DIR"
-    yield from ("```", "")
+    yield from (_command(job), "```", "")
+    if origin := job.identity.get("derived_from"):
+        yield f"OLD is the dataset `{origin['dataset_hash']}`, of which this is a new version: the"
+        yield f"first {origin['samples']} samples are its own, from its corpora."
     yield "With the same recordings, weights and packages the bytes are the same; the hashes of the"
     yield f"former are in `{DATASET_FILE}`. Packages: {_versions(job.identity['versions'])}."
+
+
+def _command(job: Job) -> str:
+    """What makes the dataset: of a version of another, what makes it out of that one."""
+    names = sorted({source.corpus for source in job.recipe.sources.present().values()})
+    given = [f"--corpus {name}=DIR" for name in names] + [f"--samples {job.samples}"]
+    if job.identity.get("derived_from"):
+        return " ".join(["python -m pipeline extend OLD", *given, "--out DIR"])
+    splits = job.identity["splits"].items()
+    given += [f"--split {role}={split}" for role, split in splits if split != "train"]
+    return " ".join(["python -m pipeline shards recipe.yaml", *given, "--out DIR"])
 
 
 def _versions(versions: Mapping[str, str]) -> str:

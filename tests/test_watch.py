@@ -524,6 +524,13 @@ def test_the_cards_recipe_makes_the_same_dataset(job: Job, tmp_path: Path) -> No
     assert f"--samples {SAMPLES}" in text and "--corpus noise=DIR" in text
 
 
+def test_the_card_of_a_version_names_the_dataset_that_it_came_from(job: Job) -> None:
+    origin = {"dataset_hash": "e" * 64, "samples": 4, "corpora": {}}
+    text = card.card(replace(job, identity=job.identity | {"derived_from": origin}), ledger.Tally())
+    assert "python -m pipeline extend OLD --corpus noise=DIR --corpus rooms=DIR" in text
+    assert "e" * 64 in text and "first 4 samples" in text
+
+
 @pytest.mark.parametrize(
     ("licence", "demands"),
     [
