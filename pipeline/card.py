@@ -160,7 +160,7 @@ def _lines(job: Job, held: Tally) -> Iterator[str]:
     yield f"- scores (`mos`, 1 to 5): teacher `{job.recipe.teacher.name}`, no human's"
     yield f"- teacher's weights: SHA-256 `{job.identity['teacher_sha256']}`"
     yield f"- recipe hash: `{job.dataset_hash}`"
-    splits = ", ".join(f"{role} {split}" for role, split in job.identity["splits"].items())
+    splits = ", ".join(f"{role} {split}" for role, split in sorted(job.identity["splits"].items()))
     yield f"- splits drawn from: {splits}"
     reasons = ", ".join(f"{count} {reason}" for reason, count in held.dropped.most_common())
     yield f"- dropped: {reasons or 'none'}"
@@ -280,7 +280,7 @@ def _command(job: Job) -> str:
     given = [f"--corpus {name}=DIR" for name in names] + [f"--samples {job.samples}"]
     if job.identity.get("derived_from"):
         return " ".join(["python -m pipeline extend OLD", *given, "--out DIR"])
-    splits = job.identity["splits"].items()
+    splits = sorted(job.identity["splits"].items())
     given += [f"--split {role}={split}" for role, split in splits if split != "train"]
     return " ".join(["python -m pipeline shards recipe.yaml", *given, "--out DIR"])
 

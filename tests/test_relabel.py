@@ -85,8 +85,10 @@ def copy(source: Path, tmp_path: Path) -> Path:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+    """What the dataset is; who made it, and when (``attempts``), is of no two runs the same."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    paths = {path.relative_to(folder).as_posix(): path for path in files}
+    return {n: p.read_bytes() for n, p in paths.items() if not n.startswith("attempts/")}
 
 
 def records(folder: Path) -> dict[str, SampleRecord]:
