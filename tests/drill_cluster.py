@@ -131,7 +131,7 @@ class Cluster:
         options = [f"--node-ip-address={host}", f"--num-cpus={cores}", *SIZE, *NODE, *more]
         if more[0] == "--head":
             options += [f"--temp-dir={self.temporary}", "--include-dashboard=false"]
-            options += ["--ray-client-server-port=0"]
+            options += [f"--ray-client-server-port={free_port()}"]
         with open(self.folder / f"{name}.log", "ab") as log:
             self.nodes[name] = subprocess.Popen(
                 [*where, str(RAY), "start", *options],
