@@ -240,8 +240,9 @@ def drill(folder: Path, arguments: Sequence[str], seconds: float) -> dict[str, i
     with cluster(folder, [2, 1, 1]) as machines:  # the teacher is on any of them
         driver = machines.driver(job)
         wait_for(lambda: whole(out) >= 3, seconds, "no three shards were made")
-        victim = next(name for name in ("node0", "node1") if _works(machines, name))
-        machines.kill(victim)
+        nodes = ("node0", "node1")  # the head may have made three before they were there
+        wait_for(lambda: any(_works(machines, name) for name in nodes), seconds, "no node works")
+        machines.kill(next(name for name in nodes if _works(machines, name)))
         before = whole(out)
         wait_for(lambda: whole(out) >= before + 3, seconds, "a lost machine stops the job")
         machines.add("node2", 1)
