@@ -37,11 +37,22 @@ def tree(pid: int) -> list[psutil.Process]:
 
 
 def kill_all(processes: Sequence[psutil.Process]) -> None:
-    """SIGKILL, as when a machine loses its power."""
+    """SIGKILL, as when a machine loses its power.
+
+    Waits until they are dead, and leaves it to their parents to ask how they ended: psutil's own
+    waiting would take a child's exit status away, and ``Popen`` then says 0 of it.
+    """
     for process in processes:
         with suppress(psutil.NoSuchProcess):
             process.kill()
-    psutil.wait_procs(processes, timeout=20)
+    with suppress(TimeoutError):
+        wait_for(lambda: all(_dead(process) for process in processes), 20, "some will not die")
+
+
+def _dead(process: psutil.Process) -> bool:
+    with suppress(psutil.NoSuchProcess):
+        return process.status() == psutil.STATUS_ZOMBIE
+    return True
 
 
 def titled(processes: Sequence[psutil.Process], title: str) -> list[psutil.Process]:
