@@ -141,6 +141,7 @@ def test_the_parity_report_is_what_is_measured_again(made: SimpleNamespace) -> N
         assert row["mean"] <= row["p99"] <= row["max"]
         assert row["speed"] == pytest.approx(row["torch_cpu_seconds"] / row["cpu_seconds"])
     assert told["files"]["model.onnx"]["max"] < 1e-4 < told["files"]["model.int8.onnx"]["max"]
+    assert 1e-4 < told["files"]["int8.safetensors"]["max"] < 0.03
     assert "`model.int8.onnx`" in (made.out / "parity.md").read_text()
 
 
@@ -205,7 +206,8 @@ def test_channels_evened_out_give_the_same_float_network() -> None:
 
 def test_calibration_is_the_same_every_time(made: SimpleNamespace) -> None:
     waves = read_clips(made.shards, 3)
-    first, second = (calibrated(lively(Student(TINY)), waves) for _ in range(2))
+    student = lively(Student(TINY))
+    first, second = (calibrated(student, waves) for _ in range(2))
     for one, other in zip(first, second, strict=True):
         assert torch.equal(one.weight, other.weight)
         assert (one.before, one.after) == (other.before, other.after)

@@ -28,6 +28,7 @@ from train.audio import Wave, read_mono, to_16k
 from train.files import csv_text, write_text
 from train.memory import peak_bytes, peak_reset
 from train.models.precision import has_fast_bf16
+from train.onnx_scorer import OnnxScorer
 from train.score import load
 from train.scoring.files import find_files
 from train.scoring.windows import Mode
@@ -95,11 +96,11 @@ def published() -> Score:
     return score
 
 
-def contenders(long: bool, onnx: Path | None) -> list[Contender]:
+def contenders(long: bool, int8: Path | None, onnx: Path | None) -> list[Contender]:
     """The package first, then ours."""
-    ways: list[tuple[str, Mode, str]] = [("fp32", "exact", "v7"), ("bf16", "exact", "v7")]
-    if long:
-        ways += [("fp32", "fast", "v7"), ("bf16", "fast", "v7")]
+    models = [("fp32", "v7"), ("bf16", "v7"), *([("int8", str(int8))] if int8 else [])]
+    modes: tuple[Mode, ...] = ("exact", "fast") if long else ("exact",)
+    ways = [(precision, mode, model) for mode in modes for precision, model in models]
     found = [Contender("distillmos", published())]
     for precision, mode, model in ways:
         scorer = load(model, precision=precision)
@@ -110,8 +111,8 @@ def contenders(long: bool, onnx: Path | None) -> list[Contender]:
             )
         )
     if onnx is not None:
-        scorer = load(onnx)
-        found.append(Contender(onnx.name, partial(scorer.score, sample_rate=SAMPLE_RATE)))
+        exported = OnnxScorer(onnx, torch.get_num_threads())  # its own default is every core
+        found.append(Contender(onnx.name, partial(exported.score, sample_rate=SAMPLE_RATE)))
     return found
 
 
@@ -366,6 +367,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--long-mode", choices=("exact", "fast"), default="fast")
     parser.add_argument("--long-model", default="v7")
     parser.add_argument("--precision", default="auto", help="of the commands")
+    parser.add_argument(
+        "--int8", type=Path, help="v7's bundle of `train export --int8`, raced, too"
+    )
     parser.add_argument("--onnx", type=Path, help="an .onnx file to race, too")
     parser.add_argument("--threads", type=int, default=1, help="cores for everything")
     parser.add_argument("--out", type=Path, help="the table as CSV")
@@ -382,7 +386,7 @@ def _race_rows(args: argparse.Namespace, seconds: float, count: int) -> list[dic
     if not count:
         return []
     clips = clips_of(int(seconds * SAMPLE_RATE), count, args.audio)
-    entrants = contenders(seconds == LONG_CLIP_SECONDS, args.onnx)
+    entrants = contenders(seconds == LONG_CLIP_SECONDS, args.int8, args.onnx)
     race(entrants, clips, args.rounds)
     return rows_of(f"{seconds:g} s", [*entrants, moved(clips, entrants[0], args.rounds)])
 

@@ -23,6 +23,7 @@ from data_specs.file_cache import CACHE_FOLDER_VARIABLE, RemoteFile, default_cac
 from data_specs.storage import NotFound, RemoteFolder, open_folder
 from train.files import write_atomically, write_text
 from train.models.student import sha256_of
+from train.scoring.int8 import INT8_FILE
 
 CHECKSUMS = "checksums.json"
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
@@ -30,7 +31,7 @@ ONNX, ONNX_INT8 = "model.onnx", "model.int8.onnx"
 CARD, PARITY, PARITY_TEXT = "README.md", "parity.json", "parity.md"
 
 TO_LOAD = (WEIGHTS, DESCRIPTION)
-FILES = (*TO_LOAD, CARD, ONNX, ONNX_INT8, PARITY, PARITY_TEXT)
+FILES = (*TO_LOAD, CARD, INT8_FILE, ONNX, ONNX_INT8, PARITY, PARITY_TEXT)
 """All that a bundle may hold. A name that is not here is never fetched."""
 
 MOST_CHECKSUMS_BYTES = 1 << 16
@@ -103,11 +104,12 @@ class Address(NamedTuple):
 
     folder: str
     name: str | None
+    more: tuple[str, ...] = ()
 
     @property
     def wanted(self) -> tuple[str, ...]:
         """The files to fetch."""
-        return (self.name,) if self.name else TO_LOAD
+        return (self.name,) if self.name else (*TO_LOAD, *self.more)
 
 
 def parse(address: str) -> Address:
@@ -119,14 +121,15 @@ def parse(address: str) -> Address:
     return Address(address, None)
 
 
-def fetch(address: str) -> Path:
+def fetch(address: str, more: tuple[str, ...] = ()) -> Path:
     """A bundle's folder on this machine; or, if the address ends with one, its file.
 
-    ``https://host/folder``, ``https://host/folder/model.onnx``, ``hf://org/name@revision``. What
+    ``https://host/folder``, ``https://host/folder/model.onnx``, ``hf://org/name@revision``; with
+    ``more``, files of the folder besides those that every model is loaded from. What
     is here already is not fetched again; without a network, what was fetched last is used, and a
     warning says so. ``ValueError`` or ``OSError`` naming the address, without its credentials.
     """
-    place = parse(address)
+    place = parse(address)._replace(more=more)
     if place.folder.startswith(HUB):
         folder = _from_hub(place)
     elif place.folder.startswith("file://"):

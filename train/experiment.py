@@ -283,6 +283,10 @@ def models_of(runs: Sequence[Run], pruned: Sequence[PrunedModel], teacher: Score
     return [*found, own]
 
 
+COPIES = ("_engine", "int8")
+"""Of a scorer: the same network again, as it is run."""
+
+
 def parameters_of(scorer: Scorer) -> int | None:
     """Parameters of a loaded model; None where it is no PyTorch network (DNSMOS)."""
     networks = list(_networks(scorer))
@@ -297,8 +301,9 @@ def _networks(part: object) -> Iterator[nn.Module]:
         for one in part:
             yield from _networks(one)
     elif type(part).__module__.startswith("train."):
-        for value in vars(part).values():
-            yield from _networks(value)
+        for name, value in vars(part).items():
+            if name not in COPIES:
+                yield from _networks(value)
 
 
 def score_all(

@@ -19,7 +19,7 @@ from train.command import command_of
 from train.exporting import page
 from train.exporting.card import card_text
 from train.exporting.clips import read_clips
-from train.exporting.int8 import calibrated, write_int8
+from train.exporting.int8 import calibrated, write_int8, write_int8_tensors
 from train.exporting.onnx_file import require_packages, write_onnx
 from train.exporting.parity import Parity, as_json, as_markdown, compare
 from train.files import version, write_text, write_weights
@@ -27,6 +27,7 @@ from train.models.student import Student, sha256_of
 from train.onnx_scorer import Facts
 from train.pruning.storage import is_pruned, read_about
 from train.score import Scorer, load
+from train.scoring.int8 import INT8_FILE
 
 INT8_LIMIT = 0.03
 """MOS at the 99th percentile that int8 may be away from float32; a warning says if it is more."""
@@ -73,7 +74,7 @@ def write_model(source: Source, out: Path) -> str:
 
 
 def write_networks(source: Source, out: Path, sha256: str, args: argparse.Namespace) -> list[Path]:
-    """The ONNX files that were asked for."""
+    """The files that were asked for: ONNX, and int8 for ONNX and for ``load``."""
     name = source.about["made_from"]["model"]
     facts = Facts(model=name, weights_sha256=sha256, version=version(), precision="fp32")
     files = [out / bundle.ONNX]
@@ -82,9 +83,10 @@ def write_networks(source: Source, out: Path, sha256: str, args: argparse.Namesp
         waves = read_clips(args.calibrate, args.calibration_clips)
         print(f"int8: calibrating on {len(waves)} clips of {args.calibrate}", flush=True)
         made = calibrated(source.student, waves)
-        files.append(out / bundle.ONNX_INT8)
+        files += [out / bundle.ONNX_INT8, out / INT8_FILE]
         int8 = facts.model_copy(update={"precision": "int8"})
         write_int8(files[1], files[0], made, waves[0], int8)
+        write_int8_tensors(files[2], source.student, waves, sha256)
     return files
 
 
@@ -99,12 +101,12 @@ def write_parity(
     write_text(out / bundle.PARITY, json.dumps(as_json(found, args.parity.name), indent=1) + "\n")
     write_text(out / bundle.PARITY_TEXT, as_markdown(found))
     print(as_markdown(found))
-    int8 = found.get(bundle.ONNX_INT8)
-    if int8 and int8.p99 > INT8_LIMIT:
-        print(
-            f"warning: int8 is {int8.p99:.3f} MOS from float32 at the 99th percentile, more than "
-            f"{INT8_LIMIT}: calibrate on more clips, of the kind that will be scored"
-        )
+    for name, parity in found.items():
+        if parity.p99 > INT8_LIMIT:
+            print(
+                f"warning: {name} is {parity.p99:.3f} MOS from float32 at the 99th percentile, "
+                f"more than {INT8_LIMIT}: calibrate on more clips, of the kind that will be scored"
+            )
     return found
 
 

@@ -83,10 +83,14 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return content
 
 
-def write_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
+def write_weights(
+    path: Path, weights: Mapping[str, Tensor], metadata: dict[str, str] | None = None
+) -> None:
     """A safetensors file, atomically."""
     whole = {name: tensor.cpu().contiguous() for name, tensor in weights.items()}
-    write_atomically(path, lambda temporary: safetensors.torch.save_file(whole, temporary))
+    write_atomically(
+        path, lambda temporary: safetensors.torch.save_file(whole, temporary, metadata)
+    )
 
 
 def version() -> str:

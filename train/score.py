@@ -31,6 +31,7 @@ from train.models.student import Student, load_v7, sha256_of, student_of, v7_wei
 from train.models.teacher import load_teacher
 from train.pruning.storage import SPARSE_FILE, is_pruned, load_pruned, read_about
 from train.scoring.files import AUDIO_ENDINGS, find_files
+from train.scoring.int8 import EXPORT, INT8_FILE, read_int8
 from train.scoring.result import Score, Window
 from train.scoring.scorer import WINDOWS_A_BATCH, Channels, Scorer, TeacherScorer, as_wave
 from train.scoring.table import Settings, Stamp, Table, open_table, rows_of, stamp_of
@@ -70,6 +71,8 @@ DONE, SOME_FAILED, NONE_SCORED = 0, 1, 2
 FAILURES_TOLD = 20
 """Files that could not be scored and are named at the end; all are in the table."""
 
+INT8 = "int8"
+
 WINDOW_SECONDS = CROP_SAMPLES / SAMPLE_RATE
 
 
@@ -81,9 +84,12 @@ def load(model: str | Path, device: str = "cpu", precision: str = "fp32") -> Sco
     folder of a trained head. Models that were pruned or shrunk are called by their folder, too.
 
     ``precision`` is "fp32" (the published scores to 1e-4), "bf16" (within 0.01, faster where the
-    device computes it itself), "fp16" (CUDA) or "auto": bf16 where it is fast. An ``.onnx`` file
-    has its own. ``ValueError`` naming what is missing or damaged.
+    device computes it itself), "fp16" (CUDA), "auto": bf16 where it is fast, or "int8", on a CPU,
+    for the folder or address of a bundle that was exported with it. An ``.onnx`` file has its own.
+    ``ValueError`` naming what is missing or damaged.
     """
+    if precision == INT8:
+        return _load_int8(str(model), device)
     if str(model) == "v7":
         return Scorer(load_v7(), "v7", sha256_of(v7_weights_path()), device, precision)
     if "://" in str(model):
@@ -91,10 +97,22 @@ def load(model: str | Path, device: str = "cpu", precision: str = "fp32") -> Sco
     return _load_path(Path(model), str(model), device, precision)
 
 
-def _fetched(address: str) -> Path:
+def _load_int8(model: str, device: str) -> Scorer:
+    """The student of a bundle with its int8 convolutions; the hash is that of their file."""
+    folder = _fetched(model, int8=True) if "://" in model else Path(model)
+    if device != "cpu":
+        raise ValueError(f"precision int8 is for CPUs; on {device} take auto")
+    if model == "v7" or not folder.is_dir():
+        raise ValueError(f"precision int8: {model} is no bundle's folder: make one: {EXPORT}")
+    student = student_in(_load_path(folder, model, device, "fp32"))
+    int8 = read_int8(folder, student, sha256_of(_model_in(folder)))
+    return Scorer(student, model, sha256_of(folder / INT8_FILE), device, "auto", int8)
+
+
+def _fetched(address: str, int8: bool = False) -> Path:
     from train.bundle import fetch  # only who gives an address needs it
 
-    return fetch(address)
+    return fetch(address, (INT8_FILE,) if int8 else ())
 
 
 def _load_path(path: Path, name: str, device: str, precision: str) -> Scorer:
@@ -176,7 +194,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--curve", action="store_true", help="a row for every window, too")
     parser.add_argument(
-        "--precision", choices=PRECISIONS, default="fp32", help="auto: bf16 where it is fast"
+        "--precision",
+        choices=(*PRECISIONS, INT8),
+        default="fp32",
+        help="auto: bf16 where it is fast; int8: of a bundle exported with --int8",
     )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument(

@@ -1,8 +1,10 @@
-"""Static int8 quantisation of an exported student: its convolutions, in QDQ form.
+"""Static int8 quantisation of a student's convolutions: for ONNX, in QDQ form, and for PyTorch.
 
 In float stay the spectrum, the first convolution (0.9 % of the work of v7, and its input's quiet
 bins need more than 8 bits), the projection and the head. Activations are u8, one scale a map;
-weights s8, one scale an output channel: what processors with VNNI multiply fastest.
+weights s8, one scale an output channel: what processors with VNNI multiply fastest. ONNX Runtime
+rounds a convolution's sums, then what LeakyReLU makes of them, within fixed limits; PyTorch only
+the latter, within limits of a few frames.
 """
 
 from __future__ import annotations
@@ -19,9 +21,18 @@ import torch
 from train.audio import Wave
 from train.exporting.network import PlainStudent
 from train.exporting.onnx_file import save
-from train.exporting.refit import Int8Convolution, crops, prepare
+from train.exporting.refit import (
+    Int8Convolution,
+    convolutions_of,
+    crops,
+    evened,
+    prepare,
+    weight_steps,
+)
+from train.files import write_weights
 from train.models.student import Student
 from train.onnx_scorer import INPUT, Facts
+from train.scoring.int8 import MADE_OF
 
 
 class OneClip:
@@ -37,10 +48,29 @@ class OneClip:
 
 @torch.inference_mode()
 def calibrated(student: Student, waves: Sequence[Wave]) -> list[Int8Convolution]:
-    """Ranges and weights from real windows (122880,)."""
+    """Ranges and weights for ONNX from real windows (122880,)."""
     plain = PlainStudent(copy.deepcopy(student)).eval()
     spectra: Iterator[torch.Tensor] = (plain.spectrum(torch.from_numpy(w)[None]) for w in waves)
     return prepare(plain.convolutions, crops(spectra))
+
+
+@torch.inference_mode()
+def write_int8_tensors(
+    path: Path, student: Student, waves: Sequence[Wave], weights_sha256: str
+) -> None:
+    """What ``train.scoring.int8`` runs, of weights of that hash, evened out on real windows."""
+    plain = PlainStudent(copy.deepcopy(student)).eval()
+    spectra = crops(plain.spectrum(torch.from_numpy(w)[None]) for w in waves)
+    tensors: dict[str, torch.Tensor] = {}
+    for number, layer in enumerate(convolutions_of(evened(plain.convolutions, spectra))):
+        assert layer.bias is not None
+        weight = tensors[f"{number}.weight"] = layer.weight.detach()
+        tensors[f"{number}.bias"] = layer.bias.detach()
+        if number:
+            steps = weight_steps(weight)
+            tensors[f"{number}.weight"] = (weight / steps).round().to(torch.int8)
+            tensors[f"{number}.scales"] = steps.flatten()
+    write_weights(path, tensors, {MADE_OF: weights_sha256})
 
 
 def write_int8(
@@ -62,7 +92,7 @@ def write_int8(
             OneClip(wave),
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=["Conv", "LeakyRelu"],
-            nodes_to_quantize=[node.name for pair in nodes[1:] for node in pair],
+            nodes_to_quantize=_to_quantise(nodes, convolutions),
             per_channel=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
@@ -81,6 +111,16 @@ def _convolution_nodes(model: Any) -> list[tuple[Any, Any]]:
     ]
 
 
+def _to_quantise(
+    nodes: Sequence[tuple[Any, Any]], convolutions: Sequence[Int8Convolution]
+) -> list[str]:
+    names = []
+    for (convolution, leaky), made in zip(nodes, convolutions, strict=True):
+        if made.before:
+            names += [convolution.name, *([leaky.name] if made.after else [])]
+    return names
+
+
 def _put_weights(model: Any, convolutions: Sequence[Int8Convolution]) -> None:
     from onnx import numpy_helper
 
@@ -97,7 +137,8 @@ def _ranges(
 ) -> dict[str, list[dict[str, Any]]]:
     ranges = {}
     for (convolution, leaky), made in zip(nodes, convolutions, strict=True):
-        ranges[leaky.output[0]] = made.after
+        if made.after:
+            ranges[leaky.output[0]] = made.after
         if made.before:
             ranges[convolution.output[0]] = made.before
     return {

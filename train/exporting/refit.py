@@ -5,9 +5,11 @@ negative tenfold, so most of it rounds to zero, always upwards: an error that do
 and that grows from layer to layer (the published network scores some clips wrong by more than 0.2).
 The sums that it shifts are linear in the input, so each convolution's weights and biases are moved,
 by regularised least squares over real clips, to where its sums are again those of the float
-network. Before that, channels are scaled towards one loudness, and the next layer's weights back:
-LeakyReLU lets any positive scale through, so the float network stays the same. The graph and its
-cost stay as they are.
+network. Before that, channels are scaled towards one peak, so that each has more of the steps, and
+the next layer's weights back: LeakyReLU lets any positive scale through, so the float network stays
+the same. The graph and its cost stay as they are.
+
+PyTorch's int8 (``train.scoring.int8``) needs only the evening out: it finds each range as it runs.
 """
 
 from __future__ import annotations
@@ -23,8 +25,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from train.models.student import KERNEL, LEAK
+from train.scoring.int8 import LEVELS, step_of
 
-LEVELS = 255
 CROP_FRAMES = 96
 """Frames of each clip that are looked at: an eighth of it, elsewhere in every clip."""
 
@@ -34,16 +36,16 @@ POSITIONS = 300
 RANGE_SAMPLES = 4000
 """Values of each clip and layer that its range is found from."""
 
-RIDGE = 1e-3
-"""Of the mean squared input: how much is left where clips say nothing."""
-
 OUTSIDE = 1e-5
 """Share of the values that a range may cut off at either end."""
 
-EVENNESS = 0.5
-"""Exponent of the channels' loudness that is taken out of them: 1 would make them alike."""
+RIDGE = 1e-3
+"""Of the mean squared input: how much is left where clips say nothing."""
 
-FURTHEST_SCALE = 10.0
+EVENNESS = 0.75
+"""Exponent of the channels' peaks that is taken out of them: 1 would make them alike."""
+
+FURTHEST_SCALE = 30.0
 """No channel is scaled further than that, up or down."""
 
 Range = tuple[float, float]
@@ -53,27 +55,31 @@ Range = tuple[float, float]
 class Int8Convolution:
     """A convolution as int8 will have it: its moved weights, and the ranges around its LeakyReLU.
 
-    ``before`` is None for the first: it reads the spectrum and stays in float.
+    ``before`` is None for the first: it reads the spectrum and stays in float. ``after`` is None
+    for the last: what reads its maps is in float.
     """
 
     weight: Tensor
     bias: Tensor
     before: Range | None
-    after: Range
+    after: Range | None
 
 
 def rounded(x: Tensor, limits: Range) -> Tensor:
     """Values as u8 between limits that hold zero represents them."""
-    low, high = limits
-    step = max((high - low) / LEVELS, 1e-12)
-    zero = round(-low / step)
+    step, zero = step_of(limits)
     return ((x / step).round() + zero).clamp(0, LEVELS).sub(zero).mul(step)
 
 
 def rounded_weight(weight: Tensor) -> Tensor:
     """Weights (out, in, height, width) as s8, a scale for every output, represents them."""
-    step = weight.abs().amax(dim=(1, 2, 3), keepdim=True).clamp_min(1e-12) / 127
+    step = weight_steps(weight)
     return (weight / step).round().mul(step)
+
+
+def weight_steps(weight: Tensor) -> Tensor:
+    """(out, 1, 1, 1): the step of every output's weights."""
+    return weight.abs().amax(dim=(1, 2, 3), keepdim=True).clamp_min(1e-12) / 127
 
 
 def prepare(convolutions: nn.Sequential, spectra: Sequence[Tensor]) -> list[Int8Convolution]:
@@ -91,14 +97,13 @@ def convolutions_of(layers: nn.Sequential) -> list[nn.Conv2d]:
 
 @torch.no_grad()
 def evened(convolutions: nn.Sequential, spectra: Sequence[Tensor]) -> nn.Sequential:
-    """A copy that gives the same, its channels (but the last layer's) nearer to one loudness."""
+    """A copy that gives the same, its channels (but the last layer's) brought to one peak."""
     convolutions = copy.deepcopy(convolutions)
     layers, inputs = convolutions_of(convolutions), list(spectra)
     for layer, after in itertools.pairwise(layers):
         maps = [functional.leaky_relu(layer(x), LEAK) for x in inputs]
-        power_C = torch.stack([x.square().mean(dim=(0, 2, 3)) for x in maps]).mean(0)
-        loudness_C = power_C.sqrt().clamp_min(1e-12)
-        scale_C = (loudness_C / loudness_C.mean()) ** -EVENNESS
+        peak_C = torch.stack([x.abs().amax(dim=(0, 2, 3)) for x in maps]).amax(0).clamp_min(1e-12)
+        scale_C = (peak_C.mean() / peak_C) ** EVENNESS
         scale_C11 = scale_C.clamp(1 / FURTHEST_SCALE, FURTHEST_SCALE)[:, None, None]
         layer.weight *= scale_C11[..., None]
         layer.bias *= scale_C11[:, 0, 0]  # type: ignore[operator]
@@ -119,12 +124,12 @@ def refit(convolutions: nn.Sequential, spectra: Sequence[Tensor]) -> list[Int8Co
             weight, bias = layer.weight.detach(), layer.bias.detach()  # type: ignore[union-attr]
         else:
             weight, bias = _fitted(layer, coarse, sums, generator)
-        values = _sampled(sums, generator)
-        before = _limits(values) if number else None
-        after = _limits(functional.leaky_relu(values, LEAK))
+        maps = [functional.leaky_relu(x, LEAK) for x in sums]
+        before = _limits(sums, generator) if number else None
+        after = _limits(maps, generator) if number < len(layers) - 1 else None
         found.append(Int8Convolution(weight, bias, before, after))
         coarse = [as_int8(found[-1], layer, x) for x in coarse]
-        exact = [functional.leaky_relu(x, LEAK) for x in sums]
+        exact = maps
     return found
 
 
@@ -134,7 +139,8 @@ def as_int8(made: Int8Convolution, layer: nn.Conv2d, x: Tensor) -> Tensor:
     sums = functional.conv2d(x, weight, made.bias, layer.stride, layer.padding)
     if made.before:
         sums = rounded(sums, made.before)
-    return rounded(functional.leaky_relu(sums, LEAK), made.after)
+    maps = functional.leaky_relu(sums, LEAK)
+    return rounded(maps, made.after) if made.after else maps
 
 
 def _fitted(
@@ -177,12 +183,9 @@ def _rows(
         yield torch.cat((patches_NK, torch.ones(POSITIONS, 1)), 1), y_1OFT[0][:, f, t].T
 
 
-def _sampled(maps: Sequence[Tensor], generator: torch.Generator) -> Tensor:
+def _limits(maps: Sequence[Tensor], generator: torch.Generator) -> Range:
     places = [torch.randint(0, x.numel(), (RANGE_SAMPLES,), generator=generator) for x in maps]
-    return torch.cat([x.flatten()[place] for x, place in zip(maps, places, strict=True)])
-
-
-def _limits(values: Tensor) -> Range:
+    values = torch.cat([x.flatten()[place] for x, place in zip(maps, places, strict=True)])
     low, high = np.quantile(values.numpy(), (OUTSIDE, 1 - OUTSIDE))
     return float(min(low, 0)), float(max(high, 0))
 

@@ -57,14 +57,22 @@ THREADS_A_CLIP = 4
 class Engine:
     """Scores of clips by one student's weights as they were when this was made."""
 
-    def __init__(self, student: Student, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self,
+        student: Student,
+        dtype: torch.dtype,
+        device: torch.device,
+        convolutions: nn.Module | None = None,
+    ) -> None:
+        """``convolutions``: what takes the place of the student's own, in float32 or below."""
         self.device, self.dtype = device, dtype
         strides = [stride for _, stride in student.config.strides]
         self.stride = math.prod(strides)
         self.reach = sum(math.prod(strides[:layer]) for layer in range(len(strides)))
         """Frames that a token hears to each side of its own."""
         self.length = student.config.tokens
-        self.convolutions = copy.deepcopy(student.convolutions).to(device, dtype)
+        self.input_dtype = dtype if convolutions is None else torch.float32
+        self.convolutions = convolutions or copy.deepcopy(student.convolutions).to(device, dtype)
         self.convolutions.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.head = _Head(student.head, dtype, device)
         self.silence_1LD: Tensor | None = None
@@ -143,8 +151,8 @@ class Engine:
 
     def _tokens(self, spectrum_B2FT: Tensor) -> Tensor:
         """Projected tokens (B, L, D) of a spectrum of any length."""
-        packed = spectrum_B2FT.to(self.dtype).contiguous(memory_format=torch.channels_last)
-        maps_BCFT = self.convolutions(packed)
+        packed = spectrum_B2FT.to(self.input_dtype).contiguous(memory_format=torch.channels_last)
+        maps_BCFT = self.convolutions(packed).to(self.dtype)
         return self.head.project(torch.flatten(maps_BCFT, 1, -2).permute(0, 2, 1))
 
     def _tokens_in_chunks(self, spectrum_12FT: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from train.models.student import Student, mos_of
 from train.models.teacher import Teacher
 from train.scoring.background import ahead
 from train.scoring.engine import Engine
+from train.scoring.int8 import Int8Convolutions
 from train.scoring.result import Score, Window
 from train.scoring.windows import (
     MIN_SAMPLES,
@@ -116,6 +117,7 @@ class Scorer:
     """
 
     precision = "fp32"
+    int8: Int8Convolutions | None = None
     _engine: Engine | None = None
     _made_of: tuple[tuple[int, int], ...] = ()
 
@@ -126,12 +128,15 @@ class Scorer:
         weights_sha256: str,
         device: str = "cpu",
         precision: str = "fp32",
+        int8: Int8Convolutions | None = None,
     ) -> None:
+        """With ``int8``, a student's convolutions are these, and ``precision`` that of the rest."""
         self.name = name
         self.weights_sha256 = weights_sha256
         self.device = torch.device(device)
         self.dtype = resolve_precision(precision, self.device)
-        self.precision = PRECISION_NAMES[self.dtype]
+        self.precision = "int8" if int8 else PRECISION_NAMES[self.dtype]
+        self.int8 = int8
         self.network = network.to(self.device).eval()
 
     def score(
@@ -226,7 +231,7 @@ class Scorer:
         tensors = [*network.parameters(), *network.buffers()]
         made_of = tuple((t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors)
         if self._engine is None or made_of != self._made_of:
-            self._engine = Engine(network, self.dtype, self.device)
+            self._engine = Engine(network, self.dtype, self.device, self.int8)
             self._made_of = made_of
         return self._engine
 
