@@ -35,7 +35,11 @@ from pipeline.render import Roots
 from pipeline.verbs import parse_roots
 
 RECIPE = "demo"
-OWN_OPTIONS = {"scale": "pipeline.bench_scale", "estimate": "pipeline.bench_estimate"}
+OWN_OPTIONS = {
+    "scale": "pipeline.bench_scale",
+    "estimate": "pipeline.bench_estimate",
+    "machines": "pipeline.bench_machines",
+}
 """Benches with a parser of their own, run alone."""
 
 EQUAL_PRIORITY = {"RAY_worker_niceness": "0"}
@@ -54,7 +58,7 @@ def main(argv: Sequence[str]) -> int:
         "names",
         nargs="*",
         metavar="plan|processors|engines|memory",
-        help="or scale, estimate: each alone, with options of its own (bench scale --help)",
+        help="or scale, estimate, machines: each alone, options of its own (bench scale --help)",
     )
     parser.add_argument("--corpus", action="append", default=[], metavar="NAME=DIR")
     parser.add_argument("--samples", type=int, default=2000, help="of an engine run")
