@@ -138,12 +138,13 @@ experiment: setup ## students on labels against students on ratings, by size (Fi
 SITE ?= site.yaml
 ON ?= slurm
 DRY ?= # 1: print what would be submitted
+RATES ?= # of `python -m pipeline estimate ... --save FILE`: print how long and how large, too
 JOB ?= # further options of `python -m pipeline shards`, or of `python -m train fit`
 
 .PHONY: submit-shards
-submit-shards: setup ## make shards on a cluster: SITE=file ON=slurm|slurm-array|kubernetes|ray [DRY=1]
-	$(PY) -m pipeline submit $(ON) --site $(SITE) $(if $(DRY),--dry-run) -- $(RECIPE) \
-	  $(CORPUS) --out $(OUT) --samples $(SAMPLES) $(JOB)
+submit-shards: setup ## make shards on a cluster: SITE=file ON=slurm|slurm-array|kubernetes|ray [RATES=file] [DRY=1]
+	$(PY) -m pipeline submit $(ON) --site $(SITE) $(if $(RATES),--rates $(RATES)) \
+	  $(if $(DRY),--dry-run) -- $(RECIPE) $(CORPUS) --out $(OUT) --samples $(SAMPLES) $(JOB)
 
 .PHONY: submit-train
 submit-train: setup ## train on a cluster: SITE=file ON=slurm|kubernetes|ray SHARDS=dir [DRY=1]

@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ UNINTERPRETED = re.compile(r"[A-Za-z0-9_./:=,@%+-]+")
 
 @dataclass(frozen=True)
 class Submission:
-    """A command, the file it reads from its input, and a line about what runs where."""
+    """A command, the file it reads from its input, and lines about what runs where."""
 
     command: tuple[str, ...]
     file: str
@@ -243,22 +243,47 @@ def _trainers(site: Site) -> str:
 
 Make = Callable[[str, Site, list[str]], Submission]
 
+Foresee = Callable[[str, Site, list[str], Path | None], str]
+"""How long and how large a job is by the rates of a file, or how to come by such a file."""
 
-def main(argv: Sequence[str], prog: str, kinds: Sequence[str], about: str, make: Make) -> int:
+
+def main(
+    argv: Sequence[str],
+    prog: str,
+    kinds: Sequence[str],
+    about: str,
+    make: Make,
+    foresee: Foresee | None = None,
+) -> int:
     """``submit KIND --site FILE [--dry-run] -- JOB``; exit status as of what was run."""
-    parser = argparse.ArgumentParser(prog=prog, description=about, allow_abbrev=False)
-    parser.usage = f"{prog} {{{','.join(kinds)}}} --site FILE [--dry-run] -- JOB..."
-    parser.add_argument("kind", choices=kinds)
-    parser.add_argument("--site", type=Path, required=True, help="see cluster/site.example.yaml")
-    parser.add_argument("--dry-run", action="store_true", help="print what would be submitted")
+    parser = _parser(prog, kinds, about, foresee is not None)
     given = list(argv)
     cut = given.index("--") if "--" in given else len(given)
     options = parser.parse_args(given[:cut])
     job = given[cut + 1 :]
     if not job:
         parser.error("give the job behind --")
-    submission = make(options.kind, load_site(options.site), job)
+    site = load_site(options.site)
+    submission = make(options.kind, site, job)
+    if foresee:
+        told = foresee(options.kind, site, job, options.rates)
+        submission = replace(submission, where=f"{submission.where}\n{told}")
     if options.dry_run:
         submission.show()
         return 0
     return submission.hand_over()
+
+
+def _parser(
+    prog: str, kinds: Sequence[str], about: str, with_rates: bool
+) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=prog, description=about, allow_abbrev=False)
+    rates = " [--rates FILE]" if with_rates else ""
+    parser.usage = f"{prog} {{{','.join(kinds)}}} --site FILE{rates} [--dry-run] -- JOB..."
+    parser.add_argument("kind", choices=kinds)
+    parser.add_argument("--site", type=Path, required=True, help="see cluster/site.example.yaml")
+    parser.add_argument("--dry-run", action="store_true", help="print what would be submitted")
+    if with_rates:
+        about_rates = "of `python -m pipeline estimate ... --save FILE`: say how long and how large"
+        parser.add_argument("--rates", type=Path, metavar="FILE", help=about_rates)
+    return parser

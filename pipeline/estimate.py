@@ -24,7 +24,7 @@ from pipeline import rates as measured
 from pipeline.degrade import PROCESSORS
 from pipeline.job import CLIP_HOURS, Job
 from pipeline.render import Roots
-from pipeline.throughput import Cluster, Prediction, Rates, Store, predict, uses
+from pipeline.throughput import Cluster, Prediction, Rates, Store, cost_sha256, predict, uses
 from pipeline.verbs import parse_roots
 from pipeline.watch import CLIP_S
 
@@ -58,7 +58,9 @@ def main(argv: Sequence[str]) -> int:
     jobs.require_samples(options.samples)
     recipe = load_recipe(options.recipe)
     rates = measured.with_given(
-        measured.read(options.rates) if options.rates else calibrate(recipe, options),
+        measured.read(options.rates)
+        if options.rates
+        else measured_on(recipe, calibrate(recipe, options)),
         measured.given(options.rate, "--rate"),
         measured.given(options.gpu_rate, "--gpu-rate"),
     )
@@ -193,6 +195,12 @@ def calibrate(recipe: Recipe, options: argparse.Namespace) -> Rates:
             teacher_device=options.teacher_device,
         )
         return turns(job, options.seconds, options.workers, missing)
+
+
+def measured_on(recipe: Recipe, rates: Rates) -> Rates:
+    """``rates`` that say which recipe's they are: the user's, not what stood in for it."""
+    whose = {"recipe": recipe.name, "recipe_sha256": cost_sha256(recipe)}
+    return rates.model_copy(update=whose)
 
 
 def turns(job: Job, seconds: float, workers: int, missing: set[str] | None = None) -> Rates:

@@ -17,6 +17,7 @@ from cluster import submit
 from cluster.needs import Stage, parse_stage, require_everywhere
 from cluster.site import Machine, Site
 from data_specs.recipe import load_recipe
+from pipeline.forecast import forecast
 
 KINDS = ("ray", "slurm", "slurm-array", "kubernetes")
 SAID_BY_SITE = ("--engine", "--ray-address", "--part")
@@ -25,15 +26,25 @@ OF_TEACHERS = ("--device", "--teacher-device", "--teacher-actors", "--teachers-p
 
 def main(argv: Sequence[str]) -> int:
     """Run the verb; exit status as of what was run (2: bad input)."""
-    return submit.main(argv, "python -m pipeline submit", KINDS, __doc__ or "", submission)
+    return submit.main(argv, "python -m pipeline submit", KINDS, __doc__ or "", submission, foresee)
 
 
 def submission(kind: str, site: Site, job: list[str]) -> submit.Submission:
     """What is handed over. ``ValueError`` for a job that would fail where it runs."""
     _check(kind, site, job)
-    flags = _alone(site, job) if kind == "slurm-array" else _on_ray(kind, site, job)
+    flags = _flags(kind, site, job)
     made = _made(kind, site, [site.python, "-m", "pipeline", "shards", *job, *flags])
     return replace(made, where=f"{made.where}\nhow: {shlex.join(flags)}")
+
+
+def foresee(kind: str, site: Site, job: list[str], rates: Path | None) -> str:
+    """How long and how large it will be, by what ``estimate --save`` measured."""
+    return forecast(kind, site, [*job, *_flags(kind, site, job)], rates)
+
+
+def _flags(kind: str, site: Site, job: Sequence[str]) -> list[str]:
+    """What a site adds to a job."""
+    return _alone(site, job) if kind == "slurm-array" else _on_ray(kind, site, job)
 
 
 def _made(kind: str, site: Site, command: list[str]) -> submit.Submission:

@@ -26,10 +26,13 @@ from pydantic import Field
 
 from data_specs.recipe import Recipe, Stage
 from data_specs.sample import CROP_SAMPLES, SAMPLE_RATE
-from data_specs.strict import Strict
+from data_specs.strict import Strict, digest
 
 CLIP_S = CROP_SAMPLES / SAMPLE_RATE
 TEACHER = "teacher"
+COSTS_NOTHING = {"name", "about", "seed", "allow_noncommercial", "max_dropped_share"}
+"""Of a recipe, what does not change how long a sample takes."""
+
 TAIL = 1.25
 """A job that takes so much longer than its cores' work has too few shards for its workers."""
 
@@ -40,10 +43,13 @@ class Rates(Strict):
 
     ``processors`` is for a sample that goes through one; ``gpu`` holds GPU-seconds of the stages
     (``teacher``, or a processor) that were timed on one. ``together`` is how much longer all takes
-    with ``cores`` workers at once. ``missing`` names processors that could not be run.
+    with ``cores`` workers at once. ``missing`` names processors that could not be run. ``recipe``
+    and ``recipe_sha256`` say on whose samples all was measured.
     """
 
     about: str = ""
+    recipe: str = ""
+    recipe_sha256: str = ""
     driver_s: float = Field(ge=0)
     import_s: float = Field(default=0.0, ge=0)
     worker_s: float = Field(ge=0)
@@ -75,12 +81,13 @@ class Store:
 
 @dataclass(frozen=True)
 class Cluster:
-    """Machines. ``cores`` and ``gpus`` are of one node; ``driver_shard_s`` is what the driver does
-    for a shard, one after the other; ``separate`` says that workers are processes of their own."""
+    """Machines. ``cores`` and ``gpus`` are of one node, of GPUs on average; ``driver_shard_s`` is
+    what the driver does for a shard, one after the other; ``separate`` says that workers are
+    processes of their own."""
 
     nodes: int = 1
     cores: int = 1
-    gpus: int = 0
+    gpus: float = 0
     store: Store = field(default_factory=Store)
     driver_shard_s: float = 0.005
     separate: bool = True
@@ -118,6 +125,11 @@ class Prediction:
     def samples_per_s(self) -> float:
         """Over the whole job, the start counted in."""
         return self.samples / self.seconds
+
+
+def cost_sha256(recipe: Recipe) -> str:
+    """Two recipes with the same one have the same rates."""
+    return digest(recipe.model_dump(mode="json", exclude=COSTS_NOTHING))
 
 
 def uses(recipe: Recipe) -> dict[str, float]:
