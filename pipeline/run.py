@@ -56,6 +56,9 @@ SILENCE_S = 60.0
 ROOM_S = 120.0
 """How long a cluster that was only just started may take to have its machines together."""
 
+HEAD_S = 180.0
+"""How long a head that answers may have no machine yet, not even its own."""
+
 PASSING = {errors.EIO, errors.ESTALE, errors.ETIMEDOUT, errors.EHOSTDOWN, errors.ECONNRESET}
 """Errors of a network's file system that one machine may have and another not."""
 
@@ -429,17 +432,28 @@ def _start_ray(workers: int, address: str = "") -> None:
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     address = address or os.environ.get("RAY_ADDRESS", "")
     local = {} if address else {"num_cpus": workers, "object_store_memory": STORE_BYTES}
-    try:
-        ray.init(
-            address=address or None,
-            include_dashboard=False if not address else None,
-            log_to_driver=False,
-            logging_level="warning",
-            runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}},
-            **local,
-        )
-    except ConnectionError as error:
-        raise ValueError(f"--ray-address {address}: no Ray cluster answers: {error}") from error
+    until = time.monotonic() + HEAD_S
+    while not ray.is_initialized():
+        try:
+            ray.init(
+                address=address or None,
+                include_dashboard=False if not address else None,
+                log_to_driver=False,
+                logging_level="warning",
+                runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}},
+                **local,
+            )
+        except ConnectionError as error:
+            if not _is_starting(error) or time.monotonic() > until:
+                raise ValueError(
+                    f"--ray-address {address}: no Ray cluster answers: {error}"
+                ) from error
+
+
+def _is_starting(error: ConnectionError) -> bool:
+    """Whether a head answers that has no machine yet, not even its own: Ray waits a minute for it,
+    which a head on a busy machine can take longer than."""
+    return "No node info found" in str(error.__cause__)
 
 
 class _Counter:

@@ -92,6 +92,47 @@ def test_addresses_of_clusters() -> None:
             parse_address(wrong)
 
 
+class Head:
+    """Stands in for ``ray.init``: a head that gets its first machine while ``late`` are waiting."""
+
+    def __init__(self, late: int, said: str) -> None:
+        self.late, self.said, self.asked = late, said, 0
+
+    def init(self, **_options: Any) -> None:
+        self.asked += 1
+        if self.asked <= self.late:
+            raise ConnectionError("Failed to connect") from RuntimeError(self.said)
+
+    def is_initialized(self) -> bool:
+        return self.asked > self.late
+
+    def stand_in(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("ray.init", self.init)
+        monkeypatch.setattr("ray.is_initialized", self.is_initialized)
+
+
+STARTING = "No node info found matching attributes: '' when trying to resolve node"
+
+
+def test_a_driver_waits_for_a_head_that_is_only_starting(monkeypatch: pytest.MonkeyPatch) -> None:
+    head = Head(2, STARTING)
+    head.stand_in(monkeypatch)
+    run._start_ray(1, "head:6379")
+    assert head.asked == 3
+
+
+@pytest.mark.parametrize(("said", "patience_s"), [("nobody there", 60.0), (STARTING, -1.0)])
+def test_but_not_for_one_that_does_not_answer_nor_for_ever(
+    said: str, patience_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "HEAD_S", patience_s)
+    head = Head(9, said)
+    head.stand_in(monkeypatch)
+    with pytest.raises(ValueError, match="--ray-address head:6379: no Ray cluster answers"):
+        run._start_ray(1, "head:6379")
+    assert head.asked == 1
+
+
 def test_a_place_that_is_another_on_each_machine_is_refused() -> None:
     require_everywhere([("--out", "/data/out"), ("--out", "s3://bucket/out"), ("--out", "s3:/b/o")])
     with pytest.raises(ValueError, match="--out runs/out: on a cluster it must be absolute"):
