@@ -115,6 +115,7 @@ class Cluster:
     def __init__(self, folder: Path, network: Network) -> None:
         self.folder, self.network = folder, network
         self.nodes: dict[str, subprocess.Popen[bytes]] = {}
+        self.drivers: list[subprocess.Popen[bytes]] = []
         # The path of a socket must be short, and pytest's folders are not.
         self.temporary = Path("/tmp") / f"rd{os.getpid()}-{secrets.token_hex(2)}"
         self.environment = os.environ | {
@@ -124,6 +125,9 @@ class Cluster:
             "OMP_NUM_THREADS": "1",
             "RAY_health_check_period_ms": "1000",
             "RAY_raylet_start_wait_time_s": "300",  # a busy machine is no broken one
+            "RAY_gcs_server_request_timeout_seconds": "300",
+            # Ray makes its workers as nice as can be (15): beside others' work they starve.
+            "RAY_worker_niceness": "0",
         }
         self.environment.pop("RAY_ADDRESS", None)
 
@@ -170,7 +174,7 @@ class Cluster:
         """The job, on the head's machine."""
         job = [sys.executable, "-m", "tests.drill_job", "--engine", "ray", *arguments]
         with open(self.folder / "driver.log", "ab") as log:
-            return subprocess.Popen(
+            driver = subprocess.Popen(
                 [*self.where, *job, "--ray-address", self.address],
                 env=self.environment,
                 cwd=ROOT,
@@ -178,8 +182,15 @@ class Cluster:
                 stderr=log,
                 start_new_session=True,
             )
+        self.drivers.append(driver)
+        return driver
 
     def close(self) -> None:
+        """End everything; a driver that a failed step left would go on beside the next test."""
+        for driver in self.drivers:
+            if driver.poll() is None:
+                kill_all(tree(driver.pid))
+                driver.wait()
         for name in list(self.nodes):
             self.kill(name)
         shutil.rmtree(self.temporary, ignore_errors=True)

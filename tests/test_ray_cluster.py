@@ -12,10 +12,10 @@ JOB = ["--samples", "160", "--pause", "0.3"]  # 40 shards of two groups
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_machines_teacher_and_head_die_and_nothing_is_lost_or_made_twice(tmp_path: Path) -> None:
     reference = locally(tmp_path, JOB)
-    happened = drill(tmp_path, JOB, 120)
+    happened = drill(tmp_path, JOB, 300)  # a busy machine is no broken one
     assert tars(tmp_path / "out") == reference
     assert len(reference) == 40
     assert happened["twice"] == 0
