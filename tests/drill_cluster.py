@@ -22,7 +22,7 @@ from pathlib import Path
 import psutil
 
 from tests.conftest import ROOT
-from tests.drill_job import TWICE
+from tests.drill_job import TWICE, hold
 
 RAY = Path(sys.executable).with_name("ray")
 NODE = ["--disable-usage-stats", "--include-log-monitor=false", "--block"]
@@ -263,12 +263,14 @@ def drill(folder: Path, arguments: Sequence[str], seconds: float) -> dict[str, i
         driver = machines.driver(job)
         wait_for(lambda: whole(out) >= 3, seconds, "no three shards were made")
         nodes = ("node0", "node1")  # the head may have made three before they were there
-        wait_for(lambda: any(_works(machines, name) for name in nodes), seconds, "no node works")
+        with held(log):
+            wait_for(lambda: any(_works(machines, n) for n in nodes), seconds, "no node works")
         machines.kill(next(name for name in nodes if _works(machines, name)))
         before = whole(out)
         wait_for(lambda: whole(out) >= before + 3, seconds, "a lost machine stops the job")
-        machines.add("node2", 1)
-        wait_for(lambda: _works(machines, "node2"), seconds, "the new machine gets no work")
+        with held(log):
+            machines.add("node2", 1)
+            wait_for(lambda: _works(machines, "node2"), seconds, "the new machine gets no work")
         teachers = titled(machines.processes(), "_TeacherActor")
         kill_all(teachers)
         happened["teachers killed"], before = len(teachers), whole(out)
@@ -285,6 +287,16 @@ def drill(folder: Path, arguments: Sequence[str], seconds: float) -> dict[str, i
     happened["twice"] = sum(TWICE in line for line in lines)
     happened["networks"] = int(machines.network.there)
     return happened
+
+
+@contextmanager
+def held(log: Path) -> Iterator[None]:
+    """Nothing is made meanwhile: a machine may take longer to start than a job to end."""
+    hold(log).touch()
+    try:
+        yield
+    finally:
+        hold(log).unlink()
 
 
 def _works(machines: Cluster, name: str) -> bool:
