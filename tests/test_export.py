@@ -16,7 +16,7 @@ import yaml
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
-from tests.export_helpers import TINY, lively
+from tests.export_helpers import TINY, tiny
 from tests.train_helpers import tone_pcm, write_dataset, write_rated
 from train import bundle
 from train.__main__ import main
@@ -35,7 +35,6 @@ from train.exporting.refit import (
     rounded_weight,
 )
 from train.files import write_weights
-from train.models.student import Student
 from train.onnx_scorer import OnnxScorer
 from train.score import load
 
@@ -44,7 +43,7 @@ pytest.importorskip("onnxscript")
 
 def write_run(folder: Path) -> Path:
     folder.mkdir()
-    student = lively(Student(TINY))
+    student = tiny()
     write_weights(folder / "model.safetensors", student.state_dict())
     fit = {"steps": 7, "batch": 2, "preset": "fast", "seed": 3, "samples": 12, "rated_clips": 4}
     about = {"student": "tiny", "config": TINY.model_dump(mode="json"), "recipe_hash": "abc"}
@@ -206,7 +205,7 @@ def test_channels_evened_out_give_the_same_float_network() -> None:
 
 def test_calibration_is_the_same_every_time(made: SimpleNamespace) -> None:
     waves = read_clips(made.shards, 3)
-    student = lively(Student(TINY))
+    student = tiny()
     first, second = (calibrated(student, waves) for _ in range(2))
     for one, other in zip(first, second, strict=True):
         assert torch.equal(one.weight, other.weight)

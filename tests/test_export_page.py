@@ -17,10 +17,9 @@ pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
 from tests.conftest import ROOT, talk
-from tests.export_helpers import TINY, lively
+from tests.export_helpers import tiny
 from train.exporting.onnx_file import write_onnx
 from train.exporting.page import HOW_TO_GET, SCRIPT, as_worker_script, read_runtime, write_page
-from train.models.student import Student
 from train.onnx_scorer import Facts, OnnxScorer
 from train.score import Scorer
 
@@ -40,7 +39,7 @@ FACTS = Facts(model="tiny <b>", weights_sha256="0" * 64, version="1", precision=
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("page") / "model.onnx"
-    write_onnx(path, lively(Student(TINY)), FACTS)
+    write_onnx(path, tiny(), FACTS)
     return path
 
 

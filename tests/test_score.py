@@ -400,7 +400,7 @@ def test_work_ahead_stops_when_it_is_not_wanted():
 def test_addresses_and_onnx_files_go_to_their_modules(monkeypatch, tmp_path, small):
     fetched: list[str] = []
     bundle, onnx = types.ModuleType("train.bundle"), types.ModuleType("train.onnx_scorer")
-    bundle.fetch = lambda address: fetched.append(address) or tmp_path
+    bundle.fetch = lambda address, more: fetched.append(address) or tmp_path
     onnx.OnnxScorer = lambda path: (small, path)
     monkeypatch.setitem(sys.modules, "train.bundle", bundle)
     monkeypatch.setitem(sys.modules, "train.onnx_scorer", onnx)

@@ -42,7 +42,11 @@ def site(here: Here, parts: int = 3) -> Site:
             "project": str(ROOT),
             "python": sys.executable,
             "setup": [f"export PATH={Path(sys.executable).parent}:$PATH"],
-            "environment": {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+            "environment": {
+                "OMP_NUM_THREADS": "1",
+                "PYTHONPATH": str(ROOT),
+                "RAY_worker_niceness": "0",  # else its workers starve beside others' work
+            },
             "worker": {"cores": 1, "memory_gb": 2},
             "slurm": {
                 **size,
