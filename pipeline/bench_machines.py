@@ -41,13 +41,6 @@ VARIANTS: dict[str, dict[str, str]] = {
         "OPENBLAS_CORETYPE": "Haswell",
         "NPY_DISABLE_CPU_FEATURES": AVX512,
     },
-    "SSE4.1": {
-        "ATEN_CPU_CAPABILITY": "default",
-        "DNNL_MAX_CPU_ISA": "SSE41",
-        "MKL_ENABLE_INSTRUCTIONS": "SSE4_2",
-        "OPENBLAS_CORETYPE": "Nehalem",
-        "NPY_DISABLE_CPU_FEATURES": f"{AVX512} AVX2 FMA3",
-    },
 }
 
 Made = dict[str, tuple[NDArray[np.int16], float]]
