@@ -292,7 +292,7 @@ nightly: setup ## the slow tests with a hundred kills (KILLS), on Ray's clusters
 lint: setup ## ruff and mypy
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
-	$(PY) -m mypy pipeline train cluster data_specs
+	$(PY) -m mypy pipeline train data_specs
 
 .PHONY: bench
 bench: setup ## speed against named baselines, as ratios within one run

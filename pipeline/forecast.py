@@ -13,9 +13,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster import submit
-from cluster.needs import parse_stage
-from cluster.site import Site
+from data_specs.cluster import submit
+from data_specs.cluster.needs import parse_stage
+from data_specs.cluster.site import Site
 from data_specs.recipe import Recipe, load_recipe
 from data_specs.strict import load
 from pipeline.job import CLIP_HOURS

@@ -13,8 +13,8 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from cluster.needs import parse_part
 from data_specs.addresses import Place, place, shown
+from data_specs.cluster.needs import parse_part
 from data_specs.storage import copy, open_folder
 from pipeline import job as jobs
 from pipeline import shards, verbs

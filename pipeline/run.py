@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cluster.needs import EVERY, ONE_CORE, Part, Stage
+from data_specs.cluster.needs import EVERY, ONE_CORE, Part, Stage
 from pipeline.audio import from_pcm, to_pcm
 from pipeline.job import Hire, Job, Maker, Worker, use_one_thread
 from pipeline.label import Teacher, TeacherError

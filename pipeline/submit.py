@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from cluster import submit
-from cluster.needs import Stage, parse_stage, require_everywhere
-from cluster.site import Machine, Site
+from data_specs.cluster import submit
+from data_specs.cluster.needs import Stage, parse_stage, require_everywhere
+from data_specs.cluster.site import Machine, Site
 from data_specs.recipe import load_recipe
 from pipeline.forecast import forecast
 

@@ -18,8 +18,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import soundfile
 
-from cluster.needs import EVERY, Part, parse_address, parse_part, parse_stage, require_everywhere
 from data_specs.addresses import Place, place, shown
+from data_specs.cluster.needs import (
+    EVERY,
+    Part,
+    parse_address,
+    parse_part,
+    parse_stage,
+    require_everywhere,
+)
 from data_specs.recipe import Recipe, load_recipe
 from data_specs.sample import SAMPLE_RATE, SampleRecord, parse_sample
 from data_specs.storage import NotFound

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from cluster.needs import parse_part, parse_stage
+from data_specs.cluster.needs import parse_part, parse_stage
 from data_specs.recipe import load_recipe
 from pipeline import run, verbs
 from pipeline.job import Job, Worker, open_folder, prepare

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster.needs import (
+from data_specs.cluster.needs import (
     ONE_CORE,
     Part,
     Stage,

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cluster.site import Site
+from data_specs.cluster.site import Site
 from pipeline import run as engines
 from pipeline import submit as shards_submit
 from pipeline.job import prepare

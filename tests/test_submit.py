@@ -14,8 +14,8 @@ import jsonschema
 import pytest
 import yaml
 
-from cluster.needs import Stage
-from cluster.site import EXAMPLE, Machine, Site, load_site
+from data_specs.cluster.needs import Stage
+from data_specs.cluster.site import EXAMPLE, Machine, Site, load_site
 from data_specs.recipe import load_recipe
 from data_specs.strict import SpecError
 from pipeline import rates

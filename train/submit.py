@@ -9,9 +9,9 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from cluster import submit
-from cluster.needs import require_everywhere
-from cluster.site import Site
+from data_specs.cluster import submit
+from data_specs.cluster.needs import require_everywhere
+from data_specs.cluster.site import Site
 
 KINDS = {
     "slurm": submit.train_slurm,

@@ -17,7 +17,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from cluster.site import RESERVE_GB, Kubernetes, Machine, Site, load_site
+from data_specs.cluster.site import RESERVE_GB, Kubernetes, Machine, Site, load_site
 from data_specs.strict import SpecError
 
 STORE_BYTES = 1 << 28
@@ -281,7 +281,9 @@ def _parser(
     rates = " [--rates FILE]" if with_rates else ""
     parser.usage = f"{prog} {{{','.join(kinds)}}} --site FILE{rates} [--dry-run] -- JOB..."
     parser.add_argument("kind", choices=kinds)
-    parser.add_argument("--site", type=Path, required=True, help="see cluster/site.example.yaml")
+    parser.add_argument(
+        "--site", type=Path, required=True, help="see data_specs/cluster/site.example.yaml"
+    )
     parser.add_argument("--dry-run", action="store_true", help="print what would be submitted")
     if with_rates:
         about_rates = "of `python -m pipeline estimate ... --save FILE`: say how long and how large"

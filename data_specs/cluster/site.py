@@ -8,7 +8,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from cluster.needs import Stage
+from data_specs.cluster.needs import Stage
 from data_specs.strict import SpecError, Strict, load
 
 EXAMPLE = Path(__file__).parent / "site.example.yaml"
