@@ -23,12 +23,13 @@ ERROR = b"<Error><Code>InternalError</Code><Message>We are sorry.</Message></Err
 
 @dataclass
 class Proxy:
-    """``asked`` counts requests by (method, path); ``misdeed`` answers in the server's place where
-    it returns true."""
+    """``asked`` counts requests by (method, path), ``wronged`` what a test counts of its misdeeds;
+    ``misdeed`` answers in the server's place where it returns true."""
 
     port: int
     upstream: int
     asked: Counter[tuple[str, str]] = field(default_factory=Counter)
+    wronged: Counter[str] = field(default_factory=Counter)
     copies: int = 0
     misdeed: Callable[[Any, bytes], bool] = lambda handler, body: False
 

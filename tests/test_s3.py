@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import subprocess
+import sys
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
+import yaml
 
 from data_specs import storage
 from data_specs.storage import RemoteFolder
@@ -16,6 +21,7 @@ from pipeline import verbs
 from pipeline.card import write_card
 from pipeline.merge import merge
 from pipeline.shards import commit, read_ledger, verify_shard
+from tests.conftest import ROOT, small_recipe
 from tests.s3_helpers import (
     ACCESS_KEY,
     BUCKET,
@@ -233,6 +239,74 @@ def test_training_reads_from_the_store(
         assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
     tries = 1 if do is slow_read else 2
     assert s3.count("GET", ".tar") == 3 * tries
+
+
+# ---------------------------------------------------------------- whole commands
+
+
+def once_each_path(handler: Any, body: bytes) -> bool:
+    """The first time that a path is written or read, go wrong as its name says."""
+    wrong = FIRST_TIME[zlib.crc32(handler.path.encode()) % len(FIRST_TIME)]
+    handler.proxy.wronged[f"{handler.command} {wrong.__name__}"] += 1
+    return wrong(handler, body)
+
+
+def hang_up(handler: Any, body: bytes) -> bool:
+    """The answer never comes: whether the server did it, the client cannot know."""
+    if handler.command != "GET":
+        handler.ask(body)
+    handler.hang_up()
+    return True
+
+
+FIRST_TIME = (fail, cut_read, slow_read, hang_up)
+
+
+def both(one: Callable[..., bool], other: Callable[..., bool]) -> Callable[..., bool]:
+    return lambda handler, body: one(handler, body) or other(handler, body)
+
+
+def command(module: str, *arguments: object) -> str:
+    words = [sys.executable, "-m", module, *map(str, arguments)]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout + done.stderr
+
+
+def uploaded(corpora: dict[str, list[Path]]) -> list[str]:
+    """The corpora as a user has them in a bucket, as options."""
+    system = fsspec.filesystem("s3")
+    for name, folders in corpora.items():
+        system.put(str(folders[0]), f"{BUCKET}/corpora/{name}", recursive=True)
+    return [f"--corpus={name}=s3://{BUCKET}/corpora/{name}" for name in corpora]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_corpora_shards_and_training_by_the_commands(
+    s3: Proxy, address: str, corpora: dict[str, list[Path]], tmp_path: Path
+) -> None:
+    """Every path fails the first time that it is read, and the first time that it is written."""
+    recipe = tmp_path / "small.yaml"
+    kept = small_recipe().model_dump(mode="json", exclude_none=True)
+    recipe.write_text(yaml.safe_dump(kept))
+    make = ["shards", recipe, "--samples", 28, "--engine", "local", "--workers", 2]
+    here = [f"--corpus={name}={folders[0]}" for name, folders in corpora.items()]
+    there = uploaded(corpora)
+    s3.misdeed = both(once_each(once_each_path, "GET"), once_each(once_each_path, "PUT"))
+    told = command("pipeline", *make, *there, "--out", address)
+    command("pipeline", *make, *here, "--out", tmp_path / "local")
+    assert stored(address) == tars(tmp_path / "local")
+    told += command("pipeline", "verify", address, "--deep")
+    fit = ["fit", "--student", "v1", "--steps", 6, "--batch", 4, "--workers", 1, "--threads", 1]
+    fit += ["--validate-every", 3, "--precision", "fp32", "--device", "cpu", "--logger", "none"]
+    told += command("train", *fit, "--shards", address, "--out", tmp_path / "there")
+    command("train", *fit, "--shards", tmp_path / "local", "--out", tmp_path / "here")
+    ours, theirs = (tmp_path / run / "model.safetensors" for run in ("there", "here"))
+    assert ours.read_bytes() == theirs.read_bytes()
+    assert ACCESS_KEY not in told and SECRET_KEY not in told
+    print(dict(s3.wronged))
+    assert len(s3.wronged) == 2 * len(FIRST_TIME)  # each of them, in reading and in writing
 
 
 # ---------------------------------------------------------------- what is told
