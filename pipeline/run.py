@@ -141,7 +141,7 @@ def run(
     """
     actors.check(engine, job.label_device)
     todo = part.own(job.todo())
-    outcome = Outcome(skipped=len(part.own(range(job.shard_count))) - len(todo))
+    outcome = Outcome(skipped=_left_whole(job, part, todo))
     if not todo:
         return outcome
     ray_engine = partial(_run_ray, actors=actors, machines=machines)
@@ -156,6 +156,12 @@ def run(
             else:
                 outcome.made.append(shard)
     return outcome
+
+
+def _left_whole(job: Job, part: Part, todo: Sequence[int]) -> int:
+    """How many shards are whole and stay so. Where only some are asked for, the others may lack."""
+    lacking = [] if job.only is None else part.own(job.missing())
+    return len(part.own(range(job.shard_count))) - len({*todo, *lacking})
 
 
 Finished = Iterator[tuple[int, str]]

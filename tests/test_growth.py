@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from pipeline import failures, growth
+from data_specs.cluster.needs import EVERY
+from pipeline import failures, growth, run
 from pipeline import job as jobs
 from pipeline.__main__ import main
 from pipeline.job import Job, WrongDataset, reopen
@@ -223,6 +224,7 @@ def test_only_what_failed_is_made_again(tmp_path: Path) -> None:
     assert failures.noted(job) == {3}
     again = failures.again(job)
     assert again.todo() == [1, 3]  # a dropped sample, a failed attempt; shard 4 was never tried
+    assert run._left_whole(again, EVERY, [1, 3]) == 2  # 0 and 2
     assert make_all(again) == [1, 3]
     failures.note(again, Outcome([1, 3]))
     assert failures.noted(job) == set() and failures.again(job).todo() == []
