@@ -122,7 +122,11 @@ class Watch:
             total=self._total, desc="samples", unit="sample", disable=not terminal, file=self.stream
         )
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
+        # Two, for a store that fails may hold the file for minutes, and lines are wanted just then.
+        self._threads = [
+            threading.Thread(target=self._watch, args=(what,), daemon=True)
+            for what in (self._show, self._beat)
+        ]
 
     @property
     def run(self) -> str:
@@ -191,6 +195,10 @@ class Watch:
 
     def tick(self) -> None:
         """Look at the clock: what is due is shown, sent and written."""
+        self._show()
+        self._beat()
+
+    def _show(self) -> None:
         now = self.clock()
         with self._lock:
             self._note(now)
@@ -201,7 +209,9 @@ class Watch:
             self._spoke = now
             with suppress(OSError, ValueError):  # a log that was closed
                 print(line(progress, now), file=self.stream, flush=True)
-        if now - self._wrote >= ledger.HEARTBEAT_S:
+
+    def _beat(self) -> None:
+        if self.clock() - self._wrote >= ledger.HEARTBEAT_S:
             self._write("")
 
     @contextmanager
@@ -253,19 +263,21 @@ class Watch:
         with suppress(OSError, ValueError):  # a full disk, a lost bucket: the job itself tells it
             ledger.write_attempts(self.job.out, mine)
 
-    def _watch(self) -> None:
+    def _watch(self, what: Callable[[], None]) -> None:
         while not self._stop.wait(TICK_S):
-            self.tick()
+            what()
 
     def __enter__(self) -> Watch:
         self._write("")
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
         self._stop.set()
-        if self._thread.is_alive():
-            self._thread.join()
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join()
         self._write(_ending(error, len(self._failed)))
         self._bar.close()
 

@@ -25,6 +25,7 @@ from pipeline.shards import Row, commit, read_record, sample_key, write_json
 from pipeline.summary import MOS_BINS, mos_bin, summarise
 from pipeline.watch import METRICS, Board, Progress, Watch, duration, line, measures
 from tests.conftest import small_recipe
+from tests.drill_cluster import wait_for
 
 SIZE = 4
 SAMPLES = 14  # three shards of four, one of two
@@ -118,6 +119,20 @@ def test_a_log_gets_one_line_every_half_minute_and_no_bar(job: Job) -> None:
         seen.tick()
     assert len(stream.getvalue().splitlines()) == 2  # at 30 s and at 60 s
     assert "\r" not in stream.getvalue()
+
+
+def test_a_store_that_hangs_holds_no_line(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream, clock, goes_on = io.StringIO(), Clock(), threading.Event()
+    monkeypatch.setattr(watch, "TICK_S", 0.01)
+    with watching(job, stream, clock):
+        held = threading.Event()
+        monkeypatch.setattr(ledger, "write_attempts", lambda *_: held.set() or goes_on.wait(20))
+        clock.now += ledger.HEARTBEAT_S + 1
+        assert held.wait(20)
+        lines = len(stream.getvalue().splitlines())
+        clock.now += watch.LINE_S + 1
+        wait_for(lambda: len(stream.getvalue().splitlines()) > lines, 10, "no line meanwhile")
+        goes_on.set()
 
 
 def test_the_line_says_what_one_asks_for(job: Job) -> None:
