@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+from argparse import ArgumentTypeError
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -42,6 +43,14 @@ def place(text: str) -> Place:
     if is_address(text):
         require_readable(text)
         return text
+    return local_path(text) if text.startswith("file://") else Path(text)
+
+
+def path_here(text: str) -> Path:
+    """A path of this machine, for command lines. ``ArgumentTypeError`` for an address: as a path it
+    would be a folder called ``s3:`` here, which is gone with the machine."""
+    if is_address(text):
+        raise ArgumentTypeError(f"{redacted(text)}: only a path of this machine can be given here")
     return local_path(text) if text.startswith("file://") else Path(text)
 
 

@@ -69,7 +69,10 @@ NOT_TRANSIENT = (
     *(NotImplementedError, ImportError, TypeError, ValueError),
 )
 OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-TRANSIENT_STATUS = (408, 425, 429)
+CONFLICTS = (409, 412)
+"""Somebody else wrote at the same moment: on a hub every writer commits to one repository."""
+
+TRANSIENT_STATUS = (408, 425, 429, *CONFLICTS)
 TRANSIENT_CODES = (
     *("RequestTimeout", "IncompleteBody", "BadDigest", "SlowDown", "InternalError"),
     *("XAmzContentSHA256Mismatch", "ServiceUnavailable", "OperationAborted"),
@@ -392,12 +395,13 @@ class RemoteFolder:
     def _tried(self, name: str, work: Callable[[Any], T], done: str = "read") -> T:
         """What ``work`` makes of a file system, at the first try that does not fail."""
         all_waits = WAITS_S if done == "read" else WRITE_WAITS_S
-        waits = list(all_waits[:1] if self.protocol in OWN_RETRIES else all_waits)
         tries = 1
         while True:
             try:
                 return work(_filesystem(self.protocol))
             except Exception as error:  # every backend has kinds of its own
+                tried_there = self.protocol in OWN_RETRIES and _answer(error)[0] not in CONFLICTS
+                waits = all_waits[:1] if tried_there else all_waits
                 if tries > len(waits) or not is_transient(error):
                     raise self._failure(name, error, tries, done) from None
             time.sleep(waits[tries - 1] * _jitter())
@@ -407,7 +411,7 @@ class RemoteFolder:
         shown = self.shown(name)
         if isinstance(error, FileNotFoundError) and done == "written":
             return NotFound(f"{shown}: cannot be written: there is no such bucket or repository")
-        if isinstance(error, FileNotFoundError):
+        if isinstance(error, FileNotFoundError) or (done == "removed" and _answer(error)[0] == 404):
             return NotFound(f"{shown}: not found" if name else f"{shown}: no such folder of shards")
         told = scrubbed(str(error), self.address)
         message = (

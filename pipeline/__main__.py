@@ -7,9 +7,8 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from data_specs.addresses import place
+from data_specs.addresses import path_here, place
 from pipeline import verbs
 from pipeline.guard import TIME_LIMIT_S
 
@@ -48,7 +47,7 @@ def _recipe_verbs(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         verb.add_argument("recipe", help="YAML file, or the name of one in data_specs/recipes")
         corpus_option(verb)
     for verb in (manifest, plan):
-        verb.add_argument("--out", type=Path, required=True)
+        verb.add_argument("--out", type=path_here, required=True)
     make.add_argument("--out", type=place, required=True, help="a folder, or its address")
     make.add_argument(
         "--retry-failed",
@@ -104,7 +103,9 @@ def _dataset_verbs(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     replay = sub.add_parser("replay", help="make samples again from their own records")
     replay.add_argument("keys", nargs="+", metavar="KEY")
     replay.add_argument("--dataset", type=place, required=True)
-    replay.add_argument("--out", type=Path, help="folder for the audio (default: compare only)")
+    replay.add_argument(
+        "--out", type=path_here, help="folder for the audio (default: compare only)"
+    )
     corpus_option(replay)
 
 

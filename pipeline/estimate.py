@@ -18,6 +18,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from data_specs.addresses import path_here
 from data_specs.recipe import Recipe, Source, Sources, load_recipe
 from pipeline import job as jobs
 from pipeline import rates as measured
@@ -104,8 +105,10 @@ def _rate_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="at once, then")
     group.add_argument("--device", default="cpu", help="of the networks")
     group.add_argument("--teacher-device", default="", help="of the teacher (default: --device)")
-    group.add_argument("--rates", type=Path, metavar="FILE", help="measure nothing: take these")
-    group.add_argument("--save", type=Path, metavar="FILE", help="keep what was measured")
+    group.add_argument(
+        "--rates", type=path_here, metavar="FILE", help="measure nothing: take these"
+    )
+    group.add_argument("--save", type=path_here, metavar="FILE", help="keep what was measured")
     group.add_argument("--stand-ins", action="store_true", help="any corpora, random weights")
     group.add_argument(
         "--rate",

@@ -1,16 +1,20 @@
 """Which shards failed, so that they and no others can be made again (``--retry-failed``).
 
 A dropped sample stands in its shard's record. Of an attempt that was not committed there is no
-record: ``failed-NNNNNN.json`` beside the shards keeps the reason until the shard is made.
+record: ``failed-NNNNNN.json`` beside the shards keeps the reason until the shard is made. A driver
+that was killed wrote none: what its file in ``attempts/`` had in flight or had seen fail, and tars
+without a record, are attempts that failed too.
 """
 
 from __future__ import annotations
 
 import re
+import time
 from dataclasses import replace
 
 from pipeline import shards
 from pipeline.job import Job
+from pipeline.ledger import read_attempts
 from pipeline.run import Outcome
 
 
@@ -34,12 +38,18 @@ def noted(job: Job) -> set[int]:
     return {int(match[1]) for match in matches if match}
 
 
+def _cut_short(job: Job) -> set[int]:
+    """What drivers that are gone had in flight, or had seen fail."""
+    gone = [run for run in read_attempts(job.out) if not run.alive(time.time())]
+    return {shard for run in gone for shard in (*run.running, *run.failed)}
+
+
 def again(job: Job) -> Job:
     """The same job, but only its shards with dropped samples or a failed attempt, made again."""
     ledger = shards.read_ledger(job.out)
     dropped = {number for number, record in ledger.records.items() if record.dropped}
     whole = {shard for shard in range(job.shard_count) if job.is_whole(shard, ledger)}
-    attempts = noted(job) - whole
+    attempts = (noted(job) | set(ledger.uncommitted) | set(ledger.wrong) | _cut_short(job)) - whole
     chosen = frozenset((dropped | attempts) & set(range(job.shard_count)))
     print(f"{len(dropped)} shards with dropped samples, {len(attempts)} with failed attempts")
     return replace(job, again=chosen, only=chosen if job.only is None else chosen & job.only)

@@ -38,6 +38,7 @@ def grown(dataset: Place, options: argparse.Namespace) -> jobs.Job:
     changed = [n for n, m in found.items() if m.sha256() != old.identity["corpora"].get(n)]
     out = options.out or dataset
     if not changed and same_place(out, dataset):
+        _require_adopted(old)
         return _prepared(old, dataset, options, old.identity.get("derived_from"))
     if same_place(out, dataset):
         raise jobs.WrongDataset(
@@ -75,6 +76,19 @@ def _version(
     job = _prepared(old, out, options, origin)
     adopt(old, job)
     return job
+
+
+def _require_adopted(job: jobs.Job) -> None:
+    """Shards that came from an earlier version were drawn from its recordings: made here they would
+    be others."""
+    of_earlier = jobs.first_own_sample(job.identity) // job.recipe.shard_samples
+    if lost := [shard for shard in job.missing() if shard < of_earlier]:
+        names = ", ".join(shards.shard_name(shard) for shard in lost[:5])
+        raise jobs.WrongDataset(
+            f"{shown(job.out)}: {len(lost)} shards of the version that it came from are missing "
+            f"({names}); bring them back first: python -m pipeline extend EARLIER --out "
+            f"{shown(job.out)} --samples {job.samples} --corpus ..."
+        )
 
 
 def _require_superset(name: str, before: Manifest, now: Manifest) -> None:

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from scipy import signal
 from tqdm import tqdm
 
+from data_specs.addresses import path_here
 from data_specs.corpus import AUDIO_SUFFIXES
 from data_specs.sample import SAMPLE_RATE
 from data_specs.strict import HERE
@@ -484,7 +485,7 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="what", required=True)
     for what, count in {"speech": 260, "noise": 60, "rooms": 40}.items():
         verb = verbs.add_parser(what, help=f"write a demo {what} folder")
-        verb.add_argument("--out", type=Path, required=True, metavar="DIR")
+        verb.add_argument("--out", type=path_here, required=True, metavar="DIR")
         verb.add_argument("--count", type=int, default=count, help="files (default %(default)s)")
         verb.add_argument("--seed", type=int, default=1)
         verb.add_argument("--workers", type=int, default=os.cpu_count() or 1)
@@ -492,7 +493,7 @@ def _parser() -> argparse.ArgumentParser:
             verb.add_argument(
                 "--from",
                 dest="speech",
-                type=Path,
+                type=path_here,
                 metavar="SPEECHDIR",
                 help="babble's talkers",
             )

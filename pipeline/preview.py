@@ -17,6 +17,7 @@ from typing import Any
 
 import jinja2
 
+from data_specs.addresses import path_here
 from data_specs.listen import data_uri, in_words, spectrogram_png
 from data_specs.recipe import Recipe
 from data_specs.sample import DATASET_FILE, SAMPLE_RATE, SampleRecord, parse_sample
@@ -151,8 +152,8 @@ def page(folder: Path, count: int, corpora: Sequence[str] = (), each: bool = Fal
 def main(argv: Sequence[str] | None = None) -> int:
     """``python -m pipeline preview DIR --out preview.html [--count 12 | --each-processor]``."""
     parser = argparse.ArgumentParser(prog="python -m pipeline preview", description=__doc__)
-    parser.add_argument("dataset", type=Path, metavar="DIR")
-    parser.add_argument("--out", type=Path, default=Path("preview.html"), metavar="HTML")
+    parser.add_argument("dataset", type=path_here, metavar="DIR")
+    parser.add_argument("--out", type=path_here, default=Path("preview.html"), metavar="HTML")
     parser.add_argument("--count", type=int, default=12, help="samples (default %(default)s)")
     parser.add_argument("--each-processor", action="store_true", help="one sample for each instead")
     help_text = "folders of the corpora, to show what each sample was made from"

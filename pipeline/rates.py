@@ -153,6 +153,7 @@ def _rates(bench: Bench, inside_s: float, warm_s: float) -> Rates:
     kinds = {kind for kind in clock.samples if kind not in ("render", "label", TEACHER)}
     rendered, labelled = clock.samples["render"], clock.samples["label"]
     commit_s, written = bench.commit()
+    on_gpu = bench.job.label_device.startswith("cuda")
     return Rates(
         about=f"{platform.machine()}, {_cpu()}, measured alone",
         driver_s=0.0,
@@ -160,11 +161,11 @@ def _rates(bench: Bench, inside_s: float, warm_s: float) -> Rates:
         mix_s=max(clock.seconds["render"] - inside_s, 0.0) / rendered,
         processors={kind: clock.each(kind) for kind in sorted(kinds)},
         encode_s=max(clock.seconds["label"] - clock.seconds[TEACHER], 0.0) / labelled,
-        teacher_s=clock.each(TEACHER),
+        teacher_s=None if on_gpu else clock.each(TEACHER),
         commit_s_per_shard=commit_s,
         bytes_written=written,
         bytes_read=bytes_read(bench.job),
-        gpu={TEACHER: clock.each(TEACHER)} if bench.job.label_device.startswith("cuda") else {},
+        gpu={TEACHER: clock.each(TEACHER)} if on_gpu else {},
     )
 
 
@@ -228,7 +229,8 @@ def _work_s(rates: Rates, job: Job) -> float:
     """Core-seconds of a sample in which each processor counts by its share."""
     shares = uses(job.recipe)
     inside = sum(shares.get(kind, 0.0) * s for kind, s in rates.processors.items())
-    return rates.mix_s + inside + rates.encode_s + rates.teacher_s
+    teacher_s = rates.gpu[TEACHER] if rates.teacher_s is None else rates.teacher_s
+    return rates.mix_s + inside + rates.encode_s + teacher_s
 
 
 def since_start() -> float:

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
+from data_specs.addresses import path_here
 from data_specs.distributions import Distribution
 from data_specs.room import RoomSpec, load_rooms
 from data_specs.sample import SAMPLE_RATE
@@ -191,7 +192,7 @@ def make_rooms(spec: RoomSpec, out: Path, count: int, workers: int = 1) -> list[
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m pipeline rooms", description=__doc__)
     parser.add_argument("spec", help="YAML file, or the name of one in data_specs/rooms")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--out", type=path_here, required=True, metavar="DIR")
     parser.add_argument("--count", type=int, required=True, metavar="N")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     return parser

@@ -360,13 +360,13 @@ def _run_ray(
         counter = kind.remote()
         with (
             watch.sending(_metrics(job.recipe.name, watch.run)),
-            _shared_teacher(job, actors, machines) as teacher,
+            _teachers_place(job, actors, machines) as place,
+            _shared_teacher(job, actors, place) as teacher,
             _polling(lambda: _read_count(counter), watch),
         ):
             size = min(workers, len(todo))
             needs = machines.worker.options(_fair_share(job, size, actors))
-            reserved = actors.count * actors.options(_on_gpu(job))["num_cpus"]
-            crew = _Crew(size, needs, reserved, (hire, job, counter, teacher))
+            crew = _Crew(size, needs, place, (hire, job, counter, teacher))
             yield from crew.work(todo, job.folder.shown())
     except ray.exceptions.RayError as error:
         raise _cause(error) from None
@@ -541,12 +541,12 @@ class _Crew:
     """
 
     def __init__(
-        self, size: int, needs: dict[str, Any], reserved: float, given: tuple[Any, ...]
+        self, size: int, needs: dict[str, Any], place: _Place | None, given: tuple[Any, ...]
     ) -> None:
         import ray
 
         self.kind = ray.remote(_Make).options(max_restarts=0, max_task_retries=0, **needs)
-        self.size, self.needs, self.reserved, self.handed = size, needs, reserved, [ray.put(given)]
+        self.size, self.needs, self.place, self.handed = size, needs, place, [ray.put(given)]
         self.starting: dict[Any, Any] = {}
         self.idle: list[tuple[Any, str]] = []
         self.busy: dict[Any, tuple[int, Any, str]] = {}
@@ -568,16 +568,23 @@ class _Crew:
     def _room(self) -> int:
         """How many workers there may be.
 
-        All that were asked for, if teachers take no cores: those that wait tell an autoscaler what
-        is missing. Else no more than leave the teachers theirs: one that was lost with its machine
-        could not come back while workers, who wait for it, hold every core.
+        All that were asked for: those that wait tell an autoscaler what is missing. But while a
+        teacher that was lost with its machine has no place, no more than leave it one, and fewer
+        the longer that takes: it could not come back while workers, who wait for it, hold all.
         """
         import ray
 
-        if not self.reserved or not self.needs["num_cpus"]:
+        lacking_s = self.place.lacking_s() if self.place else 0.0
+        if not lacking_s or not self.place:
             return self.size
-        left = ray.cluster_resources().get("CPU", 0.0) - self.reserved
-        return max(1, min(self.size, int(left / self.needs["num_cpus"] + 1e-6)))
+        there, needs = ray.cluster_resources(), _resources(self.needs)
+        room = [
+            (there.get(kind, 0.0) - held) / needs[kind]
+            for kind, held in self.place.total.items()
+            if needs.get(kind)
+        ]
+        fewer = int(lacking_s / SILENCE_S)
+        return max(0, int(min([self.size, *room]) + 1e-6) - fewer)
 
     def _fit(self, room: int, shards: int) -> None:
         """Start actors where shards wait for one, and send home those for whom there is no room."""
@@ -670,6 +677,75 @@ def _lives(node: str) -> bool:
 # --- teachers that Ray's workers share ------------------------------------------------------------
 
 
+def _resources(options: dict[str, Any]) -> dict[str, float]:
+    """What an actor's options take, by Ray's names of resources."""
+    names = {"CPU": "num_cpus", "GPU": "num_gpus", "memory": "memory"}
+    return {name: options[option] for name, option in names.items() if options.get(option)}
+
+
+class _Place:
+    """What the shared teachers take of the cluster, each on one machine: kept for them while one
+    that died is started again, and sought anew where a machine is lost."""
+
+    def __init__(self, each: dict[str, float], count: int) -> None:
+        from ray.util import placement_group
+
+        self.each, self.total = each, {kind: need * count for kind, need in each.items()}
+        self.group = placement_group([dict(each) for _ in range(count)])
+        self.lacking_since = self.told = 0.0
+
+    def option(self, index: int) -> dict[str, Any]:
+        """A teacher's option that puts it there."""
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+        strategy = PlacementGroupSchedulingStrategy(self.group, placement_group_bundle_index=index)
+        return {"scheduling_strategy": strategy}
+
+    def lacking_s(self) -> float:
+        """Seconds since a teacher was first seen to have no place; 0 where each has one."""
+        from ray.util import placement_group_table
+
+        now = time.monotonic()
+        if placement_group_table(self.group)["state"] == "CREATED":
+            self.lacking_since = self.told = 0.0
+            return 0.0
+        self.lacking_since = self.lacking_since or now
+        self.told = self.told or now
+        if now > self.told + SILENCE_S:
+            self.told = now
+            logging.getLogger(__name__).warning(
+                "no place for a teacher that was lost: each needs %s on one machine", self.each
+            )
+        return max(now - self.lacking_since, 1e-3)
+
+
+@contextmanager
+def _teachers_place(job: Job, actors: TeacherActors, machines: Machines) -> Iterator[_Place | None]:
+    """A place for all shared teachers; none where there are none, or where they take nothing.
+
+    ``ValueError`` where the cluster has none: Ray would wait, and not say for what.
+    """
+    from ray.util import remove_placement_group
+
+    if actors.count:
+        _require_room(job, actors, machines)
+    each = _resources(actors.options(_on_gpu(job)))
+    if not actors.count or not each:
+        yield None
+        return
+    place = _Place(each, actors.count)
+    try:
+        if not place.group.wait(ROOM_S):
+            raise ValueError(
+                f"--teacher-actors {actors.count}: each needs {each} on one machine, and the "
+                "machines of this Ray have no place for all of them: ask for fewer, or for less "
+                "(--teacher-needs)"
+            )
+        yield place
+    finally:
+        remove_placement_group(place.group)
+
+
 class RemoteTeacher:
     """Teacher actors as a worker sees them: one teacher. Asks them by turns."""
 
@@ -739,7 +815,7 @@ class _TeacherActor:
 
 @contextmanager
 def _shared_teacher(
-    job: Job, actors: TeacherActors, machines: Machines = HERE
+    job: Job, actors: TeacherActors, place: _Place | None = None
 ) -> Iterator[RemoteTeacher | None]:
     """Start the teacher actors; None where every worker has a teacher of its own."""
     import ray
@@ -747,14 +823,14 @@ def _shared_teacher(
     if not actors.count:
         yield None
         return
-    _require_room(job, actors, machines)
     kind = ray.remote(_TeacherActor).options(
         max_concurrency=2,
         max_restarts=CLUSTER_RESTARTS if _several_machines() else RESTARTS,
         max_task_retries=-1,
         **actors.options(_on_gpu(job)),
     )
-    pool = [kind.remote(replace(job, manifests={})) for _ in range(actors.count)]
+    places = [place.option(index) if place else {} for index in range(actors.count)]
+    pool = [kind.options(**option).remote(replace(job, manifests={})) for option in places]
     try:
         name = job.recipe.teacher.name
         loaded = [_answer(asked, name) for asked in [actor.about.remote() for actor in pool]]

@@ -34,6 +34,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from data_specs import voice
+from data_specs.addresses import path_here
 from data_specs.sample import SAMPLE_RATE
 from data_specs.strict import SpecError, digest, unknown
 from data_specs.voice import Sentences, VoiceModel, VoiceSpec, load_voices
@@ -514,7 +515,7 @@ def _try(say: Callable[[], Wave], rate_hz: int) -> tuple[Wave, str]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m pipeline speak", description=__doc__)
     parser.add_argument("spec", help="YAML file, or the name of one in data_specs/voices")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--out", type=path_here, required=True, metavar="DIR")
     parser.add_argument("--clips", type=int, required=True, metavar="N", help="of all models")
     parser.add_argument(
         "--text",

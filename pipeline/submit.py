@@ -13,9 +13,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from data_specs.addresses import shown
 from data_specs.cluster import submit
-from data_specs.cluster.needs import Stage, parse_stage, require_everywhere
-from data_specs.cluster.site import Machine, Site
+from data_specs.cluster.needs import Stage, parse_stage, require_everywhere, require_no_secret
+from data_specs.cluster.site import Machine, Site, on_gpus
 from data_specs.recipe import load_recipe
 from pipeline.forecast import forecast
 
@@ -68,9 +69,9 @@ def _check(kind: str, site: Site, job: Sequence[str]) -> None:
     options = parser().parse_args(["shards", *job])
     recipe = load_recipe(options.recipe)
     folders = [_folder(option) for option in options.corpus]
-    require_everywhere(
-        [("--out", str(options.out)), *((f"--corpus {name}", folder) for name, folder in folders)]
-    )
+    given = [("--out", str(options.out)), *((f"--corpus {name}", at) for name, at in folders)]
+    require_everywhere(given)
+    require_no_secret(given)
     there = {name for name, _ in folders}
     for name in {source.corpus for source in recipe.sources.present().values()} - there:
         if f"CORPUS_{name.upper()}" not in site.environment:
@@ -85,7 +86,7 @@ def _check(kind: str, site: Site, job: Sequence[str]) -> None:
 def _folder(option: str) -> tuple[str, str]:
     name, equals, folder = option.partition("=")
     if not equals or not folder:
-        raise ValueError(f"--corpus {option}: write NAME=DIR")
+        raise ValueError(f"--corpus {shown(option)}: write NAME=DIR")
     return name, folder
 
 
@@ -104,30 +105,29 @@ def _stage(job: Sequence[str], flag: str, otherwise: Stage) -> Stage:
 def _on_ray(kind: str, site: Site, job: Sequence[str]) -> list[str]:
     """The flags that fit a job into a site."""
     worker = _stage(job, "--worker-needs", site.worker)
-    workers, gpus = _room(kind, site, worker)
+    teacher = _stage(job, "--teacher-needs", site.teacher)
+    workers, teachers = _room(kind, site, worker, teacher)
     flags = ["--engine", "ray"]
     if not _given(job, "--workers"):
         flags += ["--workers", str(workers)]
     if not _given(job, "--worker-needs"):
         flags += ["--worker-needs", worker.flag()]
-    if gpus and not any(_given(job, flag) for flag in OF_TEACHERS):
-        teacher = _stage(job, "--teacher-needs", site.teacher)
-        count = max(1, int(gpus / (teacher.gpus or 1)))
-        flags += ["--teacher-device", "cuda", "--teacher-actors", str(count)]
+    if teachers and not any(_given(job, flag) for flag in OF_TEACHERS):
+        flags += ["--teacher-device", "cuda", "--teacher-actors", str(teachers)]
         if not _given(job, "--teacher-needs"):
             flags += ["--teacher-needs", teacher.flag()]
     return flags
 
 
-def _room(kind: str, site: Site, worker: Stage) -> tuple[int, int]:
-    """How many workers a site has room for, and how many GPUs are there when a job starts."""
+def _room(kind: str, site: Site, worker: Stage, teacher: Stage) -> tuple[int, int]:
+    """How many workers a site has room for, and teachers on the GPUs there at the start."""
     at = submit.section(site, kind)
     if kind == "slurm":
-        return at.nodes * at.workers(worker), at.nodes * at.gpus
+        return at.nodes * at.workers(worker), at.nodes * at.teachers(teacher) if at.gpus else 0
     if kind == "ray":
-        return at.workers, at.gpus
-    gpus = at.gpu.min * at.gpu.gpus if at.gpu else 0
-    return at.cpu.max * at.cpu.workers(worker), gpus
+        return at.workers, on_gpus(at.gpus, teacher)
+    teachers = at.gpu.min * at.gpu.teachers(teacher) if at.gpu else 0
+    return at.cpu.max * at.cpu.workers(worker), teachers
 
 
 def _alone(site: Site, job: Sequence[str]) -> list[str]:

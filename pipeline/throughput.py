@@ -42,7 +42,8 @@ class Rates(Strict):
     in the name.
 
     ``processors`` is for a sample that goes through one; ``gpu`` holds GPU-seconds of the stages
-    (``teacher``, or a processor) that were timed on one. ``together`` is how much longer all takes
+    (``teacher``, or a processor) that were timed on one; a teacher that was timed there alone has
+    no ``teacher_s``. ``together`` is how much longer all takes
     with ``cores`` workers at once. ``missing`` names processors that could not be run. ``recipe``
     and ``recipe_sha256`` say on whose samples all was measured.
     """
@@ -56,7 +57,7 @@ class Rates(Strict):
     mix_s: float = Field(ge=0)
     processors: dict[str, float]
     encode_s: float = Field(ge=0)
-    teacher_s: float = Field(ge=0)
+    teacher_s: float | None = Field(default=None, ge=0)
     commit_s_per_shard: float = Field(ge=0)
     bytes_written: float = Field(ge=0)
     bytes_read: float = Field(ge=0)
@@ -211,6 +212,11 @@ def _stages(recipe: Recipe, rates: Rates, on_gpu: set[str], slow: float) -> dict
             )
         found[kind] = share * rates.processors[kind]
     if TEACHER not in on_gpu:
+        if rates.teacher_s is None:
+            raise ValueError(
+                "the teacher was timed on a GPU and has no rate on a core: give --gpus, or measure "
+                "without --teacher-device, or give --rate teacher=X"
+            )
         found[TEACHER] = rates.teacher_s
     found["encode"] = rates.encode_s
     found["commit"] = rates.commit_s_per_shard / recipe.shard_samples

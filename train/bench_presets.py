@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 
+from data_specs.addresses import path_here
 from data_specs.sample import CROP_SAMPLES
 from train.fit import Host, fit
 from train.models.student import count, variant
@@ -83,7 +84,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shards", required=True)
     parser.add_argument("--validation")
     parser.add_argument("--steps", type=int, default=8000, help="updates of the paper's run")
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=path_here, required=True)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
 

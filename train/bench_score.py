@@ -23,6 +23,7 @@ import soundfile
 import torch
 from numpy.typing import NDArray
 
+from data_specs.addresses import path_here
 from data_specs.sample import CROP_SAMPLES, SAMPLE_RATE
 from train.audio import Wave, read_mono, to_16k
 from train.files import csv_text, write_text
@@ -357,7 +358,9 @@ def table(rows: Sequence[dict[str, object]]) -> str:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``python -m train bench-score``."""
-    parser.add_argument("--audio", type=Path, help="recordings to make the clips of (else: made)")
+    parser.add_argument(
+        "--audio", type=path_here, help="recordings to make the clips of (else: made)"
+    )
     parser.add_argument("--clips", type=int, default=8, help="clips of 7.68 s; 0: none")
     parser.add_argument("--long-clips", type=int, default=3, help="clips of 30 s; 0: none")
     parser.add_argument("--rounds", type=int, default=3)
@@ -368,11 +371,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--long-model", default="v7")
     parser.add_argument("--precision", default="auto", help="of the commands")
     parser.add_argument(
-        "--int8", type=Path, help="v7's bundle of `train export --int8`, raced, too"
+        "--int8", type=path_here, help="v7's bundle of `train export --int8`, raced, too"
     )
-    parser.add_argument("--onnx", type=Path, help="an .onnx file to race, too")
+    parser.add_argument("--onnx", type=path_here, help="an .onnx file to race, too")
     parser.add_argument("--threads", type=int, default=1, help="cores for everything")
-    parser.add_argument("--out", type=Path, help="the table as CSV")
+    parser.add_argument("--out", type=path_here, help="the table as CSV")
 
 
 def _benches(args: argparse.Namespace) -> Iterator[Callable[[], list[dict[str, object]]]]:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from data_specs.addresses import path_here
 from data_specs.sample import CROP_SAMPLES, SAMPLE_RATE
 from train.memory import peak_bytes, peak_reset
 from train.models.clips import Floats
@@ -255,7 +256,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--precision", default="auto", choices=("auto", "bf16", "fp16", "fp32"))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, help="default: all cores")
-    parser.add_argument("--shards", type=Path, help="clips for precision")
+    parser.add_argument("--shards", type=path_here, help="clips for precision")
     parser.add_argument("--teacher", help="for precision (default: random XLS-R weights)")
     parser.add_argument("--full-layers", type=int, default=48, help="of the checkpoint, for memory")
 

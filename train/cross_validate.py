@@ -34,6 +34,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from tqdm import tqdm
 
+from data_specs.addresses import path_here
 from data_specs.rated import RatedClip, read_rated
 from data_specs.strict import digest, unknown
 from data_specs.teacher import teacher_table
@@ -434,10 +435,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--front-end", action="append", required=True, help="of teachers.yaml; repeatable"
     )
     parser.add_argument(
-        "--rated", type=Path, action="append", required=True, help="CSV of rated clips; repeatable"
+        "--rated",
+        type=path_here,
+        action="append",
+        required=True,
+        help="CSV of rated clips; repeatable",
     )
-    parser.add_argument("--out", type=Path, required=True, help="folder; continued if it exists")
-    parser.add_argument("--cache", type=Path, help="folder of features (default: OUT/features)")
+    parser.add_argument(
+        "--out", type=path_here, required=True, help="folder; continued if it exists"
+    )
+    parser.add_argument(
+        "--cache", type=path_here, help="folder of features (default: OUT/features)"
+    )
     parser.add_argument("--folds", type=int, default=5, help="default: %(default)s")
     parser.add_argument("--seeds", type=int, default=2, help="heads a fold (default: %(default)s)")
     parser.add_argument(

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from data_specs.addresses import path_here
 from data_specs.rated import RatedClip, read_rated
 from data_specs.teacher import MEAN, teacher_table
 from train.bootstrap import LEVEL, RESAMPLES
@@ -359,12 +360,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="v7, a run, a model file, a teacher; of others: distillmos, dnsmos, nisqa, squim, "
         "utmos; several or repeated",
     )
-    add("--rated", action="extend", nargs="+", default=[], type=Path, help="CSV; or several")
-    add("--shards", action="extend", nargs="+", default=[], type=Path, help="folder; or several")
-    add("--out", type=Path, required=True, help="folder for the results; continued if it exists")
+    add("--rated", action="extend", nargs="+", default=[], type=path_here, help="CSV; or several")
+    add(
+        "--shards",
+        action="extend",
+        nargs="+",
+        default=[],
+        type=path_here,
+        help="folder; or several",
+    )
+    add(
+        "--out",
+        type=path_here,
+        required=True,
+        help="folder for the results; continued if it exists",
+    )
     add("--short", choices=sorted(WAYS), default="zero", help="how ours fill short clips")
     add("--fresh", action="store_true", help="score everything again, whatever is known")
-    add("--clean-speech", type=Path, help="a recording, any, that SQUIM's subjective model needs")
+    add(
+        "--clean-speech",
+        type=path_here,
+        help="a recording, any, that SQUIM's subjective model needs",
+    )
     add("--audio-mb", type=float, default=12.0, help="most audio in the page (default 12; 0: none)")
     add("--seed", type=int, default=0, help="of the resamples")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")

@@ -26,6 +26,7 @@ import torch
 from markupsafe import Markup
 from torch import nn
 
+from data_specs.addresses import path_here
 from data_specs.rated import RatedClip, read_rated
 from train import charts
 from train import fit as fitting
@@ -707,32 +708,36 @@ def print_table(tests: Sequence[TestSet], outcome: Outcome) -> None:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``python -m train experiment``."""
     add = parser.add_argument
-    add("--shards", type=Path, required=True, help="pseudo-labelled shards to train on")
-    add("--validation", type=Path, help="shards that choose the best update (default: hold out)")
-    add("--rated", type=Path, required=True, help="CSV of rated clips to train on")
+    add("--shards", type=path_here, required=True, help="pseudo-labelled shards to train on")
+    add(
+        "--validation",
+        type=path_here,
+        help="shards that choose the best update (default: hold out)",
+    )
+    add("--rated", type=path_here, required=True, help="CSV of rated clips to train on")
     add("--rated-set", nargs="+", metavar="NAME", help="take these datasets of it only")
-    add("--rated-validation", type=Path, help="CSV that chooses the labelled-only best update")
+    add("--rated-validation", type=path_here, help="CSV that chooses the labelled-only best update")
     add(
         *("--rated-hold-out",),
         type=float,
         default=RATED_HOLD_OUT,
         help="without it: share of conditions taken from --rated (default %(default)s)",
     )
-    add("--test-rated", type=Path, help="CSV of rated clips to judge on")
+    add("--test-rated", type=path_here, help="CSV of rated clips to judge on")
     add("--test-rated-set", nargs="+", metavar="NAME", help="take these datasets of it only")
-    add("--test-shards", nargs="+", type=Path, help="shards to judge on, by their labels")
+    add("--test-shards", nargs="+", type=path_here, help="shards to judge on, by their labels")
     add("--test-samples", type=int, help="of every --test-shards, spread evenly (default: all)")
     add(
         "--pruned",
         nargs="+",
-        type=Path,
+        type=path_here,
         default=[],
         metavar="RUN",
         help="folders of train prune: judged and drawn too",
     )
     add("--variants", nargs="+", default=["v1", "v2", "v4", "v6"], help="sizes to train")
     add("--teacher", default="v7", help="what is closed up to: v7, a teacher, a run (default v7)")
-    add("--out", type=Path, required=True, help="folder; continued if it exists")
+    add("--out", type=path_here, required=True, help="folder; continued if it exists")
     add("--short", choices=sorted(WAYS), default="zero", help="how short clips are filled")
     add("--preset", choices=sorted(PRESETS), default="fast")
     for name in ("steps", "batch", "warmup"):

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data_specs.addresses import path_here
 from train import bundle
 from train.command import command_of
 from train.exporting import page
@@ -123,16 +124,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``python -m train export``."""
     clips = "folder of shards, CSV of rated clips, or folder of audio"
     parser.add_argument("--model", default="v7", help="v7, a run folder, a model file, a bundle")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the bundle")
+    parser.add_argument("--out", type=path_here, required=True, help="folder of the bundle")
     parser.add_argument("--int8", action="store_true", help="model.int8.onnx too")
-    parser.add_argument("--calibrate", type=Path, help=f"for --int8: {clips}")
+    parser.add_argument("--calibrate", type=path_here, help=f"for --int8: {clips}")
     parser.add_argument("--calibration-clips", type=int, default=200)
-    parser.add_argument("--parity", type=Path, help=f"compare with PyTorch on these: {clips}")
+    parser.add_argument("--parity", type=path_here, help=f"compare with PyTorch on these: {clips}")
     parser.add_argument("--parity-clips", type=int, default=200)
-    parser.add_argument("--evaluation", type=Path, help="results of `train evaluate`, for the card")
-    parser.add_argument("--web", type=Path, help="write index.html, a page that scores, here")
+    parser.add_argument(
+        "--evaluation", type=path_here, help="results of `train evaluate`, for the card"
+    )
+    parser.add_argument("--web", type=path_here, help="write index.html, a page that scores, here")
     parser.add_argument("--web-int8", action="store_true", help="with the int8 model in it")
-    parser.add_argument("--onnxruntime-web", type=Path, help="its dist folder, for --web")
+    parser.add_argument("--onnxruntime-web", type=path_here, help="its dist folder, for --web")
 
 
 def run(args: argparse.Namespace) -> int:

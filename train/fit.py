@@ -31,6 +31,7 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
+from data_specs.addresses import path_here
 from data_specs.sample import CROP_SAMPLES
 from train.augment import augment
 from train.files import (
@@ -396,13 +397,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shards", help="folder that the pipeline wrote, or its address")
     parser.add_argument("--validation", help="shards to validate on (default: hold out)")
     parser.add_argument(
-        "--rated", type=Path, help="CSV of rated clips to mix in; alone: the labelled-only baseline"
+        "--rated",
+        type=path_here,
+        help="CSV of rated clips to mix in; alone: the labelled-only baseline",
     )
     parser.add_argument(
-        "--rated-validation", type=Path, help="without --shards: CSV of the clips to validate on"
+        "--rated-validation",
+        type=path_here,
+        help="without --shards: CSV of the clips to validate on",
     )
     parser.add_argument(
-        "--out", type=Path, required=True, help="run folder; continued if it exists"
+        "--out", type=path_here, required=True, help="run folder; continued if it exists"
     )
     parser.add_argument("--preset", choices=sorted(PRESETS), default="paper")
     for name, kind in (

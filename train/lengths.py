@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from data_specs.addresses import path_here
 from data_specs.sample import CROP_SAMPLES, SAMPLE_RATE
 from train.audio import Wave
 from train.bootstrap import draws, interval, pearson
@@ -226,9 +227,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``python -m train lengths``."""
     add = parser.add_argument
     add("--model", nargs="+", action="extend", required=True, help="v7, a run or a teacher")
-    add("--shards", type=Path, required=True, help="held-out shards")
+    add("--shards", type=path_here, required=True, help="held-out shards")
     add("--seconds", nargs="+", type=_seconds, default=[1.0, 2.0, 4.0], help="lengths of crops")
-    add("--out", type=Path, required=True, help="folder for the results")
+    add("--out", type=path_here, required=True, help="folder for the results")
     add("--samples", type=int, help="take that many samples, spread evenly (default: all)")
     add("--seed", type=int, default=0, help="of the crops' places")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")

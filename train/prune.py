@@ -35,6 +35,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
+from data_specs.addresses import path_here
 from data_specs.rated import RatedClip
 from train.files import csv_text, load_checkpoint, require_same, save_checkpoint, write_text
 from train.hold_out import HOLD_OUT, held_apart
@@ -764,7 +765,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--train-head", action="store_true", help="fine-tune a teacher's head too (never pruned)")
     _add_data_arguments(parser)
     add("--validate-every", type=int, default=20, help="rounds; besides at every size")
-    add("--out", type=Path, required=True, help="run folder; continued if it exists")
+    add("--out", type=path_here, required=True, help="run folder; continued if it exists")
     add("--checkpoint-every", type=int, default=30, help="updates between two last.pt")
     add("--seed", type=int, default=0)
     add("--workers", type=int, default=1, help="decoding processes (0: none)")
@@ -776,13 +777,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_data_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--rated", type=Path, help="CSV of rated clips to fine-tune on")
+    add("--rated", type=path_here, help="CSV of rated clips to fine-tune on")
     add("--rated-set", nargs="+", metavar="NAME", help="take these datasets of it only")
-    add("--shards", type=Path, help="pseudo-labelled shards to fine-tune on")
+    add("--shards", type=path_here, help="pseudo-labelled shards to fine-tune on")
     add("--rated-share", type=float, help=f"with both: of rated clips (default {RATED_SHARE})")
     add("--buffer", type=int, default=4096, help="places a sample may move in the shuffle")
-    add("--validation", type=Path, help="shards to validate on")
-    add("--rated-validation", type=Path, help="CSV of rated clips to validate on")
+    add("--validation", type=path_here, help="shards to validate on")
+    add("--rated-validation", type=path_here, help="CSV of rated clips to validate on")
     add("--rated-validation-set", nargs="+", metavar="NAME", help="these datasets of it only")
     add(
         *("--rated-hold-out",),

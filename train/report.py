@@ -25,6 +25,7 @@ import numpy as np
 import soundfile
 from markupsafe import Markup
 
+from data_specs.addresses import path_here
 from data_specs.distributions import Choice, Constant, LogUniform, Normal, Uniform
 from data_specs.listen import data_uri, in_words, spectrogram_png, split_unit
 from data_specs.recipe import Recipe
@@ -540,11 +541,13 @@ def page(
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``python -m train report``."""
-    parser.add_argument("--run", type=Path, required=True, help="folder that fit wrote")
-    parser.add_argument("--shards", type=Path, help="the dataset that it was trained on")
-    parser.add_argument("--judged", type=Path, help="held-out dataset to listen to (the players)")
-    parser.add_argument("--evaluation", type=Path, help="folder that evaluate wrote")
-    parser.add_argument("--out", type=Path, required=True, metavar="HTML")
+    parser.add_argument("--run", type=path_here, required=True, help="folder that fit wrote")
+    parser.add_argument("--shards", type=path_here, help="the dataset that it was trained on")
+    parser.add_argument(
+        "--judged", type=path_here, help="held-out dataset to listen to (the players)"
+    )
+    parser.add_argument("--evaluation", type=path_here, help="folder that evaluate wrote")
+    parser.add_argument("--out", type=path_here, required=True, metavar="HTML")
 
 
 def run(args: argparse.Namespace) -> int:

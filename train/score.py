@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from data_specs.addresses import path_here
 from data_specs.sample import CROP_SAMPLES, SAMPLE_RATE
 from data_specs.teacher import MEAN, teacher_table
 from train.files import load_checkpoint
@@ -180,7 +181,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--model", default="v7", help="v7, a run folder, a model file, an address, or a teacher"
     )
     parser.add_argument(
-        "--out", type=Path, required=True, help=".csv, .jsonl or .parquet; scored files are skipped"
+        "--out",
+        type=path_here,
+        required=True,
+        help=".csv, .jsonl or .parquet; scored files are skipped",
     )
     parser.add_argument("--short", choices=get_args(Short), default="zero")
     parser.add_argument(

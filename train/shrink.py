@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from data_specs.addresses import path_here
 from data_specs.rated import read_rated
 from data_specs.sample import CROP_SAMPLES
 from train.evaluate import score_rated, score_shards
@@ -393,7 +394,7 @@ def _run_teacher(source: TeacherScorer, args: argparse.Namespace) -> int:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``python -m train shrink``."""
     parser.add_argument("--model", required=True, help="v7, or the folder of a run or pruned model")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the smaller model")
+    parser.add_argument("--out", type=path_here, required=True, help="folder of the smaller model")
     parser.add_argument(
         "--keep-macs", type=float, help="share of the multiply-adds to keep; students only"
     )
@@ -403,7 +404,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--importance-clips", type=int, default=64)
     parser.add_argument("--clips", type=int, default=16, help="clips whose scores are compared")
     parser.add_argument(
-        "--judge", type=Path, action="append", default=[],
+        "--judge", type=path_here, action="append", default=[],
         help="shards or a CSV of rated clips: correlation before and after; repeatable",
     )  # fmt: skip
     parser.add_argument("--repeats", type=int, default=7, help="of each measurement of speed")

@@ -14,8 +14,10 @@ from __future__ import annotations
 
 import math
 import mmap
+from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
 
@@ -271,7 +273,7 @@ def _require_room(samples: ShardSamples, order: Order) -> None:
     if not remote:
         return
     places = order.buffer + READ_AHEAD_SAMPLES + order.batch
-    live = 2 + places // min(shard.samples for shard in samples.shards)
+    live = 2 + _shards_for(places, sorted(shard.samples for shard in samples.shards))
     needed = sum(sorted((file.size for file in remote), reverse=True)[:live])
     limit = remote[0].cache.limit_bytes
     if needed > limit:
@@ -280,6 +282,12 @@ def _require_room(samples: ShardSamples, order: Order) -> None:
             f"{order.buffer} samples reads from up to {min(live, len(remote))} shards at a time, "
             f"{needed / 1e9:.2f} GB: {CACHE_REMEDY}, or lower --buffer"
         )
+
+
+def _shards_for(places: int, ascending: list[int]) -> int:
+    """From how many shards so many samples come at most: the smallest ones."""
+    held = list(accumulate(ascending))
+    return min(bisect_left(held, places) + 1, len(held))
 
 
 def batch_of(pcm_BT: Tensor, mos: list[float], lengths: list[int]) -> Batch:

@@ -10,7 +10,7 @@ import argparse
 from collections.abc import Sequence
 
 from data_specs.cluster import submit
-from data_specs.cluster.needs import require_everywhere
+from data_specs.cluster.needs import require_everywhere, require_no_secret
 from data_specs.cluster.site import Site
 
 KINDS = {
@@ -37,10 +37,10 @@ def submission(kind: str, site: Site, job: list[str]) -> submit.Submission:
     fit.add_arguments(parser)
     options = parser.parse_args(job)
     places = ("shards", "validation", "rated", "rated_validation", "out")
-    given = {name: getattr(options, name) for name in places}
-    require_everywhere(
-        [(f"--{name.replace('_', '-')}", str(path)) for name, path in given.items() if path]
-    )
+    found = {f"--{name.replace('_', '-')}": getattr(options, name) for name in places}
+    given = [(flag, str(path)) for flag, path in found.items() if path]
+    require_everywhere(given)
+    require_no_secret(given)
     device = [] if any(word.startswith("--device") for word in job) else _device(site)
     return KINDS[kind](site, ["-m", "train", "fit", *job, *device])
 

@@ -37,6 +37,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
+from data_specs.addresses import path_here
 from data_specs.rated import RatedClip, read_rated
 from data_specs.strict import digest
 from train.calibrate import Affine, Calibration, Doubles, fit_universal
@@ -637,20 +638,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     defaults = {name: field.default for name, field in Settings.model_fields.items()}
     parser.add_argument("--front-end", default=defaults["front_end"], help="default: %(default)s")
     parser.add_argument(
-        "--rated", type=Path, action="append", required=True, help="CSV to train on; repeatable"
+        "--rated",
+        type=path_here,
+        action="append",
+        required=True,
+        help="CSV to train on; repeatable",
     )
     parser.add_argument(
         "--validation",
-        type=Path,
+        type=path_here,
         action="append",
         default=[],
         help="CSV to validate on; repeatable (default: a tenth of every dataset's conditions, "
         "else systems, else clips)",
     )
     parser.add_argument(
-        "--out", type=Path, required=True, help="run folder; continued if it exists"
+        "--out", type=path_here, required=True, help="run folder; continued if it exists"
     )
-    parser.add_argument("--cache", type=Path, help="folder of features (default: OUT/features)")
+    parser.add_argument(
+        "--cache", type=path_here, help="folder of features (default: OUT/features)"
+    )
     parser.add_argument(
         "--bias-aware",
         action=argparse.BooleanOptionalAction,

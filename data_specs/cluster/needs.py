@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import Field, ValidationError, field_validator
 
+from data_specs.addresses import is_address, redacted
 from data_specs.strict import Strict, describe
 
 GIGABYTE = 10**9
@@ -106,4 +107,15 @@ def require_everywhere(given: Sequence[tuple[str, str]]) -> None:
             raise ValueError(
                 f"{flag} {path}: on a cluster it must be absolute, on a file system that every "
                 "machine has, or an address such as s3://bucket/folder"
+            )
+
+
+def require_no_secret(given: Sequence[tuple[str, str]]) -> None:
+    """Raise ``ValueError`` for a (flag, path) with a login or a signature: job files are read."""
+    for flag, path in given:
+        if is_address(path) and redacted(path) != path:
+            raise ValueError(
+                f"{flag} {redacted(path)}: its login or query would stand in the job's file, where "
+                "others can read it: leave it out, and give the machines credentials in their "
+                "environment"
             )

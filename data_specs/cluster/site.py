@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path, PurePosixPath
 from typing import Annotated
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
+from data_specs.addresses import SECRET_NAMES
 from data_specs.cluster.needs import Stage
 from data_specs.strict import SpecError, Strict, load
 
@@ -41,6 +43,12 @@ Absolute = Annotated[PurePosixPath, AfterValidator(_absolute)]
 NAME = r"^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$"  # a DNS label, with room for what KubeRay adds
 
 
+def on_gpus(gpus: int, stage: Stage) -> int:
+    """How many processes of a stage some GPUs hold: a share is on one of them."""
+    each = stage.gpus or 1.0
+    return gpus * int(1 / each + 1e-9) if each <= 1 else gpus // int(each)
+
+
 class Machine(Strict):
     """What a machine, or a pod, has."""
 
@@ -50,13 +58,21 @@ class Machine(Strict):
 
     def workers(self, stage: Stage) -> int:
         """How many workers fit on it. ``SpecError`` where none does."""
+        return self._held(stage, "worker", math.inf)
+
+    def teachers(self, stage: Stage) -> int:
+        """How many teachers its GPUs hold. ``SpecError`` where none fits."""
+        return self._held(stage, "teacher", on_gpus(self.gpus, stage))
+
+    def _held(self, stage: Stage, what: str, most: float) -> int:
         room = [self.memory_gb - RESERVE_GB, float(self.cores)]
         needs = [stage.memory_gb, stage.cores]
-        found = min(int(has / need + 1e-9) for has, need in zip(room, needs, strict=True) if need)
+        held = [has / need + 1e-9 for has, need in zip(room, needs, strict=True) if need]
+        found = int(min([*held, most]))
         if not found:
             raise SpecError(
-                f"a machine of {self.cores} cores and {self.memory_gb:g} GB ({RESERVE_GB:g} of "
-                f"them Ray's) has no room for a worker of {stage.flag()}"
+                f"a machine of {self.cores} cores, {self.gpus} GPUs and {self.memory_gb:g} GB "
+                f"({RESERVE_GB:g} of them Ray's) has no room for a {what} of {stage.flag()}"
             )
         return found
 
@@ -169,9 +185,6 @@ class Training(Machine):
         return self.processes or self.gpus or 1
 
 
-SECRET = re.compile(r"(SECRET|TOKEN|PASSWORD|CREDENTIAL|ACCESS_KEY)", re.IGNORECASE)
-
-
 class Site(Strict):
     """Everything that a submission needs to know and that is not the job itself."""
 
@@ -193,7 +206,7 @@ class Site(Strict):
         for name in environment:
             if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
                 raise ValueError(f"{name!r} is no name of a variable")
-            if SECRET.search(name):
+            if SECRET_NAMES.search(name.upper()):
                 raise ValueError(
                     f"{name} looks like a credential, and this file and what is made of it can be "
                     "read by others: use the machines' own place, or kubernetes.secrets"

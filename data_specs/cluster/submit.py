@@ -17,6 +17,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from data_specs.addresses import path_here
 from data_specs.cluster.site import RESERVE_GB, Kubernetes, Machine, Site, load_site
 from data_specs.strict import SpecError
 
@@ -282,10 +283,10 @@ def _parser(
     parser.usage = f"{prog} {{{','.join(kinds)}}} --site FILE{rates} [--dry-run] -- JOB..."
     parser.add_argument("kind", choices=kinds)
     parser.add_argument(
-        "--site", type=Path, required=True, help="see data_specs/cluster/site.example.yaml"
+        "--site", type=path_here, required=True, help="see data_specs/cluster/site.example.yaml"
     )
     parser.add_argument("--dry-run", action="store_true", help="print what would be submitted")
     if with_rates:
         about_rates = "of `python -m pipeline estimate ... --save FILE`: say how long and how large"
-        parser.add_argument("--rates", type=Path, metavar="FILE", help=about_rates)
+        parser.add_argument("--rates", type=path_here, metavar="FILE", help=about_rates)
     return parser
