@@ -69,6 +69,8 @@ def describe(error: ValidationError, data: Any, where: str) -> str:
     lines = []
     for item in error.errors():
         message = item["msg"].removeprefix("Value error, ")
+        if item["type"] == "string_type" and item["input"] is not None:
+            message += ": write it in quotes"
         lines.append(f"{where}: {_yaml_path(item['loc'], data)}: {message}")
     return "\n".join(lines)
 

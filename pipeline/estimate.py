@@ -58,13 +58,11 @@ def main(argv: Sequence[str]) -> int:
     options = _parser().parse_args(argv)
     jobs.require_samples(options.samples)
     recipe = load_recipe(options.recipe)
-    rates = measured.with_given(
-        measured.read(options.rates)
-        if options.rates
-        else measured_on(recipe, calibrate(recipe, options)),
-        measured.given(options.rate, "--rate"),
-        measured.given(options.gpu_rate, "--gpu-rate"),
-    )
+    of_cores = measured.given(options.rate, "--rate")
+    of_gpus = measured.given(options.gpu_rate, "--gpu-rate")
+    rates = _rates(recipe, options, {*of_cores, *of_gpus})
+    measured.require_known(rates, (*of_cores, *of_gpus), recipe)
+    rates = measured.with_given(rates, of_cores, of_gpus)
     if options.save:
         measured.save(rates, options.save)
     clusters = [_cluster(options, nodes) for nodes in options.nodes]
@@ -76,6 +74,12 @@ def main(argv: Sequence[str]) -> int:
     else:
         print("\n".join(lines(recipe, rates, clusters, found, prices)))
     return 0
+
+
+def _rates(recipe: Recipe, options: argparse.Namespace, given: set[str]) -> Rates:
+    if options.rates:
+        return measured.read(options.rates)
+    return measured_on(recipe, calibrate(recipe, options, given))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -172,8 +176,8 @@ def _require_gpu_rates(options: argparse.Namespace, rates: Rates) -> None:
 # --- calibration ----------------------------------------------------------------------------------
 
 
-def calibrate(recipe: Recipe, options: argparse.Namespace) -> Rates:
-    """Measure the recipe's stages on this machine."""
+def calibrate(recipe: Recipe, options: argparse.Namespace, given: set[str]) -> Rates:
+    """Measure the recipe's stages on this machine, or those that are not ``given``."""
     if options.device != "cpu":
         raise ValueError(
             "--device: only the teacher is measured on a GPU (--teacher-device); for processors "
@@ -188,6 +192,7 @@ def calibrate(recipe: Recipe, options: argparse.Namespace) -> Rates:
 
             stack.enter_context(stand_in_weights(folder))
             recipe, missing = _runnable(_any_corpora(recipe))
+            _require_rates(missing - given)
             roots = parse_roots(options.corpus, recipe) or _made_corpora(folder)
         job = jobs.prepare(
             recipe,
@@ -234,6 +239,16 @@ def _runnable(recipe: Recipe) -> tuple[Recipe, set[str]]:
         except (ImportError, OSError):
             missing.add(kind)
     return recipe.model_copy(update={"stages": tuple(without(recipe, missing))}), missing
+
+
+def _require_rates(missing: set[str]) -> None:
+    """Say before the minutes of a calibration what it cannot measure."""
+    if missing:
+        rates = " ".join(f"--rate {kind}=X" for kind in sorted(missing))
+        raise ValueError(
+            f"no stand-in, and no weights here, for {', '.join(sorted(missing))}: fetch them "
+            f"(python -m pipeline weights), or give {rates} in times real time on one core"
+        )
 
 
 def _made_corpora(folder: Path) -> Roots:

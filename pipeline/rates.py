@@ -13,7 +13,7 @@ import platform
 import tempfile
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -24,7 +24,8 @@ import numpy as np
 import psutil
 import yaml
 
-from data_specs.strict import load
+from data_specs.recipe import Recipe
+from data_specs.strict import load, unknown
 from pipeline import label, shards
 from pipeline.degrade.interface import Params, Waves
 from pipeline.degrade.runtime import Runtime
@@ -262,6 +263,14 @@ def given(options: Sequence[str], flag: str) -> dict[str, float]:
             raise ValueError(f"{flag} {option}: write NAME=X, X in times real time, above 0")
         found[name] = CLIP_S / speed
     return found
+
+
+def require_known(rates: Rates, names: Iterable[str], recipe: Recipe) -> None:
+    """``ValueError`` for the name of a rate that neither the recipe nor ``rates`` know."""
+    known = {TEACHER, *recipe.kinds(), *rates.processors, *rates.gpu} - {"none"}
+    for name in names:
+        if name not in known:
+            raise ValueError(unknown("rate", name, known))
 
 
 def with_given(rates: Rates, cpu: dict[str, float], gpu: dict[str, float]) -> Rates:

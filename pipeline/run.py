@@ -15,7 +15,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -552,39 +552,52 @@ class _Crew:
         self.busy: dict[Any, tuple[int, Any, str]] = {}
         self.sent_home: set[Any] = set()
         self.deaths: Counter[int] = Counter()
-        self.false_starts, self.heard = 0, time.monotonic()
+        self.false_starts, self.asked_for, self.heard = 0, 0, time.monotonic()
 
     def work(self, todo: Sequence[int], out: str) -> Finished:
         """Make shards. ``OSError`` where ``out`` cannot be written, ``ShardError`` where no worker
         can be started."""
         waiting = deque(todo)
-        while waiting or self.busy:
-            self._fit(self._room(), len(waiting) + len(self.busy))
-            while self.idle and waiting:
-                shard, (actor, node) = waiting.popleft(), self.idle.pop()
-                self.busy[actor.make.remote(shard, self.handed)] = shard, actor, node
-            yield from self._news(waiting, out)
+        try:
+            while waiting or self.busy:
+                left = len(waiting) + len(self.busy)
+                self._ask_for(min(self.size, left))
+                self._fit(self._room(), left)
+                while self.idle and waiting:
+                    shard, (actor, node) = waiting.popleft(), self.idle.pop()
+                    self.busy[actor.make.remote(shard, self.handed)] = shard, actor, node
+                yield from self._news(waiting, out)
+        finally:
+            with suppress(Exception):  # what ends the run may be that nobody is there to be told
+                self._ask_for(0)
 
     def _room(self) -> int:
-        """How many workers there may be.
+        """How many workers there may be: no more than leave the teachers their place.
 
-        All that were asked for: those that wait tell an autoscaler what is missing. But while a
-        teacher that was lost with its machine has no place, no more than leave it one, and fewer
-        the longer that takes: it could not come back while workers, who wait for it, hold all.
+        An actor that waits for a machine may be bound to one that stays full, so none is started
+        before there is room (``_ask_for`` tells an autoscaler). While a teacher that was lost with
+        its machine has no place, there are fewer the longer that takes: it could not come back
+        while workers, who wait for it, hold all that it needs.
         """
         import ray
 
-        lacking_s = self.place.lacking_s() if self.place else 0.0
-        if not lacking_s or not self.place:
-            return self.size
         there, needs = ray.cluster_resources(), _resources(self.needs)
-        room = [
-            (there.get(kind, 0.0) - held) / needs[kind]
-            for kind, held in self.place.total.items()
-            if needs.get(kind)
-        ]
-        fewer = int(lacking_s / SILENCE_S)
-        return max(0, int(min([self.size, *room]) + 1e-6) - fewer)
+        held = self.place.total if self.place else {}
+        room = [(there.get(kind, 0.0) - held.get(kind, 0.0)) / need for kind, need in needs.items()]
+        found = max(1, int(min([self.size, *room]) + 1e-6))
+        lacking_s = self.place.lacking_s() if self.place else 0.0
+        return max(0, found - int(lacking_s / SILENCE_S))
+
+    def _ask_for(self, workers: int) -> None:
+        """Tell the cluster's autoscaler, if it has one, what all that are wanted take."""
+        from ray.autoscaler.sdk import request_resources
+
+        needs = _resources(self.needs)
+        if workers == self.asked_for or not needs:
+            return
+        self.asked_for = workers
+        teachers = [self.place.each] * self.place.count if self.place else []
+        request_resources(bundles=[needs] * workers + teachers if workers else [])
 
     def _fit(self, room: int, shards: int) -> None:
         """Start actors where shards wait for one, and send home those for whom there is no room."""
@@ -609,6 +622,9 @@ class _Crew:
         """Wait until an actor runs, ends a shard or dies."""
         import ray
 
+        if not (self.starting or self.busy):  # all were sent home for a teacher's sake
+            time.sleep(LOOK_S)
+            return
         done, _ = ray.wait([*self.starting, *self.busy], num_returns=1, timeout=LOOK_S)
         if done or self.busy:
             self.heard = time.monotonic()
@@ -690,7 +706,8 @@ class _Place:
     def __init__(self, each: dict[str, float], count: int) -> None:
         from ray.util import placement_group
 
-        self.each, self.total = each, {kind: need * count for kind, need in each.items()}
+        self.each, self.count = each, count
+        self.total = {kind: need * count for kind, need in each.items()}
         self.group = placement_group([dict(each) for _ in range(count)])
         self.lacking_since = self.told = 0.0
 
@@ -823,14 +840,15 @@ def _shared_teacher(
     if not actors.count:
         yield None
         return
-    kind = ray.remote(_TeacherActor).options(
-        max_concurrency=2,
-        max_restarts=CLUSTER_RESTARTS if _several_machines() else RESTARTS,
-        max_task_retries=-1,
+    options = {
+        "max_concurrency": 2,
+        "max_restarts": CLUSTER_RESTARTS if _several_machines() else RESTARTS,
+        "max_task_retries": -1,
         **actors.options(_on_gpu(job)),
-    )
+    }
     places = [place.option(index) if place else {} for index in range(actors.count)]
-    pool = [kind.options(**option).remote(replace(job, manifests={})) for option in places]
+    kinds = [ray.remote(_TeacherActor).options(**options, **option) for option in places]
+    pool = [kind.remote(replace(job, manifests={})) for kind in kinds]
     try:
         name = job.recipe.teacher.name
         loaded = [_answer(asked, name) for asked in [actor.about.remote() for actor in pool]]

@@ -8,17 +8,26 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import math
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from data_specs.addresses import shown
 from data_specs.cluster import submit
-from data_specs.cluster.needs import Stage, parse_stage, require_everywhere, require_no_secret
+from data_specs.cluster.needs import (
+    Stage,
+    parse_stage,
+    require_everywhere,
+    require_kept,
+    require_no_secret,
+)
 from data_specs.cluster.site import Machine, Site, on_gpus
 from data_specs.recipe import load_recipe
+from data_specs.strict import unknown
 from pipeline.forecast import forecast
+from pipeline.verbs import parse_splits
 
 KINDS = ("ray", "slurm", "slurm-array", "kubernetes")
 SAID_BY_SITE = ("--engine", "--ray-address", "--part")
@@ -35,7 +44,41 @@ def submission(kind: str, site: Site, job: list[str]) -> submit.Submission:
     _check(kind, site, job)
     flags = _flags(kind, site, job)
     made = _made(kind, site, [site.python, "-m", "pipeline", "shards", *job, *flags])
-    return replace(made, where=f"{made.where}\nhow: {shlex.join(flags)}")
+    told = [made.where, f"how: {shlex.join(flags)}", *_told(kind, site, [*job, *flags])]
+    return replace(made, where="\n".join(told))
+
+
+def _told(kind: str, site: Site, command: list[str]) -> Iterator[str]:
+    """What is asked for, and what of the machines will lie idle."""
+    from pipeline.__main__ import parser
+
+    options = parser().parse_args(["shards", *command])
+    recipe = load_recipe(options.recipe)
+    machine, tasks = _machine(kind, site)
+    workers = options.workers * tasks
+    shards = math.ceil(options.samples / recipe.shard_samples)
+    few = f": fewer than the {workers} workers, some have nothing to do" if shards < workers else ""
+    yield f"what: {options.samples} samples of {recipe.name} in {shards} shards{few}"
+    needs = _worker(site, command)
+    if machine and machine.workers(needs) < int(machine.cores / (needs.cores or 1)):
+        yield (
+            f"note: memory allows {machine.workers(needs)} workers on a machine of {machine.cores} "
+            f"cores ({machine.memory_gb:g} GB, {needs.memory_gb:g} a worker)"
+        )
+
+
+def _machine(kind: str, site: Site) -> tuple[Machine | None, int]:
+    """A machine with workers, where a site says what it is; and how many jobs there are."""
+    if kind == "ray":
+        return None, 1
+    at = submit.section(site, kind.partition("-")[0])
+    if kind == "slurm-array":
+        return at.array, at.array.parts
+    return (at.cpu if kind == "kubernetes" else at), 1
+
+
+def _worker(site: Site, job: Sequence[str]) -> Stage:
+    return _stage(job, "--worker-needs", site.worker)
 
 
 def foresee(kind: str, site: Site, job: list[str], rates: Path | None) -> str:
@@ -68,12 +111,19 @@ def _check(kind: str, site: Site, job: Sequence[str]) -> None:
             raise ValueError(f"{flag}: leave it out: it follows from the kind and the site")
     options = parser().parse_args(["shards", *job])
     recipe = load_recipe(options.recipe)
+    corpora = {source.corpus for source in recipe.sources.present().values()}
+    parse_splits(options.split, list(recipe.sources.present()))
     folders = [_folder(option) for option in options.corpus]
+    for name, _ in folders:
+        if name not in corpora:
+            raise ValueError(f"--corpus {name}: {unknown('corpus', name, corpora)}")
     given = [("--out", str(options.out)), *((f"--corpus {name}", at) for name, at in folders)]
     require_everywhere(given)
     require_no_secret(given)
+    if kind == "kubernetes":
+        require_kept("--out", str(options.out), submit.on_kubernetes(site).mount)
     there = {name for name, _ in folders}
-    for name in {source.corpus for source in recipe.sources.present().values()} - there:
+    for name in sorted(corpora - there):
         if f"CORPUS_{name.upper()}" not in site.environment:
             raise ValueError(
                 f"the recipe needs corpus {name!r}: give --corpus {name}=DIR, or CORPUS_"
@@ -104,30 +154,33 @@ def _stage(job: Sequence[str], flag: str, otherwise: Stage) -> Stage:
 
 def _on_ray(kind: str, site: Site, job: Sequence[str]) -> list[str]:
     """The flags that fit a job into a site."""
-    worker = _stage(job, "--worker-needs", site.worker)
+    worker = _worker(site, job)
     teacher = _stage(job, "--teacher-needs", site.teacher)
-    workers, teachers = _room(kind, site, worker, teacher)
+    of_job = any(_given(job, flag) for flag in OF_TEACHERS)
+    workers, teachers = _room(kind, site, worker, None if of_job else teacher)
     flags = ["--engine", "ray"]
     if not _given(job, "--workers"):
         flags += ["--workers", str(workers)]
     if not _given(job, "--worker-needs"):
         flags += ["--worker-needs", worker.flag()]
-    if teachers and not any(_given(job, flag) for flag in OF_TEACHERS):
+    if teachers:
         flags += ["--teacher-device", "cuda", "--teacher-actors", str(teachers)]
         if not _given(job, "--teacher-needs"):
             flags += ["--teacher-needs", teacher.flag()]
     return flags
 
 
-def _room(kind: str, site: Site, worker: Stage, teacher: Stage) -> tuple[int, int]:
-    """How many workers a site has room for, and teachers on the GPUs there at the start."""
+def _room(kind: str, site: Site, worker: Stage, teacher: Stage | None) -> tuple[int, int]:
+    """How many workers a site has room for, and how many of some teachers the GPUs that are there
+    at the start."""
     at = submit.section(site, kind)
     if kind == "slurm":
-        return at.nodes * at.workers(worker), at.nodes * at.teachers(teacher) if at.gpus else 0
+        teachers = [teacher] * at.teachers(teacher) if teacher and at.gpus else []
+        return at.nodes * at.workers(worker, teachers), at.nodes * len(teachers)
     if kind == "ray":
-        return at.workers, on_gpus(at.gpus, teacher)
-    teachers = at.gpu.min * at.gpu.teachers(teacher) if at.gpu else 0
-    return at.cpu.max * at.cpu.workers(worker), teachers
+        return at.workers, on_gpus(at.gpus, teacher) if teacher else 0
+    count = at.gpu.min * at.gpu.teachers(teacher) if teacher and at.gpu else 0
+    return at.cpu.max * at.cpu.workers(worker), count
 
 
 def _alone(site: Site, job: Sequence[str]) -> list[str]:
@@ -135,7 +188,7 @@ def _alone(site: Site, job: Sequence[str]) -> list[str]:
     flags = ["--engine", "local"]
     array: Machine | None = submit.section(site, "slurm").array
     if array and not _given(job, "--workers"):
-        flags += ["--workers", str(array.workers(_stage(job, "--worker-needs", site.worker)))]
+        flags += ["--workers", str(array.workers(_worker(site, job)))]
     if array and array.gpus and not any(_given(job, flag) for flag in OF_TEACHERS):
         flags += ["--teacher-device", "cuda"]
     return flags

@@ -68,7 +68,7 @@ class Network:
     """Namespaces joined by a bridge, if the kernel and our rights allow it."""
 
     def __init__(self) -> None:
-        self.name = f"d{os.getpid() % 100000}"
+        self.name = f"d{secrets.token_hex(3)}"  # the kernel takes its time to forget the last one's
         self.subnet = f"10.{77 + os.getpid() % 100}.0"
         self.spaces: list[str] = []
         self.there = self._try("link", "add", self.name, "type", "bridge")
@@ -140,7 +140,13 @@ class Cluster:
 
     def add(self, name: str, cores: int) -> None:
         where, host = self.network.add()
+        before = self._sockets()
         self._start(name, where, host, cores, f"--address={self.address}")
+        # On one host they share a folder, and two that start at once choose the same names in it.
+        wait_for(lambda: self._sockets() > before, 120, f"{name} opens no socket")
+
+    def _sockets(self) -> int:
+        return len(list(self.temporary.glob("session_2*/sockets/raylet*")))
 
     def _start(self, name: str, where: list[str], host: str, cores: int, *more: str) -> None:
         options = [f"--node-ip-address={host}", f"--num-cpus={cores}", *SIZE, *NODE, *more]

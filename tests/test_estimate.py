@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_specs.recipe import Recipe, load_recipe
-from pipeline import bench_scale, rates, throughput
+from pipeline import bench_scale, estimate, rates, throughput
 from pipeline.__main__ import main
 from pipeline.job import prepare
 from pipeline.plan import BLOCK, make_table, plan_block
@@ -198,6 +198,30 @@ def test_a_given_rate_is_times_real_time(file: Path) -> None:
     assert (found.processors["lpcnet"], found.missing) == (1.0, ())
     taught = rates.with_given(known(), {"teacher": 0.5}, {"teacher": 0.25})
     assert (taught.teacher_s, taught.gpu) == (0.5, {"teacher": 0.25})
+
+
+def test_a_rate_nobody_asked_for_is_refused(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rates.save(known(), file)
+    for option in ("--rate", "--gpu-rate"):
+        assert main(["estimate", "paper", "--rates", str(file), option, "teecher=9"]) == 2
+        assert "unknown rate 'teecher'; did you mean 'teacher'?" in capsys.readouterr().err
+
+
+def test_a_teacher_timed_on_a_gpu_has_no_rate_on_a_core(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    processors = dict.fromkeys(load_recipe("paper").kinds(), 0.1)
+    rates.save(known(teacher_s=None, gpu={"teacher": 0.01}, processors=processors), file)
+    assert main(["estimate", "paper", "--rates", str(file)]) == 2
+    assert "the teacher was timed on a GPU" in capsys.readouterr().err
+    assert main(["estimate", "paper", "--rates", str(file), "--gpus", "1"]) == 0
+    assert main(["estimate", "paper", "--rates", str(file), "--rate", "teacher=5"]) == 0
+
+
+def test_what_has_no_stand_in_is_said_before_minutes_are_spent() -> None:
+    estimate._require_rates(set())
+    with pytest.raises(ValueError, match=r"demucs, lpcnet: .*--rate demucs=X --rate lpcnet=X"):
+        estimate._require_rates({"lpcnet", "demucs"})
 
 
 @pytest.mark.slow

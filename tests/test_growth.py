@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 
 from data_specs.cluster.needs import EVERY
-from pipeline import failures, growth, run
+from pipeline import failures, growth, ledger, run
 from pipeline import job as jobs
 from pipeline.__main__ import main
 from pipeline.job import Job, WrongDataset, reopen
@@ -119,6 +120,24 @@ def test_a_new_version_killed_midway_goes_on_and_grows(corpora: Any, tmp_path: P
     corpora["more_speech"] = 70
     third = growth.grown(tmp_path / "two", asked(20, tmp_path / "three"))
     assert third.identity["derived_from"]["derived_from"]["samples"] == 8
+
+
+def test_lost_shards_of_the_earlier_version_are_not_made_of_new_recordings(
+    corpora: Any, tmp_path: Path
+) -> None:
+    make_all(sketch_job(tmp_path / "old", 8))
+    corpora["more_speech"] = 4
+    make_all(growth.grown(tmp_path / "old", asked(16, tmp_path / "new")))
+    before = tars(tmp_path / "new")
+    for shard in (1, 3):
+        (tmp_path / "new" / f"shard-{shard:06d}.json").unlink()
+    with pytest.raises(
+        WrongDataset, match=r"new: 1 shards of the version .*\(shard-000001\).*--out"
+    ):
+        growth.grown(tmp_path / "new", asked(20))
+    make_all(growth.grown(tmp_path / "old", asked(16, tmp_path / "new")))
+    assert tars(tmp_path / "new") == before
+    assert make_all(growth.grown(tmp_path / "new", asked(20))) == [4]
 
 
 def test_what_cannot_be_derived_from(corpora: Any, tmp_path: Path) -> None:
@@ -231,6 +250,20 @@ def test_only_what_failed_is_made_again(tmp_path: Path) -> None:
     make_all(job)
     make_all(sketch_job(tmp_path / "undisturbed", 18))
     assert tars(tmp_path / "out") == tars(tmp_path / "undisturbed")
+
+
+def test_what_a_killed_run_had_in_flight_is_made_again(tmp_path: Path) -> None:
+    job = sketch_job(tmp_path, 20, max_dropped_share=0.5)
+    make_all(replace(job, only=frozenset({0, 1, 2})), frozenset({5}))
+    assert failures.again(job).todo() == [1]
+    (tmp_path / "shard-000001.json").unlink()  # making it again began, and its driver was killed
+    assert failures.again(job).todo() == [1]
+    told = {"run": ledger.new_run(), "began": 0.0, "updated": 0.0, "engine": "ray"}
+    gone = ledger.Attempts(**told, workers=1, shards=5, running={3: 0.0}, failed={0: "mended"})
+    ledger.write_attempts(tmp_path, gone)
+    assert failures.again(job).todo() == [1, 3]  # 0 is whole, 4 was never begun
+    ledger.write_attempts(tmp_path, gone.model_copy(update={"updated": time.time()}))
+    assert failures.again(job).todo() == [1]  # that driver is at work
 
 
 def test_a_failure_that_another_run_made_up_for_is_none(tmp_path: Path) -> None:

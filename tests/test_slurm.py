@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -143,6 +144,22 @@ def test_the_array_makes_the_same_dataset_though_a_task_is_cancelled_and_queued_
     assert tars(out) == reference
     assert mine[0].stat().st_mtime_ns == before
     assert (out / "README.md").is_file()
+
+
+def test_a_warning_to_one_task_queues_that_task_alone(
+    here: Here, reference: dict[str, bytes], corpora: Corpora, tmp_path: Path
+) -> None:
+    made = shards_submit.submission("slurm-array", site(here), job(corpora, tmp_path))
+    number, out = here.submit(made.file), tmp_path / "out"
+    wait_for((out / "shard-000001.json").exists, LONG_S, "the second task makes nothing")
+    running = [task for task, state in here.states(number).items() if state == "RUNNING"]
+    here.ask("scancel", "--batch", "--signal=USR1", f"{number}_2")
+    here.wait(number, LONG_S, "COMPLETED")
+    told = here.ask("scontrol", "show", "job", number)
+    restarts = dict(re.findall(r"ArrayTaskId=(\d+) .*?Restarts=(\d+)", told, re.DOTALL))
+    assert len(running) == 2  # another was at work beside it
+    assert restarts == {"1": "0", "2": "1", "3": "0"}
+    assert tars(out) == reference
 
 
 def test_training_runs_by_torchrun(here: Here, tmp_path: Path) -> None:

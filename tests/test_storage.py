@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -104,6 +105,31 @@ def test_a_second_try_mends_it(monkeypatch: pytest.MonkeyPatch) -> None:
     with RemoteFolder("memory://set").writing("a") as file:
         file.write(b"right bytes")
     assert RemoteFolder("memory://set").read(["a"], 100) == [b"right bytes"]
+
+
+class AnswerError(Exception):
+    """As the hub's client raises it: the status is its response's."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(f"status {status}")
+        self.response = SimpleNamespace(status_code=status)
+
+
+def test_a_hub_says_404_of_what_is_to_be_removed_and_412_of_two_commits_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr(storage, "WRITE_WAITS_S", (1.0,) * 8)
+    monkeypatch.setattr(storage.time, "sleep", waits.append)
+    monkeypatch.setattr(storage, "_filesystem", lambda protocol: None)
+    folder, answers = RemoteFolder("hf://datasets/me/set"), iter([412, 412, 412, 404])
+
+    def answer(system: Any) -> None:
+        raise AnswerError(next(answers))
+
+    with pytest.raises(NotFound):
+        folder._tried("a", answer, "removed")
+    assert len(waits) == 3  # more than the one that its own client leaves to us elsewhere
 
 
 @pytest.mark.parametrize(

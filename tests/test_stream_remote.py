@@ -26,6 +26,7 @@ from data_specs import storage
 from data_specs.addresses import redacted
 from data_specs.file_cache import FileCache, ReadAhead, default_cache
 from data_specs.storage import open_folder
+from train import stream
 from train.loading import loader
 from train.order import Order
 from train.shards import list_shards, read_dataset_info
@@ -272,6 +273,16 @@ def test_a_listing_with_sizes_shows_a_truncated_shard_at_once(memory: str) -> No
     fsspec.filesystem("memory").pipe_file("/data/shard-000001.tar", b"x" * 1000)
     with pytest.raises(ValueError, match=r"memory://data/shard-000001\.tar: 1000 bytes.*truncated"):
         list_shards(memory)
+
+
+@pytest.mark.parametrize(
+    ("counts", "places", "shards"),
+    [([500] * 40, 4096, 9), ([5, *[500] * 40], 4096, 10), ([500] * 3, 4096, 3), ([8], 8, 1)],
+)
+def test_how_many_shards_a_shuffle_reads_at_once(
+    counts: list[int], places: int, shards: int
+) -> None:
+    assert stream._shards_for(places, counts) == shards
 
 
 # ---------------------------------------------------------------- addresses

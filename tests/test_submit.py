@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from data_specs.cluster.needs import Stage
-from data_specs.cluster.site import EXAMPLE, Machine, Site, load_site
+from data_specs.cluster.site import EXAMPLE, Machine, Site, load_site, on_gpus
 from data_specs.recipe import load_recipe
 from data_specs.strict import SpecError
 from pipeline import rates
@@ -56,11 +56,82 @@ def file(path: Path, values: dict[str, Any]) -> Path:
     return path
 
 
-def test_the_example_lacks_an_image_and_nothing_else(tmp_path: Path) -> None:
-    with pytest.raises(SpecError, match=r"kubernetes\.image: say the container image") as found:
-        load_site(EXAMPLE)
-    assert len(str(found.value).splitlines()) == 1
-    load_site(file(tmp_path / "site.yaml", example()))
+def test_the_example_lacks_an_image_and_nothing_else() -> None:
+    bare = load_site(EXAMPLE)
+    assert shards_submit.submission("slurm", bare, SHARDS).file
+    for make, job in ((shards_submit.submission, SHARDS), (train_submit.submission, TRAIN)):
+        with pytest.raises(SpecError, match=r"kubernetes\.image: say the container image"):
+            make("kubernetes", bare, job)
+
+
+def test_an_output_on_a_pods_own_disk_is_refused() -> None:
+    lost = [*SHARDS, "--out", "/shared/out"]
+    for make, job in (
+        (shards_submit.submission, lost),
+        (train_submit.submission, [*TRAIN, *lost[-2:]]),
+    ):
+        with pytest.raises(ValueError, match=r"--out /shared/out: a pod's own disk .*under /data"):
+            make("kubernetes", site(), job)
+    bucket = [*SHARDS, "--out", "s3://bucket/out"]
+    assert "s3://bucket/out" in shards_submit.submission("kubernetes", site(), bucket).file
+    with pytest.raises(SystemExit):
+        train_submit.submission("kubernetes", site(), [*TRAIN, "--out", "s3://bucket/run"])
+
+
+def test_every_submission_to_kubernetes_has_a_name_of_its_own() -> None:
+    for make, job in ((shards_submit.submission, SHARDS), (train_submit.submission, TRAIN)):
+        made = [make("kubernetes", site(name="a" * 40), job) for _ in range(2)]
+        names = {[*yaml.safe_load_all(one.file)][-1]["metadata"]["name"] for one in made}
+        assert len(names) == 2 and max(map(len, names)) <= 47  # KubeRay's limit
+        assert all(any(name in one.where for name in names) for one in made)
+
+
+def test_gpus_are_shared_within_one_gpu_only() -> None:
+    stage = {share: Stage(cores=0, gpus=share) for share in (0.3, 0.4, 1, 2)}
+    assert [on_gpus(*pair) for pair in ((4, stage[0.3]), (2, stage[0.4]), (3, stage[2]))] == [
+        12,
+        4,
+        1,
+    ]
+    big = Machine(cores=4, memory_gb=4, gpus=1)
+    with pytest.raises(SpecError, match="no room for a teacher of cores=1,memory_gb=4,gpus=1"):
+        big.teachers(Stage(cores=1, memory_gb=4, gpus=1))
+    beside = Machine(cores=32, memory_gb=128, gpus=4)
+    teacher = Stage(cores=1, memory_gb=4, gpus=1)
+    assert beside.workers(Stage(memory_gb=6), [teacher] * 4) == 18  # 127 - 16 GB
+
+
+def test_a_submission_says_what_lies_idle() -> None:
+    where = shards_submit.submission("slurm", site(), SHARDS).where
+    assert "what: 100 samples of demo in 1 shards: fewer than the 84 workers" in where
+    assert "note: memory allows 21 workers on a machine of 32 cores" in where
+
+
+@pytest.mark.parametrize(
+    ("job", "said"),
+    [
+        ([*SHARDS, "--corpus=noize=/data/x"], "unknown corpus 'noize'; did you mean 'noise'"),
+        ([*SHARDS, "--split", "tset"], "--split tset"),
+        ([*SHARDS, "--corpus=speech=https://me:hush@host/x?sig=S"], r"https://host/x: its login"),
+        ([*SHARDS, "--corpus=https://me:hush@host/x"], r"--corpus https://host/x: write NAME=DIR"),
+    ],
+)
+def test_mistakes_that_need_no_cluster_to_be_seen(job: list[str], said: str) -> None:
+    with pytest.raises(ValueError, match=said) as found:
+        shards_submit.submission("slurm", site(), job)
+    assert "hush" not in str(found.value)
+
+
+@pytest.mark.parametrize(
+    ("job", "said"),
+    [
+        (["--student", "v77", *TRAIN[2:]], "unknown student 'v77'"),
+        (["--student", "v2", "--out", "/data/run"], "nothing to train on"),
+    ],
+)
+def test_mistakes_of_a_training(job: list[str], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        train_submit.submission("slurm", site(), job)
 
 
 @pytest.mark.parametrize(
@@ -184,7 +255,8 @@ def test_everything_that_a_site_may_say_of_kubernetes_is_rendered() -> None:
         "gpu": None,
     }
     changed = site(kubernetes=values, environment={"CORPUS_SPEECH": 'a "quoted": one'})
-    job = yaml.safe_load(shards_submit.submission("kubernetes", changed, SHARDS).file)
+    bucket = [*SHARDS, "--out", "s3://bucket/out"]
+    job = yaml.safe_load(shards_submit.submission("kubernetes", changed, bucket).file)
     jsonschema.validate(job, RAY_JOB)
     for pod in pods(job["spec"]["rayClusterSpec"]):
         container = pod["containers"][0]
@@ -256,6 +328,7 @@ def test_training_on_slurm_is_one_torchrun_a_node() -> None:
     bash_accepts(made.file)
     for option in ("--nodes=2", "--gpus-per-node=8", "--cpus-per-task=16"):
         assert f"#SBATCH {option}\n" in made.file
+    assert "srun --kill-on-bad-exit=1 --cpus-per-task=16 " in made.file
     assert "--nnodes=2" in made.file and "--nproc-per-node=8" in made.file
     assert f"-m train fit {shlex.join(TRAIN)} --device cuda" in made.file
 
@@ -270,7 +343,8 @@ def test_training_on_kubernetes_is_an_indexed_job_behind_a_service() -> None:
     assert spec["template"]["spec"]["subdomain"] == service["metadata"]["name"]
     assert service["spec"]["selector"] == {"job-name": job["metadata"]["name"]}
     command = spec["template"]["spec"]["containers"][0]["command"]
-    assert "--rdzv-endpoint=shards-0.shards:29500" in command
+    name = job["metadata"]["name"]
+    assert f"--rdzv-endpoint={name}-0.{name}:29500" in command
     assert command[-len(TRAIN) - 5 :][:3] == ["-m", "train", "fit"]
 
 

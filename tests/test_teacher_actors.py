@@ -14,6 +14,7 @@ import numpy as np
 import psutil
 import pytest
 
+from data_specs.cluster.needs import Stage
 from data_specs.recipe import Teacher as TeacherSpec
 from data_specs.sample import CROP_SAMPLES
 from pipeline import run as engines
@@ -217,6 +218,29 @@ def test_more_teachers_than_there_is_room_for_are_refused(
     with pytest.raises(ValueError, match=said):
         engines.run(job, "ray", 1, progress=False, actors=asked)
     assert find_shards(tmp_path) == []
+
+
+def test_teachers_that_fit_on_no_machine_are_refused(
+    corpora: Corpora, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engines, "ROOM_S", 2.0)
+    asked = TeacherActors(1, needs=Stage(cores=1, memory_gb=100_000))
+    with pytest.raises(ValueError, match=r"each needs .*'memory': 1000.* on one machine"):
+        engines.run(job_in(corpora, tmp_path), "ray", 1, progress=False, actors=asked)
+    assert find_shards(tmp_path) == []
+
+
+def test_a_cluster_is_told_what_all_workers_and_teachers_take(
+    reference: Job, corpora: Corpora, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[list[dict[str, float]]] = []
+    monkeypatch.setattr(
+        "ray.autoscaler.sdk.request_resources", lambda bundles: told.append(bundles)
+    )
+    job = job_in(corpora, tmp_path, 8)
+    assert engines.run(job, "ray", 7, progress=False, actors=TeacherActors(1)).failed == {}
+    assert told[0] == [{"CPU": 1.0}] * 3  # two shards' workers, though Ray has room, and a teacher
+    assert told[-1] == []
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import argparse
 from collections.abc import Sequence
 
 from data_specs.cluster import submit
-from data_specs.cluster.needs import require_everywhere, require_no_secret
+from data_specs.cluster.needs import require_everywhere, require_kept, require_no_secret
 from data_specs.cluster.site import Site
 
 KINDS = {
@@ -29,6 +29,7 @@ def main(argv: Sequence[str]) -> int:
 def submission(kind: str, site: Site, job: list[str]) -> submit.Submission:
     """What is handed over. ``ValueError`` for a job that would fail where it runs."""
     from train import fit
+    from train.models.student import variant
 
     for flag in SAID_BY_SITE:
         if any(word == flag or word.startswith(f"{flag}=") for word in job):
@@ -41,6 +42,12 @@ def submission(kind: str, site: Site, job: list[str]) -> submit.Submission:
     given = [(flag, str(path)) for flag, path in found.items() if path]
     require_everywhere(given)
     require_no_secret(given)
+    if not (options.shards or options.rated):
+        raise ValueError("nothing to train on: give --shards, --rated labels.csv, or both")
+    if options.student:
+        variant(options.student)
+    if kind == "kubernetes":
+        require_kept("--out", str(options.out), submit.on_kubernetes(site).mount)
     device = [] if any(word.startswith("--device") for word in job) else _device(site)
     return KINDS[kind](site, ["-m", "train", "fit", *job, *device])
 

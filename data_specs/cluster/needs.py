@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Any
 
 from pydantic import Field, ValidationError, field_validator
@@ -108,6 +109,17 @@ def require_everywhere(given: Sequence[tuple[str, str]]) -> None:
                 f"{flag} {path}: on a cluster it must be absolute, on a file system that every "
                 "machine has, or an address such as s3://bucket/folder"
             )
+
+
+def require_kept(flag: str, path: str, mount: PurePosixPath | None) -> None:
+    """Raise ``ValueError`` for an output on a pod's own disk, which is gone with the pod."""
+    if is_address(path) or (mount and PurePosixPath(path).is_relative_to(mount)):
+        return
+    there = f"{mount}" if mount else "its mount: the site says none"
+    raise ValueError(
+        f"{flag} {path}: a pod's own disk is gone with the pod: on Kubernetes give a path of "
+        f"kubernetes.volume, under {there}; or for shards an address"
+    )
 
 
 def require_no_secret(given: Sequence[tuple[str, str]]) -> None:

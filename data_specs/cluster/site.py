@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Annotated
 
@@ -56,16 +57,17 @@ class Machine(Strict):
     memory_gb: float = Field(gt=RESERVE_GB)
     gpus: int = Field(default=0, ge=0)
 
-    def workers(self, stage: Stage) -> int:
-        """How many workers fit on it. ``SpecError`` where none does."""
-        return self._held(stage, "worker", math.inf)
+    def workers(self, stage: Stage, taken: Sequence[Stage] = ()) -> int:
+        """How many workers fit on it beside others. ``SpecError`` where none does."""
+        return self._held(stage, "worker", math.inf, taken)
 
     def teachers(self, stage: Stage) -> int:
         """How many teachers its GPUs hold. ``SpecError`` where none fits."""
         return self._held(stage, "teacher", on_gpus(self.gpus, stage))
 
-    def _held(self, stage: Stage, what: str, most: float) -> int:
+    def _held(self, stage: Stage, what: str, most: float, taken: Sequence[Stage] = ()) -> int:
         room = [self.memory_gb - RESERVE_GB, float(self.cores)]
+        room = [room[0] - sum(s.memory_gb for s in taken), room[1] - sum(s.cores for s in taken)]
         needs = [stage.memory_gb, stage.cores]
         held = [has / need + 1e-9 for has, need in zip(room, needs, strict=True) if need]
         found = int(min([*held, most]))
@@ -73,6 +75,7 @@ class Machine(Strict):
             raise SpecError(
                 f"a machine of {self.cores} cores, {self.gpus} GPUs and {self.memory_gb:g} GB "
                 f"({RESERVE_GB:g} of them Ray's) has no room for a {what} of {stage.flag()}"
+                + (f" beside {len(taken)} teachers" if taken else "")
             )
         return found
 
@@ -134,7 +137,7 @@ class Volume(Strict):
 class Kubernetes(Strict):
     """A cluster with KubeRay (shards), or any (training)."""
 
-    image: str = Field(min_length=1)
+    image: str = ""
     namespace: str = Field(default="default", pattern=NAME)
     folder: str = ""
     volume: Volume | None = None
@@ -148,12 +151,15 @@ class Kubernetes(Strict):
     cpu: Group
     gpu: Group | None = None
 
+    @property
+    def mount(self) -> PurePosixPath | None:
+        """Where every pod finds what outlives it."""
+        return self.volume.mount if self.volume else None
+
     @field_validator("image", mode="before")
     @classmethod
-    def _is_said(cls, image: object) -> object:
-        if image in (None, ""):
-            raise ValueError("say the container image that has this project installed")
-        return image
+    def _is_said_later(cls, image: object) -> object:
+        return image or ""  # an example's empty line: asked for where it is needed
 
     @field_validator("gpu")
     @classmethod

@@ -6,6 +6,7 @@ import argparse
 import json
 import math
 import re
+import secrets
 import shlex
 import shutil
 import subprocess
@@ -85,6 +86,19 @@ def section(site: Site, name: str) -> Any:
     return found
 
 
+def on_kubernetes(site: Site) -> Kubernetes:
+    """That section of a site. ``SpecError`` without it, or where it names no image."""
+    found: Kubernetes = section(site, "kubernetes")
+    if not found.image:
+        raise SpecError("kubernetes.image: say the container image that has this project installed")
+    return found
+
+
+def named_anew(site: Site, what: str) -> str:
+    """A name that no submission had before: applied under an old one, nothing would be run."""
+    return f"{site.name[:33]}-{what}-{secrets.token_hex(3)}"
+
+
 def require_plain(command: Sequence[str]) -> None:
     """Raise ``ValueError`` for an argument that a further shell might read otherwise."""
     for argument in command:
@@ -144,11 +158,13 @@ def _slurm(template: str, site: Site, at: Any, each: Machine | None = None, **va
 
 def kubernetes(site: Site, command: Sequence[str], ray_version: str) -> Submission:
     """A KubeRay RayJob."""
-    k: Kubernetes = section(site, "kubernetes")
+    k = on_kubernetes(site)
     require_plain(command)
+    name = named_anew(site, "shards")
     file = _render(
         "kubernetes",
         site,
+        job=name,
         k=k,
         command=command,
         ray_version=ray_version,
@@ -158,6 +174,7 @@ def kubernetes(site: Site, command: Sequence[str], ray_version: str) -> Submissi
     where = f"Kubernetes: {k.cpu.min} to {k.cpu.max} pods of {_size(k.cpu)}"
     if k.gpu:
         where += f", and {k.gpu.min} to {k.gpu.max} of {_size(k.gpu)}"
+    where += _follow("rayjob", name, k)
     return Submission(("kubectl", "apply", "-f", "-"), file, where)
 
 
@@ -213,13 +230,20 @@ def train_slurm(site: Site, arguments: Sequence[str]) -> Submission:
 
 def train_kubernetes(site: Site, arguments: Sequence[str]) -> Submission:
     """An indexed Job of pods with torchrun, which find each other by name."""
-    k, training = section(site, "kubernetes"), section(site, "training")
+    k, training, name = on_kubernetes(site), section(site, "training"), named_anew(site, "train")
     argv = [site.python, "-m", "torch.distributed.run", f"--nnodes={training.nodes}"]
     argv += [f"--nproc-per-node={training.each}", f"--max-restarts={training.restarts}"]
-    argv += [f"--rdzv-id={site.name}", "--rdzv-backend=c10d"]
-    argv += [f"--rdzv-endpoint={site.name}-0.{site.name}:29500", *arguments]
-    file = _render("train-kubernetes", site, k=k, argv=argv, needs=training, nodes=training.nodes)
-    return Submission(("kubectl", "apply", "-f", "-"), file, f"Kubernetes: {_trainers(site)}")
+    argv += [f"--rdzv-id={name}", "--rdzv-backend=c10d"]
+    argv += [f"--rdzv-endpoint={name}-0.{name}:29500", *arguments]
+    sizes = {"needs": training, "nodes": training.nodes}
+    file = _render("train-kubernetes", site, job=name, k=k, argv=argv, **sizes)
+    where = f"Kubernetes: {_trainers(site)}{_follow('job,service', name, k)}"
+    return Submission(("kubectl", "apply", "-f", "-"), file, where)
+
+
+def _follow(kind: str, name: str, k: Kubernetes) -> str:
+    logs = f"kubectl -n {k.namespace} logs -f job/{name}"
+    return f"\nname: {name}; follow: {logs}; stop: kubectl -n {k.namespace} delete {kind} {name}"
 
 
 def train_ray(site: Site, arguments: Sequence[str]) -> Submission:
