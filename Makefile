@@ -26,6 +26,7 @@ CORPORA := $(OUT)/corpora
 SPEECH_DIRS := $(or $(SPEECH),$(CORPORA)/speech)
 NOISE_DIRS := $(or $(NOISE),$(CORPORA)/noise)
 ROOM_DIRS := $(or $(ROOMS),$(CORPORA)/rooms)
+# Of a recipe with other corpora: CORPUS="--corpus dns4_speech=DIR --corpus ..."
 CORPUS := $(SPEECH_DIRS:%=--corpus speech=%) $(NOISE_DIRS:%=--corpus noise=%) \
   $(ROOM_DIRS:%=--corpus rooms=%)
 RATED_CSVS := $(foreach path,$(RATED),$(if $(filter %.csv,$(path)),$(path),$(wildcard $(path)/*.csv)))
@@ -139,18 +140,23 @@ SITE ?= site.yaml
 ON ?= slurm
 DRY ?= # 1: print what would be submitted
 RATES ?= # of `python -m pipeline estimate ... --save FILE`: print how long and how large, too
-JOB ?= # further options of `python -m pipeline shards`, or of `python -m train fit`
+JOB ?= # further options of `python -m pipeline shards`, of `estimate`, or of `python -m train fit`
+PRESET ?= fast
 
 .PHONY: submit-shards
 submit-shards: setup ## make shards on a cluster: SITE=file ON=slurm|slurm-array|kubernetes|ray [RATES=file] [DRY=1]
-	$(PY) -m pipeline submit $(ON) --site $(SITE) $(if $(RATES),--rates $(RATES)) \
+	@[ "$(origin CORPUS)" != file ] || [ -n "$(and $(SPEECH),$(NOISE),$(ROOMS))" ] && \
+	  [ "$(origin SAMPLES)" != file ] || { \
+	  echo "say of what and how many: make submit-shards SPEECH=DIR NOISE=DIR ROOMS=DIR (or" \
+	  "CORPUS='--corpus NAME=DIR ...') SAMPLES=N OUT=DIR"; exit 1; }
+	$(if $(DRY),@)$(PY) -m pipeline submit $(ON) --site $(SITE) $(if $(RATES),--rates $(RATES)) \
 	  $(if $(DRY),--dry-run) -- $(RECIPE) $(CORPUS) --out $(OUT) --samples $(SAMPLES) $(JOB)
 
 .PHONY: submit-train
 submit-train: setup ## train on a cluster: SITE=file ON=slurm|kubernetes|ray SHARDS=dir [DRY=1]
 	@[ -n "$(SHARDS)" ] || { echo "give the shards: make submit-train SHARDS=DIR OUT=DIR"; exit 1; }
-	$(PY) -m train submit $(ON) --site $(SITE) $(if $(DRY),--dry-run) -- \
-	  --student $(STUDENT) --shards $(SHARDS) --out $(OUT) $(JOB)
+	$(if $(DRY),@)$(PY) -m train submit $(ON) --site $(SITE) $(if $(DRY),--dry-run) -- \
+	  --student $(STUDENT) --preset $(PRESET) --shards $(SHARDS) --out $(OUT) $(JOB)
 
 .PHONY: corpora
 corpora: setup ## the offline default corpora, where no folders are given
@@ -234,8 +240,8 @@ status: setup ## how far a dataset is, while its job runs or after it died: SHAR
 NODES ?= 1 10 100
 
 .PHONY: estimate
-estimate: setup ## how long and how large the paper's 4 million samples are: RECIPE=paper NODES="1 10"
-	$(PY) -m pipeline estimate $(RECIPE) $(CORPUS) --nodes $(NODES)
+estimate: setup ## how long and how large 4 million samples are: SPEECH=DIR ... NODES="1 10" [JOB="--save FILE"]
+	$(PY) -m pipeline estimate $(RECIPE) $(CORPUS) --nodes $(NODES) $(JOB)
 
 .PHONY: preview
 preview: setup ## a page to listen to samples of the training shards

@@ -26,6 +26,7 @@ from tests.drill_job import TWICE, hold
 
 RAY = Path(sys.executable).with_name("ray")
 NODE = ["--disable-usage-stats", "--include-log-monitor=false", "--block"]
+STARTED = "Ray runtime started"
 SIZE = ["--object-store-memory=100000000"]
 
 
@@ -140,13 +141,11 @@ class Cluster:
 
     def add(self, name: str, cores: int) -> None:
         where, host = self.network.add()
-        before = self._sockets()
+        log = self.folder / f"{name}.log"
+        before = len(log.read_text()) if log.exists() else 0
         self._start(name, where, host, cores, f"--address={self.address}")
         # On one host they share a folder, and two that start at once choose the same names in it.
-        wait_for(lambda: self._sockets() > before, 120, f"{name} opens no socket")
-
-    def _sockets(self) -> int:
-        return len(list(self.temporary.glob("session_2*/sockets/raylet*")))
+        wait_for(lambda: STARTED in log.read_text()[before:], 300, f"{name} does not start")
 
     def _start(self, name: str, where: list[str], host: str, cores: int, *more: str) -> None:
         options = [f"--node-ip-address={host}", f"--num-cpus={cores}", *SIZE, *NODE, *more]
@@ -171,6 +170,14 @@ class Cluster:
         """Of one machine, or of all."""
         nodes = [self.nodes[name]] if name else list(self.nodes.values())
         return [process for node in nodes for process in tree(node.pid)]
+
+    def runs(self, name: str, title: str) -> bool:
+        """Whether a machine has a process of that title."""
+        return bool(titled(self.processes(name), title))
+
+    def works(self, name: str) -> bool:
+        """Whether a machine has a worker, or a teacher."""
+        return any(self.runs(name, f"ray::_{kind}") for kind in ("Make", "TeacherActor"))
 
     def kill(self, name: str) -> None:
         kill_all(self.processes(name))
