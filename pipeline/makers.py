@@ -25,10 +25,10 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 from scipy import signal
-from tqdm import tqdm
 
 from data_specs.addresses import path_here
 from data_specs.corpus import AUDIO_SUFFIXES
+from data_specs.progress import progress_bar
 from data_specs.sample import SAMPLE_RATE
 from data_specs.strict import HERE
 from pipeline.audio import DropSample, encode_flac, read_part, to_pcm
@@ -81,7 +81,7 @@ def _make(jobs: Iterable[Job], what: str, workers: int) -> list[Path]:
     todo = [job for job in jobs if not job[0].is_file()]
     with (
         ThreadPoolExecutor(max_workers=max(1, workers)) as pool,
-        tqdm(total=len(jobs), initial=len(jobs) - len(todo), desc=what, unit="file") as bar,
+        progress_bar(total=len(jobs), initial=len(jobs) - len(todo), desc=what, unit="file") as bar,
     ):
         for _ in pool.map(lambda job: _write(job[0], job[1]()), todo):
             bar.update()

@@ -16,10 +16,10 @@ from typing import IO
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from tqdm import tqdm
 
 from data_specs.addresses import Place, is_address, shown
 from data_specs.corpus import AUDIO_SUFFIXES, Corpus, Part
+from data_specs.progress import progress_bar
 from data_specs.recipe import Holdout
 from data_specs.storage import LocalFolder, NotFound, RemoteFolder, whole_file
 from pipeline.audio import Header, read_header, read_remote_header
@@ -128,7 +128,9 @@ def scan(name: str, corpus: Corpus, roots: Sequence[Place], progress: bool = Tru
     found = [(i, path, part) for i, root in enumerate(roots) for path, part in _walk(corpus, root)]
     with ThreadPoolExecutor(HEADER_THREADS) as pool:
         rows = pool.map(lambda f: _row(corpus, roots[f[0]], *f), found)
-        bar = tqdm(rows, total=len(found), desc=f"scan {name}", unit="file", disable=not progress)
+        bar = progress_bar(
+            rows, total=len(found), desc=f"scan {name}", unit="file", disable=not progress
+        )
         table = pa.Table.from_pylist(list(bar), schema=SCHEMA)
     manifest = Manifest(name, table)
     if not len(manifest.usable):

@@ -35,6 +35,7 @@ from tqdm import tqdm
 
 from data_specs import voice
 from data_specs.addresses import path_here
+from data_specs.progress import progress_bar
 from data_specs.sample import SAMPLE_RATE
 from data_specs.strict import SpecError, digest, unknown
 from data_specs.voice import Sentences, VoiceModel, VoiceSpec, load_voices
@@ -381,7 +382,7 @@ def speak(order: Order, clips: int, models: Sequence[VoiceModel], load: Loader) 
     done = {int(path.stem) for path in order.out.rglob("*.flac") if path.stem.isdigit()}
     outcome = Outcome()
     try:
-        with tqdm(desc="speak", unit="clip", total=clips) as bar:
+        with progress_bar(desc="speak", unit="clip", total=clips) as bar:
             for index, model in enumerate(order.spec.models):
                 mine = [int(clip) for clip in np.flatnonzero(chosen == index)]
                 todo = [clip for clip in mine if clip not in done]
@@ -402,7 +403,7 @@ def _speak_model(
     spoke: bool,
     load: Loader,
     outcome: Outcome,
-    bar: tqdm,
+    bar: tqdm[Any],
 ) -> None:
     """Make the clips ``todo`` of one model; ``spoke`` where the folder has some of it already."""
     try:

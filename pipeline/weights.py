@@ -289,7 +289,7 @@ def _request(url: str, have: int, origin: Origin) -> urllib.request.Request:
 
 def _append(response: Any, part: Path, have: int) -> None:
     """Write what comes after the ``have`` bytes, or from the beginning if that is what comes."""
-    from tqdm import tqdm
+    from data_specs.progress import progress_bar
 
     start = have if response.status == 206 else 0
     if start and not (response.headers.get("Content-Range") or "").startswith(f"bytes {start}-"):
@@ -297,9 +297,7 @@ def _append(response: Any, part: Path, have: int) -> None:
         raise OSError(f"asked for bytes from {start} on, the server sent others")
     length = response.headers.get("Content-Length")
     total = start + int(length) if length else None
-    progress = tqdm(
-        total=total, initial=start, unit="B", unit_scale=True, desc=part.stem, disable=None
-    )
+    progress = progress_bar(total=total, initial=start, unit="B", unit_scale=True, desc=part.stem)
     with part.open("ab" if start else "wb") as file, progress:
         for block in iter(partial(response.read, CHUNK_BYTES), b""):
             file.write(block)

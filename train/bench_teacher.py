@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from data_specs.addresses import path_here
+from data_specs.progress import progress_bar
 from data_specs.sample import CROP_SAMPLES, SAMPLE_RATE
 from train.memory import peak_bytes, peak_reset
 from train.models.clips import Floats
@@ -215,7 +215,7 @@ def _tell_precision(name: str, waves_BT: Tensor, exact: Teacher, rounded: Teache
 
 def _scored(teacher: Teacher, waves_BT: Tensor) -> tuple[Floats, Floats | None]:
     mos, logits = [], []
-    for part_BT in tqdm(torch.split(waves_BT, 10), desc=teacher.name, unit="batch"):
+    for part_BT in progress_bar(torch.split(waves_BT, 10), desc=teacher.name, unit="batch"):
         mos_B, logit_B = teacher.score(part_BT)
         mos.append(mos_B)
         logits += [] if logit_B is None else [logit_B]

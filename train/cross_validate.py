@@ -32,9 +32,9 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
-from tqdm import tqdm
 
 from data_specs.addresses import path_here
+from data_specs.progress import progress_bar
 from data_specs.rated import RatedClip, read_rated
 from data_specs.strict import digest, unknown
 from data_specs.teacher import teacher_table
@@ -284,7 +284,9 @@ def cross_validate(
     parts = plan.parts(caches)
     there = sum(part.file(out).is_file() for part in parts)
     predicted: dict[Part, list[dict[str, Any]]] = {}
-    with tqdm(total=len(parts), initial=there, unit="head", disable=not host.progress) as bar:
+    with progress_bar(
+        total=len(parts), initial=there, unit="head", disable=not host.progress
+    ) as bar:
         for part in parts:
             bar.set_postfix_str(f"{part.front_end} {part.file(out).stem}")
             cache, is_there = caches[part.front_end], part.file(out).is_file()

@@ -20,9 +20,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from data_specs.addresses import path_here
+from data_specs.progress import progress_bar
 from data_specs.rated import RatedClip, read_rated
 from data_specs.teacher import MEAN, teacher_table
 from train.bootstrap import LEVEL, RESAMPLES
@@ -78,7 +78,9 @@ def score_rated(scorer: Scorer, clips: Sequence[RatedClip], short: Short) -> lis
     """Scores of rated clips; ``ValueError`` naming the file that cannot be scored."""
     scored = []
     results = scorer.score_files([clip.path for clip in clips], short)
-    bar = tqdm(results, total=len(clips), unit="clip", desc=f"{scorer.name}, rated, {short}")
+    bar = progress_bar(
+        results, total=len(clips), unit="clip", desc=f"{scorer.name}, rated, {short}"
+    )
     for clip, result in zip(clips, bar, strict=True):
         if result.mos is None:
             raise ValueError(result.error)
@@ -101,7 +103,7 @@ def score_shards(scorer: Scorer, folder: Path, count: int | None = None) -> list
     samples = ShardSamples(list_shards(folder))
     chosen = np.linspace(0, len(samples) - 1, min(count or len(samples), len(samples)), dtype=int)
     scored: list[ClipScore] = []
-    bar = tqdm(total=len(chosen), unit="clip", desc=f"{scorer.name}, {folder.name}")
+    bar = progress_bar(total=len(chosen), unit="clip", desc=f"{scorer.name}, {folder.name}")
     with bar:
         for places in batches(samples, chosen.tolist()):
             waves = [wave_of(place) for place in places]

@@ -29,9 +29,9 @@ from lightning_fabric import Fabric
 from torch import Tensor
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from tqdm import tqdm
 
 from data_specs.addresses import path_here
+from data_specs.progress import progress_bar
 from data_specs.sample import CROP_SAMPLES
 from train.augment import augment
 from train.files import (
@@ -282,7 +282,7 @@ class _Run:
             about = config.model_dump()
             write_text(out / "config.json", json.dumps(about, indent=2) + "\n")
             self.log = RunLog(out, trainer.step, host.logger, about)
-        self.bar = tqdm(
+        self.bar = progress_bar(
             total=config.steps,
             initial=trainer.step,
             unit="step",

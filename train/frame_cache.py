@@ -34,8 +34,8 @@ import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
-from tqdm import tqdm
 
+from data_specs.progress import progress_bar
 from data_specs.rated import RatedClip
 from data_specs.sample import SAMPLE_RATE
 from data_specs.strict import digest
@@ -350,7 +350,7 @@ def _fill(
     progress: bool,
 ) -> list[Row]:
     """Take the features of the pending rows; returns those that were done."""
-    bar = tqdm(
+    bar = progress_bar(
         total=len(clips),
         initial=len(clips) - len(pending),
         unit="clip",

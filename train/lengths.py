@@ -19,9 +19,9 @@ from typing import Any, get_args
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from data_specs.addresses import path_here
+from data_specs.progress import progress_bar
 from data_specs.sample import CROP_SAMPLES, SAMPLE_RATE
 from train.audio import Wave
 from train.bootstrap import draws, interval, pearson
@@ -145,7 +145,9 @@ def measure_length(
         (scorer.name, short): [] for scorer in scorers for short in ways
     }
     labels: list[float] = []
-    for start in tqdm(range(0, len(numbers), WINDOWS_A_BATCH), desc=f"{seconds:g} s", unit="batch"):
+    for start in progress_bar(
+        range(0, len(numbers), WINDOWS_A_BATCH), desc=f"{seconds:g} s", unit="batch"
+    ):
         part = numbers[start : start + WINDOWS_A_BATCH]
         heard = [crop for crop in crops(samples, part, seconds, seed) if crop]
         labels += [crop.label for crop in heard]

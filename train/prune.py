@@ -33,9 +33,9 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
-from tqdm import tqdm
 
 from data_specs.addresses import path_here
+from data_specs.progress import progress_bar
 from data_specs.rated import RatedClip
 from train.files import csv_text, load_checkpoint, require_same, save_checkpoint, write_text
 from train.hold_out import HOLD_OUT, held_apart
@@ -594,7 +594,7 @@ class _Run:
         write_text(out / "config.json", json.dumps(about, indent=2) + "\n")
         self.log = RunLog(out, pruner.step, host.logger, about)
         self.told: dict[str, float | None] = pruner.rows[-1] if pruner.rows else {}
-        self.bar = tqdm(
+        self.bar = progress_bar(
             total=pruner.steps,
             initial=pruner.step,
             unit="update",

@@ -19,9 +19,9 @@ import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from data_specs.addresses import path_here
+from data_specs.progress import progress_bar
 from data_specs.sample import CROP_SAMPLES, SAMPLE_RATE
 from data_specs.teacher import MEAN, teacher_table
 from train.files import load_checkpoint
@@ -266,7 +266,7 @@ def _score_into(
 def _with_progress(scores: Iterator[Score], files: int) -> Iterator[tuple[Path, Sequence[Score]]]:
     """The scores file by file; a bar shows files and how many times real time is reached."""
     heard_seconds = 0.0
-    with tqdm(total=files, unit="file", desc="score") as bar:
+    with progress_bar(total=files, unit="file", desc="score") as bar:
         for path, group in itertools.groupby(scores, lambda score: score.path):
             of_file = list(group)
             assert path is not None  # these are scores of files

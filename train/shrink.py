@@ -23,9 +23,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from data_specs.addresses import path_here
+from data_specs.progress import progress_bar
 from data_specs.rated import read_rated
 from data_specs.sample import CROP_SAMPLES
 from train.evaluate import score_rated, score_shards
@@ -129,7 +129,7 @@ def _choose(shrinking: Shrinking, original: Student, args: argparse.Namespace) -
         return student
     waves_BT = clips_of(args.importance_from, args.importance_clips, seed=1)
     device = shrinking.source.device
-    bar = tqdm(torch.split(waves_BT, 1), unit="clip", desc="importance")
+    bar = progress_bar(torch.split(waves_BT, 1), unit="clip", desc="importance")
     importance = unit_importance(student, (wave_1T.to(device) for wave_1T in bar))
     chosen = choose_units(student, importance, share)
     shrinking.units["chosen"] = removed(chosen)

@@ -38,6 +38,7 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from data_specs.addresses import path_here
+from data_specs.progress import progress_bar
 from data_specs.rated import RatedClip, read_rated
 from data_specs.strict import digest
 from train.calibrate import Affine, Calibration, Doubles, fit_universal
@@ -450,7 +451,7 @@ def _run(
 ) -> None:
     config, meter = trainer.config, Meter()
     draws = Draws(data, config.cap, config.batch, config.seed)
-    bar = tqdm(
+    bar = progress_bar(
         total=config.steps,
         initial=trainer.step,
         unit="step",

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from tqdm import tqdm
 
+from data_specs.progress import progress_bar
 from data_specs.rated import RatedClip
 from data_specs.sample import SAMPLE_RATE
 from train.audio import Wave, read_mono
@@ -184,7 +184,7 @@ def _score_missing(
     """Put what can be scored into the cache; why the rest cannot."""
     errors: dict[Key, str] = {}
     heard = judge.hear_files(list(missing.values()), way)
-    bar = tqdm(
+    bar = progress_bar(
         heard, total=len(missing), unit="clip", desc=f"{judge.name}, {way}", disable=not missing
     )
     for key, found in zip(missing, bar, strict=True):
@@ -219,7 +219,7 @@ def hear_shards(
     names = tuple(output.name for output in judge.outputs)
     rows: list[ClipScore] = []
     failures: list[Failure] = []
-    with tqdm(total=len(samples), unit="clip", desc=f"{judge.name}, {folder.name}") as bar:
+    with progress_bar(total=len(samples), unit="clip", desc=f"{judge.name}, {folder.name}") as bar:
         for places in batches(samples):
             records = [read_record(*place) for place in places]
             keys: list[Key] = [
