@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.export_helpers import TINY, lively
@@ -26,15 +26,21 @@ def test_the_spectrum_is_the_models_own() -> None:
     waves = noise(0)
     own, found = compressed_spectrum(peak_normalise(waves)), PlainSpectrum()(waves)
     assert own.abs().max() > 1
-    # Compression divides by magnitude^0.7: it lifts both's rounding in bins that hold nothing.
-    loudness = own.norm(dim=1, keepdim=True)
-    audible = loudness > loudness.max() * 10 ** (-60 / 20 * 0.3)  # down to 60 dB below
+    audible = audible_bins(own)
     assert audible.float().mean() > 0.9
     assert ((found - own) * audible).abs().max() < 1e-5
     assert (found - own).square().mean().sqrt() < 1e-6
 
 
+def audible_bins(own: torch.Tensor) -> torch.Tensor:
+    """Down to 60 dB below the loudest: compression divides by magnitude^0.7, which lifts the
+    rounding of both in bins that hold nothing."""
+    loudness = own.norm(dim=1, keepdim=True)
+    return loudness > loudness.max() * 10 ** (-60 / 20 * 0.3)
+
+
 @settings(max_examples=4, deadline=None)
+@example(seed=364, gain=1.0, end=101039)  # a bin at -131 dB is off by .0016
 @given(st.integers(0, 1000), st.floats(1e-6, 1e3), st.integers(0, CROP))
 def test_of_any_level_with_silence_anywhere(seed: int, gain: float, end: int) -> None:
     waves = gain * noise(seed, 1)
@@ -42,7 +48,8 @@ def test_of_any_level_with_silence_anywhere(seed: int, gain: float, end: int) ->
     own = compressed_spectrum(peak_normalise(waves))
     found = PlainSpectrum()(waves)
     assert torch.isfinite(found).all()
-    assert (found - own).square().mean().sqrt() < 1e-6
+    assert ((found - own) * audible_bins(own)).abs().max() < 1e-4
+    assert (found - own).square().mean().sqrt() < 1e-5
     assert torch.equal(found[own == 0], own[own == 0])
 
 
