@@ -31,9 +31,19 @@ class _Lines(io.TextIOBase):
         self.stream.flush()
 
 
+class _Calm(tqdm):  # type: ignore[type-arg]
+    """What is said behind a bar waits for its next line."""
+
+    def set_postfix(self, ordered_dict: Any = None, refresh: Any = None, **said: Any) -> None:
+        super().set_postfix(ordered_dict, False, **said)
+
+    def set_postfix_str(self, s: str = "", refresh: bool = False) -> None:
+        super().set_postfix_str(s, refresh=False)
+
+
 def progress_bar(rows: Iterable[Any] | None = None, **options: Any) -> tqdm[Any]:
     """A ``tqdm`` on stderr with its own options, or lines where that is no terminal."""
-    if not sys.stderr.isatty():
-        options |= {"file": _Lines(sys.stderr), "ascii": True, "delay": BRIEF_S}
-        options |= {"mininterval": LINE_S, "maxinterval": LINE_S}
-    return tqdm(rows, **options)
+    if sys.stderr.isatty():
+        return tqdm(rows, **options)
+    options |= {"file": _Lines(sys.stderr), "ascii": True, "delay": BRIEF_S}
+    return _Calm(rows, **options, mininterval=LINE_S, maxinterval=LINE_S)

@@ -27,6 +27,19 @@ def test_a_log_gets_lines_and_no_bar(
     assert "0/3" in lines[0] and "3/3" in lines[-1]
 
 
+def test_what_is_said_behind_a_bar_waits_for_its_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "BRIEF_S", 0.0)
+    with progress.progress_bar(total=300) as bar:
+        for step in range(300):
+            bar.set_postfix_str(f"loss {step}")
+            bar.set_postfix(loss=step)
+            bar.update()
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2 and "loss=299" in lines[-1]
+
+
 def test_what_is_brief_says_nothing_in_a_log(capsys: pytest.CaptureFixture[str]) -> None:
     with progress.progress_bar(total=2) as bar:
         bar.update(2)
