@@ -51,7 +51,7 @@ def path_here(text: str) -> Path:
     would be a folder called ``s3:`` here, which is gone with the machine."""
     if is_address(text):
         raise ArgumentTypeError(f"{redacted(text)}: only a path of this machine can be given here")
-    return local_path(text) if text.startswith("file://") else Path(text)
+    return Path(place(text))
 
 
 def shown(place: Place) -> str:

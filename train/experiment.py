@@ -735,6 +735,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="RUN",
         help="folders of train prune: judged and drawn too",
     )
+    _add_training_arguments(parser)
+
+
+def _add_training_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
     add("--variants", nargs="+", default=["v1", "v2", "v4", "v6"], help="sizes to train")
     add("--teacher", default="v7", help="what is closed up to: v7, a teacher, a run (default v7)")
     add("--out", type=path_here, required=True, help="folder; continued if it exists")

@@ -410,13 +410,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--out", type=path_here, required=True, help="run folder; continued if it exists"
     )
     parser.add_argument("--preset", choices=sorted(PRESETS), default="paper")
-    for name, kind in (
-        ("steps", int),
-        ("batch", int),
-        ("warmup", int),
-        ("validate-every", int),
-    ):
-        parser.add_argument(f"--{name}", type=kind, help="default: the preset's")
+    for name in ("steps", "batch", "warmup", "validate-every"):
+        parser.add_argument(f"--{name}", type=int, help="default: the preset's")
     for name in ("lr", "weight-decay", "clip-norm", "ema", "rated-share"):
         parser.add_argument(f"--{name}", type=float, help="default: the preset's")
     parser.add_argument("--crops", type=float, help="share of clips cut to 1 s or more in training")
@@ -426,6 +421,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=None)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--buffer", type=int, help="places a sample may move in the shuffle")
+    _add_host_arguments(parser)
+
+
+def _add_host_arguments(parser: argparse.ArgumentParser) -> None:
+    """Where and how a run goes: nothing that changes its result."""
     parser.add_argument("--workers", type=int, default=1, help="decoding processes (0: none)")
     parser.add_argument("--threads", type=int, help="of the training process (default: all cores)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

@@ -66,12 +66,12 @@ class Machine(Strict):
         return self._held(stage, "teacher", on_gpus(self.gpus, stage))
 
     def _held(self, stage: Stage, what: str, most: float, taken: Sequence[Stage] = ()) -> int:
-        room = [self.memory_gb - RESERVE_GB, float(self.cores)]
-        room = [room[0] - sum(s.memory_gb for s in taken), room[1] - sum(s.cores for s in taken)]
+        memory_gb = self.memory_gb - RESERVE_GB - sum(other.memory_gb for other in taken)
+        room = [memory_gb, self.cores - sum(other.cores for other in taken)]
         needs = [stage.memory_gb, stage.cores]
         held = [has / need + 1e-9 for has, need in zip(room, needs, strict=True) if need]
         found = int(min([*held, most]))
-        if not found:
+        if found < 1:
             raise SpecError(
                 f"a machine of {self.cores} cores, {self.gpus} GPUs and {self.memory_gb:g} GB "
                 f"({RESERVE_GB:g} of them Ray's) has no room for a {what} of {stage.flag()}"
