@@ -8,7 +8,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from data_specs.addresses import path_here, place
+from data_specs.io.addresses import path_here, place
 from pipeline import verbs
 from pipeline.guard import TIME_LIMIT_S
 

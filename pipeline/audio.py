@@ -15,7 +15,7 @@ import soundfile
 import soxr
 from numpy.typing import NDArray
 
-from data_specs.file_cache import RemoteFile, remote_clip
+from data_specs.io.cache import RemoteFile, remote_clip
 from data_specs.sample import SAMPLE_RATE
 
 Wave = NDArray[np.float32]

@@ -20,7 +20,7 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
-from data_specs.addresses import place
+from data_specs.io.addresses import place
 from data_specs.recipe import load_recipe
 from data_specs.sample import parse_sample
 from pipeline.bench import default_corpora

@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow.compute as pc
 import yaml
 
-from data_specs.addresses import place
+from data_specs.io.addresses import place
 from data_specs.sample import CROP_SAMPLES, DATASET_FILE, SAMPLE_RATE
 from pipeline import ledger
 from pipeline.degrade import PROCESSORS

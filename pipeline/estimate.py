@@ -18,7 +18,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from data_specs.addresses import path_here
+from data_specs.io.addresses import path_here
 from data_specs.recipe import Recipe, Source, Sources, load_recipe
 from pipeline import job as jobs
 from pipeline import rates as measured

@@ -13,9 +13,9 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from data_specs.addresses import Place, place, shown
+from data_specs.io.addresses import Place, place, shown
 from data_specs.cluster.needs import parse_part
-from data_specs.storage import copy, open_folder
+from data_specs.io.storage import copy, open_folder
 from pipeline import job as jobs
 from pipeline import shards, verbs
 from pipeline.manifest import Manifest

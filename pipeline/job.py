@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Protocol
 
-from data_specs import storage
-from data_specs.addresses import Place
+from data_specs.io import storage
+from data_specs.io.addresses import Place
 from data_specs.corpus import find_corpus
 from data_specs.recipe import Recipe
 from data_specs.sample import CROP_SAMPLES, DATASET_FILE, SAMPLE_RATE

@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 
 from pydantic import Field
 
-from data_specs.addresses import Place
-from data_specs.storage import NotFound, open_folder
+from data_specs.io.addresses import Place
+from data_specs.io.storage import NotFound, open_folder
 from data_specs.strict import Strict
 from pipeline import shards
 from pipeline.shards import Ledger, ShardRecord

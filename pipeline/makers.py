@@ -26,9 +26,9 @@ import yaml
 from numpy.typing import NDArray
 from scipy import signal
 
-from data_specs.addresses import path_here
+from data_specs.io.addresses import path_here
 from data_specs.corpus import AUDIO_SUFFIXES
-from data_specs.progress import progress_bar
+from data_specs.io.progress import progress_bar
 from data_specs.sample import SAMPLE_RATE
 from data_specs.strict import HERE
 from pipeline.audio import DropSample, encode_flac, read_part, to_pcm

@@ -17,11 +17,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from data_specs.addresses import Place, is_address, shown
+from data_specs.io.addresses import Place, is_address, shown
 from data_specs.corpus import AUDIO_SUFFIXES, Corpus, Part
-from data_specs.progress import progress_bar
+from data_specs.io.progress import progress_bar
 from data_specs.recipe import Holdout
-from data_specs.storage import LocalFolder, NotFound, RemoteFolder, whole_file
+from data_specs.io.storage import LocalFolder, NotFound, RemoteFolder, whole_file
 from pipeline.audio import Header, read_header, read_remote_header
 
 SCHEMA = pa.schema(

@@ -12,8 +12,8 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import replace
 
-from data_specs.addresses import Place, place, shown
-from data_specs.storage import LocalFolder, RemoteFolder, copy, open_folder
+from data_specs.io.addresses import Place, place, shown
+from data_specs.io.storage import LocalFolder, RemoteFolder, copy, open_folder
 from pipeline import job as jobs
 from pipeline import shards
 from pipeline.card import write_card

@@ -17,8 +17,8 @@ from typing import Any
 
 import jinja2
 
-from data_specs.addresses import path_here
-from data_specs.listen import data_uri, in_words, spectrogram_png
+from data_specs.io.addresses import path_here
+from data_specs.io.listen import data_uri, in_words, spectrogram_png
 from data_specs.recipe import Recipe
 from data_specs.sample import DATASET_FILE, SAMPLE_RATE, SampleRecord, parse_sample
 from pipeline.audio import decode_flac, encode_flac

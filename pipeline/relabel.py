@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from data_specs.addresses import Place, place, shown
+from data_specs.io.addresses import Place, place, shown
 from data_specs.cluster.needs import parse_part
 from data_specs.recipe import Teacher as TeacherSpec
 from data_specs.sample import SampleRecord, parse_sample

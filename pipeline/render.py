@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from data_specs.addresses import Place
-from data_specs.file_cache import remote_clip
+from data_specs.io.addresses import Place
+from data_specs.io.cache import remote_clip
 from data_specs.sample import CROP_SAMPLES
 from pipeline import degrade
 from pipeline.audio import AudioFile, DropSample, Wave, read_part, read_whole, to_pcm

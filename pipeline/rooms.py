@@ -20,7 +20,7 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from data_specs.addresses import path_here
+from data_specs.io.addresses import path_here
 from data_specs.distributions import Distribution
 from data_specs.room import RoomSpec, load_rooms
 from data_specs.sample import SAMPLE_RATE

@@ -1,6 +1,6 @@
 """Shards: the unit of work, commit and retry.
 
-A shard is written whole (``data_specs.storage``: on a disk under a temporary name, synced, renamed;
+A shard is written whole (``data_specs.io.storage``: on a disk under a temporary name, synced, renamed;
 at an address by one upload that is then compared), and only then its record (``.json``) the same
 way. Whole means: the record is there, it belongs to this dataset, and the tar has the size that it
 states. All else is made again by running the same command again.
@@ -23,10 +23,10 @@ from typing import IO, Any
 import psutil
 from pydantic import Field
 
-from data_specs.addresses import Place
+from data_specs.io.addresses import Place
 from data_specs.sample import CROP_SAMPLES, parse_sample
-from data_specs.storage import LocalFolder, NotFound, RemoteFolder, here, open_folder, sha256_of
-from data_specs.storage import whole_file as whole_file  # part of this module's own interface
+from data_specs.io.storage import LocalFolder, NotFound, RemoteFolder, here, open_folder, sha256_of
+from data_specs.io.storage import whole_file as whole_file  # part of this module's own interface
 from data_specs.strict import Strict
 from pipeline.summary import Summary, summarise
 

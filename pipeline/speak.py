@@ -34,8 +34,8 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from data_specs import voice
-from data_specs.addresses import path_here
-from data_specs.progress import progress_bar
+from data_specs.io.addresses import path_here
+from data_specs.io.progress import progress_bar
 from data_specs.sample import SAMPLE_RATE
 from data_specs.strict import SpecError, digest, unknown
 from data_specs.voice import Sentences, VoiceModel, VoiceSpec, load_voices

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from data_specs.addresses import Place, place, shown
+from data_specs.io.addresses import Place, place, shown
 from data_specs.sample import DATASET_FILE
 from pipeline import ledger
 from pipeline.job import CLIP_HOURS, read_dataset

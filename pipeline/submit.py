@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from data_specs.addresses import shown
+from data_specs.io.addresses import shown
 from data_specs.cluster import submit
 from data_specs.cluster.needs import (
     Stage,

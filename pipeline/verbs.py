@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import soundfile
 
-from data_specs.addresses import Place, place, shown
+from data_specs.io.addresses import Place, place, shown
 from data_specs.cluster.needs import (
     EVERY,
     Part,
@@ -29,7 +29,7 @@ from data_specs.cluster.needs import (
 )
 from data_specs.recipe import Recipe, load_recipe
 from data_specs.sample import SAMPLE_RATE, SampleRecord, parse_sample
-from data_specs.storage import NotFound
+from data_specs.io.storage import NotFound
 from pipeline import failures, label, run, shards
 from pipeline import job as jobs
 from pipeline.card import CARD, write_card

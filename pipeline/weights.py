@@ -289,7 +289,7 @@ def _request(url: str, have: int, origin: Origin) -> urllib.request.Request:
 
 def _append(response: Any, part: Path, have: int) -> None:
     """Write what comes after the ``have`` bytes, or from the beginning if that is what comes."""
-    from data_specs.progress import progress_bar
+    from data_specs.io.progress import progress_bar
 
     start = have if response.status == 206 else 0
     if start and not (response.headers.get("Content-Range") or "").startswith(f"bytes {start}-"):

@@ -176,7 +176,7 @@ def moto_server() -> Iterator[int]:
 
 def point_at(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let s3 be at this port, by the environment's usual names."""
-    from data_specs import storage
+    from data_specs.io import storage
 
     values = {
         "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",

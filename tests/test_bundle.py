@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from data_specs import storage
+from data_specs.io import storage
 from train import bundle
 
 WEIGHTS, ABOUT = b"weights" * 1000, b'{"student": "tiny"}'

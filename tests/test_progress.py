@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from data_specs import progress
+from data_specs.io import progress
 
 
 class Terminal(io.StringIO):

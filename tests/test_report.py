@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from fake_dataset import write_dataset
 
-from data_specs.listen import in_words, quantity, spectrogram_png
+from data_specs.io.listen import in_words, quantity, spectrogram_png
 from train import charts, report
 from train.__main__ import main
 

@@ -15,8 +15,8 @@ import fsspec
 import pytest
 import yaml
 
-from data_specs import storage
-from data_specs.storage import RemoteFolder
+from data_specs.io import storage
+from data_specs.io.storage import RemoteFolder
 from pipeline import verbs
 from pipeline.card import write_card
 from pipeline.merge import merge

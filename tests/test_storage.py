@@ -20,11 +20,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_specs import storage
-from data_specs.addresses import place
+from data_specs.io import storage
+from data_specs.io.addresses import place
 from data_specs.corpus import find_corpus
-from data_specs.file_cache import FileCache, remote_clip
-from data_specs.storage import LocalFolder, NotFound, RemoteFolder, Sums
+from data_specs.io.cache import FileCache, remote_clip
+from data_specs.io.storage import LocalFolder, NotFound, RemoteFolder, Sums
 from pipeline.__main__ import main
 from pipeline.audio import Parts, read_part, read_remote_header
 from pipeline.manifest import CorpusError, scan
@@ -325,7 +325,7 @@ def test_a_changed_clip_is_fetched_anew(at_address: str, speech: Path) -> None:
 
 
 def test_a_cache_of_small_files_is_bounded(tmp_path: Path) -> None:
-    from data_specs.file_cache import RemoteFile
+    from data_specs.io.cache import RemoteFile
 
     system = fsspec.filesystem("memory")
     cache = FileCache(tmp_path / "clips", 100_000, small=True)

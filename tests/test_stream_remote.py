@@ -22,10 +22,10 @@ import pytest
 import torch
 from train_helpers import write_dataset
 
-from data_specs import storage
-from data_specs.addresses import redacted
-from data_specs.file_cache import FileCache, ReadAhead, default_cache
-from data_specs.storage import open_folder
+from data_specs.io import storage
+from data_specs.io.addresses import redacted
+from data_specs.io.cache import FileCache, ReadAhead, default_cache
+from data_specs.io.storage import open_folder
 from train import stream
 from train.loading import loader
 from train.order import Order

@@ -16,7 +16,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_specs.storage import LocalFolder
+from data_specs.io.storage import LocalFolder
 from pipeline import card, ledger, run, status, watch
 from pipeline.__main__ import main
 from pipeline.job import CLIP_HOURS, Job

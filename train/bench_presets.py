@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from data_specs.addresses import path_here
+from data_specs.io.addresses import path_here
 from data_specs.sample import CROP_SAMPLES
 from train.fit import Host, fit
 from train.models.student import count, variant

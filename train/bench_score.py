@@ -23,7 +23,7 @@ import soundfile
 import torch
 from numpy.typing import NDArray
 
-from data_specs.addresses import path_here
+from data_specs.io.addresses import path_here
 from data_specs.sample import CROP_SAMPLES, SAMPLE_RATE
 from train.audio import Wave, read_mono, to_16k
 from train.files import csv_text, write_text

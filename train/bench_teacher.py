@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data_specs.addresses import path_here
-from data_specs.progress import progress_bar
+from data_specs.io.addresses import path_here
+from data_specs.io.progress import progress_bar
 from data_specs.sample import CROP_SAMPLES, SAMPLE_RATE
 from train.memory import peak_bytes, peak_reset
 from train.models.clips import Floats

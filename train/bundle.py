@@ -18,9 +18,9 @@ from typing import Annotated, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from data_specs.addresses import local_path, redacted
-from data_specs.file_cache import CACHE_FOLDER_VARIABLE, RemoteFile, default_cache
-from data_specs.storage import NotFound, RemoteFolder, open_folder
+from data_specs.io.addresses import local_path, redacted
+from data_specs.io.cache import CACHE_FOLDER_VARIABLE, RemoteFile, default_cache
+from data_specs.io.storage import NotFound, RemoteFolder, open_folder
 from train.files import write_atomically, write_text
 from train.models.student import sha256_of
 from train.scoring.int8 import INT8_FILE

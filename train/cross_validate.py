@@ -33,8 +33,8 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from data_specs.addresses import path_here
-from data_specs.progress import progress_bar
+from data_specs.io.addresses import path_here
+from data_specs.io.progress import progress_bar
 from data_specs.rated import RatedClip, read_rated
 from data_specs.strict import digest, unknown
 from data_specs.teacher import teacher_table

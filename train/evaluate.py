@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from data_specs.addresses import path_here
-from data_specs.progress import progress_bar
+from data_specs.io.addresses import path_here
+from data_specs.io.progress import progress_bar
 from data_specs.rated import RatedClip, read_rated
 from data_specs.teacher import MEAN, teacher_table
 from train.bootstrap import LEVEL, RESAMPLES

@@ -26,7 +26,7 @@ import torch
 from markupsafe import Markup
 from torch import nn
 
-from data_specs.addresses import path_here
+from data_specs.io.addresses import path_here
 from data_specs.rated import RatedClip, read_rated
 from train import charts
 from train import fit as fitting

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_specs.addresses import path_here
+from data_specs.io.addresses import path_here
 from train import bundle
 from train.command import command_of
 from train.exporting import page

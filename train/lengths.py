@@ -20,8 +20,8 @@ from typing import Any, get_args
 import numpy as np
 import torch
 
-from data_specs.addresses import path_here
-from data_specs.progress import progress_bar
+from data_specs.io.addresses import path_here
+from data_specs.io.progress import progress_bar
 from data_specs.sample import CROP_SAMPLES, SAMPLE_RATE
 from train.audio import Wave
 from train.bootstrap import draws, interval, pearson

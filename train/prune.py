@@ -34,8 +34,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from data_specs.addresses import path_here
-from data_specs.progress import progress_bar
+from data_specs.io.addresses import path_here
+from data_specs.io.progress import progress_bar
 from data_specs.rated import RatedClip
 from train.files import csv_text, load_checkpoint, require_same, save_checkpoint, write_text
 from train.hold_out import HOLD_OUT, held_apart

@@ -25,9 +25,9 @@ import numpy as np
 import soundfile
 from markupsafe import Markup
 
-from data_specs.addresses import path_here
+from data_specs.io.addresses import path_here
 from data_specs.distributions import Choice, Constant, LogUniform, Normal, Uniform
-from data_specs.listen import data_uri, in_words, spectrogram_png, split_unit
+from data_specs.io.listen import data_uri, in_words, spectrogram_png, split_unit
 from data_specs.recipe import Recipe
 from data_specs.sample import CROP_SAMPLES, DATASET_FILE, SAMPLE_RATE, SampleRecord, parse_sample
 from train import charts

@@ -20,8 +20,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from data_specs.addresses import path_here
-from data_specs.progress import progress_bar
+from data_specs.io.addresses import path_here
+from data_specs.io.progress import progress_bar
 from data_specs.sample import CROP_SAMPLES, SAMPLE_RATE
 from data_specs.teacher import MEAN, teacher_table
 from train.files import load_checkpoint

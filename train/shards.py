@@ -10,9 +10,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from data_specs.file_cache import Descriptor, FileCache, RemoteFile, default_cache
+from data_specs.io.cache import Descriptor, FileCache, RemoteFile, default_cache
 from data_specs.sample import DATASET_FILE
-from data_specs.storage import LocalFolder, NotFound, RemoteFolder, open_folder
+from data_specs.io.storage import LocalFolder, NotFound, RemoteFolder, open_folder
 from data_specs.strict import describe
 from train.models.calibration import Calibration
 from train.tars import BLOCK, index_of, open_tar

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from data_specs.file_cache import CACHE_REMEDY, Descriptor, ReadAhead, RemoteFile
+from data_specs.io.cache import CACHE_REMEDY, Descriptor, ReadAhead, RemoteFile
 from data_specs.rated import RatedClip
 from data_specs.sample import CROP_SAMPLES
 from train.audio import Wave, read_mono, to_16k

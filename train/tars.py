@@ -17,7 +17,7 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
-from data_specs.file_cache import Descriptor
+from data_specs.io.cache import Descriptor
 from data_specs.sample import CROP_SAMPLES, SAMPLE_RATE, SampleRecord, parse_sample
 
 Pcm = NDArray[np.int16]

@@ -37,8 +37,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
-from data_specs.addresses import path_here
-from data_specs.progress import progress_bar
+from data_specs.io.addresses import path_here
+from data_specs.io.progress import progress_bar
 from data_specs.rated import RatedClip, read_rated
 from data_specs.strict import digest
 from train.calibrate import Affine, Calibration, Doubles, fit_universal

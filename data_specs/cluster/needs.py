@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import Field, ValidationError, field_validator
 
-from data_specs.addresses import is_address, redacted
+from data_specs.io.addresses import is_address, redacted
 from data_specs.strict import Strict, describe
 
 GIGABYTE = 10**9

@@ -10,7 +10,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from data_specs.addresses import SECRET_NAMES
+from data_specs.io.addresses import SECRET_NAMES
 from data_specs.cluster.needs import Stage
 from data_specs.strict import SpecError, Strict, load
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from data_specs.addresses import path_here
+from data_specs.io.addresses import path_here
 from data_specs.cluster.site import RESERVE_GB, Kubernetes, Machine, Site, load_site
 from data_specs.strict import SpecError
 

@@ -15,7 +15,7 @@ from typing import Protocol
 
 import numpy as np
 
-from data_specs.progress import progress_bar
+from data_specs.io.progress import progress_bar
 from data_specs.rated import RatedClip
 from data_specs.sample import SAMPLE_RATE
 from train.audio import Wave, read_mono

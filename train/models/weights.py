@@ -18,8 +18,8 @@ from functools import cache, partial
 from pathlib import Path
 
 from data_specs import weight as table
-from data_specs.addresses import is_address, require_readable
-from data_specs.storage import NotFound, RemoteFolder, require_size
+from data_specs.io.addresses import is_address, require_readable
+from data_specs.io.storage import NotFound, RemoteFolder, require_size
 from data_specs.strict import unknown
 from data_specs.weight import Build, WeightFile, Weights, Wheel
 

@@ -22,7 +22,7 @@ from functools import lru_cache
 from pathlib import Path
 from queue import Empty, SimpleQueue
 
-from data_specs.storage import LEFTOVER_S, RemoteFolder
+from data_specs.io.storage import LEFTOVER_S, RemoteFolder
 
 CACHE_GB = 20.0
 CACHE_FOLDER_VARIABLE, CACHE_GB_VARIABLE = "SPEECH_CACHE", "SPEECH_CACHE_GB"

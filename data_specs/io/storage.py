@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import IO, Any, TypeVar
 from urllib.parse import quote, unquote
 
-from data_specs.addresses import (
+from data_specs.io.addresses import (
     PACKAGES,
     Place,
     is_address,
