@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from data_specs.io.errors import UserError
 from data_specs.strict import Strict
 
 
@@ -27,7 +28,7 @@ class Uniform(Strict):
     @model_validator(mode="after")
     def _ordered(self) -> Uniform:
         if self.low > self.high:
-            raise ValueError(f"low {self.low} is above high {self.high}")
+            raise UserError(f"low {self.low} is above high {self.high}")
         return self
 
 
@@ -39,7 +40,7 @@ class LogUniform(Uniform):
     @model_validator(mode="after")
     def _positive(self) -> LogUniform:
         if self.low <= 0:
-            raise ValueError(f"low must be above 0, not {self.low}")
+            raise UserError(f"low must be above 0, not {self.low}")
         return self
 
 
@@ -54,7 +55,7 @@ class Normal(Strict):
     @model_validator(mode="after")
     def _one_spread(self) -> Normal:
         if (self.variance is None) == (self.std is None):
-            raise ValueError("give either variance or std, not both and not neither")
+            raise UserError("give either variance or std, not both and not neither")
         return self
 
     @property
@@ -73,7 +74,7 @@ class Choice(Strict):
     @model_validator(mode="after")
     def _one_weight_each(self) -> Choice:
         if self.weights is not None and len(self.weights) != len(self.values):
-            raise ValueError(f"{len(self.values)} values but {len(self.weights)} weights")
+            raise UserError(f"{len(self.values)} values but {len(self.weights)} weights")
         return self
 
 

@@ -20,6 +20,7 @@ from data_specs.distributions import (
     Uniform,
     support,
 )
+from data_specs.io.errors import UserError
 from data_specs.strict import Strict
 
 AnyDistribution = Constant | Uniform | LogUniform | Normal | Choice
@@ -34,7 +35,7 @@ class Within:
     def __call__(self, distribution: AnyDistribution) -> AnyDistribution:
         low, high = support(distribution)
         if low < self.low or high > self.high:
-            raise ValueError(
+            raise UserError(
                 f"can draw {low:g} to {high:g} {self.unit}; "
                 f"must stay within {self.low:g} to {self.high:g}"
             )
@@ -53,7 +54,7 @@ class OneOf:
             drawn = (distribution.value,)
         if drawn is None or not set(drawn) <= set(self.values):
             allowed = ", ".join(f"{value:g}" for value in self.values)
-            raise ValueError(f"must be a constant or a choice among {allowed}")
+            raise UserError(f"must be a constant or a choice among {allowed}")
         return distribution
 
 

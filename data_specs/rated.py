@@ -16,6 +16,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
+from data_specs.io.errors import UserError
 from data_specs.strict import HERE, SpecError, Strict, load
 
 
@@ -39,7 +40,7 @@ class Scale(Strict):
     @model_validator(mode="after")
     def _ordered(self) -> Scale:
         if self.low >= self.high:
-            raise ValueError(f"low {self.low} is not below high {self.high}")
+            raise UserError(f"low {self.low} is not below high {self.high}")
         return self
 
     def to_mos(self, rating: float) -> float:

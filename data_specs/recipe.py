@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from data_specs.distributions import Constant, Distribution, Normal, Uniform
+from data_specs.io.errors import UserError
 from data_specs.processors import Processor, Within
 from data_specs.strict import HERE, Strict, load
 
@@ -26,7 +27,7 @@ class Holdout(Strict):
     @model_validator(mode="after")
     def _leaves_training(self) -> Holdout:
         if self.validation + self.test >= 1:
-            raise ValueError("validation and test leave nothing to train on")
+            raise UserError("validation and test leave nothing to train on")
         return self
 
 
@@ -89,7 +90,7 @@ class Stage(Strict):
     def _kinds_differ(self) -> Stage:
         twice = [k for k, n in Counter(option.use.kind for option in self.choices).items() if n > 1]
         if twice:
-            raise ValueError(f"kind {twice[0]!r} stands twice in stage {self.stage!r}")
+            raise UserError(f"kind {twice[0]!r} stands twice in stage {self.stage!r}")
         return self
 
 
@@ -128,13 +129,13 @@ class Recipe(Strict):
         names = Counter(stage.stage for stage in self.all_stages())
         twice = [name for name, count in names.items() if count > 1]
         if twice:
-            raise ValueError(f"stage name {twice[0]!r} stands twice")
+            raise UserError(f"stage name {twice[0]!r} stands twice")
         if self.shard_samples % self.group_samples:
-            raise ValueError("shard_samples must be a multiple of group_samples")
+            raise UserError("shard_samples must be a multiple of group_samples")
         for role in ("noise", "rooms", "voices"):
             used = getattr(self, "room" if role == "rooms" else role) is not None
             if used != (getattr(self.sources, role) is not None):
-                raise ValueError(f"sources.{role} and the step that uses it go together")
+                raise UserError(f"sources.{role} and the step that uses it go together")
         return self
 
     def all_stages(self) -> tuple[Stage, ...]:

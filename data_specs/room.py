@@ -9,6 +9,7 @@ from typing import Annotated
 from pydantic import AfterValidator, Field, model_validator
 
 from data_specs.distributions import Distribution, support
+from data_specs.io.errors import UserError
 from data_specs.processors import Within
 from data_specs.strict import HERE, Strict, load
 
@@ -44,13 +45,13 @@ class RoomSpec(Strict):
     def _both_have_a_place(self) -> RoomSpec:
         for name, side in self._sides().items():
             if support(side)[0] <= 2 * self.wall_margin_m:
-                raise ValueError(
+                raise UserError(
                     f"wall_margin_m: {self.wall_margin_m:g} m on both sides leave no place "
                     f"where {name} is {support(side)[0]:g} m"
                 )
         inside_m = [support(side)[1] - 2 * self.wall_margin_m for side in self._sides().values()]
         if support(self.distance_m)[0] >= math.hypot(*inside_m):
-            raise ValueError(
+            raise UserError(
                 f"distance_m: {support(self.distance_m)[0]:g} m does not fit in the largest room"
             )
         return self
@@ -60,7 +61,7 @@ class RoomSpec(Strict):
         shortest_m = min(support(side)[0] for side in self._sides().values())
         needed_m = support(self.distance_m)[1] + MIXING_M
         if self.max_image_order * shortest_m < needed_m:
-            raise ValueError(
+            raise UserError(
                 f"max_image_order: {self.max_image_order} is too low for distances up to "
                 f"{support(self.distance_m)[1]:g} m where a side is {shortest_m:g} m; "
                 f"at least {math.ceil(needed_m / shortest_m)}"

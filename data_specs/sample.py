@@ -15,6 +15,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from data_specs.io.errors import UserError
+
 SAMPLE_RATE = 16_000
 """Hz. Everything is resampled to it (section IV-B)."""
 
@@ -58,8 +60,8 @@ def parse_sample(data: bytes, where: str) -> SampleRecord:
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"]) or "(whole)"
-        raise ValueError(f"{where}: field {field!r}: {first['msg']}") from error
+        raise UserError(f"{where}: field {field!r}: {first['msg']}") from error
     except RecursionError as error:
-        raise ValueError(f"{where}: not JSON that is read: nested too deeply") from error
+        raise UserError(f"{where}: not JSON that is read: nested too deeply") from error
     except ValueError as error:
-        raise ValueError(f"{where}: not JSON: {error}") from error
+        raise UserError(f"{where}: not JSON: {error}") from error

@@ -12,10 +12,12 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
+from data_specs.io.errors import UserError
+
 HERE = Path(__file__).resolve().parent
 
 
-class SpecError(ValueError):
+class SpecError(UserError):
     """A spec is wrong; the message names file, YAML path and what to do."""
 
 
@@ -30,7 +32,7 @@ class Strict(BaseModel):
         if isinstance(data, dict):
             for key in data:
                 if key not in cls.model_fields:
-                    raise ValueError(unknown("key", str(key), cls.model_fields))
+                    raise UserError(unknown("key", str(key), cls.model_fields))
         return data
 
 

@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from data_specs.io.errors import UserError
 from data_specs.strict import HERE, Strict, load, unknown
 from data_specs.weight import Inside
 
@@ -88,7 +89,7 @@ class TeacherTable(Strict):
             front_end = getattr(teacher, "front_end", None)
             if front_end is not None and front_end not in self.front_ends:
                 known = unknown("front end", front_end, self.front_ends)
-                raise ValueError(f"teacher {name!r}: {known}")
+                raise UserError(f"teacher {name!r}: {known}")
         return self
 
 

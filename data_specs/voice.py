@@ -8,6 +8,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
+from data_specs.io.errors import UserError
 from data_specs.strict import HERE, Strict, load
 
 NOT_STATED = "not stated in the library's list"
@@ -35,7 +36,7 @@ class VoiceModel(Strict):
     @model_validator(mode="after")
     def _vocoder_has_a_licence(self) -> VoiceModel:
         if (self.vocoder is None) != (self.vocoder_licence is None):
-            raise ValueError("vocoder and vocoder_licence go together")
+            raise UserError("vocoder and vocoder_licence go together")
         return self
 
     @property
@@ -60,7 +61,7 @@ class Sentences(Strict):
     @model_validator(mode="after")
     def _ordered(self) -> Sentences:
         if self.min_words > self.max_words:
-            raise ValueError(f"min_words {self.min_words} is above max_words {self.max_words}")
+            raise UserError(f"min_words {self.min_words} is above max_words {self.max_words}")
         return self
 
 
@@ -84,7 +85,7 @@ class VoiceSpec(Strict):
         names = [model.name for model in self.models]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
-            raise ValueError(f"models: {', '.join(twice)} is there more than once")
+            raise UserError(f"models: {', '.join(twice)} is there more than once")
         return self
 
     @property

@@ -12,15 +12,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from data_specs.io.errors import UserError
 from data_specs.strict import HERE, Strict, load
 
 
 def _inside(name: str) -> str:
     path = PurePosixPath(name)
     if not path.parts or path.is_absolute() or ".." in path.parts or "\\" in name:
-        raise ValueError(f"{name!r} is not a path inside the folder of its weights")
+        raise UserError(f"{name!r} is not a path inside the folder of its weights")
     if path.as_posix() != name:
-        raise ValueError(f"{name!r} is written {path.as_posix()!r}")
+        raise UserError(f"{name!r} is written {path.as_posix()!r}")
     return name
 
 
@@ -44,7 +45,7 @@ class WeightFile(Strict):
     @model_validator(mode="after")
     def _one_hash(self) -> WeightFile:
         if self.sha256 and self.sha256_prefix:
-            raise ValueError("give either sha256 or sha256_prefix, not both")
+            raise UserError("give either sha256 or sha256_prefix, not both")
         return self
 
     @property

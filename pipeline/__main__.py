@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from data_specs.io.addresses import path_here, place
+from data_specs.io.cli import run_command
 from pipeline import verbs
 from pipeline.guard import TIME_LIMIT_S
 
@@ -122,20 +123,17 @@ def corpus_option(verb: argparse.ArgumentParser) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a verb. Exit status 0: done; 1: something is not whole; 2: bad input."""
+    """Run a verb. Exit status 0: done; 1: not whole; 2: bad input; 130, 143: ended by a signal."""
     options, rest = parser().parse_known_args(argv)
     if rest and options.verb not in verbs.OWN_OPTIONS:
         parser().error(f"unrecognized arguments: {' '.join(rest)}")
-    try:
-        if options.verb in verbs.OWN_OPTIONS:
-            return verbs.delegate(options.verb, rest)
-        return verbs.VERBS[options.verb](options)
-    except (ValueError, OSError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; run the same command again to go on", file=sys.stderr)
-        return 130
+    return run_command(lambda: _run(options, rest))
+
+
+def _run(options: argparse.Namespace, rest: list[str]) -> int:
+    if options.verb in verbs.OWN_OPTIONS:
+        return verbs.delegate(options.verb, rest)
+    return verbs.VERBS[options.verb](options)
 
 
 if __name__ == "__main__":

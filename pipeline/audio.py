@@ -16,6 +16,7 @@ import soxr
 from numpy.typing import NDArray
 
 from data_specs.io.cache import RemoteFile, remote_clip
+from data_specs.io.errors import UserError
 from data_specs.sample import SAMPLE_RATE
 
 Wave = NDArray[np.float32]
@@ -72,7 +73,7 @@ def read_header(path: Path) -> Header:
         info = soundfile.info(str(path))
     except soundfile.LibsndfileError as error:
         _raise_system_error(path, error)
-        raise ValueError(error.error_string.strip()) from error
+        raise UserError(error.error_string.strip()) from error
     return Header(info.frames, info.samplerate, info.channels, size_bytes)
 
 
@@ -98,7 +99,7 @@ def _remote_header(file: str | Parts, size_bytes: int) -> Header:
     try:
         info = soundfile.info(file)
     except soundfile.LibsndfileError as error:
-        raise ValueError(error.error_string.strip()) from error
+        raise UserError(error.error_string.strip()) from error
     return Header(info.frames, info.samplerate, info.channels, size_bytes)
 
 
@@ -241,9 +242,9 @@ def decode_flac(data: bytes) -> NDArray[np.int16]:
     try:
         pcm, rate_hz = soundfile.read(io.BytesIO(data), dtype="int16")
     except soundfile.LibsndfileError as error:
-        raise ValueError(f"not decodable: {error.error_string.strip()}") from error
+        raise UserError(f"not decodable: {error.error_string.strip()}") from error
     if rate_hz != SAMPLE_RATE or pcm.ndim != 1:
-        raise ValueError(f"must be mono at {SAMPLE_RATE} Hz, is {pcm.shape} at {rate_hz} Hz")
+        raise UserError(f"must be mono at {SAMPLE_RATE} Hz, is {pcm.shape} at {rate_hz} Hz")
     return pcm
 
 

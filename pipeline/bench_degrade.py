@@ -29,6 +29,7 @@ import numpy as np
 import psutil
 
 from data_specs.distributions import Choice
+from data_specs.io.errors import UserError
 from data_specs.processors import Processor as Spec
 from data_specs.processors import Untouched
 from data_specs.recipe import Recipe, Source, Sources, load_recipe
@@ -62,7 +63,7 @@ def main(argv: Sequence[str]) -> int:
     options = _parser().parse_args(argv)
     for kind in options.only:
         if kind not in NAIVE:
-            raise ValueError(f"--only {kind}: {unknown('processor', kind, NAIVE)}")
+            raise UserError(f"--only {kind}: {unknown('processor', kind, NAIVE)}")
     with (
         tempfile.TemporaryDirectory() as folder,
         _one_core(),

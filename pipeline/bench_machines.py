@@ -21,6 +21,7 @@ import soundfile
 from numpy.typing import NDArray
 
 from data_specs.io.addresses import place
+from data_specs.io.errors import UserError
 from data_specs.recipe import load_recipe
 from data_specs.sample import parse_sample
 from pipeline.bench import default_corpora
@@ -91,7 +92,7 @@ def compared(own: Made, other: Made) -> list[str]:
     ``ValueError`` where not even the same samples were made.
     """
     if own.keys() != other.keys():
-        raise ValueError(f"other samples: {sorted(own.keys() ^ other.keys())[:5]}")
+        raise UserError(f"other samples: {sorted(own.keys() ^ other.keys())[:5]}")
     away, labels = [], []
     for key, (audio_T, label) in own.items():
         other_T, other_label = other[key]

@@ -21,6 +21,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from data_specs.io.errors import UserError
+from data_specs.io.files import whole_file
 from data_specs.recipe import Recipe, load_recipe
 from data_specs.sample import DATASET_FILE
 from pipeline import ledger, shards, status, verbs
@@ -28,7 +30,7 @@ from pipeline.card import CARD, write_card
 from pipeline.degrade import licences
 from pipeline.job import CLIP_HOURS, Job, reopen
 from pipeline.manifest import SCHEMA, Manifest
-from pipeline.shards import ShardRecord, sample_key, shard_name, whole_file
+from pipeline.shards import ShardRecord, sample_key, shard_name
 from pipeline.summary import MOS_BINS, Summary
 from pipeline.throughput import uses
 
@@ -64,7 +66,7 @@ class Taken:
 def make(out: Path, samples: int, count: int) -> None:
     """Write a dataset folder of ``count`` whole shards, without audio."""
     if samples % count:
-        raise ValueError(f"--samples {samples} must be a multiple of --shards {count}")
+        raise UserError(f"--samples {samples} must be a multiple of --shards {count}")
     recipe = _recipe(samples // count)
     corpora = {role: source.corpus for role, source in recipe.sources.present().items()}
     manifests = {
@@ -261,7 +263,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--step", action="append", choices=sorted(STEPS), default=[])
     options = parser.parse_args(argv)
     if min(options.shards, options.samples) < 10 or options.shards % 10:
-        raise ValueError("--shards must be a multiple of 10, --samples one of --shards")
+        raise UserError("--shards must be a multiple of 10, --samples one of --shards")
     missed: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
         outs = []

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -19,6 +18,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from data_specs.io.addresses import path_here
+from data_specs.io.errors import UserError
+from data_specs.io.hardware import cpus
 from data_specs.recipe import Recipe, Source, Sources, load_recipe
 from pipeline import job as jobs
 from pipeline import rates as measured
@@ -106,7 +107,7 @@ def _rate_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("rates")
     group.add_argument("--corpus", action="append", default=[], metavar="NAME=DIR")
     group.add_argument("--seconds", type=float, default=30.0, help="of each of the two turns")
-    group.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="at once, then")
+    group.add_argument("--workers", type=int, default=cpus(), help="at once, then")
     group.add_argument("--device", default="cpu", help="of the networks")
     group.add_argument("--teacher-device", default="", help="of the teacher (default: --device)")
     group.add_argument(
@@ -129,7 +130,7 @@ def _rate_options(parser: argparse.ArgumentParser) -> None:
 def _cluster_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("machines")
     group.add_argument("--nodes", type=_count, nargs="+", default=[1, 10, 100], metavar="N")
-    group.add_argument("--cores", type=_count, default=os.cpu_count() or 1, help="of a node")
+    group.add_argument("--cores", type=_count, default=cpus(), help="of a node")
     group.add_argument("--gpus", type=int, default=0, help="of a node, for what has a GPU rate")
     group.add_argument("--node-gbit", type=_amount, default=0.0, help="network of a node, Gbit/s")
     group.add_argument("--store-gbit", type=_amount, default=0.0, help="of the whole store, Gbit/s")
@@ -165,9 +166,9 @@ def _cluster(options: argparse.Namespace, nodes: int) -> Cluster:
 
 def _require_gpu_rates(options: argparse.Namespace, rates: Rates) -> None:
     if options.gpus < 0:
-        raise ValueError(f"--gpus must be 0 or more, not {options.gpus}")
+        raise UserError(f"--gpus must be 0 or more, not {options.gpus}")
     if options.gpus and not rates.gpu:
-        raise ValueError(
+        raise UserError(
             "--gpus: nothing has a rate on a GPU: measure on a machine that has one with "
             "--teacher-device cuda --save FILE, or give --gpu-rate teacher=X"
         )
@@ -179,7 +180,7 @@ def _require_gpu_rates(options: argparse.Namespace, rates: Rates) -> None:
 def calibrate(recipe: Recipe, options: argparse.Namespace, given: set[str]) -> Rates:
     """Measure the recipe's stages on this machine, or those that are not ``given``."""
     if options.device != "cpu":
-        raise ValueError(
+        raise UserError(
             "--device: only the teacher is measured on a GPU (--teacher-device); for processors "
             "there, give --gpu-rate NAME=X from `python -m pipeline bench-degrade --device cuda`"
         )
@@ -245,7 +246,7 @@ def _require_rates(missing: set[str]) -> None:
     """Say before the minutes of a calibration what it cannot measure."""
     if missing:
         rates = " ".join(f"--rate {kind}=X" for kind in sorted(missing))
-        raise ValueError(
+        raise UserError(
             f"no stand-in, and no weights here, for {', '.join(sorted(missing))}: fetch them "
             f"(python -m pipeline weights), or give {rates} in times real time on one core"
         )

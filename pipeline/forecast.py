@@ -16,6 +16,7 @@ from pathlib import Path
 from data_specs.cluster import submit
 from data_specs.cluster.needs import parse_stage
 from data_specs.cluster.site import Site
+from data_specs.io.errors import UserError
 from data_specs.recipe import Recipe, load_recipe
 from data_specs.strict import load
 from pipeline.job import CLIP_HOURS
@@ -36,7 +37,7 @@ def forecast(kind: str, site: Site, command: Sequence[str], rates: Path | None) 
     try:
         found = _predict(kind, site, recipe, _of_devices(known, options), options)
     except ValueError as error:
-        raise ValueError(
+        raise UserError(
             f"--rates {rates}: {error}. `python -m pipeline estimate {options.recipe} --rates "
             f"{rates} ... --save {rates}` adds what is given to the file"
         ) from error
@@ -59,7 +60,7 @@ def _read(path: Path, recipe: Recipe) -> Rates:
         other = f"recipe {rates.recipe!r}"
         if rates.recipe == recipe.name:
             other = f"another version of recipe {recipe.name!r}"
-        raise ValueError(
+        raise UserError(
             f"--rates {path}: was measured on {other}, the job makes {recipe.name!r}: measure that "
             "(python -m pipeline estimate ... --save FILE)"
         )
@@ -74,14 +75,14 @@ def _of_devices(rates: Rates, options: argparse.Namespace) -> Rates:
     """Without GPU rates of what the job runs on cores. ``ValueError`` where it needs one."""
     kinds = {TEACHER} if _label_device(options).startswith("cuda") else set()
     if kinds - set(rates.gpu):
-        raise ValueError(
+        raise UserError(
             "the job's teacher is on a GPU and has no rate there: measure with --teacher-device "
             "cuda, or give --gpu-rate teacher=X"
         )
     if options.device.startswith("cuda"):
         kinds |= set(rates.gpu)
         if not kinds - {TEACHER}:
-            raise ValueError("--device cuda: no processor has a rate there: give --gpu-rate NAME=X")
+            raise UserError("--device cuda: no processor has a rate there: give --gpu-rate NAME=X")
     return rates.model_copy(update={"gpu": {kind: rates.gpu[kind] for kind in kinds}})
 
 
@@ -166,7 +167,7 @@ def _on_ray(room: Room, rates: Rates, options: argparse.Namespace) -> Cluster:
 
 def _require_gpus(gpus: float) -> float:
     if not gpus:
-        raise ValueError("the job computes on cuda, and the site's machines have no GPUs")
+        raise UserError("the job computes on cuda, and the site's machines have no GPUs")
     return gpus
 
 

@@ -13,8 +13,9 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from data_specs.io.addresses import Place, place, shown
 from data_specs.cluster.needs import parse_part
+from data_specs.io.addresses import Place, place, shown
+from data_specs.io.errors import UserError
 from data_specs.io.storage import copy, open_folder
 from pipeline import job as jobs
 from pipeline import shards, verbs
@@ -30,7 +31,7 @@ def grown(dataset: Place, options: argparse.Namespace) -> jobs.Job:
     """
     old = jobs.reopen(dataset, verbs.parse_roots(options.corpus, jobs.reopen(dataset, {}).recipe))
     if options.samples < old.samples:
-        raise ValueError(
+        raise UserError(
             f"--samples {options.samples}: {shown(dataset)} has {old.samples} already; --samples "
             "is how many it shall have in all"
         )
@@ -47,7 +48,7 @@ def grown(dataset: Place, options: argparse.Namespace) -> jobs.Job:
             "give --out NEW"
         )
     if not changed:
-        raise ValueError(f"--out {shown(out)}: no corpus has anything new; leave --out away")
+        raise UserError(f"--out {shown(out)}: no corpus has anything new; leave --out away")
     return _version(old, found, out, options)
 
 
@@ -57,12 +58,12 @@ def _version(
     """Open ``out`` as a dataset that begins with the shards of ``old``, and put them there."""
     if old.samples % old.recipe.shard_samples:
         full = -(-old.samples // old.recipe.shard_samples) * old.recipe.shard_samples
-        raise ValueError(
+        raise UserError(
             f"{shown(old.out)}: its last shard is short; fill it first: python -m pipeline extend "
             f"{shown(old.out)} --samples {full}"
         )
     if options.samples <= old.samples:
-        raise ValueError(f"--samples {options.samples}: must be more than the {old.samples} there")
+        raise UserError(f"--samples {options.samples}: must be more than the {old.samples} there")
     for name, manifest in found.items():
         _require_superset(name, old.manifests[name], manifest)
     require_whole(old)
@@ -99,7 +100,7 @@ def _require_superset(name: str, before: Manifest, now: Manifest) -> None:
         for manifest in (before, now)
     )
     if gone := sorted(old - new):
-        raise ValueError(
+        raise UserError(
             f"corpus {name!r}: {len(gone)} recordings of the dataset are not there, such as "
             f"{gone[0][1]}: a version only adds; give its folders first, in their order, and the "
             "new ones behind"

@@ -9,9 +9,11 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Protocol
 
+from data_specs.corpus import find_corpus
 from data_specs.io import storage
 from data_specs.io.addresses import Place
-from data_specs.corpus import find_corpus
+from data_specs.io.errors import UserError
+from data_specs.io.files import remove_leftovers
 from data_specs.recipe import Recipe
 from data_specs.sample import CROP_SAMPLES, DATASET_FILE, SAMPLE_RATE
 from data_specs.strict import digest, unknown
@@ -232,7 +234,7 @@ def first_own_sample(identity: dict[str, Any]) -> int:
 def require_samples(samples: int) -> None:
     """Raise ``ValueError`` for fewer than one sample."""
     if samples < 1:
-        raise ValueError(f"--samples must be at least 1, not {samples}")
+        raise UserError(f"--samples must be at least 1, not {samples}")
 
 
 def scan_all(recipe: Recipe, roots: Roots, progress: bool = True) -> dict[str, Manifest]:
@@ -269,7 +271,7 @@ def resolve_splits(recipe: Recipe, splits: dict[str, str]) -> dict[str, str]:
     roles = recipe.sources.present()
     for role in splits:
         if role not in roles:
-            raise ValueError(f"--split {role}: {unknown('role', role, roles)}")
+            raise UserError(f"--split {role}: {unknown('role', role, roles)}")
     return {role: splits.get(role, "train") for role in roles}
 
 
@@ -281,7 +283,7 @@ def open_folder(job: Job) -> None:
     folder = job.folder
     folder.make()
     if isinstance(folder, storage.LocalFolder):
-        shards.remove_leftovers(folder.path)
+        remove_leftovers(folder.path)
     else:
         folder.remove_leftovers()
     before = read_dataset(job.out)

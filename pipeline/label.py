@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from data_specs.io.errors import UserError
 from data_specs.recipe import Teacher as TeacherSpec
 from data_specs.sample import SampleRecord
 from pipeline.audio import encode_flac, from_pcm
@@ -26,7 +27,7 @@ class Teacher(Protocol):
     def score(self, waves_BT: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]: ...
 
 
-class TeacherError(RuntimeError):
+class TeacherError(UserError):
     """The teacher gave something that is no score; the attempt fails, nothing is dropped."""
 
 

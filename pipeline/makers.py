@@ -26,8 +26,10 @@ import yaml
 from numpy.typing import NDArray
 from scipy import signal
 
-from data_specs.io.addresses import path_here
 from data_specs.corpus import AUDIO_SUFFIXES
+from data_specs.io.addresses import path_here
+from data_specs.io.errors import UserError
+from data_specs.io.hardware import cpus
 from data_specs.io.progress import progress_bar
 from data_specs.sample import SAMPLE_RATE
 from data_specs.strict import HERE
@@ -69,7 +71,7 @@ def _claim(out: Path, maker: str, seed: int) -> None:
     if path.is_file():
         found = json.loads(path.read_text())
         if found != mark:
-            raise ValueError(f"{path}: made with {found}, not {mark}; give another --out or seed")
+            raise UserError(f"{path}: made with {found}, not {mark}; give another --out or seed")
         return
     out.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(mark) + "\n")
@@ -93,9 +95,9 @@ def _read(path: Path, speed: float = 1.0) -> Wave:
     try:
         wave = read_part(path, 0, 60 * SAMPLE_RATE, speed)
     except DropSample as error:
-        raise ValueError(f"{path}: {error}; mend it or remove it from the folder") from error
+        raise UserError(f"{path}: {error}; mend it or remove it from the folder") from error
     if not len(wave):
-        raise ValueError(f"{path}: no samples; remove it from the folder")
+        raise UserError(f"{path}: no samples; remove it from the folder")
     return wave.astype(np.float64)
 
 
@@ -338,7 +340,7 @@ def _speech_files(speech: Path | None) -> list[Path]:
         return []
     files = sorted(path for path in speech.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES)
     if not files:
-        raise ValueError(f"{speech}: no audio files to make babble of; check --from")
+        raise UserError(f"{speech}: no audio files to make babble of; check --from")
     return files
 
 
@@ -466,7 +468,7 @@ def make_rooms(
     """
     for name, (low, high) in {"rt60_s": rt60_s, "length_m": length_m}.items():
         if not 0 < low <= high:
-            raise ValueError(f"{name}: {low} to {high} is not a range of positive numbers")
+            raise UserError(f"{name}: {low} to {high} is not a range of positive numbers")
     _claim(out, "rooms", seed)
 
     def room(name: str) -> Wave:
@@ -488,7 +490,7 @@ def _parser() -> argparse.ArgumentParser:
         verb.add_argument("--out", type=path_here, required=True, metavar="DIR")
         verb.add_argument("--count", type=int, default=count, help="files (default %(default)s)")
         verb.add_argument("--seed", type=int, default=1)
-        verb.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+        verb.add_argument("--workers", type=int, default=cpus())
         if what == "noise":
             verb.add_argument(
                 "--from",
@@ -517,7 +519,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> list[Path]:
     if args.count < 0:
-        raise ValueError(f"--count must not be negative, is {args.count}")
+        raise UserError(f"--count must not be negative, is {args.count}")
     if args.what == "speech":
         return make_speech(args.out, args.count, args.seed, args.workers)
     if args.what == "noise":

@@ -17,11 +17,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from data_specs.io.addresses import Place, is_address, shown
 from data_specs.corpus import AUDIO_SUFFIXES, Corpus, Part
+from data_specs.io.addresses import Place, is_address, shown
+from data_specs.io.errors import UserError
+from data_specs.io.files import whole_file
 from data_specs.io.progress import progress_bar
+from data_specs.io.storage import LocalFolder, NotFound, RemoteFolder
 from data_specs.recipe import Holdout
-from data_specs.io.storage import LocalFolder, NotFound, RemoteFolder, whole_file
 from pipeline.audio import Header, read_header, read_remote_header
 
 SCHEMA = pa.schema(
@@ -44,7 +46,7 @@ HEADER_THREADS = 16
 """Reading headers waits for the disk or the network, not for the processor."""
 
 
-class CorpusError(ValueError):
+class CorpusError(UserError):
     """A corpus folder cannot be used; the message names the folder and what to do."""
 
 

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from data_specs.io.addresses import Place, place, shown
+from data_specs.io.errors import UserError
 from data_specs.io.storage import LocalFolder, RemoteFolder, copy, open_folder
 from pipeline import job as jobs
 from pipeline import shards
@@ -28,7 +29,7 @@ def merge(inputs: Sequence[Place], out: Place) -> jobs.Job:
     where two have different content under one number.
     """
     if any(same_place(out, one) for one in inputs):
-        raise ValueError(f"--out {shown(out)} is one of the inputs: give another folder")
+        raise UserError(f"--out {shown(out)} is one of the inputs: give another folder")
     found = [jobs.reopen(one, {}) for one in inputs]
     for other in found[1:]:
         _require_same(found[0], other)

@@ -18,6 +18,7 @@ from typing import Any
 import jinja2
 
 from data_specs.io.addresses import path_here
+from data_specs.io.errors import UserError
 from data_specs.io.listen import data_uri, in_words, spectrogram_png
 from data_specs.recipe import Recipe
 from data_specs.sample import DATASET_FILE, SAMPLE_RATE, SampleRecord, parse_sample
@@ -31,11 +32,11 @@ from pipeline.verbs import parse_roots
 def _whole_shards(folder: Path) -> list[Path]:
     """Tars with a record beside them. Raises ``ValueError`` where there are none."""
     if not folder.is_dir():
-        raise ValueError(f"{folder}: no such folder; give one that python -m pipeline shards wrote")
+        raise UserError(f"{folder}: no such folder; give one that python -m pipeline shards wrote")
     tars = [folder / f"{shard_name(number)}.tar" for number in find_shards(folder)]
     whole = [tar for tar in tars if tar.is_file() and tar.with_suffix(".json").is_file()]
     if not whole:
-        raise ValueError(f"{folder}: no whole shard yet; run python -m pipeline shards to the end")
+        raise UserError(f"{folder}: no whole shard yet; run python -m pipeline shards to the end")
     return whole
 
 
@@ -44,11 +45,11 @@ def _dataset(folder: Path) -> dict[str, Any]:
     try:
         about = json.loads(path.read_bytes())
     except FileNotFoundError:
-        raise ValueError(f"{path}: not there; is {folder} a dataset folder?") from None
+        raise UserError(f"{path}: not there; is {folder} a dataset folder?") from None
     except ValueError as error:
-        raise ValueError(f"{path}: not JSON: {error}") from error
+        raise UserError(f"{path}: not JSON: {error}") from error
     if not isinstance(about, dict) or "recipe_hash" not in about:
-        raise ValueError(f"{path}: not a dataset description; make the dataset again")
+        raise UserError(f"{path}: not a dataset description; make the dataset again")
     return about
 
 
@@ -99,7 +100,7 @@ def _card(title: str, found: Found, roots: Roots) -> dict[str, Any]:
     try:
         pcm = decode_flac(flac)
     except ValueError as error:
-        raise ValueError(f"{tar}: {record.key}.flac: {error}") from error
+        raise UserError(f"{tar}: {record.key}.flac: {error}") from error
     return {
         "title": title,
         "key": record.key,
@@ -119,7 +120,7 @@ def _original(record: SampleRecord, roots: Roots) -> dict[str, str]:
     bare = plan.model_copy(update={"room": None, "noise": None, "steps": (), "speech_steps": 0})
     (made,) = render_group([bare], roots)
     if made.pcm is None:
-        raise ValueError(f"{record.key}: its recording cannot be read any more: {made.detail}")
+        raise UserError(f"{record.key}: its recording cannot be read any more: {made.detail}")
     return {
         "audio": data_uri("audio/flac", encode_flac(made.pcm)),
         "picture": data_uri("image/png", spectrogram_png(made.pcm)),
@@ -132,7 +133,7 @@ def page(folder: Path, count: int, corpora: Sequence[str] = (), each: bool = Fal
     Raises ``ValueError`` or ``OSError`` naming what is damaged or missing.
     """
     if count < 1:
-        raise ValueError(f"--count must be at least 1, not {count}")
+        raise UserError(f"--count must be at least 1, not {count}")
     about = _dataset(folder)
     recipe = Recipe.model_validate(about["recipe"])
     roots = parse_roots(corpora, recipe)

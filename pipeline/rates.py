@@ -24,6 +24,8 @@ import numpy as np
 import psutil
 import yaml
 
+from data_specs.io.errors import UserError
+from data_specs.io.files import whole_file
 from data_specs.recipe import Recipe
 from data_specs.strict import load, unknown
 from pipeline import label, shards
@@ -33,7 +35,7 @@ from pipeline.guard import Guard
 from pipeline.job import Job, use_one_thread
 from pipeline.plan import SamplePlan
 from pipeline.render import render_group
-from pipeline.shards import Row, whole_file
+from pipeline.shards import Row
 from pipeline.throughput import CLIP_S, TEACHER, Rates, uses
 
 LEAST_SAMPLES = 8
@@ -107,7 +109,7 @@ class Bench:
         """Seconds of a whole shard's commit, and the bytes of a sample in it."""
         good = [row for row in self.rows if not row.reason]
         if not good:
-            raise ValueError("calibration: every sample was dropped; see what `shards` says")
+            raise UserError("calibration: every sample was dropped; see what `shards` says")
         size = self.job.recipe.shard_samples
         rows = [good[i % len(good)] for i in range(size)]
         with tempfile.TemporaryDirectory(dir=self.job.out) as folder:
@@ -260,7 +262,7 @@ def given(options: Sequence[str], flag: str) -> dict[str, float]:
         except ValueError:
             speed = 0.0
         if not speed > 0:
-            raise ValueError(f"{flag} {option}: write NAME=X, X in times real time, above 0")
+            raise UserError(f"{flag} {option}: write NAME=X, X in times real time, above 0")
         found[name] = CLIP_S / speed
     return found
 
@@ -270,7 +272,7 @@ def require_known(rates: Rates, names: Iterable[str], recipe: Recipe) -> None:
     known = {TEACHER, *recipe.kinds(), *rates.processors, *rates.gpu} - {"none"}
     for name in names:
         if name not in known:
-            raise ValueError(unknown("rate", name, known))
+            raise UserError(unknown("rate", name, known))
 
 
 def with_given(rates: Rates, cpu: dict[str, float], gpu: dict[str, float]) -> Rates:

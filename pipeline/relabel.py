@@ -19,8 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from data_specs.io.addresses import Place, place, shown
 from data_specs.cluster.needs import parse_part
+from data_specs.io.addresses import Place, place, shown
+from data_specs.io.errors import UserError
 from data_specs.recipe import Teacher as TeacherSpec
 from data_specs.sample import SampleRecord, parse_sample
 from data_specs.strict import describe
@@ -42,7 +43,7 @@ def prepare(source: Job, out: Place, spec: TeacherSpec, device: str = "cpu") -> 
     ``out`` that is the source or holds another dataset; ``OSError`` for one that cannot be written.
     """
     if same_place(out, source.out):
-        raise ValueError(
+        raise UserError(
             f"--out {shown(out)} is the source itself, whose labels stay: give another folder"
         )
     require_whole(source)
@@ -204,7 +205,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     part = parse_part(options.part)
     at = verbs.machines(options, [("SOURCE", options.source), ("--out", options.out)])
     if options.batch < 0:
-        raise ValueError(f"--batch must be at least 1, not {options.batch}")
+        raise UserError(f"--batch must be at least 1, not {options.batch}")
     source = reopen(options.source, {})
     job = prepare(source, options.out, _spec(options), options.device)
     if warning := label.slow_precision(job.recipe.teacher, options.device):
@@ -224,4 +225,4 @@ def _spec(options: argparse.Namespace) -> TeacherSpec:
     try:
         return TeacherSpec.model_validate(asked)
     except ValidationError as error:
-        raise ValueError(describe(error, asked, "--teacher, --precision")) from error
+        raise UserError(describe(error, asked, "--teacher, --precision")) from error

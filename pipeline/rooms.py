@@ -9,7 +9,6 @@ tail, the direct sound 2.5 ms after the start, peak 0.9, FLAC at 16 kHz. Beside 
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,8 +19,11 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from data_specs.io.addresses import path_here
 from data_specs.distributions import Distribution
+from data_specs.io.addresses import path_here
+from data_specs.io.errors import UserError
+from data_specs.io.files import remove_leftovers
+from data_specs.io.hardware import cpus
 from data_specs.room import RoomSpec, load_rooms
 from data_specs.sample import SAMPLE_RATE
 from data_specs.strict import digest
@@ -35,7 +37,6 @@ from pipeline.makers import (
     _with_tail,
     decay_seconds,
 )
-from pipeline.shards import remove_leftovers
 from pipeline.speak import write_manifest, write_record
 
 Wave = NDArray[np.float64]
@@ -142,7 +143,7 @@ def make_room(spec: RoomSpec, name: str) -> tuple[Wave, dict[str, Any]]:
             return wave, _record(name, box, absorption, measured_s, attempt)
         reasons.append("rt60_s cannot be reached")
     told = ", ".join(f"{reasons.count(r)} x {r}" for r in sorted(set(reasons)))
-    raise ValueError(f"{spec.name}: {name}: no room in {spec.tries} tries: {told}")
+    raise UserError(f"{spec.name}: {name}: no room in {spec.tries} tries: {told}")
 
 
 def _draws(spec: RoomSpec, name: str) -> Iterator[Generator]:
@@ -194,7 +195,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("spec", help="YAML file, or the name of one in data_specs/rooms")
     parser.add_argument("--out", type=path_here, required=True, metavar="DIR")
     parser.add_argument("--count", type=int, required=True, metavar="N")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--workers", type=int, default=cpus())
     return parser
 
 
@@ -202,7 +203,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """``python -m pipeline rooms SPEC --out DIR --count N``: run it again to go on."""
     args = _parser().parse_args(argv)
     if args.count < 0:
-        raise ValueError(f"--count must not be negative, is {args.count}")
+        raise UserError(f"--count must not be negative, is {args.count}")
     made = make_rooms(load_rooms(args.spec), args.out, args.count, args.workers)
     print(f"{args.out}: {len(made)} rooms")
     return 0

@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_specs.cluster.needs import EVERY, ONE_CORE, Part, Stage
+from data_specs.io.errors import UserError
 from pipeline.audio import from_pcm, to_pcm
 from pipeline.job import Hire, Job, Maker, Worker, use_one_thread
 from pipeline.label import Teacher, TeacherError
@@ -95,14 +96,14 @@ class TeacherActors:
     def check(self, engine: str, device: str) -> None:
         """Raise ``ValueError`` for what cannot be had, before any work is done."""
         if self.count < 0 or self.per_gpu < 1:
-            raise ValueError("--teacher-actors must be at least 0, --teachers-per-gpu at least 1")
+            raise UserError("--teacher-actors must be at least 0, --teachers-per-gpu at least 1")
         if self.count and engine != "ray":
-            raise ValueError(
+            raise UserError(
                 f"--teacher-actors needs --engine ray, not {engine}; without it, every "
                 "worker has a teacher of its own"
             )
         if self.count and ":" in device:
-            raise ValueError(
+            raise UserError(
                 f"teacher on {device!r}: with --teacher-actors Ray chooses the GPU; write "
                 f"{device.partition(':')[0]}"
             )
@@ -451,7 +452,7 @@ def _start_ray(workers: int, address: str = "") -> None:
             )
         except ConnectionError as error:
             if not _is_starting(error) or time.monotonic() > until:
-                raise ValueError(
+                raise UserError(
                     f"--ray-address {address}: no Ray cluster answers: {error}"
                 ) from error
 
@@ -753,7 +754,7 @@ def _teachers_place(job: Job, actors: TeacherActors, machines: Machines) -> Iter
     place = _Place(each, actors.count)
     try:
         if not place.group.wait(ROOM_S):
-            raise ValueError(
+            raise UserError(
                 f"--teacher-actors {actors.count}: each needs {each} on one machine, and the "
                 "machines of this Ray have no place for all of them: ask for fewer, or for less "
                 "(--teacher-needs)"
@@ -881,7 +882,7 @@ def _require_room(job: Job, actors: TeacherActors, machines: Machines) -> None:
         if time.monotonic() < until:
             time.sleep(1)
             continue
-        raise ValueError(
+        raise UserError(
             f"--teacher-actors {actors.count} on {job.label_device!r} needs {math.ceil(needed)} "
             f"{kind}s and this Ray has {int(there)}: ask for fewer"
             + (", or for more --teachers-per-gpu" if kind == "GPU" else "")

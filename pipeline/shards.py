@@ -1,6 +1,6 @@
 """Shards: the unit of work, commit and retry.
 
-A shard is written whole (``data_specs.io.storage``: on a disk under a temporary name, synced, renamed;
+A shard is written whole (``data_specs.io.storage``: on a disk by a temporary name, sync, rename;
 at an address by one upload that is then compared), and only then its record (``.json``) the same
 way. Whole means: the record is there, it belongs to this dataset, and the tar has the size that it
 states. All else is made again by running the same command again.
@@ -20,13 +20,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-import psutil
 from pydantic import Field
 
 from data_specs.io.addresses import Place
+from data_specs.io.errors import UserError
+from data_specs.io.storage import LocalFolder, NotFound, RemoteFolder, open_folder
 from data_specs.sample import CROP_SAMPLES, parse_sample
-from data_specs.io.storage import LocalFolder, NotFound, RemoteFolder, here, open_folder, sha256_of
-from data_specs.io.storage import whole_file as whole_file  # part of this module's own interface
 from data_specs.strict import Strict
 from pipeline.summary import Summary, summarise
 
@@ -67,7 +66,7 @@ class ShardRecord(Strict):
     summary: Summary | None = None  # records of before it was written have none
 
 
-class ShardError(ValueError):
+class ShardError(UserError):
     """A shard or its folder is not what it should be; the message names it."""
 
 
@@ -83,14 +82,6 @@ def sample_key(index: int) -> str:
 def shard_name(shard: int) -> str:
     """File name of a shard without its ending."""
     return f"shard-{shard:06d}"
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Remove temporary files that killed processes of this machine left behind."""
-    for path in folder.glob(f".*.{here()}.*.tmp"):
-        process = path.name.split(".")[-2]
-        if process.isdigit() and not psutil.pid_exists(int(process)):
-            path.unlink(missing_ok=True)
 
 
 def write_json(folder: Place, name: str, value: Any) -> None:
@@ -369,7 +360,8 @@ def _problems(
     if size != record.tar_bytes:
         yield f"{where}: {size} bytes, its record says {record.tar_bytes}; truncated or replaced"
         return
-    if sha256_of(file) != record.tar_sha256:
+    digest = hashlib.file_digest(file, "sha256")  # type: ignore[arg-type]  # IO has readinto
+    if digest.hexdigest() != record.tar_sha256:
         yield f"{where}: content differs from its record's hash: corrupted"
     file.seek(0)
     keys = [drop["key"] for drop in record.dropped]

@@ -35,6 +35,8 @@ from tqdm import tqdm
 
 from data_specs import voice
 from data_specs.io.addresses import path_here
+from data_specs.io.errors import UserError
+from data_specs.io.files import remove_leftovers, whole_file
 from data_specs.io.progress import progress_bar
 from data_specs.sample import SAMPLE_RATE
 from data_specs.strict import SpecError, digest, unknown
@@ -43,7 +45,6 @@ from pipeline.audio import resample
 from pipeline.draw import pick
 from pipeline.makers import PEAK, _claim, _sentences, _write
 from pipeline.rng import Floats, stream
-from pipeline.shards import remove_leftovers, whole_file
 from train.models.weights import cache_folder
 
 Wave = NDArray[np.float32]
@@ -84,7 +85,7 @@ def write_manifest(path: Path) -> None:
         try:
             records.append(json.loads(audio.with_suffix(".json").read_text(encoding="utf-8")))
         except (FileNotFoundError, json.JSONDecodeError) as error:
-            raise ValueError(f"{audio}: no record beside it; remove it and run again") from error
+            raise UserError(f"{audio}: no record beside it; remove it and run again") from error
     lines = [json.dumps(record, ensure_ascii=False, sort_keys=True) + "\n" for record in records]
     with whole_file(path) as file:
         file.write("".join(lines).encode())
@@ -135,7 +136,7 @@ class TextFile:
                 place += len(line)
         self.sha256 = hashed.hexdigest()
         if not self.places:
-            raise ValueError(
+            raise UserError(
                 f"{path}: no line is a sentence of {rule.min_words} to {rule.max_words} words; "
                 f"write one a line, or in column {rule.column} between tabs"
             )
@@ -152,7 +153,7 @@ class TextFile:
         try:
             return line.decode("utf-8-sig")
         except UnicodeDecodeError as error:
-            raise ValueError(f"{self.path}: {where}: not UTF-8: {error}") from error
+            raise UserError(f"{self.path}: {where}: not UTF-8: {error}") from error
 
 
 def parse_texts(options: Sequence[str], spec: VoiceSpec) -> dict[str, Texts]:
@@ -164,9 +165,9 @@ def parse_texts(options: Sequence[str], spec: VoiceSpec) -> dict[str, Texts]:
     for option in options:
         language, equals, path = option.partition("=")
         if not equals or not path:
-            raise ValueError(f"--text {option}: write LANG=FILE")
+            raise UserError(f"--text {option}: write LANG=FILE")
         if language not in spec.languages:
-            raise ValueError(f"--text {option}: {unknown('language', language, spec.languages)}")
+            raise UserError(f"--text {option}: {unknown('language', language, spec.languages)}")
         files[language] = Path(path)
     texts: dict[str, Texts] = {}
     for language in spec.languages:
@@ -175,7 +176,7 @@ def parse_texts(options: Sequence[str], spec: VoiceSpec) -> dict[str, Texts]:
         elif language in _sentences():
             texts[language] = _sentences()[language]
         else:
-            raise ValueError(f"no texts in language {language!r}: give --text {language}=FILE")
+            raise UserError(f"no texts in language {language!r}: give --text {language}=FILE")
     return texts
 
 
@@ -541,7 +542,7 @@ def choose_models(spec: VoiceSpec, names: Sequence[str], noncommercial: bool) ->
     by_name = {model.name: model for model in spec.models}
     for name in names:
         if name not in by_name:
-            raise ValueError(f"--models: {unknown('model', name, by_name)}")
+            raise UserError(f"--models: {unknown('model', name, by_name)}")
     chosen = []
     for model in (model for model in spec.models if not names or model.name in names):
         if model.noncommercial and not noncommercial:
@@ -557,7 +558,7 @@ def _need_device(device: str) -> None:
         import torch
 
         if not torch.cuda.is_available():
-            raise ValueError("--device cuda: torch finds no such device here")
+            raise UserError("--device cuda: torch finds no such device here")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -568,7 +569,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args = _parser().parse_args(argv)
     if args.clips < 0:
-        raise ValueError(f"--clips must not be negative, is {args.clips}")
+        raise UserError(f"--clips must not be negative, is {args.clips}")
     _need_device(args.device)
     spec = load_voices(args.spec)
     check_listed(spec, args.spec)

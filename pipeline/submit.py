@@ -14,7 +14,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from data_specs.io.addresses import shown
 from data_specs.cluster import submit
 from data_specs.cluster.needs import (
     Stage,
@@ -24,6 +23,8 @@ from data_specs.cluster.needs import (
     require_no_secret,
 )
 from data_specs.cluster.site import Machine, Site, on_gpus
+from data_specs.io.addresses import shown
+from data_specs.io.errors import UserError
 from data_specs.recipe import load_recipe
 from data_specs.strict import unknown
 from pipeline.forecast import forecast
@@ -108,7 +109,7 @@ def _check(kind: str, site: Site, job: Sequence[str]) -> None:
 
     for flag in SAID_BY_SITE:
         if _given(job, flag):
-            raise ValueError(f"{flag}: leave it out: it follows from the kind and the site")
+            raise UserError(f"{flag}: leave it out: it follows from the kind and the site")
     options = parser().parse_args(["shards", *job])
     recipe = load_recipe(options.recipe)
     corpora = {source.corpus for source in recipe.sources.present().values()}
@@ -116,7 +117,7 @@ def _check(kind: str, site: Site, job: Sequence[str]) -> None:
     folders = [_folder(option) for option in options.corpus]
     for name, _ in folders:
         if name not in corpora:
-            raise ValueError(f"--corpus {name}: {unknown('corpus', name, corpora)}")
+            raise UserError(f"--corpus {name}: {unknown('corpus', name, corpora)}")
     given = [("--out", str(options.out)), *((f"--corpus {name}", at) for name, at in folders)]
     require_everywhere(given)
     require_no_secret(given)
@@ -125,7 +126,7 @@ def _check(kind: str, site: Site, job: Sequence[str]) -> None:
     there = {name for name, _ in folders}
     for name in sorted(corpora - there):
         if f"CORPUS_{name.upper()}" not in site.environment:
-            raise ValueError(
+            raise UserError(
                 f"the recipe needs corpus {name!r}: give --corpus {name}=DIR, or CORPUS_"
                 f"{name.upper()} in the site's environment (this machine's is not taken along)"
             )
@@ -136,7 +137,7 @@ def _check(kind: str, site: Site, job: Sequence[str]) -> None:
 def _folder(option: str) -> tuple[str, str]:
     name, equals, folder = option.partition("=")
     if not equals or not folder:
-        raise ValueError(f"--corpus {shown(option)}: write NAME=DIR")
+        raise UserError(f"--corpus {shown(option)}: write NAME=DIR")
     return name, folder
 
 

@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 
 from pydantic import Field
 
+from data_specs.io.errors import UserError
 from data_specs.recipe import Recipe, Stage
 from data_specs.sample import CROP_SAMPLES, SAMPLE_RATE
 from data_specs.strict import Strict, digest
@@ -206,14 +207,14 @@ def _stages(recipe: Recipe, rates: Rates, on_gpu: set[str], slow: float) -> dict
         if kind == "none" or kind in on_gpu:
             continue
         if kind not in rates.processors:
-            raise ValueError(
+            raise UserError(
                 f"no rate for processor {kind!r}: measure where it runs, or give "
                 f"--rate {kind}=X, its speed in times real time on one core"
             )
         found[kind] = share * rates.processors[kind]
     if TEACHER not in on_gpu:
         if rates.teacher_s is None:
-            raise ValueError(
+            raise UserError(
                 "the teacher was timed on a GPU and has no rate on a core: give --gpus, or measure "
                 "without --teacher-device, or give --rate teacher=X"
             )

@@ -18,7 +18,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import soundfile
 
-from data_specs.io.addresses import Place, place, shown
 from data_specs.cluster.needs import (
     EVERY,
     Part,
@@ -27,9 +26,13 @@ from data_specs.cluster.needs import (
     parse_stage,
     require_everywhere,
 )
+from data_specs.io.addresses import Place, place, shown
+from data_specs.io.errors import UserError
+from data_specs.io.files import whole_file
+from data_specs.io.hardware import cpus
+from data_specs.io.storage import NotFound
 from data_specs.recipe import Recipe, load_recipe
 from data_specs.sample import SAMPLE_RATE, SampleRecord, parse_sample
-from data_specs.io.storage import NotFound
 from pipeline import failures, label, run, shards
 from pipeline import job as jobs
 from pipeline.card import CARD, write_card
@@ -50,7 +53,7 @@ def parse_roots(options: Sequence[str], recipe: Recipe) -> Roots:
     for option in options:
         name, equals, folder = option.partition("=")
         if not equals or not folder:
-            raise ValueError(f"--corpus {shown(option)}: write NAME=DIR")
+            raise UserError(f"--corpus {shown(option)}: write NAME=DIR")
         roots.setdefault(name, []).append(place(folder))
     for name in {source.corpus for source in recipe.sources.present().values()} - set(roots):
         value = os.environ.get(f"CORPUS_{name.upper()}", "")
@@ -67,7 +70,7 @@ def parse_splits(options: Sequence[str], roles: Sequence[str]) -> dict[str, str]
     for option in sorted(options, key=lambda text: "=" in text):
         role, equals, split = option.rpartition("=")
         if split not in SPLITS:
-            raise ValueError(f"--split {option}: must be one of {', '.join(SPLITS)}")
+            raise UserError(f"--split {option}: must be one of {', '.join(SPLITS)}")
         splits.update({role: split} if equals else dict.fromkeys(roles, split))
     return splits
 
@@ -98,7 +101,7 @@ def plan(options: argparse.Namespace) -> int:
     job = jobs.Job(recipe, identity, options.samples, options.out, roots, manifests=manifests)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
-    with shards.whole_file(options.out) as file:
+    with whole_file(options.out) as file:
         write_plans(job, file)
     seconds = time.monotonic() - began
     print(f"{options.samples} samples planned in {seconds:.1f} s: {options.out}")
@@ -187,7 +190,7 @@ def make(
 def engine_options(verb: argparse.ArgumentParser) -> None:
     """How and by how many shards are made: nothing that is data."""
     verb.add_argument("--engine", choices=("ray", "local"), default="ray")
-    verb.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    verb.add_argument("--workers", type=int, default=cpus())
     verb.add_argument(
         "--teacher-actors",
         type=int,
@@ -240,7 +243,7 @@ def machines(options: argparse.Namespace, places: Sequence[tuple[str, Place]]) -
     """
     address = parse_address(options.ray_address)
     if address and options.engine != "ray":
-        raise ValueError(f"--ray-address needs --engine ray, not {options.engine}")
+        raise UserError(f"--ray-address needs --engine ray, not {options.engine}")
     if options.engine == "ray" and (address or os.environ.get("RAY_ADDRESS")):
         require_everywhere([(flag, str(place)) for flag, place in places])
     return run.Machines(address, parse_stage(options.worker_needs, "--worker-needs"))
@@ -383,7 +386,7 @@ def replay(options: argparse.Namespace) -> int:
         record = find_sample(job, key)
         rendered = _again(job, SamplePlan.model_validate(record.plan), roots)
         if rendered.pcm is None:
-            raise ValueError(f"{key}: {rendered.reason}: {rendered.detail}")
+            raise UserError(f"{key}: {rendered.reason}: {rendered.detail}")
         same = pcm_sha256(rendered.pcm) == record.pcm_sha256
         differ += not same
         print(f"{key}: {'the same audio' if same else 'DIFFERENT audio'}, mos {record.mos:.3f}")
@@ -397,7 +400,7 @@ def _again(job: jobs.Job, plan: SamplePlan, roots: Roots) -> Rendered:
     """Make a sample again beside those of its group: a batch's size may move a network's output in
     its last bits."""
     if plan.index < (since := jobs.first_own_sample(job.identity)):
-        raise ValueError(
+        raise UserError(
             f"{plan.key}: samples before {since} are of the dataset that this one was derived "
             "from, and its corpora: replay it there"
         )
@@ -411,7 +414,7 @@ def _again(job: jobs.Job, plan: SamplePlan, roots: Roots) -> Rendered:
 def find_sample(job: jobs.Job, key: str) -> SampleRecord:
     """The record of a sample, looked up in its shard. ``ShardError`` where it is not there."""
     if not key.isdigit():
-        raise ValueError(f"{key!r} is no sample key; keys are numbers such as 000000123")
+        raise UserError(f"{key!r} is no sample key; keys are numbers such as 000000123")
     shard = int(key) // job.recipe.shard_samples
     tar = shards.shown_tar(job.out, shard)
     try:

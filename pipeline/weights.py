@@ -32,6 +32,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from data_specs import weight as table
+from data_specs.io.errors import UserError
 from data_specs.weight import Archive, Build, HuggingFace, Plain, WeightFile, Weights, Wheel
 from train.models.weights import (
     FOLDER_VARIABLE,
@@ -364,11 +365,11 @@ def _member(archive: zipfile.ZipFile, name: str, flat: bool) -> zipfile.ZipInfo:
     for info in infos:
         path = PurePosixPath(info.filename)
         if path.is_absolute() or ".." in path.parts or "\\" in info.filename:
-            raise ValueError(f"the archive holds {info.filename!r}, which leads out of its folder")
+            raise UserError(f"the archive holds {info.filename!r}, which leads out of its folder")
     found = [i for i in infos if (PurePosixPath(i.filename).name if flat else i.filename) == name]
     if len(found) != 1:
         held = ", ".join(info.filename for info in infos)
-        raise ValueError(f"the archive has {len(found)} files {name!r}; it holds {held}")
+        raise UserError(f"the archive has {len(found)} files {name!r}; it holds {held}")
     return found[0]
 
 

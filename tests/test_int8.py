@@ -11,13 +11,14 @@ import safetensors.torch
 import torch
 from torch.nn import functional
 
+from data_specs.io.files import sha256_of
 from tests.export_helpers import TINY, lively, tiny
 from tests.train_helpers import tone_pcm
 from train import bundle
 from train.exporting.int8 import write_int8_tensors
 from train.exporting.refit import rounded
 from train.files import write_weights
-from train.models.student import LEAK, Student, sha256_of
+from train.models.student import LEAK, Student
 from train.score import load
 from train.scoring import int8
 from train.scoring.int8 import INT8_FILE, PIECE_FRAMES, read_int8

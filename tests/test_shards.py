@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import webdataset as wds
 
+from data_specs.io.files import remove_leftovers
 from data_specs.sample import SampleRecord
 from pipeline import shards
 from pipeline.audio import encode_flac, to_pcm
@@ -218,13 +219,13 @@ def test_leftovers_of_the_dead_are_removed_and_those_of_the_living_are_not(tmp_p
     ).stdout.strip()
     host = socket.gethostname()
     for process in (dead, os.getpid()):
-        (tmp_path / f".shard-000000.tar.{host}.{process}.tmp").write_bytes(b"half")
-    (tmp_path / f".shard-000000.tar.another-host.{dead}.tmp").write_bytes(b"half")
-    shards.remove_leftovers(tmp_path)
+        (tmp_path / f".shard-000000.tar.{host}.{process}.0a1b2c3d.tmp").write_bytes(b"half")
+    (tmp_path / f".shard-000000.tar.another-host.{dead}.0a1b2c3d.tmp").write_bytes(b"half")
+    remove_leftovers(tmp_path)
     assert sorted(os.listdir(tmp_path)) == sorted(
         [
-            f".shard-000000.tar.{host}.{os.getpid()}.tmp",
-            f".shard-000000.tar.another-host.{dead}.tmp",
+            f".shard-000000.tar.{host}.{os.getpid()}.0a1b2c3d.tmp",
+            f".shard-000000.tar.another-host.{dead}.0a1b2c3d.tmp",
         ]
     )
 

@@ -20,9 +20,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data_specs.corpus import find_corpus
 from data_specs.io import storage
 from data_specs.io.addresses import place
-from data_specs.corpus import find_corpus
 from data_specs.io.cache import FileCache, remote_clip
 from data_specs.io.storage import LocalFolder, NotFound, RemoteFolder, Sums
 from pipeline.__main__ import main

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,7 +22,6 @@ from train_helpers import (
 
 from data_specs.rated import read_rated
 from train.loading import _Ring, loader
-from train.memory import free_bytes
 from train.order import Order, epoch_order
 from train.shards import list_shards, read_dataset_info
 from train.stream import Batch, Batches, DecodedCache, ShardSamples
@@ -306,18 +304,3 @@ def test_errors_come_through_workers(tmp_path):
     folder = with_member(tmp_path, flac_bytes(tone_pcm(0)), good_label(mos=None))
     with pytest.raises(ValueError, match="mos"):
         list(loader(batches_of(folder, batch=2), 0, 2, workers=1))
-
-
-def test_a_container_s_limit_counts_as_free_memory(tmp_path: Path) -> None:
-    machine = free_bytes(tmp_path)  # no control group there
-    assert machine > 1 << 20
-    (tmp_path / "memory.max").write_text("max\n")
-    (tmp_path / "memory.current").write_text("1000\n")
-    assert free_bytes(tmp_path) > 1 << 20
-    (tmp_path / "memory.max").write_text("5000\n")
-    assert free_bytes(tmp_path) == 4000
-    old = tmp_path / "memory"
-    old.mkdir()
-    (old / "memory.limit_in_bytes").write_text("1500\n")
-    (old / "memory.usage_in_bytes").write_text("2000\n")
-    assert free_bytes(tmp_path) == 0

@@ -6,6 +6,8 @@ import argparse
 import importlib
 import sys
 
+from data_specs.io.cli import run_command
+
 VERBS = {
     "fit": ("fit", "train a student, or continue a run"),
     "teacher": ("teach", "train a teacher's head on rated clips, or continue a run"),
@@ -44,7 +46,7 @@ def _run(verb: str, argv: list[str]) -> int:
 
 
 def main(argv: list[str]) -> int:
-    """Run one verb; returns the exit code (2: wrong usage or input)."""
+    """Run one verb; returns the exit code (2: wrong usage or input; 130, 143: stopped)."""
     parser = argparse.ArgumentParser(
         prog="python -m train",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -52,11 +54,7 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("verb", choices=VERBS)
     args = parser.parse_args(argv[:1])
-    try:
-        return _run(args.verb, argv[1:])
-    except (ValueError, OSError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return run_command(lambda: _run(args.verb, argv[1:]))
 
 
 if __name__ == "__main__":

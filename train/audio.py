@@ -21,6 +21,7 @@ import torch
 import torchaudio
 from numpy.typing import NDArray
 
+from data_specs.io.errors import UserError
 from data_specs.sample import SAMPLE_RATE
 
 Wave = NDArray[np.float32]
@@ -96,14 +97,14 @@ def _opened(path: Path | str) -> soundfile.SoundFile:
     try:
         return soundfile.SoundFile(name)
     except (soundfile.SoundFileError, OSError, TypeError) as error:  # TypeError: a bare .raw
-        raise ValueError(f"{path}: cannot be read as audio: {error}") from error
+        raise UserError(f"{path}: cannot be read as audio: {error}") from error
 
 
 def _read(file: soundfile.SoundFile, path: Path | str, frames: int) -> NDArray[np.float32]:
     try:
         return np.asarray(file.read(frames, dtype="float32", always_2d=True))
     except (soundfile.SoundFileError, OSError) as error:
-        raise ValueError(f"{path}: cannot be read as audio: {error}") from error
+        raise UserError(f"{path}: cannot be read as audio: {error}") from error
 
 
 def _blocks(path: Path, channel: int, frames: int) -> Iterator[Wave]:
@@ -112,7 +113,7 @@ def _blocks(path: Path, channel: int, frames: int) -> Iterator[Wave]:
         while left:
             wave_TC = _read(file, path, min(left, BLOCK_SECONDS * file.samplerate))
             if not len(wave_TC):
-                raise ValueError(f"{path}: ends {left} samples before its header says; cut short?")
+                raise UserError(f"{path}: ends {left} samples before its header says; cut short?")
             wave_T = np.ascontiguousarray(wave_TC[:, channel])
             check_wave(wave_T, str(path))
             left -= len(wave_T)
@@ -122,11 +123,11 @@ def _blocks(path: Path, channel: int, frames: int) -> Iterator[Wave]:
 def check_wave(wave_T: Wave, where: str) -> None:
     """``ValueError`` naming ``where`` if a wave has no samples or values that are not finite."""
     if wave_T.ndim != 1:
-        raise ValueError(f"{where}: shape {wave_T.shape}; need one channel, shape (T,)")
+        raise UserError(f"{where}: shape {wave_T.shape}; need one channel, shape (T,)")
     if not len(wave_T):
-        raise ValueError(f"{where}: has no samples")
+        raise UserError(f"{where}: has no samples")
     if not np.isfinite(wave_T).all():
-        raise ValueError(f"{where}: holds samples that are not finite (NaN or infinite)")
+        raise UserError(f"{where}: holds samples that are not finite (NaN or infinite)")
 
 
 def to_16k(wave_T: Wave, rate: int) -> Wave:
@@ -135,7 +136,7 @@ def to_16k(wave_T: Wave, rate: int) -> Wave:
     ``ValueError`` for a rate that is not positive.
     """
     if rate <= 0:
-        raise ValueError(f"sample rate {rate} Hz: must be positive")
+        raise UserError(f"sample rate {rate} Hz: must be positive")
     if rate == SAMPLE_RATE:
         return wave_T
     if _is_odd(rate):

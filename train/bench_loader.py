@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from data_specs.io.errors import UserError
 from data_specs.sample import CROP_SAMPLES, SAMPLE_RATE
 from train.loading import loader
 from train.order import Order
@@ -96,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
     """``python -m train bench-loader``; returns the exit code."""
     for name in ("clips", "workers", "batch", "repeat"):
         if getattr(args, name) < 1:
-            raise ValueError(f"--{name} {getattr(args, name)}: must be 1 or more")
+            raise UserError(f"--{name} {getattr(args, name)}: must be 1 or more")
     clips = args.batch * -(-args.clips // args.batch)
     shards = first_shards(list_shards(args.shards), clips)
     ways: dict[str, Callable[[], None]] = {

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
+from data_specs.io.errors import UserError
 from data_specs.sample import CROP_SAMPLES
 from train.memory import peak_bytes, peak_reset
 from train.models.calibration import Affine
@@ -228,6 +229,6 @@ def run(args: argparse.Namespace) -> int:
     benches = {"full": full, "selection": selection}
     for what in args.what:
         if what not in benches:
-            raise ValueError(f"unknown bench {what!r}: known are {', '.join(benches)}")
+            raise UserError(f"unknown bench {what!r}: known are {', '.join(benches)}")
         benches[what](args)
     return 0

@@ -24,9 +24,11 @@ import torch
 from numpy.typing import NDArray
 
 from data_specs.io.addresses import path_here
+from data_specs.io.errors import UserError
+from data_specs.io.files import write_text
 from data_specs.sample import CROP_SAMPLES, SAMPLE_RATE
 from train.audio import Wave, read_mono, to_16k
-from train.files import csv_text, write_text
+from train.files import csv_text
 from train.memory import peak_bytes, peak_reset
 from train.models.precision import has_fast_bf16
 from train.onnx_scorer import OnnxScorer
@@ -181,7 +183,7 @@ def clips_of(samples: int, count: int, audio: Path | None) -> list[Wave]:
 
 def _endless(files: Sequence[Path]) -> Iterator[Wave]:
     if not files:
-        raise ValueError("--audio holds no recordings")
+        raise UserError("--audio holds no recordings")
     while True:
         for file in files:
             yield to_16k(*read_mono(file))
@@ -219,7 +221,7 @@ def command(words: Sequence[str], folder: Path) -> Ran:
             time.sleep(LOOK_SECONDS)
     seconds = time.perf_counter() - start
     if process.returncode:
-        raise ValueError(f"{' '.join(words)[:80]}: {errors.read_text(errors='replace')[-400:]}")
+        raise UserError(f"{' '.join(words)[:80]}: {errors.read_text(errors='replace')[-400:]}")
     return Ran(seconds, peak_mb)
 
 

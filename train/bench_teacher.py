@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from data_specs.io.addresses import path_here
+from data_specs.io.errors import UserError
 from data_specs.io.progress import progress_bar
 from data_specs.sample import CROP_SAMPLES, SAMPLE_RATE
 from train.memory import peak_bytes, peak_reset
@@ -185,7 +186,7 @@ def precision(options: argparse.Namespace) -> None:
     spread over the clips.
     """
     if options.shards is None:
-        raise ValueError("precision needs clips: give --shards DIR")
+        raise UserError("precision needs clips: give --shards DIR")
     waves_BT = _clips(options.shards, options.clips)
     if options.teacher:
         pair = [load_teacher(options.teacher, options.device, p) for p in ("fp32", "bf16")]
@@ -230,7 +231,7 @@ def _quantiles(values: Floats) -> str:
 def _clips(folder: Path, count: int) -> Tensor:
     samples = ShardSamples(list_shards(folder))
     if len(samples) < count:
-        raise ValueError(f"{folder}: holds {len(samples)} samples, --clips asks for {count}")
+        raise UserError(f"{folder}: holds {len(samples)} samples, --clips asks for {count}")
     pcm_BT = np.stack([samples.read(number)[0] for number in range(count)])
     return to_waves(torch.from_numpy(pcm_BT), torch.device("cpu"))
 
@@ -268,6 +269,6 @@ def run(args: argparse.Namespace) -> int:
     benches = {"speed": speed, "memory": memory, "precision": precision}
     for what in args.what:
         if what not in benches:
-            raise ValueError(f"unknown bench {what!r}: known are {', '.join(benches)}")
+            raise UserError(f"unknown bench {what!r}: known are {', '.join(benches)}")
         benches[what](args)
     return 0

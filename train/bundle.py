@@ -20,9 +20,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from data_specs.io.addresses import local_path, redacted
 from data_specs.io.cache import CACHE_FOLDER_VARIABLE, RemoteFile, default_cache
+from data_specs.io.errors import UserError
+from data_specs.io.files import sha256_of, write_atomically, write_text
 from data_specs.io.storage import NotFound, RemoteFolder, open_folder
-from train.files import write_atomically, write_text
-from train.models.student import sha256_of
 from train.scoring.int8 import INT8_FILE
 
 CHECKSUMS = "checksums.json"
@@ -59,7 +59,7 @@ class Checksums(BaseModel):
     def entry(self, name: str, where: str) -> Entry:
         """Of a file; ``ValueError`` naming it if the bundle has none."""
         if name not in self.files:
-            raise ValueError(f"{where}: the bundle has no {name} (it has {', '.join(self.files)})")
+            raise UserError(f"{where}: the bundle has no {name} (it has {', '.join(self.files)})")
         return self.files[name]
 
 
@@ -77,12 +77,12 @@ def verify(folder: Path, names: Iterable[str] | None = None) -> None:
     """Hold a bundle's files (all, or these) to its checksums; ``ValueError`` naming a bad one."""
     path = folder / CHECKSUMS
     if not path.is_file():
-        raise ValueError(f"{path} is missing: is this what `python -m train export` wrote?")
+        raise UserError(f"{path} is missing: is this what `python -m train export` wrote?")
     sums = _parsed(path.read_bytes(), str(path))
     for name in sums.files if names is None else names:
         entry = sums.entry(name, str(folder))
         if not _is_whole(folder / name, entry):
-            raise ValueError(f"{folder / name}: missing or not what {CHECKSUMS} says: get it again")
+            raise UserError(f"{folder / name}: missing or not what {CHECKSUMS} says: get it again")
 
 
 def _is_whole(path: Path, entry: Entry) -> bool:
@@ -93,7 +93,7 @@ def _parsed(data: bytes, where: str) -> Checksums:
     try:
         return Checksums.model_validate(json.loads(data))
     except (ValidationError, ValueError, RecursionError) as error:
-        raise ValueError(f"{where}: not a bundle's checksums; export it again") from error
+        raise UserError(f"{where}: not a bundle's checksums; export it again") from error
 
 
 # ---------------------------------------------------------------- elsewhere
@@ -167,7 +167,7 @@ def _checksums_of(remote: RemoteFolder) -> bytes:
     try:
         (data,) = remote.read([CHECKSUMS], MOST_CHECKSUMS_BYTES)
     except NotFound as error:
-        raise ValueError(f"{error}: no bundle there (`python -m train export` makes one)") from None
+        raise UserError(f"{error}: no bundle there (`python -m train export` makes one)") from None
     except OSError as error:
         if not last.is_file():
             raise
@@ -201,7 +201,7 @@ def _from_hub(place: Address) -> Path:
     try:
         from huggingface_hub import snapshot_download
     except ImportError:
-        raise ValueError(
+        raise UserError(
             f"{place.folder}: reading hf:// needs a package: pip install huggingface_hub"
         ) from None
     folder = Path(_snapshot(snapshot_download, repository, revision, place.wanted))
@@ -225,5 +225,5 @@ def _repository(address: str) -> tuple[str, str | None]:
     """("org/name", revision) of ``hf://org/name[@revision]``."""
     name, _, revision = address.removeprefix(HUB).strip("/").partition("@")
     if name.count("/") != 1 or not all(name.split("/")):
-        raise ValueError(f"{redacted(address)}: spell it hf://org/name or hf://org/name@revision")
+        raise UserError(f"{redacted(address)}: spell it hf://org/name or hf://org/name@revision")
     return name, revision or None

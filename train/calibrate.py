@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.optimize import minimize
 
+from data_specs.io.errors import UserError
 from train.models.calibration import Affine, Calibration, Doubles
 
 __all__ = ["Affine", "Calibration", "fit_universal", "squared_error"]
@@ -38,11 +39,11 @@ def fit_universal(logits_N: ArrayLike, mos_N: ArrayLike) -> Affine:
     """
     logits, mos = np.asarray(logits_N, np.float64), np.asarray(mos_N, np.float64)
     if logits.shape != mos.shape or logits.ndim != 1:
-        raise ValueError(f"logits of shape {logits.shape} for ratings of shape {mos.shape}")
+        raise UserError(f"logits of shape {logits.shape} for ratings of shape {mos.shape}")
     if not np.isfinite(logits).all() or not np.isfinite(mos).all():
-        raise ValueError("a universal scale needs logits and ratings that are finite")
+        raise UserError("a universal scale needs logits and ratings that are finite")
     if not len(logits) or np.ptp(logits) == 0:
-        raise ValueError("a universal scale needs clips with at least two different logits")
+        raise UserError("a universal scale needs clips with at least two different logits")
     centre, spread = float(logits.mean()), float(logits.std())
     standard_N = (logits - centre) / spread
     scale, shift = _refined(standard_N, mos, *_on_grid(standard_N, mos))

@@ -34,12 +34,14 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from data_specs.io.addresses import path_here
+from data_specs.io.errors import UserError
+from data_specs.io.files import write_text
 from data_specs.io.progress import progress_bar
 from data_specs.rated import RatedClip, read_rated
 from data_specs.strict import digest, unknown
 from data_specs.teacher import teacher_table
 from train.calibrate import Affine, Doubles
-from train.files import load_checkpoint, require_same, write_text
+from train.files import load_checkpoint, require_same
 from train.frame_cache import ROWS, FrameCache, open_cache
 from train.hold_out import groups_of, hold_out
 from train.metrics import agreement
@@ -158,7 +160,7 @@ def read_clips(rated: Sequence[Path]) -> list[RatedClip]:
         path for path, times in Counter(clip.path for clip in clips).items() if times > 1
     )
     if twice:
-        raise ValueError(f"{len(twice)} clips are rated twice, such as {twice[0]}: rate each once")
+        raise UserError(f"{len(twice)} clips are rated twice, such as {twice[0]}: rate each once")
     return sorted(clips, key=lambda clip: (clip.dataset, clip.path.name, str(clip.path)))
 
 
@@ -220,13 +222,13 @@ def _require_enough(
     for name, pairs in sorted(of_dataset.items()):
         kind = next(iter(pairs))[0][0]
         if len(pairs) < folds:
-            raise ValueError(
+            raise UserError(
                 f"dataset {name!r} has {len(pairs)} {kind}s for {folds} folds: give fewer --folds, "
                 "or leave it out"
             )
         left = len(pairs) - max(Counter(fold for _, fold in pairs).values())
         if left < LEFT_TO_TRAIN:
-            raise ValueError(
+            raise UserError(
                 f"dataset {name!r} has {len(pairs)} {kind}s: a fold leaves {left} of them, "
                 f"{LEFT_TO_TRAIN} are needed to train and validate: give more --folds, or leave "
                 "it out"
@@ -248,7 +250,7 @@ def split(
     def usable(what: str, rows: Iterable[int], least: int) -> Rows:
         found = np.array([row for row in rows if row not in cache.bad], np.int64)
         if len(found) < least:
-            raise ValueError(
+            raise UserError(
                 f"{part.front_end}, fold {part.fold}: {len(found)} clips to {what} that have "
                 f"features, at least {least} needed"
             )
@@ -480,7 +482,7 @@ def run(args: argparse.Namespace) -> int:
     front_ends = list(dict.fromkeys(args.front_end))
     for name in front_ends:
         if name not in teacher_table().front_ends:
-            raise ValueError(unknown("front end", name, teacher_table().front_ends))
+            raise UserError(unknown("front end", name, teacher_table().front_ends))
     clips = read_clips(args.rated)
     fold_N = folds_of(clips, plan.folds, plan.settings.seed)
     claim(args.out, plan, clips)

@@ -22,6 +22,8 @@ import numpy as np
 import torch
 
 from data_specs.io.addresses import path_here
+from data_specs.io.errors import UserError
+from data_specs.io.files import sha256_of, write_text
 from data_specs.io.progress import progress_bar
 from data_specs.rated import RatedClip, read_rated
 from data_specs.teacher import MEAN, teacher_table
@@ -36,7 +38,6 @@ from train.comparing.judges import (
     batches,
     hear_rated,
     hear_shards,
-    sha256_of_file,
     wave_of,
 )
 from train.comparing.others import NotAvailable, Options, load_other, others_named
@@ -55,7 +56,7 @@ from train.comparing.rows import (
 from train.comparing.significance import pairs_of
 from train.comparing.statistics import judge as judge_set
 from train.comparing.tables import figure, means, results_md, text_table
-from train.files import csv_text, write_text
+from train.files import csv_text
 from train.score import Scorer, Short, load
 from train.shards import list_shards
 from train.stopping import INTERRUPTED
@@ -83,7 +84,7 @@ def score_rated(scorer: Scorer, clips: Sequence[RatedClip], short: Short) -> lis
     )
     for clip, result in zip(clips, bar, strict=True):
         if result.mos is None:
-            raise ValueError(result.error)
+            raise UserError(result.error)
         scored.append(
             ClipScore(
                 scorer.name,
@@ -148,11 +149,11 @@ def read_sets(rated: Sequence[Path], shards: Sequence[Path]) -> Sets:
     ``ValueError`` if there is nothing to evaluate on, a clip is missing, or two sets share a name.
     """
     if not rated and not shards:
-        raise ValueError("nothing to evaluate on: give --rated labels.csv or --shards DIR")
+        raise UserError("nothing to evaluate on: give --rated labels.csv or --shards DIR")
     tables = [read_rated(path) for path in rated]
     _require_own_names(tables, shards)
     clips = [clip for table in tables for clip in table]
-    return Sets(clips, [sha256_of_file(clip.path) for clip in clips], list(shards))
+    return Sets(clips, [sha256_of(clip.path) for clip in clips], list(shards))
 
 
 def _require_own_names(tables: Sequence[list[RatedClip]], shards: Sequence[Path]) -> None:
@@ -161,14 +162,14 @@ def _require_own_names(tables: Sequence[list[RatedClip]], shards: Sequence[Path]
     names += [folder.name for folder in shards]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise ValueError(
+        raise UserError(
             f"two sets are called {twice[0]!r}: name them in the CSV's column 'dataset', or rename "
             "the folder of shards"
         )
     seen = set()
     for clip in (clip for table in tables for clip in table):
         if (clip.dataset, clip.path) in seen:
-            raise ValueError(f"{clip.path}: rated twice in {clip.dataset!r}: give one row a clip")
+            raise UserError(f"{clip.path}: rated twice in {clip.dataset!r}: give one row a clip")
         seen.add((clip.dataset, clip.path))
 
 
@@ -198,7 +199,7 @@ def load_judges(names: Sequence[str], options: Options) -> tuple[list[Judge], li
         print(f"{one.model} is not available: {one.reason}", file=sys.stderr)
     if not judges:
         said = "; ".join(f"{one.model}: {one.reason}; {one.command}" for one in missing)
-        raise ValueError(f"none of the scorers can be had here: {said}")
+        raise UserError(f"none of the scorers can be had here: {said}")
     _require_once([output.name for judge in judges for output in judge.outputs])
     return judges, missing
 
@@ -213,7 +214,7 @@ def _ours(name: str, device: str) -> OurJudge:
 def _require_once(models: Sequence[str]) -> None:
     twice = sorted({name for name in models if models.count(name) > 1})
     if twice:
-        raise ValueError(f"{twice[0]!r} is asked for twice: name it once with --model")
+        raise UserError(f"{twice[0]!r} is asked for twice: name it once with --model")
 
 
 # --- comparing ------------------------------------------------------------------------------------
@@ -404,7 +405,7 @@ def run(args: argparse.Namespace) -> int:
         return INTERRUPTED
     if not rows:
         why = failures[0].error if failures else "the shards' labels are these models' own"
-        raise ValueError(f"nothing to compare: {why}")
+        raise UserError(f"nothing to compare: {why}")
     found = compare(Comparison(judges, unavailable, rows, failures), sets, args.seed)
     about = about_run(args, judges)
     write_results(args.out, found, about)

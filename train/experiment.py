@@ -27,6 +27,8 @@ from markupsafe import Markup
 from torch import nn
 
 from data_specs.io.addresses import path_here
+from data_specs.io.errors import UserError
+from data_specs.io.files import write_text
 from data_specs.rated import RatedClip, read_rated
 from train import charts
 from train import fit as fitting
@@ -42,7 +44,7 @@ from train.bootstrap import (
 )
 from train.command import command_of
 from train.evaluate import SHARDS_SHORT, ClipScore, labelled_by, score_rated, score_shards
-from train.files import csv_text, require_same, write_text
+from train.files import csv_text, require_same
 from train.hold_out import groups_of, held_apart
 from train.models.student import count, variant
 from train.presets import PRESETS, FitConfig, make_config
@@ -136,19 +138,19 @@ def _require_apart(
 ) -> None:
     both = {clip.path for clip in heard} & {clip.path for clip in judged}
     if both:
-        raise ValueError(
+        raise UserError(
             f"{min(both)}: in --rated and in --test-rated: name other datasets with --rated-set "
             "and --test-rated-set"
         )
     trained = {folder.resolve() for folder in (args.shards, args.validation) if folder}
     for folder in args.test_shards or ():
         if folder.resolve() in trained:
-            raise ValueError(f"--test-shards {folder}: the students are trained or validated on it")
+            raise UserError(f"--test-shards {folder}: the students are trained or validated on it")
     names = [folder.name for folder in args.test_shards or ()] + sorted({c.dataset for c in judged})
     if not names:
-        raise ValueError("nothing to judge on: give --test-rated CSV, --test-shards DIR or both")
+        raise UserError("nothing to judge on: give --test-rated CSV, --test-shards DIR or both")
     if len(set(names)) < len(names):
-        raise ValueError(f"two test sets have one name ({', '.join(names)}): rename a folder")
+        raise UserError(f"two test sets have one name ({', '.join(names)}): rename a folder")
 
 
 VALIDATIONS = 10
@@ -226,9 +228,9 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_bytes())
     except ValueError as error:
-        raise ValueError(f"{path}: not JSON ({error}): delete it and run again") from error
+        raise UserError(f"{path}: not JSON ({error}): delete it and run again") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path}: must be a JSON object: delete it and run again")
+        raise UserError(f"{path}: must be a JSON object: delete it and run again")
     return content
 
 
@@ -332,14 +334,14 @@ def score_all(
 def read_scores(path: Path) -> list[ClipScore]:
     """``scores.csv`` of an earlier run; ``ValueError`` where it is missing or lacks a column."""
     if not path.is_file():
-        raise ValueError(f"{path}: no scores yet: run without --report-only")
+        raise UserError(f"{path}: no scores yet: run without --report-only")
     with path.open(newline="", encoding="utf-8") as file:
         rows: list[dict[str, Any]] = list(csv.DictReader(file))
     try:
         numbers = [{name: float(row[name]) for name in ("truth", "score")} for row in rows]
         return [ClipScore(**row | two) for row, two in zip(rows, numbers, strict=True)]
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: damaged ({error}): run without --report-only") from error
+        raise UserError(f"{path}: damaged ({error}): run without --report-only") from error
 
 
 # --- judging --------------------------------------------------------------------------------------
@@ -372,9 +374,9 @@ def _test_set(
             scores[model.name] = truth_N
             continue
         if own is None or own.keys() != first.keys():
-            raise ValueError(f"scores of {model.name} on {name} are missing: score again")
+            raise UserError(f"scores of {model.name} on {name} are missing: score again")
         if {row.weights_sha256 for row in own.values()} != {model.weights_sha256}:
-            raise ValueError(f"scores of {model.name} are of other weights: score again")
+            raise UserError(f"scores of {model.name} are of other weights: score again")
         scores[model.name] = np.array([own[key].score for key in keys])
     truth: Literal["people", "teacher"] = "teacher" if short == SHARDS_SHORT else "people"
     unit, groups = _groups(name, keys, clips) if truth == "people" else ("clip", keys)
@@ -386,7 +388,7 @@ def _groups(name: str, keys: Sequence[str], clips: Sequence[RatedClip]) -> tuple
     by_path = {str(clip.path): clip for clip in clips if clip.dataset == name}
     missing = [key for key in keys if key not in by_path]
     if missing:
-        raise ValueError(f"{missing[0]}: scored, but not in --test-rated: score again")
+        raise UserError(f"{missing[0]}: scored, but not in --test-rated: score again")
     return groups_of([by_path[key] for key in keys])
 
 
@@ -791,7 +793,7 @@ def _experiment(args: argparse.Namespace) -> int:
         write_text(args.out / "scores.csv", csv_text([asdict(row) for row in rows]))
     left = [run.name for run in runs if not is_done(run)]
     if left:
-        raise ValueError(f"{', '.join(left)}: not trained yet: run without --report-only")
+        raise UserError(f"{', '.join(left)}: not trained yet: run without --report-only")
     models = models_of(runs, pruned, teacher)
     tests = test_sets(read_scores(args.out / "scores.csv"), clips, models)
     outcome = find(tests, models, args.seed)

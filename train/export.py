@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from data_specs.io.addresses import path_here
+from data_specs.io.errors import UserError
+from data_specs.io.files import sha256_of, write_text
 from train import bundle
 from train.command import command_of
 from train.exporting import page
@@ -23,8 +25,8 @@ from train.exporting.clips import read_clips
 from train.exporting.int8 import calibrated, write_int8, write_int8_tensors
 from train.exporting.onnx_file import require_packages, write_onnx
 from train.exporting.parity import Parity, as_json, as_markdown, compare
-from train.files import version, write_text, write_weights
-from train.models.student import Student, sha256_of
+from train.files import version, write_weights
+from train.models.student import Student
 from train.onnx_scorer import Facts
 from train.pruning.storage import is_pruned, read_about
 from train.score import Scorer, load
@@ -48,7 +50,7 @@ def open_source(model: str) -> Source:
     scorer = load(model)
     student = getattr(scorer, "network", None)
     if not isinstance(student, Student):
-        raise ValueError(f"{model}: only students are exported, not teachers or exported files")
+        raise UserError(f"{model}: only students are exported, not teachers or exported files")
     about = {**_described(Path(model)), "config": student.config.model_dump(mode="json")}
     name = model if model == "v7" else Path(model).resolve().name
     made_from = about.get("made_from", {"model": name, "weights_sha256": scorer.weights_sha256})
@@ -160,13 +162,13 @@ def _check(args: argparse.Namespace) -> None:
     """``ValueError`` for what can be told before any work."""
     require_packages()
     if args.int8 and not args.calibrate:
-        raise ValueError("--int8 needs real clips: give --calibrate SHARDS, a CSV or a folder")
+        raise UserError("--int8 needs real clips: give --calibrate SHARDS, a CSV or a folder")
     if args.calibrate and not args.int8:
-        raise ValueError("--calibrate is for int8: give --int8 too")
+        raise UserError("--calibrate is for int8: give --int8 too")
     if args.web_int8 and not (args.web and args.int8):
-        raise ValueError("--web-int8 needs --web and --int8")
+        raise UserError("--web-int8 needs --web and --int8")
     if args.out.exists() and args.out.resolve() == Path(args.model).resolve():
-        raise ValueError(f"{args.out}: is the model itself: give another --out")
+        raise UserError(f"{args.out}: is the model itself: give another --out")
 
 
 def _remove_old(out: Path) -> None:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import csv
 import importlib.metadata
 import io
-import os
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from pickle import UnpicklingError  # what torch.load raises
 from typing import Any
@@ -16,32 +15,10 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from data_specs.io.errors import UserError
+from data_specs.io.files import write_atomically
+
 DISTRIBUTION = "distill-mos-factory"
-
-
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Let ``write`` make a temporary file beside ``path``, sync it and rename it to ``path``.
-
-    On any failure the temporary file is removed and ``path`` is as it was.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text atomically."""
-    write_atomically(path, lambda temporary: _write_plain(temporary, text))
 
 
 def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -53,15 +30,11 @@ def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
     return text.getvalue()
 
 
-def _write_plain(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
-
-
 def require_same(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """``ValueError`` naming the first field in which a run's configuration is not the one there."""
     for name in sorted(before.keys() | now.keys()):
         if before.get(name) != now.get(name):
-            raise ValueError(
+            raise UserError(
                 f"{folder}: holds a run with {name}={before.get(name)!r}, not "
                 f"{now.get(name)!r}: give the same, or another --out"
             )
@@ -75,11 +48,11 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read what ``save_checkpoint`` wrote; ``ValueError`` naming the file if it is damaged."""
     if not zipfile.is_zipfile(path):  # what torch.save writes; a truncated one is none
-        raise ValueError(f"{path}: not a checkpoint, or truncated; delete it to start again")
+        raise UserError(f"{path}: not a checkpoint, or truncated; delete it to start again")
     try:
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, OSError, UnpicklingError) as error:
-        raise ValueError(f"{path}: not a readable checkpoint: {error}") from error
+        raise UserError(f"{path}: not a readable checkpoint: {error}") from error
     return content
 
 

@@ -31,21 +31,16 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from data_specs.io.addresses import path_here
+from data_specs.io.errors import UserError
+from data_specs.io.files import sha256_of, write_text
 from data_specs.io.progress import progress_bar
 from data_specs.sample import CROP_SAMPLES
 from train.augment import augment
-from train.files import (
-    load_checkpoint,
-    require_same,
-    save_checkpoint,
-    version,
-    write_text,
-    write_weights,
-)
+from train.files import load_checkpoint, require_same, save_checkpoint, version, write_weights
 from train.loading import loader
 from train.metrics import agreement
 from train.models.memory import keep_freed_memory
-from train.models.student import Student, StudentConfig, count, sha256_of, variant
+from train.models.student import Student, StudentConfig, count, variant
 from train.order import Order
 from train.parallel import (
     STOP_EVERY,
@@ -345,7 +340,7 @@ class _Run:
             (loss,) = joint_means(trainer.fabric, [loss])
             values["loss"] = loss
         if loss is not None and not math.isfinite(loss):
-            raise ValueError(f"the loss is {loss} at step {trainer.step}: lower --lr")
+            raise UserError(f"the loss is {loss} at step {trainer.step}: lower --lr")
         rate, wait = values["samples_per_s"] or 0.0, values["data_wait_share"] or 0.0
         self.bar.set_postfix_str(f"{rate:.0f} samples/s, data wait {wait:.0%}, loss {loss:.3f}")
         self._write({**values, "lr": learning_rate(trainer.config, trainer.step - 1)})
@@ -369,7 +364,7 @@ class _Run:
 def export(out: Path, config: FitConfig, info: DatasetInfo) -> None:
     """Write ``model.safetensors`` and ``model.json`` from the run's best weights."""
     if not (out / "best.pt").is_file():
-        raise ValueError(f"{out}: no validation gave a finite loss, so there is no best model")
+        raise UserError(f"{out}: no validation gave a finite loss, so there is no best model")
     best = load_checkpoint(out / "best.pt")
     path = out / "model.safetensors"
     parameters, macs = count(StudentConfig.model_validate(best["student_config"]))
@@ -444,7 +439,7 @@ def run(args: argparse.Namespace) -> int:
     if args.threads:
         torch.set_num_threads(args.threads)
     if args.resume and not (args.out / "last.pt").is_file():
-        raise ValueError(f"{args.out}: no last.pt to resume from")
+        raise UserError(f"{args.out}: no last.pt to resume from")
     sources = open_sources(args.shards, args.validation, args.rated, args.rated_validation)
     fields = set(FitConfig.model_fields) & set(vars(args)) - {"student", "preset", "start"}
     changes = {name: getattr(args, name) for name in fields}

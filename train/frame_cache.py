@@ -35,12 +35,13 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
+from data_specs.io.errors import UserError
+from data_specs.io.files import write_text
 from data_specs.io.progress import progress_bar
 from data_specs.rated import RatedClip
 from data_specs.sample import SAMPLE_RATE
 from data_specs.strict import digest
 from train.audio import Wave, read_mono, to_16k
-from train.files import write_text
 from train.models.front_end import FrontEnd
 
 Bits = NDArray[np.uint16]
@@ -197,17 +198,17 @@ def _require_same(
     path = folder / ABOUT
     if not path.is_file():
         if ledger:
-            raise ValueError(f"{path} is missing: {_remedy(folder)}")
+            raise UserError(f"{path} is missing: {_remedy(folder)}")
         write_text(path, about.model_dump_json(indent=2) + "\n")
         return
     try:
         before = About.model_validate_json(path.read_bytes()).model_dump()
     except ValidationError as error:
-        raise ValueError(f"{path}: damaged: {_remedy(folder)} ({error})") from error
+        raise UserError(f"{path}: damaged: {_remedy(folder)} ({error})") from error
     for name, now in about.model_dump().items():
         if before[name] != now:
             detail = _other_clip(clips, ledger) if name.startswith("clips") else ""
-            raise ValueError(
+            raise UserError(
                 f"{folder}: holds features with {name}={before[name]!r}, not {now!r}{detail}: "
                 f"{_remedy(folder)}"
             )
@@ -237,7 +238,7 @@ def _read_ledger(folder: Path) -> dict[int, Row]:
     try:
         rows = [Row.model_validate_json(line) for line in whole.splitlines()]
     except ValidationError as error:
-        raise ValueError(f"{path}: damaged: {_remedy(folder)} ({error})") from error
+        raise UserError(f"{path}: damaged: {_remedy(folder)} ({error})") from error
     return {row.row: row for row in rows}
 
 
@@ -246,7 +247,7 @@ def _require_frames(folder: Path, about: About, ledger: dict[int, Row]) -> None:
     path = folder / FRAMES
     size, expected = path.stat().st_size if path.is_file() else 0, about.clips * about.row_bytes
     if size != expected and any(row.bad is None for row in ledger.values()):
-        raise ValueError(f"{path}: {size} bytes, not {expected}: {_remedy(folder)}")
+        raise UserError(f"{path}: {size} bytes, not {expected}: {_remedy(folder)}")
 
 
 def _row_of(number: int, clip: RatedClip) -> Row:
@@ -269,7 +270,7 @@ def _pending(folder: Path, clips: Sequence[RatedClip], ledger: dict[int, Row]) -
     for number, clip in enumerate(clips):
         now, kept = _row_of(number, clip), ledger.get(number)
         if kept is not None and not kept.bad and not kept.same_file(now):
-            raise ValueError(
+            raise UserError(
                 f"{clip.path}: changed since its features were taken: {_remedy(folder)}"
             )
         if kept is None or not kept.same_file(now):
@@ -378,7 +379,7 @@ def _features(
     frames_BLC = front_end.frames(torch.from_numpy(np.stack(waves)))
     expected = (len(waves), about.tokens, about.channels)
     if tuple(frames_BLC.shape) != expected:
-        raise ValueError(
+        raise UserError(
             f"front end {front_end.name!r} gives features of shape {tuple(frames_BLC.shape)}; a "
             f"head is trained on one layer, shape {expected}"
         )
@@ -433,7 +434,7 @@ def _decode(row: Row, path: Path) -> tuple[Row, Wave | None]:
 def middle(wave_T: Wave) -> Wave:
     """The middle ``MAX_SECONDS`` of a wave (T,) at 16 kHz; ``ValueError`` if it has no frame."""
     if len(wave_T) < MIN_SAMPLES:
-        raise ValueError(f"{len(wave_T)} samples at 16 kHz: shorter than one frame of 25 ms")
+        raise UserError(f"{len(wave_T)} samples at 16 kHz: shorter than one frame of 25 ms")
     longest = round(MAX_SECONDS * SAMPLE_RATE)
     start = max(0, (len(wave_T) - longest) // 2)
     return wave_T[start : start + longest]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from data_specs.io.errors import UserError
 from data_specs.rated import RatedClip
 from data_specs.strict import digest
 
@@ -29,7 +30,7 @@ def hold_out(clips: Sequence[RatedClip], seed: int, share: float = HOLD_OUT) -> 
         kind, keys = groups_of([clips[row] for row in rows])
         groups = sorted(set(keys))
         if len(groups) < 2:
-            raise ValueError(f"dataset {name!r} has one {kind} only: say which clips validate")
+            raise UserError(f"dataset {name!r} has one {kind} only: say which clips validate")
         order = np.random.Generator(
             np.random.Philox(
                 np.random.SeedSequence([seed, STREAM_HOLD_OUT, int(digest(name)[:8], 16)])

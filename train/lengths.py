@@ -21,13 +21,15 @@ import numpy as np
 import torch
 
 from data_specs.io.addresses import path_here
+from data_specs.io.errors import UserError
+from data_specs.io.files import write_text
 from data_specs.io.progress import progress_bar
 from data_specs.sample import CROP_SAMPLES, SAMPLE_RATE
 from train.audio import Wave
 from train.bootstrap import draws, interval, pearson
 from train.command import command_of
 from train.experiment import ranged
-from train.files import csv_text, write_text
+from train.files import csv_text
 from train.metrics import agreement
 from train.score import WINDOWS_A_BATCH, Scorer, Short, load
 from train.shards import list_shards
@@ -156,7 +158,7 @@ def measure_length(
                 waves = [filled(scorer, crop, short) for crop in heard]
                 scores[scorer.name, short] += scorer.score_windows(waves)
     if not labels:
-        raise ValueError(f"all crops of {seconds:g} s are silent: give longer --seconds")
+        raise UserError(f"all crops of {seconds:g} s are silent: give longer --seconds")
     return [judge(name, seconds, short, labels, mos) for (name, short), mos in scores.items()]
 
 
@@ -243,7 +245,7 @@ def run(args: argparse.Namespace) -> int:
     if args.threads:
         torch.set_num_threads(args.threads)
     if args.samples is not None and args.samples < 2:
-        raise ValueError(f"--samples {args.samples}: a correlation needs at least two")
+        raise UserError(f"--samples {args.samples}: a correlation needs at least two")
     scorers = [load(model, args.device) for model in dict.fromkeys(args.model)]
     results = measure(scorers, args.shards, args.seconds, args.seed, args.samples)
     about = {

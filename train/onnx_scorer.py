@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from data_specs.io.errors import UserError
+from data_specs.io.files import sha256_of
 from data_specs.sample import CROP_SAMPLES, SAMPLE_RATE
 from train.audio import Wave
-from train.models.student import sha256_of
 from train.score import MAX_HOP_SAMPLES, Scorer
 
 INPUT, OUTPUT = "waves", "mos"
@@ -45,11 +46,11 @@ def facts_of(metadata: Mapping[str, str], where: Path) -> Facts:
         facts = Facts.model_validate(dict(metadata))
     except ValidationError as error:
         missing = ", ".join(str(fault["loc"][0]) for fault in error.errors())
-        raise ValueError(
+        raise UserError(
             f"{where}: its metadata lacks {missing}: not written by `python -m train export`"
         ) from None
     if (facts.sample_rate, facts.window_samples) != (SAMPLE_RATE, CROP_SAMPLES):
-        raise ValueError(
+        raise UserError(
             f"{where}: reads {facts.window_samples} samples at {facts.sample_rate} Hz; this "
             f"package cuts {CROP_SAMPLES} at {SAMPLE_RATE}"
         )
@@ -61,9 +62,9 @@ def open_session(path: Path, threads: int | None = None) -> Any:
     try:
         import onnxruntime
     except ImportError:
-        raise ValueError(f"{path}: scoring ONNX needs a package: pip install onnxruntime") from None
+        raise UserError(f"{path}: scoring ONNX needs a package: pip install onnxruntime") from None
     if not path.is_file():
-        raise ValueError(f"{path}: no such file; make it: python -m train export")
+        raise UserError(f"{path}: no such file; make it: python -m train export")
     options = onnxruntime.SessionOptions()
     if threads:
         options.intra_op_num_threads = threads
@@ -71,7 +72,7 @@ def open_session(path: Path, threads: int | None = None) -> Any:
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its kinds are not importable by name from one place
-        raise ValueError(f"{path}: not an ONNX file that onnxruntime reads: {error}") from error
+        raise UserError(f"{path}: not an ONNX file that onnxruntime reads: {error}") from error
 
 
 class OnnxScorer(Scorer):

@@ -17,6 +17,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from data_specs.io.errors import UserError
+
 STREAM_SHARDS, STREAM_MOVES, STREAM_RATED, STREAM_CROPS = range(4)
 """Which decision a random generator is for: one stream each, so that none moves another."""
 
@@ -64,11 +66,11 @@ class Order:
 
     def __post_init__(self) -> None:
         if not 0 <= self.rated_share <= 1:
-            raise ValueError(f"rated share {self.rated_share}: must be 0 to 1")
+            raise UserError(f"rated share {self.rated_share}: must be 0 to 1")
         if self.rated_share and not self.rated_clips:
-            raise ValueError(f"rated share {self.rated_share}, but no rated clips: give --rated")
+            raise UserError(f"rated share {self.rated_share}, but no rated clips: give --rated")
         if self.rated_share < 1 and not sum(self.counts):
-            raise ValueError("the shards hold no samples")
+            raise UserError("the shards hold no samples")
 
     def consumed(self, step: int) -> tuple[int, int]:
         """(samples of the shards, rated clips) in the batches before batch ``step``."""

@@ -16,6 +16,8 @@ import torch.distributed.nn.functional
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
+from data_specs.io.errors import UserError
+
 STOP_EVERY = 10
 """Updates between two looks at whether another process was told to stop."""
 
@@ -34,7 +36,7 @@ def make_fabric(
     asked = torch.device(device)
     several = devices * nodes > 1
     if several and asked.index is not None:
-        raise ValueError(f"--device {device} is one device: write {asked.type} with --devices")
+        raise UserError(f"--device {device} is one device: write {asked.type} with --devices")
     which = [asked.index] if asked.index is not None and asked.type != "cpu" else devices
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # its precision is no news
     fabric = Fabric(

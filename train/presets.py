@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
+from data_specs.io.errors import UserError
 from train.models.precision import resolve_precision
 from train.models.student import StudentConfig, variant
 from train.sources import Sources, digest_of
@@ -105,7 +106,7 @@ def make_config(
     """
     shape = shape or variant(student)
     if preset not in PRESETS:
-        raise ValueError(f"unknown preset {preset!r}: known are {', '.join(PRESETS)}")
+        raise UserError(f"unknown preset {preset!r}: known are {', '.join(PRESETS)}")
     values = PRESETS[preset] | {"seed": 0, "buffer": 4096}
     values |= {key: value for key, value in changes.items() if value is not None}
     dtype = resolve_precision(values["precision"], torch.device(device))
@@ -116,7 +117,7 @@ def make_config(
         values["lr"] = _rate(values["lr"], shape.dim)
     values["rated_share"] = _rated_share(sources, values["rated_share"], changes)
     if values["crops"] and not values["augment"]:
-        raise ValueError("--crops is a part of --augment: give both, or neither")
+        raise UserError("--crops is a part of --augment: give both, or neither")
     return FitConfig(
         student=student,
         preset=preset,
@@ -140,11 +141,11 @@ def _rated_share(sources: Sources, preset: float, changes: dict[str, Any]) -> fl
     asked = changes.get("rated_share")
     if sources.labelled_only:
         if asked not in (None, 1.0):
-            raise ValueError(f"--rated-share {asked}: without shards it is 1")
+            raise UserError(f"--rated-share {asked}: without shards it is 1")
         return 1.0
     if not sources.rated:
         if asked:
-            raise ValueError("--rated-share needs rated clips: give --rated labels.csv")
+            raise UserError("--rated-share needs rated clips: give --rated labels.csv")
         return 0.0
     return preset
 

@@ -35,9 +35,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from data_specs.io.addresses import path_here
+from data_specs.io.errors import UserError
+from data_specs.io.files import write_text
 from data_specs.io.progress import progress_bar
 from data_specs.rated import RatedClip
-from train.files import csv_text, load_checkpoint, require_same, save_checkpoint, write_text
+from train.files import csv_text, load_checkpoint, require_same, save_checkpoint
 from train.hold_out import HOLD_OUT, held_apart
 from train.loading import loader
 from train.metrics import agreement
@@ -123,7 +125,7 @@ class PruneConfig(BaseModel):
     @classmethod
     def _descending(cls, sizes: tuple[float, ...]) -> tuple[float, ...]:
         if not sizes:
-            raise ValueError("at least one size is needed")
+            raise UserError("at least one size is needed")
         return tuple(sorted(set(sizes), reverse=True))
 
 
@@ -196,7 +198,7 @@ class Subject:
         if isinstance(self.network, Student):
             return {"kind": "student", "config": self.network.config.model_dump(mode="json")}
         if self.teacher is None:
-            raise ValueError(f"{self.name}: a network without its teacher cannot be written")
+            raise UserError(f"{self.name}: a network without its teacher cannot be written")
         return describe(self.teacher)
 
 
@@ -217,7 +219,7 @@ def load_subject(model: str | Path, device: str = "cpu") -> Subject:
 def teacher_subject(teacher: object, name: str) -> Subject:
     """A teacher with an XLS-R encoder, in float32. ``ValueError`` for another teacher."""
     if not isinstance(teacher, HeadTeacher) or not isinstance(teacher.front_end, XlsrFrontEnd):
-        raise ValueError(
+        raise UserError(
             f"teacher {name!r} has no XLS-R encoder: give one that has, or a student (v7, a run)"
         )
     universal = teacher.calibration.universal if teacher.calibration else Affine()
@@ -267,14 +269,14 @@ class Pruner:
         """Weights of the smallest size that can be reached."""
         smallest = weights_at(self.config.sizes[-1], self.total)
         if smallest < 1:
-            raise ValueError(f"a size of {self.config.sizes[-1]:g} % leaves no weight")
+            raise UserError(f"a size of {self.config.sizes[-1]:g} % leaves no weight")
         if self.config.method != "layer-drop":
             return smallest
         least = weights_by_layers(self.network, self.masks.masks)[0]
         within = [weights_at(s, self.total) for s in self.config.sizes]
         reached = [left for left in within if left >= least]
         if not reached:
-            raise ValueError(
+            raise UserError(
                 f"one layer and what is not in layers are {least / self.total:.1%} of the weights: "
                 f"dropping layers reaches none of the sizes {list(self.config.sizes)}"
             )
@@ -284,7 +286,7 @@ class Pruner:
         self.training_mode()
         counts = any(isinstance(m, _BatchNorm) and m.training for m in self.network.modules())
         if counts and self.config.micro_batch < self.config.batch:
-            raise ValueError(
+            raise UserError(
                 "--micro-batch: a batch norm counts the whole batch, so it cannot be shared out: "
                 "leave it out, or give --batch-norm frozen"
             )
@@ -399,7 +401,7 @@ class Pruner:
             predicted += self.predict(waves_BT, batch.lengths_B).tolist()
             truth += batch.mos_B.tolist()
         if not np.isfinite(predicted).all():
-            raise ValueError(f"predictions are not finite at step {self.step}: lower --lr")
+            raise UserError(f"predictions are not finite at step {self.step}: lower --lr")
         found = agreement(truth, predicted)
         loss = None if found.rmse is None else found.rmse**2
         return {"loss": loss, "pcc": found.pcc, "spearman": found.spearman, "rmse": found.rmse}
@@ -487,9 +489,9 @@ def open_data(args: argparse.Namespace, calibration: Calibration | None) -> Sour
     rated = _clips(args.rated, args.rated_set, calibration)
     held = _clips(args.rated_validation, args.rated_validation_set, calibration)
     if not rated and args.shards is None:
-        raise ValueError("nothing to fine-tune on: give --rated labels.csv, --shards DIR or both")
+        raise UserError("nothing to fine-tune on: give --rated labels.csv, --shards DIR or both")
     if held and args.validation:
-        raise ValueError("give one of --validation and --rated-validation")
+        raise UserError("give one of --validation and --rated-validation")
     if args.shards is not None:
         shards = open_sources(args.shards, args.validation)
         sources = Sources(shards.info, shards.shards, shards.validation, rated, "", held)
@@ -500,7 +502,7 @@ def open_data(args: argparse.Namespace, calibration: Calibration | None) -> Sour
             rated, held = held_apart(rated, 0, args.rated_hold_out)
         sources = Sources(LABELLED_ONLY, [], [], rated, "", held)
     if both := {clip.path for clip in rated} & {clip.path for clip in held}:
-        raise ValueError(f"{min(both)} both trains and validates: name other sets or another CSV")
+        raise UserError(f"{min(both)} both trains and validates: name other sets or another CSV")
     return sources
 
 
@@ -633,7 +635,7 @@ class _Run:
         loss = float(torch.stack(pruner.losses).mean())
         pruner.losses = []
         if not math.isfinite(loss):
-            raise ValueError(f"the loss is {loss} in round {pruner.round}: lower --lr")
+            raise UserError(f"the loss is {loss} in round {pruner.round}: lower --lr")
         values: dict[str, float | None] = {"round": pruner.round, "loss": loss}
         values["left"] = pruner.alive / pruner.total
         due, last = self._sizes_due(), pruner.step == pruner.steps
@@ -798,7 +800,7 @@ def run(args: argparse.Namespace) -> int:
     if args.threads:
         torch.set_num_threads(args.threads)
     if args.checkpoint_every < 1:
-        raise ValueError(f"--checkpoint-every {args.checkpoint_every}: must be at least 1")
+        raise UserError(f"--checkpoint-every {args.checkpoint_every}: must be at least 1")
     subject = load_subject(args.model, args.device)
     sources = open_data(args, subject.calibration)
     config = make_config(args, subject, sources)

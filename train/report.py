@@ -25,14 +25,15 @@ import numpy as np
 import soundfile
 from markupsafe import Markup
 
-from data_specs.io.addresses import path_here
 from data_specs.distributions import Choice, Constant, LogUniform, Normal, Uniform
+from data_specs.io.addresses import path_here
+from data_specs.io.errors import UserError
+from data_specs.io.files import write_text
 from data_specs.io.listen import data_uri, in_words, spectrogram_png, split_unit
 from data_specs.recipe import Recipe
 from data_specs.sample import CROP_SAMPLES, DATASET_FILE, SAMPLE_RATE, SampleRecord, parse_sample
 from train import charts
 from train.command import command_of
-from train.files import write_text
 from train.shards import list_shards
 
 Spread = Uniform | LogUniform | Normal
@@ -73,9 +74,9 @@ def _json(path: Path, make: str) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text("utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path}: not JSON ({error}); make it again: {make}") from error
+        raise UserError(f"{path}: not JSON ({error}); make it again: {make}") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path}: must be a JSON object; make it again: {make}")
+        raise UserError(f"{path}: must be a JSON object; make it again: {make}")
     return content
 
 
@@ -143,7 +144,7 @@ def read_evaluation(folder: Path | None) -> Evaluation:
         raise Missing(f"No evaluation was given. Make one: {MAKE_SCORES}")
     results = _json(folder / "results.json", MAKE_SCORES)
     if not isinstance(results.get("sets"), list):
-        raise ValueError(f"{folder / 'results.json'}: no list 'sets'; evaluate again")
+        raise UserError(f"{folder / 'results.json'}: no list 'sets'; evaluate again")
     path = folder / "scores.csv"
     if not path.is_file():
         raise Missing(f"{path} is not there. It is made by: {MAKE_SCORES}")

@@ -11,8 +11,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from data_specs.io.errors import UserError
+from data_specs.io.files import write_text
 from data_specs.strict import unknown
-from train.files import write_text
 
 
 class Board(Protocol):
@@ -109,7 +110,7 @@ def _package(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise ValueError(f"--logger {name} needs a package: pip install {name}") from error
+        raise UserError(f"--logger {name} needs a package: pip install {name}") from error
 
 
 class RunLog:
@@ -126,7 +127,7 @@ class RunLog:
         config: Mapping[str, Any] | None = None,
     ) -> None:
         if logger not in LOGGERS:
-            raise ValueError(unknown("logger", logger, LOGGERS))
+            raise UserError(unknown("logger", logger, LOGGERS))
         self.path = out / "log.jsonl"
         kept = [line for line in _lines(self.path) if json.loads(line)["step"] <= step]
         write_text(self.path, "".join(line + "\n" for line in kept))

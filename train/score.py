@@ -21,6 +21,8 @@ import torch
 from torch import Tensor
 
 from data_specs.io.addresses import path_here
+from data_specs.io.errors import UserError
+from data_specs.io.files import sha256_of
 from data_specs.io.progress import progress_bar
 from data_specs.sample import CROP_SAMPLES, SAMPLE_RATE
 from data_specs.teacher import MEAN, teacher_table
@@ -28,7 +30,7 @@ from train.files import load_checkpoint
 from train.models.head_teacher import HEAD_JSON
 from train.models.memory import keep_freed_memory
 from train.models.precision import PRECISIONS
-from train.models.student import Student, load_v7, sha256_of, student_of, v7_weights_path
+from train.models.student import Student, load_v7, student_of, v7_weights_path
 from train.models.teacher import load_teacher
 from train.pruning.storage import SPARSE_FILE, is_pruned, load_pruned, read_about
 from train.scoring.files import AUDIO_ENDINGS, find_files
@@ -102,9 +104,9 @@ def _load_int8(model: str, device: str) -> Scorer:
     """The student of a bundle with its int8 convolutions; the hash is that of their file."""
     folder = _fetched(model, int8=True) if "://" in model else Path(model)
     if device != "cpu":
-        raise ValueError(f"precision int8 is for CPUs; on {device} take auto")
+        raise UserError(f"precision int8 is for CPUs; on {device} take auto")
     if model == "v7" or not folder.is_dir():
-        raise ValueError(f"precision int8: {model} is no bundle's folder: make one: {EXPORT}")
+        raise UserError(f"precision int8: {model} is no bundle's folder: make one: {EXPORT}")
     student = student_in(_load_path(folder, model, device, "fp32"))
     int8 = read_int8(folder, student, sha256_of(_model_in(folder)))
     return Scorer(student, model, sha256_of(folder / INT8_FILE), device, "auto", int8)
@@ -124,7 +126,7 @@ def _load_path(path: Path, name: str, device: str, precision: str) -> Scorer:
     if path.is_dir():
         path = _model_in(path)
     if not path.is_file():
-        raise ValueError(f"{path}: no such model; give v7, a run folder, a model file or a teacher")
+        raise UserError(f"{path}: no such model; give v7, a run folder, a model file or a teacher")
     if path.suffix == ".onnx":
         from train.onnx_scorer import OnnxScorer  # only who gives such a file needs onnxruntime
 
@@ -137,7 +139,7 @@ def student_in(scorer: Scorer) -> Student:
     """The student that scores, to go on with; ``ValueError`` for a scorer that is none."""
     network = getattr(scorer, "network", None)
     if not isinstance(network, Student):
-        raise ValueError(f"{scorer.name}: is not a student: give v7, or a run or model of one")
+        raise UserError(f"{scorer.name}: is not a student: give v7, or a run or model of one")
     return network
 
 
@@ -149,7 +151,7 @@ def _model_in(folder: Path) -> Path:
     for name in (SPARSE_FILE, "model.safetensors", "best.pt"):
         if (folder / name).is_file():
             return folder / name
-    raise ValueError(f"{folder}: holds no model.safetensors or best.pt: train it first")
+    raise UserError(f"{folder}: holds no model.safetensors or best.pt: train it first")
 
 
 def _from_tensors(path: Path) -> tuple[object, dict[str, Tensor]]:
@@ -158,18 +160,18 @@ def _from_tensors(path: Path) -> tuple[object, dict[str, Tensor]]:
         return described.get("config"), weights
     about = path.with_suffix(".json")
     if not about.is_file():
-        raise ValueError(f"{about} is missing: it says what student {path.name} is")
+        raise UserError(f"{about} is missing: it says what student {path.name} is")
     try:
         return json.loads(about.read_bytes()).get("config"), safetensors.torch.load_file(path)
     except (ValueError, safetensors.SafetensorError) as error:
-        raise ValueError(f"{path} or {about.name} is damaged: {error}") from error
+        raise UserError(f"{path} or {about.name} is damaged: {error}") from error
 
 
 def _from_pt(path: Path) -> tuple[object, dict[str, Tensor]]:
     content = load_checkpoint(path)
     if "weights" in content:
         return content.get("student_config"), content["weights"]
-    raise ValueError(f"{path}: holds no model; give the run's best.pt or its folder")
+    raise UserError(f"{path}: holds no model; give the run's best.pt or its folder")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -219,10 +221,10 @@ def run(args: argparse.Namespace) -> int:
         torch.set_num_threads(args.threads)
     keep_freed_memory()
     if not args.batch_seconds > 0:
-        raise ValueError(f"--batch-seconds {args.batch_seconds}: must be positive")
+        raise UserError(f"--batch-seconds {args.batch_seconds}: must be positive")
     files = find_files(args.paths)
     if not files:
-        raise ValueError(f"no audio file in {', '.join(map(str, args.paths))}")
+        raise UserError(f"no audio file in {', '.join(map(str, args.paths))}")
     scorer = load(args.model, args.device, args.precision)
     settings = _settings(scorer, args)
     table = open_table(args.out)

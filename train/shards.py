@@ -11,8 +11,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from data_specs.io.cache import Descriptor, FileCache, RemoteFile, default_cache
-from data_specs.sample import DATASET_FILE
+from data_specs.io.errors import UserError
 from data_specs.io.storage import LocalFolder, NotFound, RemoteFolder, open_folder
+from data_specs.sample import DATASET_FILE
 from data_specs.strict import describe
 from train.models.calibration import Calibration
 from train.tars import BLOCK, index_of, open_tar
@@ -71,20 +72,20 @@ def read_dataset_info(folder: Path | str) -> DatasetInfo:
     try:
         (data,) = place.read([DATASET_FILE], MOST_INFO_BYTES)
     except NotFound as error:
-        raise ValueError(
+        raise UserError(
             f"{error}: is {place.shown()} the output of `python -m pipeline shards`?"
         ) from None
     content = _json_object(data, path)
     for key in ("recipe_hash", "recipe", "teacher"):
         if key not in content:
-            raise ValueError(f"{path}: no key {key!r}; make the dataset again")
+            raise UserError(f"{path}: no key {key!r}; make the dataset again")
     teacher = content["teacher"]
     name = teacher.get("name", teacher) if isinstance(teacher, dict) else teacher
     maps = content.get("teacher_calibration")
     try:
         calibration = None if maps is None else Calibration.model_validate(maps)
     except ValidationError as error:
-        raise ValueError(describe(error, maps, f"{path}: teacher_calibration")) from error
+        raise UserError(describe(error, maps, f"{path}: teacher_calibration")) from error
     return DatasetInfo(str(content["recipe_hash"]), content["recipe"], str(name), calibration)
 
 
@@ -100,10 +101,10 @@ def list_shards(folder: Path | str, cache: FileCache | None = None) -> list[Shar
     tars = sorted(name for name in sizes if re.fullmatch(r"shard-[\w-]+\.tar", name))
     where = place.shown()
     if not tars:
-        raise ValueError(f"{where}: no shards (shard-NNNNNN.tar); make some: python -m pipeline")
+        raise UserError(f"{where}: no shards (shard-NNNNNN.tar); make some: python -m pipeline")
     whole = [tar for tar in tars if _record_name(tar) in sizes]
     if not whole:
-        raise ValueError(
+        raise UserError(
             f"{where}: none of its {len(tars)} shards is whole (no shard-NNNNNN.json record "
             "beside the tar): let the pipeline finish, or run it again"
         )
@@ -113,7 +114,7 @@ def list_shards(folder: Path | str, cache: FileCache | None = None) -> list[Shar
         for tar, record in zip(whole, records, strict=True)
     ]
     if not any(shard.samples for shard in shards):
-        raise ValueError(f"{where}: none of its {len(whole)} whole shards holds a sample")
+        raise UserError(f"{where}: none of its {len(whole)} whole shards holds a sample")
     return [shard for shard in shards if shard.samples]
 
 
@@ -131,7 +132,7 @@ def _shard(
     where = place.shown(_record_name(tar))
     expected = _count(record, "tar_bytes", where)
     if size is not None and size != expected:  # where a listing tells none, the download does
-        raise ValueError(
+        raise UserError(
             f"{place.shown(tar)}: {size} bytes, but its record says {expected}: it is truncated or "
             f"changed; delete {tar} and {_record_name(tar)} and run the pipeline again"
         )
@@ -150,14 +151,14 @@ def _samples(shard: Shard, record: dict[str, Any], tar_bytes: int, where: str) -
         return len(index_of(shard.open(), shard.where))
     samples = _count(record, "samples", where)
     if samples * 4 * BLOCK > tar_bytes:
-        raise ValueError(f"{where}: {samples} samples in a tar of {tar_bytes} bytes: not possible")
+        raise UserError(f"{where}: {samples} samples in a tar of {tar_bytes} bytes: not possible")
     return samples
 
 
 def _count(record: dict[str, Any], name: str, where: str) -> int:
     value = record.get(name)
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise ValueError(f"{where}: no number {name!r}; make the shard again")
+        raise UserError(f"{where}: no number {name!r}; make the shard again")
     return value
 
 
@@ -165,7 +166,7 @@ def _sha256(record: dict[str, Any], where: str) -> str | None:
     """The tar's hash: it becomes part of a file name."""
     value = record.get("tar_sha256")
     if value is not None and not re.fullmatch("[0-9a-f]{64}", str(value)):
-        raise ValueError(f"{where}: 'tar_sha256' is no SHA-256; make the shard again")
+        raise UserError(f"{where}: 'tar_sha256' is no SHA-256; make the shard again")
     return value
 
 
@@ -173,7 +174,7 @@ def _json_object(data: bytes, where: str) -> dict[str, Any]:
     try:
         content = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{where}: not JSON: {error}") from error
+        raise UserError(f"{where}: not JSON: {error}") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{where}: not a JSON object")
+        raise UserError(f"{where}: not a JSON object")
     return content

@@ -25,16 +25,18 @@ import torch
 from torch import Tensor, nn
 
 from data_specs.io.addresses import path_here
+from data_specs.io.errors import UserError
+from data_specs.io.files import sha256_of, write_text
 from data_specs.io.progress import progress_bar
 from data_specs.rated import read_rated
 from data_specs.sample import CROP_SAMPLES
 from train.evaluate import score_rated, score_shards
-from train.files import load_checkpoint, version, write_text, write_weights
+from train.files import load_checkpoint, version, write_weights
 from train.fit import Host, fit
 from train.metrics import Agreement, agreement
 from train.models.front_end import XlsrFrontEnd
 from train.models.head_teacher import HeadTeacher, XlsrFromMemory, describe, weights_of
-from train.models.student import Student, macs_of, sha256_of
+from train.models.student import Student, macs_of
 from train.presets import make_config
 from train.pruning.masks import Masks
 from train.pruning.storage import ABOUT_FILE, DENSE_FILE, SPARSE_FILE, save_pruned
@@ -106,7 +108,7 @@ def shrink_student(source: Scorer, args: argparse.Namespace) -> Shrinking:
     """The student without its dead units, and without its least important ones if asked."""
     student: Any = source.network
     if not isinstance(student, Student):
-        raise ValueError(f"{source.name}: {type(student).__name__} cannot be shrunk")
+        raise UserError(f"{source.name}: {type(student).__name__} cannot be shrunk")
     waves_BT = clips_of(args.importance_from, args.clips)
     before_B = scores_of(source.score_windows, waves_BT)
     dead = dead_units(student)
@@ -344,7 +346,7 @@ def shrink_teacher(teacher: HeadTeacher) -> tuple[HeadTeacher, dict[str, str]]:
     """
     front_end = teacher.front_end
     if not isinstance(front_end, XlsrFrontEnd):
-        raise ValueError(f"teacher {teacher.name!r} has no XLS-R encoder that could be shrunk")
+        raise UserError(f"teacher {teacher.name!r} has no XLS-R encoder that could be shrunk")
     units = dead_units(front_end.encoder)
     encoder = shrink(front_end.encoder, units)
     heard = XlsrFromMemory(teacher.name, encoder, front_end.weights_sha256, str(teacher.device))
@@ -363,13 +365,13 @@ def zeros_of(weights: Mapping[str, Tensor]) -> Masks:
 
 def _run_teacher(source: TeacherScorer, args: argparse.Namespace) -> int:
     if args.keep_macs is not None or args.finetune_steps:
-        raise ValueError(
+        raise UserError(
             "of a teacher only dead units are removed: --keep-macs and --finetune-steps are for "
             "students; prune it further with python -m train prune"
         )
     teacher = source.teacher
     if not isinstance(teacher, HeadTeacher):
-        raise ValueError(f"teacher {teacher.name!r} has no XLS-R encoder that could be shrunk")
+        raise UserError(f"teacher {teacher.name!r} has no XLS-R encoder that could be shrunk")
     smaller, units = shrink_teacher(teacher)
     weights = weights_of(smaller)
     about = describe(smaller) | {
@@ -430,13 +432,13 @@ def run(args: argparse.Namespace) -> int:
     if args.threads:
         torch.set_num_threads(args.threads)
     if args.finetune_steps and args.shards is None:
-        raise ValueError("--finetune-steps needs --shards: what to learn from")
+        raise UserError("--finetune-steps needs --shards: what to learn from")
     if args.keep_macs is not None and not 0 < args.keep_macs <= 1:
-        raise ValueError(f"--keep-macs {args.keep_macs}: must be above 0 and at most 1")
+        raise UserError(f"--keep-macs {args.keep_macs}: must be above 0 and at most 1")
     source = load(args.model, args.device)
     args.out.mkdir(parents=True, exist_ok=True)
     if isinstance(source, TeacherScorer):
         return _run_teacher(source, args)
     if args.keep_macs is not None and args.importance_from is None:
-        raise ValueError("--keep-macs needs clips to judge units by: --importance-from SHARDS")
+        raise UserError("--keep-macs needs clips to judge units by: --importance-from SHARDS")
     return _run_student(source, args)

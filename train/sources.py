@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from data_specs.io.errors import UserError
 from data_specs.rated import RatedClip, read_rated
 from data_specs.strict import digest, unknown
 from train.hold_out import held_apart
@@ -97,19 +98,19 @@ def open_sources(
     if shards is None:
         return _labelled_only(rated, rated_validation, validation)
     if rated_validation is not None:
-        raise ValueError("a run with shards validates on shards: --rated-validation has no use")
+        raise UserError("a run with shards validates on shards: --rated-validation has no use")
     info, found = read_dataset_info(shards), list_shards(shards)
     clips = on_labels_scale(read_rated(rated) if rated else [], info.calibration)
     if validation is not None:
         held_info = read_dataset_info(validation)
         if held_info.teacher != info.teacher:
-            raise ValueError(
+            raise UserError(
                 f"{validation}: labelled by {held_info.teacher!r}, but {shards} by "
                 f"{info.teacher!r}: label both with one teacher"
             )
         return Sources(info, found, list_shards(validation), clips, held_info.recipe_hash)
     if len(found) < 2:
-        raise ValueError(
+        raise UserError(
             f"{shards}: holds one shard; holding one out for validation needs two: "
             "make more shards or give --validation"
         )
@@ -121,9 +122,9 @@ def _labelled_only(
     rated: Path | None, rated_validation: Path | None, validation: Path | str | None
 ) -> Sources:
     if rated is None:
-        raise ValueError("nothing to train on: give --shards DIR, --rated labels.csv, or both")
+        raise UserError("nothing to train on: give --shards DIR, --rated labels.csv, or both")
     if validation is not None:
-        raise ValueError("--validation is a folder of shards: without --shards it has no use")
+        raise UserError("--validation is a folder of shards: without --shards it has no use")
     clips = read_rated(rated)
     if rated_validation is not None:
         held = read_rated(rated_validation)
@@ -167,5 +168,5 @@ def chosen(table: Path, names: Sequence[str] | None) -> list[RatedClip]:
     known = {clip.dataset for clip in clips}
     for name in names or ():
         if name not in known:
-            raise ValueError(f"{table}: {unknown('dataset', name, known)}")
+            raise UserError(f"{table}: {unknown('dataset', name, known)}")
     return [clip for clip in clips if not names or clip.dataset in names]

@@ -28,10 +28,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from data_specs.io.cache import CACHE_REMEDY, Descriptor, ReadAhead, RemoteFile
+from data_specs.io.errors import UserError
+from data_specs.io.hardware import available_memory
 from data_specs.rated import RatedClip
 from data_specs.sample import CROP_SAMPLES
 from train.audio import Wave, read_mono, to_16k
-from train.memory import free_bytes
 from train.order import Item, Order
 from train.shards import Shard
 from train.tars import Pcm, Span, decode, index_of, record_of
@@ -74,7 +75,7 @@ class DecodedCache:
 def cache_fits(samples: int, budget_gb: float) -> bool:
     """Whether all decoded samples fit the budget and half of the memory that is free now."""
     needed = samples * CROP_SAMPLES * 2
-    return needed <= min(budget_gb * 1e9, free_bytes() / 2)
+    return needed <= min(budget_gb * 1e9, available_memory() / 2)
 
 
 class ShardSamples:
@@ -158,7 +159,7 @@ class ShardSamples:
         listed = self.shards[shard]
         spans = index_of(self._file(shard), listed.where)
         if len(spans) != listed.samples:
-            raise ValueError(
+            raise UserError(
                 f"{listed.where}: holds {len(spans)} samples, its record says {listed.samples}"
             )
         return np.array([span.key for span in spans]), np.array([span[1:] for span in spans])
@@ -216,9 +217,9 @@ class Batches(Dataset[Batch]):
         world: int = 1,
     ) -> None:
         if not 0 <= rank < world:
-            raise ValueError(f"rank {rank} of world {world}: must be 0 to {world - 1}")
+            raise UserError(f"rank {rank} of world {world}: must be 0 to {world - 1}")
         if order.batch % world:  # a world larger than the batch, too
-            raise ValueError(
+            raise UserError(
                 f"a batch of {order.batch} cannot be shared by {world} processes: give a --batch "
                 f"that is a multiple of {world}, or another number of processes"
             )
@@ -277,7 +278,7 @@ def _require_room(samples: ShardSamples, order: Order) -> None:
     needed = sum(sorted((file.size for file in remote), reverse=True)[:live])
     limit = remote[0].cache.limit_bytes
     if needed > limit:
-        raise ValueError(
+        raise UserError(
             f"{remote[0].cache.folder}: may hold {limit / 1e9:.2f} GB, but a shuffle over "
             f"{order.buffer} samples reads from up to {min(live, len(remote))} shards at a time, "
             f"{needed / 1e9:.2f} GB: {CACHE_REMEDY}, or lower --buffer"

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from data_specs.cluster import submit
 from data_specs.cluster.needs import require_everywhere, require_kept, require_no_secret
 from data_specs.cluster.site import Site
+from data_specs.io.errors import UserError
 
 KINDS = {
     "slurm": submit.train_slurm,
@@ -33,7 +34,7 @@ def submission(kind: str, site: Site, job: list[str]) -> submit.Submission:
 
     for flag in SAID_BY_SITE:
         if any(word == flag or word.startswith(f"{flag}=") for word in job):
-            raise ValueError(f"{flag}: leave it out: the site says it, and a run always goes on")
+            raise UserError(f"{flag}: leave it out: the site says it, and a run always goes on")
     parser = argparse.ArgumentParser(prog="python -m train fit")
     fit.add_arguments(parser)
     options = parser.parse_args(job)
@@ -43,7 +44,7 @@ def submission(kind: str, site: Site, job: list[str]) -> submit.Submission:
     require_everywhere(given)
     require_no_secret(given)
     if not (options.shards or options.rated):
-        raise ValueError("nothing to train on: give --shards, --rated labels.csv, or both")
+        raise UserError("nothing to train on: give --shards, --rated labels.csv, or both")
     if options.student:
         variant(options.student)
     if kind == "kubernetes":

@@ -18,6 +18,7 @@ import soundfile
 from numpy.typing import NDArray
 
 from data_specs.io.cache import Descriptor
+from data_specs.io.errors import UserError
 from data_specs.sample import CROP_SAMPLES, SAMPLE_RATE, SampleRecord, parse_sample
 
 Pcm = NDArray[np.int16]
@@ -72,7 +73,7 @@ def open_tar(tar: Path) -> Descriptor:
     try:
         return Descriptor(tar)
     except OSError as error:
-        raise ValueError(f"{tar}: cannot be read: {error.strerror}") from error
+        raise UserError(f"{tar}: cannot be read: {error.strerror}") from error
 
 
 def index_of(file: Descriptor, where: str) -> list[Span]:
@@ -81,15 +82,15 @@ def index_of(file: Descriptor, where: str) -> list[Span]:
     for member in _members(file, where):
         found = MEMBER.fullmatch(member.name)
         if found is None or member.kind not in (b"0", b"\0"):
-            raise ValueError(
+            raise UserError(
                 f"{where}: unexpected member {member.name!r} of type {member.kind!r}: a shard "
                 "holds plain files KEY.flac and KEY.json"
             )
         key, ending = found.groups()
         if ending in samples.setdefault(key, {}):
-            raise ValueError(f"{where}: member {member.name} is there twice")
+            raise UserError(f"{where}: member {member.name} is there twice")
         if member.size > MOST_BYTES[ending]:
-            raise ValueError(f"{where}: member {member.name}: {member.size} bytes are too many")
+            raise UserError(f"{where}: member {member.name}: {member.size} bytes are too many")
         samples[key][ending] = member
     return [_span(where, key, found) for key, found in samples.items()]
 
@@ -103,7 +104,7 @@ def _members(file: Descriptor, where: str) -> Iterator[_Member]:
             return
         member = _header(block, place, where)
         if member.start + member.size > end:
-            raise ValueError(
+            raise UserError(
                 f"{where}: member {member.name!r}: {member.size} bytes go past the end of the tar: "
                 "truncated or damaged; delete it and its record, make it again"
             )
@@ -118,7 +119,7 @@ def _header(block: bytes, place: int, where: str) -> _Member:
     checksum, size = (_octal(block[field]) for field in (slice(148, 156), slice(124, 136)))
     actual = sum(block) - sum(block[148:156]) + 8 * ord(" ")
     if len(block) != BLOCK or size is None or checksum != actual:
-        raise ValueError(
+        raise UserError(
             f"{where}: damaged: no tar header at byte {place}; delete it and its record, make it "
             "again"
         )
@@ -135,17 +136,17 @@ def _octal(field: bytes) -> int | None:
 
 def _require_harmless(file: Descriptor, member: _Member, where: str) -> None:
     if member.size > MOST_PAX_BYTES:
-        raise ValueError(f"{where}: PAX header {member.name!r}: {member.size} bytes are too many")
+        raise UserError(f"{where}: PAX header {member.name!r}: {member.size} bytes are too many")
     found = CHANGES_MEANING.search(os.pread(file.number, member.size, member.start))
     if found:
         keyword = found[0].strip().partition(b" ")[2].decode("utf-8", "backslashreplace")
-        raise ValueError(f"{where}: PAX header {member.name!r} sets {keyword}: not read")
+        raise UserError(f"{where}: PAX header {member.name!r} sets {keyword}: not read")
 
 
 def _span(where: str, key: str, found: dict[str, _Member]) -> Span:
     for ending, what in (("flac", "audio"), ("json", "label")):
         if ending not in found:
-            raise ValueError(
+            raise UserError(
                 f"{where}: sample {key} has no {what}: member {key}.{ending} is missing"
             )
     audio, record = found["flac"], found["json"]
@@ -155,7 +156,7 @@ def _span(where: str, key: str, found: dict[str, _Member]) -> Span:
 def _content(file: Descriptor, start: int, size: int, where: str) -> bytes:
     data = os.pread(file.number, size, start)
     if len(data) != size:
-        raise ValueError(f"{where}: truncated ({len(data)} of {size} bytes)")
+        raise UserError(f"{where}: truncated ({len(data)} of {size} bytes)")
     return data
 
 
@@ -170,7 +171,7 @@ def record_of(file: Descriptor, where: str, span: Span) -> SampleRecord:
     data = _content(file, span.record_start, span.record_bytes, where)
     record = parse_sample(data, where)
     if record.key != span.key:
-        raise ValueError(f"{where}: is the record of sample {record.key!r}")
+        raise UserError(f"{where}: is the record of sample {record.key!r}")
     return record
 
 
@@ -190,17 +191,17 @@ def decode(file: Descriptor, where: str, span: Span, pcm_T: Pcm) -> None:
             _require_crop(sound, where)
             decoded = len(sound.read(out=pcm_T))
     except soundfile.SoundFileError as error:
-        raise ValueError(f"{where}: not readable as FLAC: {error}") from error
+        raise UserError(f"{where}: not readable as FLAC: {error}") from error
     if decoded != CROP_SAMPLES:
-        raise ValueError(f"{where}: truncated or damaged ({decoded} of {CROP_SAMPLES} samples)")
+        raise UserError(f"{where}: truncated or damaged ({decoded} of {CROP_SAMPLES} samples)")
 
 
 def _require_crop(sound: soundfile.SoundFile, where: str) -> None:
     if sound.format != "FLAC":
-        raise ValueError(f"{where}: not FLAC but {sound.format}")
+        raise UserError(f"{where}: not FLAC but {sound.format}")
     shape = (sound.frames,) if sound.channels == 1 else (sound.frames, sound.channels)
     if sound.samplerate != SAMPLE_RATE or shape != (CROP_SAMPLES,):
-        raise ValueError(
+        raise UserError(
             f"{where}: {sound.samplerate} Hz, shape {shape}; need {SAMPLE_RATE} Hz, "
             f"({CROP_SAMPLES},)"
         )

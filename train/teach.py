@@ -38,25 +38,20 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from data_specs.io.addresses import path_here
+from data_specs.io.errors import UserError
+from data_specs.io.files import sha256_of, write_text
 from data_specs.io.progress import progress_bar
 from data_specs.rated import RatedClip, read_rated
 from data_specs.strict import digest
 from train.calibrate import Affine, Calibration, Doubles, fit_universal
-from train.files import (
-    load_checkpoint,
-    require_same,
-    save_checkpoint,
-    version,
-    write_text,
-    write_weights,
-)
+from train.files import load_checkpoint, require_same, save_checkpoint, version, write_weights
 from train.frame_cache import ROWS, About, Bits, FrameCache, from_bits, open_cache
 from train.hold_out import hold_out
 from train.metrics import agreement
 from train.models.front_end import load_front_end
 from train.models.head import HeadConfig, build_head
 from train.models.memory import keep_freed_memory
-from train.models.student import mos_of, sha256_of
+from train.models.student import mos_of
 from train.run_log import Meter, RunLog
 from train.stopping import INTERRUPTED, stop_signals
 
@@ -96,7 +91,7 @@ class Settings(BaseModel):
     @model_validator(mode="after")
     def _divisible(self) -> Settings:
         if self.dim % self.heads:
-            raise ValueError(f"dim {self.dim} is not a multiple of heads {self.heads}")
+            raise UserError(f"dim {self.dim} is not a multiple of heads {self.heads}")
         return self
 
 
@@ -178,7 +173,7 @@ def gather(
     judging = [clip for path in validation for clip in read_rated(path)]
     both = {clip.path for clip in training} & {clip.path for clip in judging}
     if both:
-        raise ValueError(
+        raise UserError(
             f"{len(both)} clips both train and validate, such as {min(both)}: take them out of "
             "--rated or of --validation"
         )
@@ -199,7 +194,7 @@ def usable(cache: FrameCache, clips: Sequence[RatedClip], held: Sequence[bool]) 
     for what, found, least in (("train on", train, 1), ("validate on", validation, 2)):
         if len(found) < least:
             told = _told(cache, clips)
-            raise ValueError(
+            raise UserError(
                 f"{len(found)} clips to {what}, at least {least} needed{': ' if told else ''}{told}"
             )
     return RatedFrames(cache.about, cache.frames, clips, train, validation)
@@ -335,7 +330,7 @@ class HeadTrainer:
             found.append(logits_B.double().cpu().numpy())
         logits_V: Doubles = np.concatenate(found)
         if not np.isfinite(logits_V).all():
-            raise ValueError(f"logits are not finite at step {self.step}: lower --lr")
+            raise UserError(f"logits are not finite at step {self.step}: lower --lr")
         return logits_V
 
     def affines(self) -> dict[str, Affine]:
@@ -496,7 +491,7 @@ def _after_update(
 def _log_interval(trainer: HeadTrainer, meter: Meter, log: RunLog, bar: tqdm[Any]) -> None:
     values = meter.read()
     if values["loss"] is not None and not math.isfinite(values["loss"]):
-        raise ValueError(f"the loss is {values['loss']} at step {trainer.step}: lower --lr")
+        raise UserError(f"the loss is {values['loss']} at step {trainer.step}: lower --lr")
     rate, wait = values["samples_per_s"] or 0.0, values["data_wait_share"] or 0.0
     bar.set_postfix_str(f"{rate:.0f} clips/s, data wait {wait:.0%}, loss {values['loss']:.3f}")
     log.write(trainer.step, {**values, "lr": trainer.config.lr})
@@ -546,7 +541,7 @@ def export(trainer: HeadTrainer, data: RatedFrames, out: Path) -> None:
     finite loss.
     """
     if not (out / "best.pt").is_file():
-        raise ValueError(f"{out}: no validation gave a finite loss, so there is no best head")
+        raise UserError(f"{out}: no validation gave a finite loss, so there is no best head")
     best = load_checkpoint(out / "best.pt")
     trainer.load_weights(best)
     logits_V = trainer.raw_logits(data)
@@ -685,7 +680,7 @@ def run(args: argparse.Namespace) -> int:
     settings = Settings(**{name: getattr(args, name) for name in Settings.model_fields})
     for name in ("checkpoint_every", "log_every"):
         if getattr(args, name) < 1:
-            raise ValueError(f"{name} {getattr(args, name)}: must be at least 1")
+            raise UserError(f"{name} {getattr(args, name)}: must be at least 1")
     clips, held = gather(args.rated, args.validation, settings.seed)
     with stop_signals() as stop:
         cache = _features(args, clips, stop)

@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import Field, ValidationError, field_validator
 
 from data_specs.io.addresses import is_address, redacted
+from data_specs.io.errors import UserError
 from data_specs.strict import Strict, describe
 
 GIGABYTE = 10**9
@@ -27,7 +28,7 @@ class Stage(Strict):
     @classmethod
     def _a_share_or_whole_ones(cls, gpus: float | None) -> float | None:
         if gpus is not None and gpus > 1 and gpus != int(gpus):
-            raise ValueError(f"must be a share below 1 or a whole number, not {gpus:g}")
+            raise UserError(f"must be a share below 1 or a whole number, not {gpus:g}")
         return gpus
 
     def options(self, gpus: float = 0.0) -> dict[str, Any]:
@@ -52,12 +53,12 @@ def parse_stage(text: str, flag: str) -> Stage:
     for item in filter(None, text.split(",")):
         name, equals, value = item.partition("=")
         if not equals:
-            raise ValueError(f"{flag} {text}: {item!r} must be NAME=NUMBER, such as cores=2")
+            raise UserError(f"{flag} {text}: {item!r} must be NAME=NUMBER, such as cores=2")
         said[name.strip()] = value
     try:
         return Stage.model_validate(said)
     except ValidationError as error:
-        raise ValueError(describe(error, said, flag)) from error
+        raise UserError(describe(error, said, flag)) from error
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def parse_part(text: str) -> Part:
     """``i/n`` as a part; ``ValueError`` where it is none."""
     found = re.fullmatch(r"([0-9]+)/([0-9]+)", text)
     if not found or not 1 <= int(found[1]) <= int(found[2]):
-        raise ValueError(f"--part {text}: write i/n with i from 1 to n, such as 3/16")
+        raise UserError(f"--part {text}: write i/n with i from 1 to n, such as 3/16")
     return Part(int(found[1]), int(found[2]))
 
 
@@ -98,14 +99,14 @@ def parse_address(text: str) -> str:
     hint = ""
     if text.startswith("ray://"):
         hint = "; ray:// is for drivers elsewhere: submit the job (python -m pipeline submit ray)"
-    raise ValueError(f"--ray-address {text}: write auto or HOST:PORT{hint}")
+    raise UserError(f"--ray-address {text}: write auto or HOST:PORT{hint}")
 
 
 def require_everywhere(given: Sequence[tuple[str, str]]) -> None:
     """Raise ``ValueError`` for a (flag, path) that other machines would read as another place."""
     for flag, path in given:
         if not path.startswith("/") and not re.match(r"[a-z0-9]+:/", path):
-            raise ValueError(
+            raise UserError(
                 f"{flag} {path}: on a cluster it must be absolute, on a file system that every "
                 "machine has, or an address such as s3://bucket/folder"
             )
@@ -116,7 +117,7 @@ def require_kept(flag: str, path: str, mount: PurePosixPath | None) -> None:
     if is_address(path) or (mount and PurePosixPath(path).is_relative_to(mount)):
         return
     there = f"{mount}" if mount else "its mount: the site says none"
-    raise ValueError(
+    raise UserError(
         f"{flag} {path}: a pod's own disk is gone with the pod: on Kubernetes give a path of "
         f"kubernetes.volume, under {there}; or for shards an address"
     )
@@ -126,7 +127,7 @@ def require_no_secret(given: Sequence[tuple[str, str]]) -> None:
     """Raise ``ValueError`` for a (flag, path) with a login or a signature: job files are read."""
     for flag, path in given:
         if is_address(path) and redacted(path) != path:
-            raise ValueError(
+            raise UserError(
                 f"{flag} {redacted(path)}: its login or query would stand in the job's file, where "
                 "others can read it: leave it out, and give the machines credentials in their "
                 "environment"

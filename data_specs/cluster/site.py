@@ -10,8 +10,9 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from data_specs.io.addresses import SECRET_NAMES
 from data_specs.cluster.needs import Stage
+from data_specs.io.addresses import SECRET_NAMES
+from data_specs.io.errors import UserError
 from data_specs.strict import SpecError, Strict, load
 
 EXAMPLE = Path(__file__).parent / "site.example.yaml"
@@ -22,19 +23,19 @@ RESERVE_GB = 1.0
 
 def _one_line(text: str) -> str:
     if "\n" in text or "\r" in text:
-        raise ValueError("must be one line")
+        raise UserError("must be one line")
     return text
 
 
 def _plain(text: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9_.,:/@%+=-]*", text):
-        raise ValueError(f"{text!r} has a character that Slurm would read as something else")
+        raise UserError(f"{text!r} has a character that Slurm would read as something else")
     return text
 
 
 def _absolute(path: PurePosixPath) -> PurePosixPath:
     if not path.is_absolute():
-        raise ValueError(f"{path} must be absolute: it is a path of the cluster's machines")
+        raise UserError(f"{path} must be absolute: it is a path of the cluster's machines")
     return path
 
 
@@ -110,7 +111,7 @@ class Slurm(Machine):
     def _are_options(cls, options: tuple[str, ...]) -> tuple[str, ...]:
         for option in options:
             if not option.startswith("-"):
-                raise ValueError(f"{option!r} is no option of sbatch: they begin with --")
+                raise UserError(f"{option!r} is no option of sbatch: they begin with --")
         return options
 
 
@@ -123,7 +124,7 @@ class Group(Machine):
     @model_validator(mode="after")
     def _bounds(self) -> Group:
         if self.min > self.max:
-            raise ValueError(f"min {self.min} is more than max {self.max}")
+            raise UserError(f"min {self.min} is more than max {self.max}")
         return self
 
 
@@ -165,7 +166,7 @@ class Kubernetes(Strict):
     @classmethod
     def _has_some(cls, gpu: Group | None) -> Group | None:
         if gpu and (not gpu.gpus or not gpu.min):
-            raise ValueError("gpus and min must be at least 1: teachers need one when a job starts")
+            raise UserError("gpus and min must be at least 1: teachers need one when a job starts")
         return gpu
 
 
@@ -211,9 +212,9 @@ class Site(Strict):
     def _no_credentials(cls, environment: dict[str, str]) -> dict[str, str]:
         for name in environment:
             if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
-                raise ValueError(f"{name!r} is no name of a variable")
+                raise UserError(f"{name!r} is no name of a variable")
             if SECRET_NAMES.search(name.upper()):
-                raise ValueError(
+                raise UserError(
                     f"{name} looks like a credential, and this file and what is made of it can be "
                     "read by others: use the machines' own place, or kubernetes.secrets"
                 )

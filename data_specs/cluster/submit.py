@@ -18,8 +18,9 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from data_specs.io.addresses import path_here
 from data_specs.cluster.site import RESERVE_GB, Kubernetes, Machine, Site, load_site
+from data_specs.io.addresses import path_here
+from data_specs.io.errors import UserError
 from data_specs.strict import SpecError
 
 STORE_BYTES = 1 << 28
@@ -49,7 +50,7 @@ class Submission:
     def hand_over(self) -> int:
         """Run the command. ``ValueError`` where this machine does not have it."""
         if not shutil.which(self.command[0]):
-            raise ValueError(
+            raise UserError(
                 f"{self.command[0]} is not on this machine: submit from one that has it, or keep "
                 "what --dry-run prints and submit that"
             )
@@ -103,7 +104,7 @@ def require_plain(command: Sequence[str]) -> None:
     """Raise ``ValueError`` for an argument that a further shell might read otherwise."""
     for argument in command:
         if not UNINTERPRETED.fullmatch(argument):
-            raise ValueError(
+            raise UserError(
                 f"{argument!r}: Ray and KubeRay pass a command on as text; use paths and names of "
                 "letters, digits and _./:=,@%+-"
             )

@@ -12,6 +12,8 @@ from argparse import ArgumentTypeError
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from data_specs.io.errors import UserError
+
 PACKAGES = {
     "http": "'fsspec[http]'",
     "https": "'fsspec[http]'",
@@ -95,12 +97,12 @@ def require_readable(address: str) -> None:
     protocol, _, rest = address.partition("://")
     seen = redacted(address)
     if "::" in re.sub(r"\[[0-9A-Fa-f:.]*\]", "", address, count=1):  # but not in an IPv6 address
-        raise ValueError(f"{seen}: chained addresses (::) are not read: give a plain one")
+        raise UserError(f"{seen}: chained addresses (::) are not read: give a plain one")
     if protocol not in PACKAGES:
         known = ", ".join(f"{name}://" for name in PACKAGES)
-        raise ValueError(f"{seen}: such addresses are not read: give a local folder, or {known}")
+        raise UserError(f"{seen}: such addresses are not read: give a local folder, or {known}")
     if protocol not in ("http", "https") and "@" in rest.partition("/")[0]:
-        raise ValueError(f"{seen}: credentials belong into the environment, not into the address")
+        raise UserError(f"{seen}: credentials belong into the environment, not into the address")
 
 
 def require_package(address: str) -> None:
@@ -111,7 +113,7 @@ def require_package(address: str) -> None:
 
         fsspec.get_filesystem_class(protocol)
     except ImportError:
-        raise ValueError(
+        raise UserError(
             f"{redacted(address)}: reading {protocol}:// needs a package: "
             f"pip install {PACKAGES[protocol]}"
         ) from None
@@ -121,5 +123,5 @@ def local_path(address: str) -> Path:
     """The path of ``file:///folder``. ``ValueError`` where it names another machine."""
     parts = urlsplit(address)
     if parts.netloc not in ("", "localhost"):
-        raise ValueError(f"{redacted(address)}: names another machine; spell it file:///folder")
+        raise UserError(f"{redacted(address)}: names another machine; spell it file:///folder")
     return Path(unquote(parts.path))

@@ -22,6 +22,7 @@ from functools import lru_cache
 from pathlib import Path
 from queue import Empty, SimpleQueue
 
+from data_specs.io.errors import UserError
 from data_specs.io.storage import LEFTOVER_S, RemoteFolder
 
 CACHE_GB = 20.0
@@ -102,7 +103,7 @@ class FileCache:
 
     def _make_room(self, size: int, where: str) -> None:
         if size > self.limit_bytes:
-            raise ValueError(
+            raise UserError(
                 f"{where}: {size / 1e9:.2f} GB do not fit the cache {self.folder}, which may hold "
                 f"{self.limit_bytes / 1e9:.2f}: {CACHE_REMEDY}"
             )
@@ -158,7 +159,7 @@ def default_cache() -> FileCache:
     try:
         limit = int(float(text) * 1e9)
     except (ValueError, OverflowError):
-        raise ValueError(f"{CACHE_GB_VARIABLE}={text!r}: not a number of GB") from None
+        raise UserError(f"{CACHE_GB_VARIABLE}={text!r}: not a number of GB") from None
     return FileCache(Path(folder), limit)
 
 

@@ -17,7 +17,6 @@ import hashlib
 import os
 import re
 import shutil
-import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -39,6 +38,8 @@ from data_specs.io.addresses import (
     require_readable,
     scrubbed,
 )
+from data_specs.io.errors import UserError
+from data_specs.io.files import sync_folder, temporary_name, whole_file
 
 WAITS_S = (0.5, 1.0, 2.0, 4.0)
 """Waits between the tries of a request: a store that throttles is back within seconds."""
@@ -85,7 +86,7 @@ NOT_SET_UP = ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound"
 T = TypeVar("T")
 
 
-class NotFound(ValueError):
+class NotFound(UserError):
     """A folder or a file is not there; the message names it."""
 
 
@@ -100,56 +101,11 @@ def open_folder(address: Place) -> LocalFolder | RemoteFolder:
         require_package(text)
         return RemoteFolder(text)
     if isinstance(address, Path) and ":/" in text and text.partition(":")[0] in PACKAGES:
-        raise ValueError(f"{address}: an address, taken for a path: this reads local folders only")
+        raise UserError(f"{address}: an address, taken for a path: this reads local folders only")
     return LocalFolder(local_path(text) if text.startswith("file://") else Path(address))
 
 
 # ---------------------------------------------------------------- on this machine
-
-
-FIRST_PID_NAMESPACE = "pid:[4026531836]"
-"""The machine's own: the kernel gives it this number (PROC_PID_INIT_INO)."""
-
-
-def here() -> str:
-    """Where a process number means one process: this machine, or one container on it.
-
-    Containers on a machine's own network share its name and count their processes each from one.
-    """
-    try:
-        space = os.readlink("/proc/self/ns/pid")
-    except OSError:  # not Linux
-        return socket.gethostname()
-    number = "" if space == FIRST_PID_NAMESPACE else "+" + space[5:-1]
-    return socket.gethostname() + number
-
-
-def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{here()}.{os.getpid()}.tmp")
-
-
-@contextmanager
-def whole_file(path: Path) -> Iterator[IO[bytes]]:
-    """Write ``path`` whole or not at all: temporary name, sync, rename, sync of the folder."""
-    temporary = _temporary(path)
-    try:
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 @dataclass(frozen=True)
@@ -320,7 +276,7 @@ class RemoteFolder:
     def make(self) -> None:
         """Say at once that an address cannot be written. A store has no folders to make."""
         if self._over_http:
-            raise ValueError(
+            raise UserError(
                 f"{self.shown()}: http is only read: give a local folder, s3://, gs:// or hf://"
             )
 
@@ -442,7 +398,7 @@ def copy(name: str, source: LocalFolder | RemoteFolder, to: LocalFolder | Remote
 def _linked(name: str, source: LocalFolder, to: LocalFolder) -> bool:
     """Whether a hard link could be made. Files are only ever replaced, never written into."""
     path = to.path / name
-    temporary = _temporary(path)
+    temporary = temporary_name(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary.unlink(missing_ok=True)
     try:
@@ -453,7 +409,7 @@ def _linked(name: str, source: LocalFolder, to: LocalFolder) -> bool:
         return False
     os.replace(temporary, path)
     temporary.unlink(missing_ok=True)  # rename does nothing where both are one file already
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
     return True
 
 
@@ -503,16 +459,8 @@ def _require_stored(system: Any, at: str, sums: Sums) -> None:
         return
     with tempfile.TemporaryFile(dir=_scratch()) as file:
         system.get_file(at, str(_path_of(file)))
-        if sha256_of(file) != sums.sha256:
+        if hashlib.file_digest(file, "sha256").hexdigest() != sums.sha256:
             raise OSError("what is stored there is not what was sent")
-
-
-def sha256_of(file: IO[bytes]) -> str:
-    """Hash of an open file from where it stands to its end (hex)."""
-    digest = hashlib.sha256()
-    while block := file.read(1 << 20):
-        digest.update(block)
-    return digest.hexdigest()
 
 
 def _stated(entry: dict[str, Any]) -> set[str]:
@@ -547,7 +495,7 @@ def _is_old(moment: datetime) -> bool:
 
 def _no_longer(data: bytes, limit: int, where: str) -> bytes:
     if len(data) > limit:
-        raise ValueError(f"{where}: longer than {limit} bytes: not a file of a dataset")
+        raise UserError(f"{where}: longer than {limit} bytes: not a file of a dataset")
     return data
 
 
@@ -557,7 +505,7 @@ def _stop_after(size: int) -> Any:
 
     def check(_: int | None, received: int, **kwargs: object) -> None:
         if received > size:
-            raise ValueError(f"sends more than the {size} bytes that its record says")
+            raise UserError(f"sends more than the {size} bytes that its record says")
 
     return Callback(hooks={"size": check})
 

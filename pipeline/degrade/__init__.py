@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from data_specs.io.errors import UserError
 from data_specs.recipe import Recipe, Stage
 from data_specs.sample import SAMPLE_RATE
 from data_specs.teacher import packages_of
@@ -52,7 +53,7 @@ class ContractError(RuntimeError):
     """A processor returned what none may return: a mistake in the code, not in the sample."""
 
 
-class SelfCheckError(RuntimeError):
+class SelfCheckError(UserError):
     """A recipe asks for processors that this machine cannot run; the message names each."""
 
 

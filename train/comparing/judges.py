@@ -6,7 +6,6 @@ the tables. Clips that were scored before come out of the cache.
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -30,8 +29,6 @@ from train.tars import Span, read_pcm, read_record
 
 Place = tuple[Path, Span]
 """A tar and where a sample is in it."""
-
-CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -136,15 +133,6 @@ class OtherJudge:
             return Heard(self.other.score(wave_T, rate))
         except ValueError as error:
             return Heard(None, f"{where}: {error}")
-
-
-def sha256_of_file(path: Path) -> str:
-    """SHA-256 of a file's bytes."""
-    found = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK):
-            found.update(chunk)
-    return found.hexdigest()
 
 
 def hear_rated(

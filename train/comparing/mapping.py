@@ -20,6 +20,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from data_specs.io.errors import UserError
+
 Doubles = NDArray[np.float64]
 
 FREEDOM = 4
@@ -77,7 +79,7 @@ def fit_map(truth: ArrayLike, score: ArrayLike) -> CubicMap:
     """
     truth_N, score_N = np.asarray(truth, np.float64), np.asarray(score, np.float64)
     if len(np.unique(score_N)) < FREEDOM:
-        raise ValueError("fewer than four different scores: a third-order map needs four")
+        raise UserError("fewer than four different scores: a third-order map needs four")
     moments = _moments(np.ones((1, len(truth_N))), truth_N, score_N)
     slopes_R3, _ = _best(moments)
     constant = moments.truth_R[0] - moments.powers_R3[0] @ slopes_R3[0]

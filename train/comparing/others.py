@@ -23,16 +23,17 @@ import numpy as np
 import torch
 from torch import nn
 
+from data_specs.io.errors import UserError
+from data_specs.io.files import sha256_of
 from data_specs.sample import SAMPLE_RATE
 from data_specs.strict import digest
 from train.audio import Wave, read_mono, to_16k
-from train.models.student import sha256_of
 
 Loaded = Callable[[Wave, int], Mapping[str, float]]
 """What scores a clip (T,) at a rate in Hz: values by the name of an output."""
 
 
-class NotAvailable(ValueError):
+class NotAvailable(UserError):
     """A known scorer cannot be had here; ``command`` would get it."""
 
     def __init__(self, name: str, reason: str, command: str) -> None:
@@ -104,11 +105,11 @@ class Other:
         try:
             found = self.scores(wave_T, rate)
         except Exception as error:  # anything may come out of others' code
-            raise ValueError(f"{self.name}: {_first_line(error)}") from error
+            raise UserError(f"{self.name}: {_first_line(error)}") from error
         values = {output.name: float(found[output.key]) for output in self.known.outputs}
         wrong = [name for name, value in values.items() if not np.isfinite(value)]
         if wrong:
-            raise ValueError(f"{self.name}: {wrong[0]} of the clip is not finite")
+            raise UserError(f"{self.name}: {wrong[0]} of the clip is not finite")
         return values
 
 
@@ -195,7 +196,7 @@ def _load_squim_objective(options: Options) -> tuple[Loaded, str, int | None]:
 
 def _load_squim_subjective(options: Options) -> tuple[Loaded, str, int | None]:
     if options.clean_speech is None:
-        raise ValueError("it compares with a recording of clean speech, any: give --clean-speech")
+        raise UserError("it compares with a recording of clean speech, any: give --clean-speech")
     clean_T = torch.from_numpy(to_16k(*read_mono(options.clean_speech)))
     pipelines = importlib.import_module("torchaudio.pipelines")
     network = pipelines.SQUIM_SUBJECTIVE.get_model().to(options.device).eval()

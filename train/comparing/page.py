@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import soundfile
 
+from data_specs.io.files import write_text
 from data_specs.rated import RatedClip
 from train.comparing import figures
 from train.comparing.figures import Point
@@ -24,7 +25,6 @@ from train.comparing.quoted import MARK, quoted_for, table1
 from train.comparing.rows import METRICS, CommonClips, Pair, SetResult
 from train.comparing.significance import LEVEL
 from train.comparing.tables import TITLES, means, p_text
-from train.files import write_text
 from train.report import environment, versions
 
 if TYPE_CHECKING:

@@ -12,6 +12,7 @@ from typing import Any
 
 import jinja2
 
+from data_specs.io.errors import UserError
 from train.exporting.parity import Parity, as_markdown
 from train.models.student import StudentConfig, count
 
@@ -60,12 +61,12 @@ def read_results(folder: Path) -> list[dict[str, str]]:
     """Rows of an evaluation's ``results.json`` as text; ``ValueError`` naming it if it is none."""
     path = folder / "results.json"
     if not path.is_file():
-        raise ValueError(f"{path} is missing: make it: python -m train evaluate --out {folder}")
+        raise UserError(f"{path} is missing: make it: python -m train evaluate --out {folder}")
     try:
         sets = json.loads(path.read_bytes())["sets"]
         return [{name: _shown(row.get(name)) for name in RESULT_COLUMNS} for row in sets]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path}: not the results of `python -m train evaluate`") from error
+        raise UserError(f"{path}: not the results of `python -m train evaluate`") from error
 
 
 def _shown(value: object) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data_specs.io.errors import UserError
 from data_specs.rated import read_rated
 from data_specs.sample import CROP_SAMPLES, DATASET_FILE
 from train.audio import Wave, read_mono, to_16k
@@ -22,7 +23,7 @@ def read_clips(source: Path, count: int) -> list[Wave]:
     clip the middle is taken. ``ValueError`` naming the source or the file that cannot be read.
     """
     if count < 1:
-        raise ValueError(f"{count} clips of {source}: need at least 1")
+        raise UserError(f"{count} clips of {source}: need at least 1")
     total, read = _opened(source)
     places = np.unique(np.linspace(0, total - 1, min(count, total)).astype(int))
     return [read(int(place)) for place in places]
@@ -38,9 +39,9 @@ def _opened(source: Path) -> tuple[int, Callable[[int], Wave]]:
     elif source.is_dir():
         files = find_files([source])
     else:
-        raise ValueError(f"{source}: give a folder of shards or of audio, or a CSV of rated clips")
+        raise UserError(f"{source}: give a folder of shards or of audio, or a CSV of rated clips")
     if not files:
-        raise ValueError(f"{source}: no audio file in it")
+        raise UserError(f"{source}: no audio file in it")
     return len(files), lambda number: middle_window(files[number])
 
 

@@ -18,9 +18,10 @@ from typing import Any
 
 import torch
 
+from data_specs.io.errors import UserError
+from data_specs.io.files import write_atomically
 from data_specs.sample import CROP_SAMPLES
 from train.exporting.network import PlainStudent
-from train.files import write_atomically
 from train.models.student import Student
 from train.onnx_scorer import INPUT, OUTPUT, Facts
 
@@ -37,7 +38,7 @@ def require_packages() -> None:
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise ValueError(f"exporting needs a package that is missing: {error}: {INSTALL}") from None
+        raise UserError(f"exporting needs a package that is missing: {error}: {INSTALL}") from None
 
 
 def write_onnx(path: Path, student: Student, facts: Facts) -> None:

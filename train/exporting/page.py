@@ -15,7 +15,8 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup
 
-from train.files import write_text
+from data_specs.io.errors import UserError
+from data_specs.io.files import write_text
 from train.onnx_scorer import facts_of, open_session
 
 SCRIPT, WASM = "ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm"
@@ -47,7 +48,7 @@ def as_worker_script(module: str) -> str:
     """
     found = re.search(r"export\{([^{}]*)\};?\s*(//#[^\n]*)?\s*\Z", module)
     if not found:
-        raise ValueError(f"{SCRIPT}: no list of exports at its end: take onnxruntime-web 1.30")
+        raise UserError(f"{SCRIPT}: no list of exports at its end: take onnxruntime-web 1.30")
     pairs = (name.strip().split(" as ") for name in found[1].split(","))
     members = ",".join(f'"{pair[-1]}":{pair[0]}' for pair in pairs)
     body = module[: found.start()].replace("import.meta.url", '"https://page.invalid/ort.mjs"')
@@ -57,10 +58,10 @@ def as_worker_script(module: str) -> str:
 def read_runtime(dist: Path | None) -> Runtime:
     """onnxruntime-web from its ``dist`` folder; ``ValueError`` saying how to get it."""
     if dist is None:
-        raise ValueError(f"a page needs onnxruntime-web: {HOW_TO_GET}")
+        raise UserError(f"a page needs onnxruntime-web: {HOW_TO_GET}")
     missing = [name for name in (SCRIPT, WASM) if not (dist / name).is_file()]
     if missing:
-        raise ValueError(f"{dist}: no {', '.join(missing)}; get them: {HOW_TO_GET}")
+        raise UserError(f"{dist}: no {', '.join(missing)}; get them: {HOW_TO_GET}")
     package = dist.parent / "package.json"
     version = json.loads(package.read_bytes())["version"] if package.is_file() else "unknown"
     script, wasm = ((dist / name).read_bytes() for name in (SCRIPT, WASM))

@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from pydantic import Field
 from scipy.special import expit, logit
 
+from data_specs.io.errors import UserError
 from data_specs.strict import Strict, unknown
 
 Doubles = NDArray[np.float64]
@@ -40,7 +41,7 @@ class Affine(Strict):
         values = np.asarray(mos, np.float64)
         if not ((values >= 1) & (values <= 5)).all():
             wrong = values[~((values >= 1) & (values <= 5))].flat[0]
-            raise ValueError(f"MOS {wrong}: must be within 1 to 5")
+            raise UserError(f"MOS {wrong}: must be within 1 to 5")
         raw: Doubles = (logit((values - 1) / 4) - self.shift) / self.scale
         return raw
 
@@ -69,7 +70,7 @@ class Calibration(Strict):
 
     def _of(self, dataset: str) -> Affine:
         if dataset not in self.datasets:
-            raise ValueError(
+            raise UserError(
                 f"{unknown('dataset', dataset, self.datasets)} "
                 f"(the teacher was trained on: {', '.join(sorted(self.datasets)) or 'none'})"
             )

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from data_specs.io.errors import UserError
+from data_specs.io.files import sha256_of
 from data_specs.sample import SAMPLE_RATE
 from train.models.calibration import Calibration
 from train.models.clips import Floats, Waves, checked_waves
-from train.models.student import sha256_of
 
 
 class DnsMosTeacher:
@@ -31,9 +32,9 @@ class DnsMosTeacher:
 
     def __init__(self, device: str = "cpu", precision: str = "auto") -> None:
         if precision not in ("auto", "fp32"):
-            raise ValueError(f"teacher 'dnsmos' runs in fp32 only, not {precision!r}")
+            raise UserError(f"teacher 'dnsmos' runs in fp32 only, not {precision!r}")
         if torch.device(device).type != "cpu":
-            raise ValueError(f"teacher 'dnsmos' runs on the CPU only, not on {device!r}")
+            raise UserError(f"teacher 'dnsmos' runs on the CPU only, not on {device!r}")
         path = _weights_path()
         self.weights_sha256 = sha256_of(path)
         self._session = _onnx_session(path)
@@ -59,18 +60,16 @@ class DnsMosTeacher:
 def _weights_path() -> Path:
     spec = importlib.util.find_spec("speechmos")
     if spec is None or not spec.submodule_search_locations:
-        raise ValueError("teacher 'dnsmos' needs a package that is missing: pip install speechmos")
+        raise UserError("teacher 'dnsmos' needs a package that is missing: pip install speechmos")
     path = Path(spec.submodule_search_locations[0]) / "dnsmos_models" / "sig_bak_ovr.onnx"
     if not path.is_file():
-        raise ValueError(f"{path} is missing: pip install --force-reinstall speechmos")
+        raise UserError(f"{path} is missing: pip install --force-reinstall speechmos")
     return path
 
 
 def _onnx_session(path: Path) -> Any:
     if importlib.util.find_spec("onnxruntime") is None:
-        raise ValueError(
-            "teacher 'dnsmos' needs a package that is missing: pip install onnxruntime"
-        )
+        raise UserError("teacher 'dnsmos' needs a package that is missing: pip install onnxruntime")
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

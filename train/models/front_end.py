@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from data_specs.io.errors import UserError
+from data_specs.io.files import sha256_of
 from data_specs.sample import CROP_SAMPLES, SAMPLE_RATE
 from data_specs.strict import digest, unknown
 from data_specs.teacher import Mfcc, StudentFeatures, teacher_table
@@ -19,7 +21,7 @@ from train.models import weights
 from train.models.features import compressed_spectrum, peak_normalise
 from train.models.head import TEACHER_TOKENS
 from train.models.precision import resolve_precision
-from train.models.student import load_v7, sha256_of, v7_weights_path
+from train.models.student import load_v7, v7_weights_path
 from train.models.xlsr import CHECKPOINTS, INDEX_ENDING, load_encoder
 
 
@@ -158,7 +160,7 @@ def encoder_folder(names: Sequence[str]) -> Path:
             if folder is not None and _has_checkpoint(folder):
                 return folder
     cache = weights.cache_folder()
-    raise ValueError(
+    raise UserError(
         f"no XLS-R encoder in {cache} (looked for {', '.join(names)}): run make weights "
         f"NAMES={names[0]}, or copy config.json and the checkpoint to {cache / names[-1]}"
     )
@@ -186,7 +188,7 @@ def load_front_end(name: str, device: str = "cpu", precision: str = "auto") -> F
     """
     table = teacher_table().front_ends
     if name not in table:
-        raise ValueError(unknown("front end", name, table))
+        raise UserError(unknown("front end", name, table))
     spec = table[name]
     if isinstance(spec, Mfcc):
         return MfccFrontEnd(device)

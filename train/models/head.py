@@ -17,6 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional
 
+from data_specs.io.errors import UserError
+
 TEACHER_TOKENS = 384
 """Frames that a teacher's head reads: 7.68 s of XLS-R's 20 ms."""
 
@@ -215,7 +217,7 @@ class TransformerHead(nn.Module):
         """Logits (B,); ``ValueError`` where the sequence is longer than ``tokens``."""
         length = features_BLC.shape[1]
         if length > self.tokens:
-            raise ValueError(f"sequence of {length} tokens: this head takes at most {self.tokens}")
+            raise UserError(f"sequence of {length} tokens: this head takes at most {self.tokens}")
         x_BCL = self.norm_projection(self.norm_input(features_BLC.transpose(-1, -2)))
         x_BLD = self.projection(x_BCL.transpose(-1, -2)) + self.positions[:, :length]
         x_BLD = self.encoder(x_BLD)
@@ -270,7 +272,7 @@ def build_head(config: HeadConfig) -> TransformerHead:
 def config_of(head: TransformerHead) -> HeadConfig:
     """The dimensions of a head whose layers are all alike."""
     if isinstance(head.encoder, SlimEncoder):
-        raise ValueError("a head that parts were removed from has no HeadConfig")
+        raise UserError("a head that parts were removed from has no HeadConfig")
     first: Any = head.encoder.layers[0]
     return HeadConfig(
         features=head.projection.in_features,
@@ -295,4 +297,4 @@ def _our_name(name: str) -> str:
     for theirs, ours in PUBLISHED_NAMES:
         if name.startswith(theirs):
             return ours + name[len(theirs) :]
-    raise ValueError(f"tensor {name!r} is not part of a published xls-r-sqa head")
+    raise UserError(f"tensor {name!r} is not part of a published xls-r-sqa head")

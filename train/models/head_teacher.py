@@ -15,6 +15,8 @@ from pydantic import ValidationError
 from torch import Tensor
 from torch.nn import functional
 
+from data_specs.io.errors import UserError
+from data_specs.io.files import sha256_of
 from data_specs.strict import digest
 from data_specs.teacher import PublishedHead
 from train.models import weights
@@ -30,7 +32,7 @@ from train.models.head import (
     head_state,
 )
 from train.models.precision import resolve_precision
-from train.models.student import mos_of, sha256_of
+from train.models.student import mos_of
 from train.models.xlsr import Encoder, config_from, encoder_of
 
 PUBLISHED_FOLDER = "models/sqa-v2"
@@ -138,7 +140,7 @@ def _published_path(file: str) -> Path:
     try:
         return weights.find("xls-r-sqa") / PUBLISHED_FOLDER / file
     except FileNotFoundError as error:
-        raise ValueError(str(error)) from None
+        raise UserError(str(error)) from None
 
 
 def load_trained(
@@ -158,9 +160,9 @@ def load_trained(
         front_end = load_front_end(about["front_end"], device, precision)
         trained_on = about["front_end_sha256"]
     except (KeyError, ValidationError, RuntimeError) as error:
-        raise ValueError(f"{folder / HEAD_JSON}: does not describe a head: {error}") from error
+        raise UserError(f"{folder / HEAD_JSON}: does not describe a head: {error}") from error
     if trained_on != front_end.weights_sha256:
-        raise ValueError(
+        raise UserError(
             f"{folder}: trained on another {about['front_end']!r} ({trained_on[:12]}) than the one "
             f"here ({front_end.weights_sha256[:12]}): bring those weights, or train the head again"
         )
@@ -176,12 +178,12 @@ def _known_as(name: str) -> str:
 def _read_head(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     for name in (HEAD_JSON, HEAD_WEIGHTS):
         if not (folder / name).is_file():
-            raise ValueError(f"{folder}: no {name}: not the folder of a trained head")
+            raise UserError(f"{folder}: no {name}: not the folder of a trained head")
     try:
         about: dict[str, Any] = json.loads((folder / HEAD_JSON).read_bytes())
         return about, safetensors.torch.load_file(folder / HEAD_WEIGHTS)
     except (ValueError, safetensors.SafetensorError) as error:
-        raise ValueError(f"{folder}: damaged: {error}") from error
+        raise UserError(f"{folder}: damaged: {error}") from error
 
 
 # --- whose encoder was pruned ---------------------------------------------------------------------
@@ -231,7 +233,7 @@ def weights_of(teacher: HeadTeacher) -> dict[str, Tensor]:
 
 def _encoder_in(teacher: HeadTeacher) -> Encoder:
     if not isinstance(teacher.front_end, XlsrFrontEnd):
-        raise ValueError(f"teacher {teacher.name!r} has no XLS-R encoder that could be pruned")
+        raise UserError(f"teacher {teacher.name!r} has no XLS-R encoder that could be pruned")
     return teacher.front_end.encoder
 
 
@@ -255,7 +257,7 @@ def load_pruned_teacher(
         maps = about["calibration"]
         calibration = None if maps is None else Calibration.model_validate(maps)
     except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{folder / ABOUT_FILE}: does not describe a teacher: {error}") from error
+        raise UserError(f"{folder / ABOUT_FILE}: does not describe a teacher: {error}") from error
     front_end = XlsrFromMemory(_known_as(name), encoder, sha256, device)
     return HeadTeacher(_known_as(name), front_end, head.eval(), sha256, calibration)
 

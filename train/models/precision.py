@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from data_specs.io.errors import UserError
+
 PRECISIONS = ("auto", "bf16", "fp16", "fp32")
 
 
@@ -24,7 +26,7 @@ def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
     if precision == "auto":
         return torch.bfloat16 if has_fast_bf16(device) else torch.float32
     if precision not in PRECISIONS:
-        raise ValueError(f"unknown precision {precision!r}: known are {', '.join(PRECISIONS)}")
+        raise UserError(f"unknown precision {precision!r}: known are {', '.join(PRECISIONS)}")
     if precision == "fp16" and device.type == "cpu":
-        raise ValueError("precision fp16 is for CUDA; on a CPU take bf16 or fp32")
+        raise UserError("precision fp16 is for CUDA; on a CPU take bf16 or fp32")
     return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)

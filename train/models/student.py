@@ -7,7 +7,6 @@ only the range of their sizes.
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,6 +23,7 @@ from pydantic import (
 )
 from torch import Tensor, nn
 
+from data_specs.io.errors import UserError
 from data_specs.sample import CROP_SAMPLES
 from train.models.features import (
     FREQUENCIES,
@@ -69,25 +69,25 @@ class StudentConfig(BaseModel):
     @model_validator(mode="after")
     def _fits_together(self) -> StudentConfig:
         if len(self.channels) != len(self.strides):
-            raise ValueError(f"{len(self.channels)} channels but {len(self.strides)} strides")
+            raise UserError(f"{len(self.channels)} channels but {len(self.strides)} strides")
         self._check_layers()
         if min(size for size, _ in self.grids()) < 1:
-            raise ValueError("too many layers: no frequency bin is left; stride less")
+            raise UserError("too many layers: no frequency bin is left; stride less")
         return self
 
     def _check_layers(self) -> None:
         for name in ("heads", "feedforward"):
             given = getattr(self, name)
             if isinstance(given, tuple) and len(given) != self.layers:
-                raise ValueError(f"{name} of {len(given)} layers, but there are {self.layers}")
+                raise UserError(f"{name} of {len(given)} layers, but there are {self.layers}")
         if self.norm_width is not None and self.norm_width < self.dim:
-            raise ValueError(f"norm_width {self.norm_width} is less than dim {self.dim}")
+            raise UserError(f"norm_width {self.norm_width} is less than dim {self.dim}")
         if self.head_dim is not None:
             return
         if isinstance(self.heads, tuple):
-            raise ValueError("heads differ by layer: give head_dim too")
+            raise UserError("heads differ by layer: give head_dim too")
         if self.dim % self.heads:
-            raise ValueError(f"dim {self.dim} is not a multiple of heads {self.heads}")
+            raise UserError(f"dim {self.dim} is not a multiple of heads {self.heads}")
 
     @model_serializer(mode="wrap")
     def _as_it_always_was(self, handler: Any) -> dict[str, Any]:
@@ -206,7 +206,7 @@ VARIANTS: dict[str, StudentConfig] = {
 def variant(name: str) -> StudentConfig:
     """The variant of that name; ``ValueError`` naming the known ones."""
     if name not in VARIANTS:
-        raise ValueError(f"unknown student {name!r}: known are {', '.join(VARIANTS)}")
+        raise UserError(f"unknown student {name!r}: known are {', '.join(VARIANTS)}")
     return VARIANTS[name]
 
 
@@ -245,7 +245,7 @@ class Student(nn.Module):
         ``ValueError`` for another shape: cut or pad the clip first (``train.score.windows``).
         """
         if waves_BT.ndim != 2 or waves_BT.shape[1] != CROP_SAMPLES:
-            raise ValueError(f"waves of shape {tuple(waves_BT.shape)}: need (B, {CROP_SAMPLES})")
+            raise UserError(f"waves of shape {tuple(waves_BT.shape)}: need (B, {CROP_SAMPLES})")
         spectrum_B2FT = compressed_spectrum(peak_normalise(waves_BT))
         logits_B: Tensor = self.head(self.tokens(spectrum_B2FT)).float()
         return logits_B
@@ -324,17 +324,11 @@ def v7_weights_path() -> Path:
     """
     spec = importlib.util.find_spec("distillmos")
     if spec is None or not spec.submodule_search_locations:
-        raise ValueError("the v7 weights come in a package that is missing: pip install distillmos")
+        raise UserError("the v7 weights come in a package that is missing: pip install distillmos")
     path = Path(spec.submodule_search_locations[0]) / "weights" / "distill_mos_v7.pt"
     if not path.is_file():
-        raise ValueError(f"{path} is missing: pip install --force-reinstall distillmos")
+        raise UserError(f"{path} is missing: pip install --force-reinstall distillmos")
     return path
-
-
-def sha256_of(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def load_v7() -> Student:
@@ -354,7 +348,7 @@ def student_of(where: Path, config: object, weights: Mapping[str, Tensor]) -> St
         student = Student(StudentConfig.model_validate(config))
         student.load_state_dict(weights)
     except (ValidationError, RuntimeError) as error:
-        raise ValueError(f"{where}: does not fit a student: {error}") from error
+        raise UserError(f"{where}: does not fit a student: {error}") from error
     return student.eval()
 
 

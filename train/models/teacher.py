@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from data_specs.io.errors import UserError
+from data_specs.io.files import sha256_of
 from data_specs.strict import digest, unknown
 from data_specs.teacher import (
     MEAN,
@@ -30,7 +32,7 @@ from train.models.clips import Floats, Waves, checked_waves
 from train.models.features import compressed_spectrum, peak_normalise
 from train.models.precision import has_fast_bf16, resolve_precision
 from train.models.student import Student as StudentNetwork
-from train.models.student import load_v7, mos_of, sha256_of, v7_weights_path
+from train.models.student import load_v7, mos_of, v7_weights_path
 
 __all__ = ["Teacher", "has_fast_bf16", "load_teacher", "resolve_precision"]
 
@@ -169,12 +171,12 @@ def _folder(name: str, spec: TrainedHead | None) -> Path:
         try:
             return weights.find(spec.weights)
         except FileNotFoundError as error:
-            raise ValueError(f"teacher {name!r}: {error}") from None
+            raise UserError(f"teacher {name!r}: {error}") from None
     for folder in (weights.cached(name), Path(name)):
         if (folder / "head.json").is_file() or _is_whole(folder):
             return folder
     known = unknown("teacher", name, teacher_table().teachers)
-    raise ValueError(f"{known} (or {MEAN}a+b, or the folder of a trained head or pruned model)")
+    raise UserError(f"{known} (or {MEAN}a+b, or the folder of a trained head or pruned model)")
 
 
 def _is_whole(folder: Path) -> bool:

@@ -21,6 +21,7 @@ import safetensors
 import torch
 from torch import Tensor, nn
 
+from data_specs.io.errors import UserError
 from data_specs.strict import digest
 
 NORMAL_FLOOR = 1e-7
@@ -151,7 +152,7 @@ def load_encoder(
                 norm[_one_name(name)] = tensor.to(torch.float32, copy=True)
         _fill(places[POSITIONS + "weight"], _fused(norm, folder), "weight", folder)
     if missing := sorted(wanted - set(sums)):
-        raise ValueError(f"{folder}: lacks {len(missing)} tensors, such as {missing[0]!r}")
+        raise UserError(f"{folder}: lacks {len(missing)} tensors, such as {missing[0]!r}")
     return encoder.eval().requires_grad_(False), digest(sums)
 
 
@@ -161,9 +162,9 @@ def read_config(folder: Path) -> Any:
     try:
         values = json.loads(path.read_bytes())
     except FileNotFoundError:
-        raise ValueError(f"{path} is missing: {folder} holds no model") from None
+        raise UserError(f"{path} is missing: {folder} holds no model") from None
     except ValueError as error:
-        raise ValueError(f"{path}: not JSON: {error}") from error
+        raise UserError(f"{path}: not JSON: {error}") from error
     return config_from(values, path)
 
 
@@ -172,7 +173,7 @@ def config_from(values: Any, where: Path) -> Any:
     from transformers import Wav2Vec2Config
 
     if values.get("model_type") != "wav2vec2" or not values.get("do_stable_layer_norm"):
-        raise ValueError(f"{where}: not an XLS-R (wav2vec2 with do_stable_layer_norm)")
+        raise UserError(f"{where}: not an XLS-R (wav2vec2 with do_stable_layer_norm)")
     return Wav2Vec2Config.from_dict(values)
 
 
@@ -188,7 +189,7 @@ def encoder_of(
     ``ValueError`` for a layer that the model has not, ``RuntimeError`` for tensors that do not fit.
     """
     if max(layers) > config.num_hidden_layers:
-        raise ValueError(f"layer {max(layers)}: the model has {config.num_hidden_layers}")
+        raise UserError(f"layer {max(layers)}: the model has {config.num_hidden_layers}")
     with torch.device("meta"):
         encoder = Encoder(config, layers)
         narrow(encoder, state)
@@ -213,7 +214,7 @@ def narrow(encoder: Encoder, state: Mapping[str, Tensor]) -> None:
 
 def _empty(config: Any, layers: Sequence[int], dtype: torch.dtype) -> Encoder:
     if max(layers) > config.num_hidden_layers:
-        raise ValueError(f"layer {max(layers)}: the model has {config.num_hidden_layers}")
+        raise UserError(f"layer {max(layers)}: the model has {config.num_hidden_layers}")
     with torch.device("meta"):
         encoder = Encoder(config, layers)
     return encoder.to(dtype).to_empty(device="cpu")
@@ -236,13 +237,13 @@ def _fused(norm: Mapping[str, Tensor], folder: Path) -> Tensor:
     try:
         gain_11K, direction_OIK = (norm[POSITIONS + n[0]] for n in (GAIN_NAMES, DIRECTION_NAMES))
     except KeyError as error:
-        raise ValueError(f"{folder}: lacks tensor {error.args[0]!r}") from None
+        raise UserError(f"{folder}: lacks tensor {error.args[0]!r}") from None
     return direction_OIK.mul_(gain_11K / direction_OIK.norm(dim=(0, 1), keepdim=True))
 
 
 def _fill(place: Tensor, tensor: Tensor, name: str, folder: Path) -> None:
     if place.shape != tensor.shape:
-        raise ValueError(
+        raise UserError(
             f"{folder}: tensor {name!r} has shape {tuple(tensor.shape)}, config.json says "
             f"{tuple(place.shape)}"
         )
@@ -274,7 +275,7 @@ def _files(folder: Path) -> list[Path]:
             return [folder / Path(shard).name for shard in shards]
         if (folder / name).is_file():
             return [folder / name]
-    raise ValueError(f"{folder}: holds none of {', '.join(CHECKPOINTS)}, nor their {INDEX_ENDING}")
+    raise UserError(f"{folder}: holds none of {', '.join(CHECKPOINTS)}, nor their {INDEX_ENDING}")
 
 
 @contextmanager
@@ -282,9 +283,9 @@ def _named_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError:
-        raise ValueError(f"{path} is missing; the index beside it names it") from None
+        raise UserError(f"{path} is missing; the index beside it names it") from None
     except (safetensors.SafetensorError, RuntimeError, EOFError, UnpicklingError) as error:
-        raise ValueError(f"{path}: damaged or no checkpoint: {error}") from error
+        raise UserError(f"{path}: damaged or no checkpoint: {error}") from error
 
 
 def _bare(name: str) -> str:

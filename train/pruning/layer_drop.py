@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import nn
 
+from data_specs.io.errors import UserError
 from train.models.student import Student, StudentConfig
 from train.pruning.masks import encoder_in
 
@@ -25,10 +26,10 @@ def layers_of(network: nn.Module) -> tuple[str, nn.ModuleList]:
         return "head.encoder.layers.", network.head.encoder.layers
     found = encoder_in(network)
     if found is None:
-        raise ValueError(f"{type(network).__name__} has no layers to drop: give a student or XLS-R")
+        raise UserError(f"{type(network).__name__} has no layers to drop: give a student or XLS-R")
     prefix, encoder = found
     if len(encoder.layers) > 1:
-        raise ValueError(f"the head reads layers {encoder.layers}: none of them can be dropped")
+        raise UserError(f"the head reads layers {encoder.layers}: none of them can be dropped")
     layers: nn.ModuleList = encoder.encoder.layers
     return f"{prefix}encoder.layers.", layers
 
@@ -59,7 +60,7 @@ def keep_layers(network: nn.Module, count: int) -> None:
     """
     _, layers = layers_of(network)
     if not 1 <= count <= len(layers):
-        raise ValueError(f"{count} of {len(layers)} layers cannot be kept")
+        raise UserError(f"{count} of {len(layers)} layers cannot be kept")
     kept = nn.ModuleList(list(layers)[:count])
     if isinstance(network, Student):
         network.head.encoder.layers, network.head.encoder.num_layers = kept, count

@@ -17,6 +17,7 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from data_specs.io.errors import UserError
 from train.models.student import Student
 from train.models.xlsr import Encoder
 
@@ -48,7 +49,7 @@ def parts_of(module: nn.Module) -> dict[str, tuple[str, ...]]:
         return STUDENT_PARTS
     found = encoder_in(module)
     if found is None:
-        raise ValueError(
+        raise UserError(
             f"{type(module).__name__}: only students and XLS-R encoders can be pruned by name"
         )
     return {"encoder": (found[0],)}
@@ -63,7 +64,7 @@ def prunable(module: nn.Module, what: str | None = None) -> list[str]:
     parts = parts_of(module)
     what = what or next(iter(parts))
     if what not in parts:
-        raise ValueError(
+        raise UserError(
             f"{type(module).__name__} has no part {what!r} to prune: known are {', '.join(parts)}"
         )
     return [
@@ -86,7 +87,7 @@ class Masks:
         masks = {}
         for name in names:
             if name not in parameters:
-                raise ValueError(f"{type(module).__name__} has no weight {name!r}")
+                raise UserError(f"{type(module).__name__} has no weight {name!r}")
             weight = parameters[name]
             masks[name] = torch.ones(weight.shape, dtype=torch.bool, device=weight.device)
         return cls(masks)
@@ -131,7 +132,7 @@ class Masks:
         for name, mask in self.masks.items():
             if name not in parameters or parameters[name].shape != mask.shape:
                 owner = type(module).__name__
-                raise ValueError(f"{owner} has no weight {name!r} of the mask's shape")
+                raise UserError(f"{owner} has no weight {name!r} of the mask's shape")
             yield parameters[name], mask
 
     def to(self, device: torch.device | str) -> Masks:
@@ -165,6 +166,6 @@ def unpacked(bits: Tensor, shape: Iterable[int], name: str = "mask") -> Tensor:
     sizes = tuple(shape)
     count = int(np.prod(sizes, dtype=np.int64))
     if bits.numel() != (count + 7) // 8:
-        raise ValueError(f"{name}: {bits.numel()} bytes of bits for a mask of {count} weights")
+        raise UserError(f"{name}: {bits.numel()} bytes of bits for a mask of {count} weights")
     alive = np.unpackbits(bits.cpu().numpy(), count=count).astype(np.bool_)
     return torch.from_numpy(alive.reshape(sizes))

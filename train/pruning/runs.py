@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_specs.io.errors import UserError
 from train.pruning.storage import ABOUT_FILE
 
 
@@ -40,14 +41,14 @@ def pruned_models(runs: Sequence[Path]) -> list[PrunedModel]:
     found = [model for run in runs for model in _of_run(run)]
     names = [model.name for model in found]
     if twice := {name for name in names if names.count(name) > 1}:
-        raise ValueError(f"two runs hold a model {min(twice)}: give one of them")
+        raise UserError(f"two runs hold a model {min(twice)}: give one of them")
     return found
 
 
 def _of_run(run: Path) -> list[PrunedModel]:
     found = [_read(path.parent) for path in run.glob(f"pruned-*/{ABOUT_FILE}")]
     if not found:
-        raise ValueError(f"{run}: holds no pruned-P folder: give the --out of train prune")
+        raise UserError(f"{run}: holds no pruned-P folder: give the --out of train prune")
     return sorted(found, key=lambda model: -model.percent)
 
 
@@ -63,4 +64,4 @@ def _read(folder: Path) -> PrunedModel:
             folder,
         )
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{folder / ABOUT_FILE}: not of train prune ({error!r})") from error
+        raise UserError(f"{folder / ABOUT_FILE}: not of train prune ({error!r})") from error

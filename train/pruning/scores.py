@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
+from data_specs.io.errors import UserError
 from train.pruning.masks import Masks
 
 FACTOR = 0.9
@@ -28,7 +29,7 @@ class TaylorScores:
 
     def __init__(self, module: nn.Module, names: Iterable[str], factor: float = FACTOR) -> None:
         if not 0 <= factor < 1:
-            raise ValueError(f"averaging factor {factor}: must be at least 0 and below 1")
+            raise UserError(f"averaging factor {factor}: must be at least 0 and below 1")
         self.factor = factor
         parameters = dict(module.named_parameters())
         self.averages: dict[str, Tensor] = {
@@ -49,7 +50,7 @@ class TaylorScores:
         for name, average in self.averages.items():
             weight = parameters[name]
             if weight.grad is None:
-                raise ValueError(f"{name} has no gradient: scores are gathered after backward")
+                raise UserError(f"{name} has no gradient: scores are gathered after backward")
             change = weight.grad * weight
             average.mul_(self.factor).addcmul_(change, change, value=1 - self.factor)
 

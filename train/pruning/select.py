@@ -19,6 +19,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from data_specs.io.errors import UserError
 from train.pruning.masks import Masks
 from train.pruning.scores import unit_norms, units_alive
 
@@ -82,7 +83,7 @@ def find_threshold(
         found += _histogram(_bits(living_M) >> LOW_BITS, HIGH_BINS)
     living = int(found.sum())
     if not 1 <= count <= living:
-        raise ValueError(f"{count} of {living} living weights cannot be selected")
+        raise UserError(f"{count} of {living} living weights cannot be selected")
     high, before = _bin_of(found, count)
     found = torch.zeros(LOW + 1, dtype=torch.int64)
     for _, score_N, alive_N in _chunks(scores, alive):
@@ -122,7 +123,7 @@ def _chunks(
     """Name, scores (N,) and mask (N,), a view, of at most ``CHUNK`` weights at a time."""
     for name, score in scores.items():
         if score.dtype != torch.float32 or score.shape != alive[name].shape:
-            raise ValueError(f"{name}: scores must be float32 in the shape of the mask")
+            raise UserError(f"{name}: scores must be float32 in the shape of the mask")
         score_N, alive_N = score.reshape(-1), alive[name].view(-1)
         for start in range(0, len(score_N), CHUNK):
             part = slice(start, start + CHUNK)
@@ -135,7 +136,7 @@ def _require_order(living_M: Tensor, name: str) -> None:
     lowest = float(living_M.aminmax().min)  # NaN where there is one
     if not lowest >= 0:
         what = "NaN" if lowest != lowest else f"{lowest:g}, negative"
-        raise ValueError(f"{name}: a score is {what}: the loss or its gradients went wrong")
+        raise UserError(f"{name}: a score is {what}: the loss or its gradients went wrong")
 
 
 def _bits(score_N: Tensor) -> Tensor:

@@ -24,8 +24,10 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
-from train.files import version, write_atomically, write_text
-from train.models.student import Student, sha256_of, student_of
+from data_specs.io.errors import UserError
+from data_specs.io.files import sha256_of, write_atomically, write_text
+from train.files import version
+from train.models.student import Student, student_of
 
 SPARSE_FILE, DENSE_FILE, ABOUT_FILE = "model.sparse.safetensors", "model.safetensors", "model.json"
 
@@ -96,11 +98,11 @@ def _decoded(stored: _Stored, coded: Bytes) -> Tensor:
     count = math.prod(stored.shape)
     if stored.coding == "bits":
         if len(coded) != -(-count // 8) or np.unpackbits(coded)[count:].any():
-            raise ValueError(f"positions of {8 * len(coded)} weights, the tensor has {count}")
+            raise UserError(f"positions of {8 * len(coded)} weights, the tensor has {count}")
         return torch.from_numpy(np.unpackbits(coded, count=count).astype(bool))
     places = decode_gaps(coded)
     if len(places) and places[-1] >= count:
-        raise ValueError(f"a weight at {places[-1]}, the tensor has {count}")
+        raise UserError(f"a weight at {places[-1]}, the tensor has {count}")
     mask = np.zeros(count, bool)
     mask[places] = True
     return torch.from_numpy(mask)
@@ -128,7 +130,7 @@ def save_pruned(
         content |= parts
         header[name] = stored.model_dump()
     if strange := sorted(masks.masks.keys() - weights.keys()):
-        raise ValueError(f"a mask for {strange[0]!r}, but no such weights")
+        raise UserError(f"a mask for {strange[0]!r}, but no such weights")
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / SPARSE_FILE
     metadata = {HEADER: json.dumps(header, sort_keys=True)}
@@ -152,11 +154,11 @@ def _stored(name: str, tensor: Tensor, mask: Tensor | None) -> tuple[dict[str, T
 
 def _checked(name: str, tensor: Tensor, mask: Tensor) -> Tensor:
     if mask.shape != tensor.shape or mask.dtype != torch.bool:
-        raise ValueError(
+        raise UserError(
             f"mask of {name!r}: {mask.dtype} {tuple(mask.shape)}, not bool {tuple(tensor.shape)}"
         )
     if bool(tensor[~mask].any()):
-        raise ValueError(f"tensor {name!r}: a dead weight is not zero: apply the masks first")
+        raise UserError(f"tensor {name!r}: a dead weight is not zero: apply the masks first")
     return mask
 
 
@@ -181,11 +183,11 @@ def read_about(folder: Path) -> dict[str, Any]:
     try:
         about = json.loads(path.read_bytes())
     except FileNotFoundError:
-        raise ValueError(f"{path} is missing: it says what model is in the folder") from None
+        raise UserError(f"{path} is missing: it says what model is in the folder") from None
     except ValueError as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
+        raise UserError(f"{path} is damaged: {error}") from error
     if not isinstance(about, dict):
-        raise ValueError(f"{path} is damaged: not a JSON object")
+        raise UserError(f"{path} is damaged: not a JSON object")
     return about
 
 
@@ -198,7 +200,7 @@ def load_pruned(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     path, about = folder / SPARSE_FILE, read_about(folder)
     weights = {name: tensor for name, tensor, _ in read_sparse(path)}
     if about.get("weights_sha256") != sha256_of(path):
-        raise ValueError(f"{path}: not the file that {ABOUT_FILE} beside it is about")
+        raise UserError(f"{path}: not the file that {ABOUT_FILE} beside it is about")
     return weights, about
 
 
@@ -222,7 +224,7 @@ def load_student(folder: Path) -> tuple[Student, str]:
         try:
             weights = safetensors.torch.load_file(path)
         except safetensors.SafetensorError as error:
-            raise ValueError(f"{path}: damaged: {error}") from error
+            raise UserError(f"{path}: damaged: {error}") from error
     return student_of(path, about.get("config"), weights), sha256_of(path)
 
 
@@ -235,7 +237,7 @@ def load_masks(folder: Path) -> dict[str, Tensor]:
 def read_sparse(path: Path) -> Iterator[tuple[str, Tensor, Tensor | None]]:
     """Name, tensor and mask (None where it is whole) of every tensor of a sparse file."""
     if not path.is_file():
-        raise ValueError(f"{path} is missing")
+        raise UserError(f"{path} is missing")
     try:
         with safetensors.safe_open(path, "pt") as file:
             for name, stored in _header(path, file.metadata() or {}).items():
@@ -243,7 +245,7 @@ def read_sparse(path: Path) -> Iterator[tuple[str, Tensor, Tensor | None]]:
                     tensor, mask = _restored(file, name, stored)
                 yield name, tensor, mask
     except safetensors.SafetensorError as error:
-        raise ValueError(f"{path}: damaged: {error}") from error
+        raise UserError(f"{path}: damaged: {error}") from error
 
 
 def _header(path: Path, metadata: Mapping[str, str]) -> dict[str, _Stored]:
@@ -251,7 +253,7 @@ def _header(path: Path, metadata: Mapping[str, str]) -> dict[str, _Stored]:
         header = json.loads(metadata[HEADER])
         return {name: _Stored.model_validate(entry) for name, entry in header.items()}
     except (KeyError, AttributeError, ValueError, ValidationError) as error:
-        raise ValueError(f"{path}: not a pruned model: {error!r}") from error
+        raise UserError(f"{path}: not a pruned model: {error!r}") from error
 
 
 @contextmanager
@@ -259,7 +261,7 @@ def _named_errors(path: Path, name: str) -> Iterator[None]:
     try:
         yield
     except (ValueError, RuntimeError, safetensors.SafetensorError) as error:
-        raise ValueError(f"{path}: tensor {name!r} is damaged: {error}") from error
+        raise UserError(f"{path}: tensor {name!r} is damaged: {error}") from error
 
 
 def _restored(file: Any, name: str, stored: _Stored) -> tuple[Tensor, Tensor | None]:
@@ -267,13 +269,13 @@ def _restored(file: Any, name: str, stored: _Stored) -> tuple[Tensor, Tensor | N
     names = [name] if stored.coding == "whole" else [name + VALUES, name + PLACES]
     parts = [file.get_tensor(part) for part in names]
     if _checksum(*parts) != stored.crc32:
-        raise ValueError("its checksum is another")
+        raise UserError("its checksum is another")
     if stored.coding == "whole":
         return parts[0].reshape(stored.shape), None
     values, places = parts
     mask = _decoded(stored, places.numpy())
     if int(mask.sum()) != len(values):
-        raise ValueError(f"{len(values)} values for {int(mask.sum())} positions")
+        raise UserError(f"{len(values)} values for {int(mask.sum())} positions")
     tensor = torch.zeros(len(mask), dtype=values.dtype)
     tensor[mask] = values
     return tensor.reshape(stored.shape), mask.reshape(stored.shape)

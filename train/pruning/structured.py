@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from data_specs.io.errors import UserError
 from data_specs.sample import CROP_SAMPLES
 from train.models.head import Slim
 from train.models.student import LEAK, Student, StudentConfig, macs_of
@@ -459,7 +460,7 @@ def unit_importance(student: Student, clips: Iterable[Tensor]) -> dict[str, Tens
             sums[group.name] += torch.stack(changes).sum(dim=0).square()
         judged += 1
     if not judged:
-        raise ValueError("no clips to judge the units by")
+        raise UserError("no clips to judge the units by")
     return {name: total / judged for name, total in sums.items()}
 
 
@@ -472,7 +473,7 @@ def choose_units(
     in blocks, because hardware computes blocks. ``ValueError`` where so little cannot be reached.
     """
     if not 0 < keep <= 1:
-        raise ValueError(f"keep {keep}: must be above 0 and at most 1")
+        raise UserError(f"keep {keep}: must be above 0 and at most 1")
     layout = layout_of(model)
     queues = {
         group.name: _Queue(group, importance[group.name].cpu().double()) for group in layout.groups
@@ -482,7 +483,7 @@ def choose_units(
     while layout.macs(counts) > goal:
         name = _cheapest(layout, queues, counts)
         if name is None:
-            raise ValueError(
+            raise UserError(
                 f"cannot keep only {keep:.0%} of the multiply-adds: every group is down to a part "
                 f"in {LEAST_SHARE}"
             )
@@ -565,9 +566,9 @@ def _require_fit(layout: Layout, units: Units) -> None:
     counts = layout.counts
     for name, gone_U in units.items():
         if name not in counts:
-            raise ValueError(f"no units {name!r}: there are {', '.join(counts)}")
+            raise UserError(f"no units {name!r}: there are {', '.join(counts)}")
         if gone_U.shape != (counts[name],) or gone_U.all():
-            raise ValueError(
+            raise UserError(
                 f"units {name!r}: {int(gone_U.sum())} of {counts[name]} cannot go (given for "
                 f"{len(gone_U)}): at least one must stay"
             )

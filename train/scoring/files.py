@@ -7,6 +7,8 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from data_specs.io.errors import UserError
+
 AUDIO_ENDINGS = {
     ".wav",
     ".flac",
@@ -58,7 +60,7 @@ def _in_folder(folder: Path) -> list[Path]:
 def _fitting(pattern: str) -> list[Path]:
     matches = [Path(match) for match in sorted(glob.glob(pattern, recursive=True))]
     if not matches:
-        raise ValueError(f"{pattern}: no file fits this pattern")
+        raise UserError(f"{pattern}: no file fits this pattern")
     return [
         file for match in matches for file in (_in_folder(match) if match.is_dir() else [match])
     ]
@@ -68,5 +70,5 @@ def _listed(path: Path) -> list[Path]:
     try:
         lines = path.read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not a readable list of files: {error}") from error
+        raise UserError(f"{path}: not a readable list of files: {error}") from error
     return [path.parent / line.strip() for line in lines if line.strip()]

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from data_specs.io.errors import UserError
 from train.models.student import KERNEL, LEAK, Student
 
 INT8_FILE = "int8.safetensors"
@@ -107,7 +108,7 @@ class Int8Convolutions(nn.Module):
         first, strides = layers[0], student.config.strides
         channels = tuple(len(parts["bias"]) for parts in layers)
         if channels != tuple(student.config.channels):
-            raise ValueError(f"channels {channels}: the student has {student.config.channels}")
+            raise UserError(f"channels {channels}: the student has {student.config.channels}")
         along = math.prod(stride for _, stride in strides)
         self.piece = along * max(1, PIECE_FRAMES // along)
         inputs = first["weight"].shape[1]
@@ -140,7 +141,7 @@ def step_of(limits: tuple[float, float]) -> tuple[float, int]:
 
 def _require_vnni() -> None:
     if not torch.cpu._is_vnni_supported():
-        raise ValueError(
+        raise UserError(
             "precision int8: this CPU has no VNNI, without which PyTorch's int8 products saturate: "
             "take the bundle's model.int8.onnx, or fp32"
         )
@@ -150,22 +151,20 @@ def read_int8(folder: Path, student: Student, weights_sha256: str) -> Int8Convol
     """The int8 convolutions of a bundle; ``ValueError`` naming what is missing or does not fit."""
     path = folder / INT8_FILE
     if not path.is_file():
-        raise ValueError(f"{path} is missing: int8 is calibrated on real clips: {EXPORT}")
+        raise UserError(f"{path} is missing: int8 is calibrated on real clips: {EXPORT}")
     try:
         with safetensors.safe_open(path, "pt") as file:
             made_of = (file.metadata() or {}).get(MADE_OF)
         tensors = safetensors.torch.load_file(path)
         layers = [_layer(tensors, n) for n in range(len(student.config.channels))]
     except (safetensors.SafetensorError, KeyError) as error:
-        raise ValueError(f"{path}: damaged or of another kind ({error}): {EXPORT}") from error
+        raise UserError(f"{path}: damaged or of another kind ({error}): {EXPORT}") from error
     if made_of != weights_sha256:
-        raise ValueError(
-            f"{path}: made of other weights ({made_of}) than those beside it: {EXPORT}"
-        )
+        raise UserError(f"{path}: made of other weights ({made_of}) than those beside it: {EXPORT}")
     try:
         return Int8Convolutions(layers, student)
     except (RuntimeError, TypeError) as error:
-        raise ValueError(f"{path}: does not fit the student beside it ({error})") from error
+        raise UserError(f"{path}: does not fit the student beside it ({error})") from error
 
 
 def _layer(tensors: dict[str, Tensor], number: int) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from data_specs.io.errors import UserError
 from data_specs.sample import CROP_SAMPLES, SAMPLE_RATE
 from train.audio import Clip, Wave, channels_of, clip_of, open_clip
 from train.files import version
@@ -86,11 +87,11 @@ def as_wave(wave: Samples, where: str = "wave") -> Wave:
     """
     array = wave.detach().cpu().numpy() if isinstance(wave, Tensor) else np.asarray(wave)
     if array.ndim != 1:
-        raise ValueError(f"{where}: shape {array.shape}; need one channel, shape (T,)")
+        raise UserError(f"{where}: shape {array.shape}; need one channel, shape (T,)")
     if array.dtype in FULL_SCALE:
         return (array / FULL_SCALE[array.dtype]).astype(np.float32)
     if array.dtype.kind != "f":
-        raise ValueError(f"{where}: samples of type {array.dtype}: give floats, int16 or int32")
+        raise UserError(f"{where}: samples of type {array.dtype}: give floats, int16 or int32")
     with np.errstate(over="ignore"):  # what is too large for float32 is then not finite
         return np.ascontiguousarray(array, np.float32)
 
@@ -98,7 +99,7 @@ def as_wave(wave: Samples, where: str = "wave") -> Wave:
 def checked_rate(sample_rate: float, where: str = "wave") -> int:
     """A sample rate in Hz; ``ValueError`` if it is not a positive whole number."""
     if not math.isfinite(sample_rate) or int(sample_rate) != sample_rate or sample_rate <= 0:
-        raise ValueError(f"{where}: sample rate {sample_rate} Hz: must be positive and whole")
+        raise UserError(f"{where}: sample rate {sample_rate} Hz: must be positive and whole")
     return int(sample_rate)
 
 
@@ -166,7 +167,7 @@ class Scorer:
         """
         rates = _rates(sample_rate, len(waves))
         if len(rates) != len(waves):
-            raise ValueError(f"{len(rates)} sample rates for {len(waves)} waves")
+            raise UserError(f"{len(rates)} sample rates for {len(waves)} waves")
         named = [(f"wave {n}", *pair) for n, pair in enumerate(zip(waves, rates, strict=True))]
         return self._scored(named, short, mode, batch)
 
@@ -183,11 +184,11 @@ class Scorer:
         """The score of one channel of a file; ``ValueError`` naming a file that has none."""
         where = Path(path)
         if not 0 <= channel < (count := channels_of(where)):
-            raise ValueError(f"{where}: channel {channel}: it has {count}, counted from 0")
+            raise UserError(f"{where}: channel {channel}: it has {count}, counted from 0")
         work = self._clip_work(where, channel, partial(open_clip, where, channel), short, mode)
         (result,) = self._results(work, WINDOWS_A_BATCH)
         if result.error is not None:
-            raise ValueError(result.error)
+            raise UserError(result.error)
         return result
 
     def score_files(
@@ -237,9 +238,7 @@ class Scorer:
 
     def _checked(self, mode: Mode) -> Mode:
         if checked_mode(mode) == "fast" and self.engine() is None:
-            raise ValueError(
-                f"{self.name}: mode 'fast' shares a student's convolutions; take exact"
-            )
+            raise UserError(f"{self.name}: mode 'fast' shares a student's convolutions; take exact")
         return mode
 
     def _scored(
@@ -372,7 +371,7 @@ class TeacherScorer(Scorer):
 
     def _score_short(self, wave_T: Wave) -> float:
         if not isinstance(self.teacher, HeadTeacher):
-            raise ValueError(f"teacher {self.name!r} scores clips of {CROP_SAMPLES} samples only")
+            raise UserError(f"teacher {self.name!r} scores clips of {CROP_SAMPLES} samples only")
         return float(mos_of(self.teacher.logits(torch.from_numpy(wave_T)[None]).double()))
 
 
@@ -387,5 +386,5 @@ def _completed(pending: list[_Pending]) -> Iterator[Score]:
 
 def _mos(score: Score) -> float:
     if score.mos is None:
-        raise ValueError(score.error)
+        raise UserError(score.error)
     return score.mos

@@ -16,7 +16,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from train.files import write_atomically
+from data_specs.io.errors import UserError
+from data_specs.io.files import write_atomically
 from train.scoring.result import Score
 
 TEXT, WHOLE, REAL = "text", "whole", "real"
@@ -155,12 +156,12 @@ def open_table(path: Path) -> Table:
     run writes to, and for Parquet where pyarrow is missing.
     """
     if not path.parent.is_dir():
-        raise ValueError(f"{path.parent}: no such folder for --out")
+        raise UserError(f"{path.parent}: no such folder for --out")
     if path.suffix in (".csv", ".jsonl"):
         return LineTable(path)
     if path.suffix == ".parquet":
         return ParquetTable(path)
-    raise ValueError(f"{path}: the table's name must end in .csv, .jsonl or .parquet")
+    raise UserError(f"{path}: the table's name must end in .csv, .jsonl or .parquet")
 
 
 class LineTable:
@@ -174,7 +175,7 @@ class LineTable:
             fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             self.file.close()
-            raise ValueError(f"{path}: another run writes to it") from error
+            raise UserError(f"{path}: another run writes to it") from error
         try:
             self._resume()
         except ValueError:
@@ -204,7 +205,7 @@ class LineTable:
         with self.path.open("rb") as file:
             begin = file.read(len(head))
         if not head.startswith(begin):
-            raise ValueError(f"{self.path}: not a table of scores; give another --out")
+            raise UserError(f"{self.path}: not a table of scores; give another --out")
 
     def is_done(self, path: Path, settings: Settings, stamp: Stamp) -> bool:
         """See ``Table``."""
@@ -266,11 +267,11 @@ class ParquetTable:
         try:
             with parquet.ParquetFile(self.path) as file:
                 if file.schema_arrow.names != list(COLUMNS):
-                    raise ValueError("its columns are others")
+                    raise UserError("its columns are others")
                 rows = (row for batch in file.iter_batches() for row in batch.to_pylist())
                 yield from _whole_groups(rows)
         except (OSError, ValueError) as error:
-            raise ValueError(f"{self.path}: not a table of scores: {error}") from error
+            raise UserError(f"{self.path}: not a table of scores: {error}") from error
 
     def _write_all(self, temporary: Path) -> None:
         arrow, parquet = _pyarrow()
@@ -309,7 +310,7 @@ def _pyarrow() -> tuple[Any, Any]:
         import pyarrow
         import pyarrow.parquet
     except ImportError as error:
-        raise ValueError("a .parquet table needs pyarrow: pip install pyarrow") from error
+        raise UserError("a .parquet table needs pyarrow: pip install pyarrow") from error
     return pyarrow, pyarrow.parquet
 
 
@@ -343,7 +344,7 @@ def _csv_rows(lines: _Lines) -> Iterator[Row]:
     reader = csv.reader(iter(lines), strict=True)
     header = next(reader, None)
     if header is not None and header != list(COLUMNS):
-        raise ValueError("its first line is not that of a table of scores")
+        raise UserError("its first line is not that of a table of scores")
     for values in reader:
         yield {
             name: _value(text, COLUMNS[name]) for name, text in zip(COLUMNS, values, strict=True)
@@ -360,7 +361,7 @@ def _json_rows(lines: _Lines) -> Iterator[Row]:
     for line in lines:
         row = json.loads(line)
         if not isinstance(row, dict) or list(row) != list(COLUMNS):
-            raise ValueError("not a row of a table of scores")
+            raise UserError("not a row of a table of scores")
         yield row
 
 
@@ -378,7 +379,7 @@ def _groups(path: Path, parse: Any) -> Iterator[tuple[list[Row], int]]:
     except (ValueError, csv.Error, KeyError) as error:
         if isinstance(error, csv.Error) and "unexpected end" in str(error):
             return  # torn within quotes
-        raise ValueError(
+        raise UserError(
             f"{path}: line {lines.number}: {error}; give another --out, or repair it"
         ) from error
 

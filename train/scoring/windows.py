@@ -9,6 +9,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from data_specs.io.errors import UserError
 from data_specs.sample import CROP_SAMPLES
 from train.audio import Clip, Wave
 
@@ -45,14 +46,14 @@ class Part:
 def checked_short(short: Short) -> Short:
     """``ValueError`` for a way with short clips that is not known."""
     if short not in get_args(Short):
-        raise ValueError(f"short={short!r}: known are {', '.join(get_args(Short))}")
+        raise UserError(f"short={short!r}: known are {', '.join(get_args(Short))}")
     return short
 
 
 def checked_mode(mode: Mode) -> Mode:
     """``ValueError`` for a mode that is not known."""
     if mode not in get_args(Mode):
-        raise ValueError(f"mode={mode!r}: known are {', '.join(get_args(Mode))}")
+        raise UserError(f"mode={mode!r}: known are {', '.join(get_args(Mode))}")
     return mode
 
 
@@ -96,7 +97,7 @@ def cut(clip: Clip, starts: Iterable[int]) -> Iterator[tuple[int, Wave]]:
         while first + len(held_T) < start + CROP_SAMPLES:
             block_T = next(blocks, None)
             if block_T is None:
-                raise ValueError(f"a clip of {clip.samples} samples ends at {first + len(held_T)}")
+                raise UserError(f"a clip of {clip.samples} samples ends at {first + len(held_T)}")
             held_T = np.concatenate([held_T[max(0, start - first) :], block_T])
             first = max(first, start)
         yield start, held_T[start - first : start - first + CROP_SAMPLES]

@@ -1,0 +1,55 @@
+"""Cores and memory that this process may use: the machine's, or its container's if fewer."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+CGROUP = Path("/sys/fs/cgroup")
+MEMORY_FILES = (
+    ("memory.max", "memory.current", "inactive_file"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file"),
+)
+"""Limit, use and the name of what the kernel can give back, in control groups version 2 and 1."""
+
+
+def cpus(cgroup: Path = CGROUP) -> int:
+    """Cores of this process: by affinity, and by the container's quota rounded up. At least 1."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    quota = _cpu_quota(cgroup)
+    return max(1, min(cores or 1, -int(-quota // 1)) if quota else cores or 1)
+
+
+def _cpu_quota(cgroup: Path) -> float | None:
+    """Cores that a container may use (control groups version 2, then 1); None without a limit."""
+    try:
+        quota, period = (cgroup / "cpu.max").read_text().split()
+    except (OSError, ValueError):
+        try:
+            quota = (cgroup / "cpu/cpu.cfs_quota_us").read_text().strip()
+            period = (cgroup / "cpu/cpu.cfs_period_us").read_text().strip()
+        except OSError:
+            return None
+    if quota == "max" or int(quota) <= 0:
+        return None
+    return int(quota) / int(period)
+
+
+def available_memory(cgroup: Path = CGROUP, meminfo: Path = Path("/proc/meminfo")) -> int:
+    """Bytes that this process may still take. Pages of files that can be dropped count as free."""
+    available = _meminfo(meminfo)["MemAvailable"]
+    for limit_file, use_file, inactive in MEMORY_FILES:
+        try:
+            limit, use = (int((cgroup / name).read_text()) for name in (limit_file, use_file))
+            statistics = (cgroup / use_file).with_name("memory.stat").read_text()
+        except (OSError, ValueError):  # no such version, or "max": no limit
+            continue
+        given_back = dict(line.split() for line in statistics.splitlines()).get(inactive, 0)
+        available = min(available, max(limit - use + int(given_back), 0))
+    return available
+
+
+def _meminfo(path: Path) -> dict[str, int]:
+    """Bytes by name; the file has kB."""
+    rows = (line.split() for line in path.read_text().splitlines())
+    return {row[0].rstrip(":"): 1024 * int(row[1]) for row in rows if len(row) > 1}
