@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ from numpy.typing import NDArray
 
 from data_specs.io.cache import RemoteFile, remote_clip
 from data_specs.io.errors import UserError
+from data_specs.io.storage import patiently
 from data_specs.sample import SAMPLE_RATE
 
 Wave = NDArray[np.float32]
@@ -68,6 +71,10 @@ class Header:
 
 def read_header(path: Path) -> Header:
     """Read a header. Raises ``ValueError`` with soundfile's words where it is none."""
+    return patiently(partial(_header, path))
+
+
+def _header(path: Path) -> Header:
     size_bytes = os.stat(path).st_size
     try:
         info = soundfile.info(str(path))
@@ -166,9 +173,19 @@ def _local(file: AudioFile) -> Iterator[str]:
 
 
 def _raise_system_error(path: AudioFile, error: soundfile.LibsndfileError) -> None:
-    """An open that the system refused (too many files, no permission) is no fault of the file."""
-    if error.code == SF_ERR_SYSTEM:
-        raise OSError(f"{path}: cannot be opened: {error.error_string.strip()}") from error
+    """What the system refused (too many files, no permission, a server that is away) is no fault
+    of the file; soundfile says no more of it than "System error", so that it is asked for again."""
+    if error.code != SF_ERR_SYSTEM:
+        return
+    try:
+        with _local(path) as name, open(name, "rb") as file:
+            while file.read(1 << 20):
+                pass
+    except OSError as told:
+        if told.errno is None:  # a store's, which names its address
+            raise
+        raise OSError(told.errno, told.strerror, str(path)) from error
+    raise OSError(errno.EIO, os.strerror(errno.EIO), str(path)) from error  # gone by now
 
 
 def read_part(path: AudioFile, start: int, count: int, speed: float = 1.0) -> Wave:

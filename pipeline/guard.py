@@ -20,6 +20,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from data_specs.io.cli import signals_for_us_alone
 from pipeline.audio import DropSample
 from pipeline.degrade import runtime
 from pipeline.degrade.interface import Params, Waves
@@ -91,9 +92,10 @@ class Guard:
         handle = theirs.fileno()
         command = [sys.executable, "-c", CHILD, str(handle), self.target]
         # Not multiprocessing's own spawn: it would import the parent's main module, which is Ray's.
-        self._process = subprocess.Popen(
-            [*command, self.at.device, self.at.precision], pass_fds=[handle], env=_environment()
-        )
+        with signals_for_us_alone():
+            self._process = subprocess.Popen(
+                [*command, self.at.device, self.at.precision], pass_fds=[handle], env=_environment()
+            )
         theirs.close()  # so that its end, and ours, is seen by the other
         self._connection: Connection = ours
         self._loaded: set[str] = set()
@@ -154,6 +156,5 @@ def _answer(work: Work, kind: str, waves_BT: Waves, params: Sequence[Params]) ->
 
 def _end_with_parent() -> None:
     """No orphans: the kernel ends us with the parent, even while native code runs."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     pr_set_pdeathsig = 1
     ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)

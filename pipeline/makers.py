@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -28,7 +28,9 @@ from scipy import signal
 
 from data_specs.corpus import AUDIO_SUFFIXES
 from data_specs.io.addresses import path_here
+from data_specs.io.cli import cancelled_early
 from data_specs.io.errors import UserError
+from data_specs.io.files import only_writer, remove_leftovers, whole_file, write_text
 from data_specs.io.hardware import cpus
 from data_specs.io.progress import progress_bar
 from data_specs.sample import SAMPLE_RATE
@@ -57,24 +59,26 @@ def _rng(seed: int, name: str) -> np.random.Generator:
 
 
 def _write(path: Path, wave: Wave) -> None:
-    """Write 16-bit FLAC at 16 kHz under a temporary name, then rename: what exists is whole."""
+    """Write 16-bit FLAC at 16 kHz, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.stem}.part")
-    part.write_bytes(encode_flac(to_pcm(wave.astype(np.float32))))
-    os.replace(part, path)
+    with whole_file(path) as file:
+        file.write(encode_flac(to_pcm(wave.astype(np.float32))))
 
 
-def _claim(out: Path, maker: str, seed: int) -> None:
-    """Mark ``out`` as this maker's, or raise ``ValueError`` if it is another maker's or seed's."""
-    mark = {"maker": maker, "seed": seed}
-    path = out / MADE_BY
-    if path.is_file():
-        found = json.loads(path.read_text())
-        if found != mark:
+@contextmanager
+def claimed(out: Path, maker: str, seed: int) -> Iterator[None]:
+    """Hold ``out`` as its only writer; leftovers of runs that were killed are removed.
+
+    ``UserError`` where another run writes to it, or where it is another maker's or seed's.
+    """
+    mark, path = {"maker": maker, "seed": seed}, out / MADE_BY
+    with only_writer(out):
+        if not path.is_file():
+            write_text(path, json.dumps(mark) + "\n")
+        elif (found := json.loads(path.read_text())) != mark:
             raise UserError(f"{path}: made with {found}, not {mark}; give another --out or seed")
-        return
-    out.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(mark) + "\n")
+        remove_leftovers(out)
+        yield
 
 
 def _make(jobs: Iterable[Job], what: str, workers: int) -> list[Path]:
@@ -82,8 +86,8 @@ def _make(jobs: Iterable[Job], what: str, workers: int) -> list[Path]:
     jobs = list(jobs)
     todo = [job for job in jobs if not job[0].is_file()]
     with (
-        ThreadPoolExecutor(max_workers=max(1, workers)) as pool,
         progress_bar(total=len(jobs), initial=len(jobs) - len(todo), desc=what, unit="file") as bar,
+        cancelled_early(ThreadPoolExecutor(max_workers=max(1, workers))) as pool,
     ):
         for _ in pool.map(lambda job: _write(job[0], job[1]()), todo):
             bar.update()
@@ -221,7 +225,11 @@ def _speak(voice: Voice, text: str) -> Wave:
     with tempfile.TemporaryDirectory() as folder:
         wav = Path(folder) / "speech.wav"
         done = subprocess.run(
-            _command(voice, text, wav), capture_output=True, text=True, check=False
+            _command(voice, text, wav),
+            capture_output=True,
+            text=True,
+            check=False,
+            process_group=0,  # a signal to the group is this process' to handle
         )
         if done.returncode or not wav.is_file():
             raise RuntimeError(f"{voice.engine} failed for {voice.speaker}: {done.stderr.strip()}")
@@ -250,14 +258,14 @@ def make_speech(out: Path, clips: int = 260, seed: int = 1, workers: int = 2) ->
     """
     for program in sorted({voice.engine for voice in voices()}):
         _need(program)
-    _claim(out, "speech", seed)
     jobs: list[Job] = []
     for index in range(clips):
         turn, which = divmod(index, len(voices()))
         voice = voices()[which]
         name = f"{voice.language}/{voice.speaker}/{turn}.flac"
         jobs.append((out / name, partial(_say, voice, seed, name)))
-    return _make(jobs, "speech", workers)
+    with claimed(out, "speech", seed):
+        return _make(jobs, "speech", workers)
 
 
 # --- noise ----------------------------------------------------------------------------------------
@@ -366,7 +374,6 @@ def make_noise(
         "band": _band,
     }
     names = [kind for kind in kinds if talkers or kind != "babble"]
-    _claim(out, "noise", seed)
 
     def noise(kind: str, name: str) -> Wave:
         rng = _rng(seed, name)
@@ -378,7 +385,8 @@ def make_noise(
         turn, which = divmod(index, len(names))
         kind, name = names[which], f"{names[which]}-{turn:03d}.flac"
         jobs.append((out / name, partial(noise, kind, name)))
-    return _make(jobs, "noise", workers)
+    with claimed(out, "noise", seed):
+        return _make(jobs, "noise", workers)
 
 
 # --- rooms ----------------------------------------------------------------------------------------
@@ -469,14 +477,14 @@ def make_rooms(
     for name, (low, high) in {"rt60_s": rt60_s, "length_m": length_m}.items():
         if not 0 < low <= high:
             raise UserError(f"{name}: {low} to {high} is not a range of positive numbers")
-    _claim(out, "rooms", seed)
 
     def room(name: str) -> Wave:
         return _room(_rng(seed, name), rt60_s, length_m)
 
     names = [f"room-{index:03d}.flac" for index in range(rooms)]
     jobs: list[Job] = [(out / name, partial(room, name)) for name in names]
-    return _make(jobs, "rooms", workers)
+    with claimed(out, "rooms", seed):
+        return _make(jobs, "rooms", workers)
 
 
 # --- command line ---------------------------------------------------------------------------------

@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 from data_specs.distributions import Distribution
 from data_specs.io.addresses import path_here
 from data_specs.io.errors import UserError
-from data_specs.io.files import remove_leftovers
 from data_specs.io.hardware import cpus
 from data_specs.room import RoomSpec, load_rooms
 from data_specs.sample import SAMPLE_RATE
@@ -31,13 +30,13 @@ from pipeline.draw import sample
 from pipeline.makers import (
     PEAK,
     SPEED_OF_SOUND,
-    _claim,
     _make,
     _rng,
     _with_tail,
+    claimed,
     decay_seconds,
 )
-from pipeline.speak import write_manifest, write_record
+from pipeline.speak import manifest_at_end, write_record
 
 Wave = NDArray[np.float64]
 
@@ -175,8 +174,6 @@ def make_rooms(spec: RoomSpec, out: Path, count: int, workers: int = 1) -> list[
     Raises ``ValueError`` for a folder of another spec or seed, or where no room fits the spec.
     """
     values = spec.model_dump(mode="json", exclude={"about"})
-    _claim(out, f"rooms: {spec.name}, spec {digest(values)[:16]}", spec.seed)
-    remove_leftovers(out)
 
     def room(path: Path) -> Wave:
         wave, record = make_room(spec, path.name)
@@ -184,10 +181,12 @@ def make_rooms(spec: RoomSpec, out: Path, count: int, workers: int = 1) -> list[
         return wave
 
     paths = [out / f"room{index:05d}.flac" for index in range(count)]
-    try:
-        return _make([(path, partial(room, path)) for path in paths], "rooms", workers)
-    finally:
-        write_manifest(out / MANIFEST)
+    jobs = [(path, partial(room, path)) for path in paths]
+    with (
+        claimed(out, f"rooms: {spec.name}, spec {digest(values)[:16]}", spec.seed),
+        manifest_at_end(out / MANIFEST),
+    ):
+        return _make(jobs, "rooms", workers)
 
 
 def _parser() -> argparse.ArgumentParser:

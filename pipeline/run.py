@@ -12,10 +12,10 @@ import threading
 import time
 import traceback
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_specs.cluster.needs import EVERY, ONE_CORE, Part, Stage
+from data_specs.io.cli import signals_for_us_alone
 from data_specs.io.errors import UserError
+from data_specs.io.storage import PASSING, patiently
+from pipeline import ray_place
 from pipeline.audio import from_pcm, to_pcm
 from pipeline.job import Hire, Job, Maker, Worker, use_one_thread
 from pipeline.label import Teacher, TeacherError
@@ -59,9 +62,6 @@ ROOM_S = 120.0
 
 HEAD_S = 180.0
 """How long a head that answers may have no machine yet, not even its own."""
-
-PASSING = {errors.EIO, errors.ESTALE, errors.ETIMEDOUT, errors.EHOSTDOWN, errors.ECONNRESET}
-"""Errors of a network's file system that one machine may have and another not."""
 
 WHOLE_ALREADY = "whole already"
 """What an engine says of a shard that another made meanwhile."""
@@ -147,8 +147,11 @@ def run(
         return outcome
     ray_engine = partial(_run_ray, actors=actors, machines=machines)
     engines: dict[str, Engine] = {"local": _run_local, "ray": ray_engine}
-    with Watch(job, todo, engine, workers, outcome.skipped, show=progress) as watch:
-        for shard, error in engines[engine](hire, job, todo, workers, watch):
+    with (
+        Watch(job, todo, engine, workers, outcome.skipped, show=progress) as watch,
+        closing(engines[engine](hire, job, todo, workers, watch)) as finished,
+    ):
+        for shard, error in finished:
             watch.ended(shard, "" if error == WHOLE_ALREADY else error)
             if error == WHOLE_ALREADY:
                 outcome.skipped += 1
@@ -165,7 +168,7 @@ def _left_whole(job: Job, part: Part, todo: Sequence[int]) -> int:
     return len(part.own(range(job.shard_count))) - len({*todo, *lacking})
 
 
-Finished = Iterator[tuple[int, str]]
+Finished = Generator[tuple[int, str], None, None]
 """Shards as they end, with an empty string or the reason why they failed."""
 
 Engine = Callable[[Hire, Job, list[int], int, Watch], Finished]
@@ -189,19 +192,21 @@ def _attempt(maker: Maker, shard: int, count: Callable[[int], None]) -> str:
             count(len(maker.job.shard_range(shard)))
             return WHOLE_ALREADY
         for group in maker.groups(shard):
-            rows += maker.make(group)
+            rows += patiently(partial(maker.make, group))
             count(len(group))
     except Exception as error:  # the shard boundary: whatever it is, the other shards go on
         return failure(error)
     try:
-        maker.job.commit(shard, rows)
+        patiently(lambda: maker.job.commit(shard, rows))
     except ShardError as error:
         return failure(error)
     return ""
 
 
 def failure(error: Exception) -> str:
-    """An error in one line, with the place where it was raised."""
+    """An error in one line; one that is no user's with the place where it was raised."""
+    if isinstance(error, UserError):
+        return str(error)
     place = traceback.extract_tb(error.__traceback__)[-1]
     return f"{type(error).__name__}: {error} ({Path(place.filename).name}:{place.lineno})"
 
@@ -234,12 +239,14 @@ def _run_pool(hire: Hire, job: Job, todo: list[int], workers: int, watch: Watch)
     context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
     slots = context.RawArray("d", SLOT * workers)
     taken = context.Value("i", 0)
+    others = set(multiprocessing.active_children())
     with (
         ProcessPoolExecutor(workers, context, _start_process, (hire, job, slots, taken)) as pool,
         _polling(lambda: _read_slots(slots), watch),
     ):
-        futures = {pool.submit(_in_process, shard): shard for shard in todo}
         try:
+            with signals_for_us_alone():
+                futures = {pool.submit(_in_process, shard): shard for shard in todo}
             for future in as_completed(futures):
                 yield futures[future], future.result()
         except BrokenProcessPool:
@@ -247,6 +254,10 @@ def _run_pool(hire: Hire, job: Job, todo: list[int], workers: int, watch: Watch)
                 "a worker process died (killed, or out of memory); what was committed is whole: "
                 "run the same command again, with fewer --workers if memory was short"
             ) from None
+        except (KeyboardInterrupt, GeneratorExit):  # a shard in the making can be made again
+            for child in set(multiprocessing.active_children()) - others:
+                child.kill()
+            raise
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
@@ -289,7 +300,7 @@ def _start_process(hire: Hire, job: Job, slots: Any, taken: Any) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     with taken.get_lock():
         number, taken.value = taken.value, taken.value + 1
-    _PROCESS.update(maker=hire(job, None), slot=_Slot(slots, number))
+    _PROCESS.update(hire=partial(hire, job, None), slot=_Slot(slots, number))
 
 
 def _end_with_parent() -> None:
@@ -301,6 +312,8 @@ def _end_with_parent() -> None:
 
 
 def _in_process(shard: int) -> str:
+    if "maker" not in _PROCESS:  # not as the process starts: an error there is lost
+        _PROCESS["maker"] = _PROCESS["hire"]()
     return _make_shard(_PROCESS["maker"], shard, _PROCESS["slot"])
 
 
@@ -330,7 +343,7 @@ def _polling(
         update()
     finally:
         stop.set()
-        thread.join()
+        thread.join(2 * ANSWER_S)  # one that Ray does not answer is left behind
 
 
 # --- Ray engine -----------------------------------------------------------------------------------
@@ -351,11 +364,13 @@ def _run_ray(
     and another process would have to write them. Ray Data, which would do that, was tried: what it
     reserves for them left workers idle, and its own actors lengthened a run's start.
     """
-    import ray
-
+    address = machines.address or os.environ.get("RAY_ADDRESS", "")
+    ray = _import_ray(address)
     started = not ray.is_initialized()
     if started:
-        _start_ray(workers + (0 if _on_gpu(job) else actors.count), machines.address)
+        if address not in OWN_RAY:
+            ray_place.require_answer(address)
+        _start_ray(workers + (0 if _on_gpu(job) else actors.count), address)
     try:
         kind = ray.remote(_Counter).options(num_cpus=0, max_restarts=-1, **_beside_the_driver())
         counter = kind.remote()
@@ -377,22 +392,38 @@ def _run_ray(
 
 
 def _cause(error: Any) -> Exception:
-    """What went wrong in a worker, without the pages that Ray wraps around it."""
-    inner, deepest = error, error
+    """What went wrong in a worker, without the pages that Ray wraps around it.
+
+    A user's error or the system's as it is; one of ours as Ray shows it, with the worker's
+    traceback; Ray's own in a sentence.
+    """
+    import ray
+
+    inner, task = error, None
     while inner is not None:
-        deepest = inner
+        if isinstance(inner, UserError | OSError) and not isinstance(
+            inner, ray.exceptions.RayError
+        ):
+            return inner
+        if isinstance(inner, ray.exceptions.RayTaskError):
+            task = inner
         inner = getattr(inner, "cause", None) or inner.__cause__
-    if isinstance(deepest, OSError | ValueError):
-        return deepest
-    return ShardError(f"Ray gave up: {error}; what was committed is whole: run the command again")
+    if task is not None and not isinstance(task.cause, ray.exceptions.RayError):
+        return RuntimeError(f"an error in a worker:\n{task}")
+    first = (str(error).splitlines() or [""])[0]
+    return ShardError(f"Ray gave up: {first}; what was committed is whole: run the command again")
+
+
+ANSWER_S = 5.0
+"""How long the counter may take to say how far it is, before the next look."""
 
 
 def _read_count(counter: Any) -> Board | None:
-    """What workers said; none while the counter is dead, for progress is no reason to fail."""
+    """What workers said; none while the counter is dead or Ray hangs: that is no reason to wait."""
     import ray
 
     try:
-        return Board(*ray.get(counter.read.remote()))
+        return Board(*ray.get(counter.read.remote(), timeout=ANSWER_S))
     except ray.exceptions.RayError:
         return None
 
@@ -432,29 +463,53 @@ def _fair_share(job: Job, workers: int, actors: TeacherActors) -> float:
     return min(1.0, int(1e4 * left / workers) / 1e4)  # Ray counts in ten-thousandths
 
 
-def _start_ray(workers: int, address: str = "") -> None:
-    import ray
+OWN_RAY = ("", "local")
+"""Addresses that stand for a Ray of this run's own."""
 
+
+def _import_ray(address: str) -> Any:
+    """Ray, which reads ``LOOPBACK`` as it is imported, and then takes over signals."""
+    if address in OWN_RAY:
+        os.environ |= ray_place.LOOPBACK
+    with signals_for_us_alone():
+        import ray
+    return ray
+
+
+def _start_ray(workers: int, address: str = "") -> None:
+    ray = _import_ray(address)
     # That a cluster of its own has a token is no news to a user.
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
-    address = address or os.environ.get("RAY_ADDRESS", "")
-    local = {} if address else {"num_cpus": workers, "object_store_memory": STORE_BYTES}
+    own = _own_ray(workers) if address in OWN_RAY else {}
     until = time.monotonic() + HEAD_S
     while not ray.is_initialized():
         try:
-            ray.init(
-                address=address or None,
-                include_dashboard=False if not address else None,
-                log_to_driver=False,
-                logging_level="warning",
-                runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}},
-                **local,
-            )
+            with signals_for_us_alone():
+                ray.init(
+                    address=address or None,
+                    log_to_driver=False,
+                    logging_level="warning",
+                    runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}},
+                    **own,
+                )
         except ConnectionError as error:
             if not _is_starting(error) or time.monotonic() > until:
                 raise UserError(
                     f"--ray-address {address}: no Ray cluster answers: {error}"
                 ) from error
+
+
+def _own_ray(workers: int) -> dict[str, Any]:
+    """Options of a Ray that is this run's alone: no other machine, and no other user, has to do
+    with it."""
+    ray_place.require_private_token()
+    return {
+        "num_cpus": workers,
+        "object_store_memory": STORE_BYTES,
+        "include_dashboard": False,
+        "_node_ip_address": "127.0.0.1",
+        "_temp_dir": str(ray_place.ray_folder()),
+    }
 
 
 def _is_starting(error: ConnectionError) -> bool:
@@ -517,18 +572,18 @@ class _Make:
 
         return str(ray.get_runtime_context().get_node_id())
 
-    def make(self, shard: int, given: list[Any]) -> tuple[str, int]:
-        """Why the shard failed, if it did, and an error number that is not 0 where that ends the
-        run: as values, for Ray would wrap an exception in pages of its own."""
+    def make(self, shard: int, given: list[Any]) -> tuple[str, str, int]:
+        """Why the shard failed, if it did; the file and an error number that is not 0 where that
+        ends the run: as values, for Ray would wrap an exception in pages of its own."""
         import ray
 
         if self.maker is None:
             hire, job, counter, teacher = ray.get(given[0])
             self.maker, self.tell = hire(job, teacher), _Told(counter)
         try:
-            return _make_shard(self.maker, shard, self.tell), 0
+            return _make_shard(self.maker, shard, self.tell), "", 0
         except OSError as full:
-            return str(full.strerror or full), full.errno or -1
+            return str(full.strerror or full), os.fspath(full.filename or ""), full.errno or -1
 
 
 class _Crew:
@@ -660,8 +715,9 @@ class _Crew:
         import ray
 
         shard, actor, node = self.busy.pop(reference)
+        file = ""
         try:
-            error, number = ray.get(reference)
+            error, file, number = ray.get(reference)
         except ray.exceptions.RayTaskError as raised:
             if not isinstance(raised.cause, ray.exceptions.RayError):
                 raise
@@ -677,7 +733,7 @@ class _Crew:
             self.idle.append((actor, node))
             self.deaths[shard] += number in PASSING
         if number and number not in PASSING:
-            raise OSError(number, error, out) if number > 0 else OSError(error)
+            raise OSError(number, error, file or out) if number > 0 else OSError(error)
         if number and self.deaths[shard] <= RETRIES:
             waiting.appendleft(shard)
         else:

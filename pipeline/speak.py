@@ -22,7 +22,7 @@ import re
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache, partial
 from itertools import count
@@ -36,14 +36,14 @@ from tqdm import tqdm
 from data_specs import voice
 from data_specs.io.addresses import path_here
 from data_specs.io.errors import UserError
-from data_specs.io.files import remove_leftovers, whole_file
+from data_specs.io.files import write_text
 from data_specs.io.progress import progress_bar
 from data_specs.sample import SAMPLE_RATE
 from data_specs.strict import SpecError, digest, unknown
 from data_specs.voice import Sentences, VoiceModel, VoiceSpec, load_voices
 from pipeline.audio import resample
 from pipeline.draw import pick
-from pipeline.makers import PEAK, _claim, _sentences, _write
+from pipeline.makers import PEAK, _sentences, _write, claimed
 from pipeline.rng import Floats, stream
 from train.models.weights import cache_folder
 
@@ -70,9 +70,8 @@ class NoSpeech(Exception):
 def write_record(path: Path, record: Record) -> None:
     """Write the record of the audio file ``path`` beside it; a file that is there is whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.stem}.json.part")
-    part.write_text(json.dumps(record, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")
-    os.replace(part, path.with_suffix(".json"))
+    line = json.dumps(record, ensure_ascii=False, sort_keys=True) + "\n"
+    write_text(path.with_suffix(".json"), line)
 
 
 def write_manifest(path: Path) -> None:
@@ -87,8 +86,22 @@ def write_manifest(path: Path) -> None:
         except (FileNotFoundError, json.JSONDecodeError) as error:
             raise UserError(f"{audio}: no record beside it; remove it and run again") from error
     lines = [json.dumps(record, ensure_ascii=False, sort_keys=True) + "\n" for record in records]
-    with whole_file(path) as file:
-        file.write("".join(lines).encode())
+    write_text(path, "".join(lines))
+
+
+@contextmanager
+def manifest_at_end(path: Path) -> Iterator[None]:
+    """Write the records of what is there, also where a run is interrupted or fails.
+
+    The run's own error is the one to tell, not that the manifest cannot be written either.
+    """
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError, UserError):
+            write_manifest(path)
+        raise
+    write_manifest(path)
 
 
 # --- texts ----------------------------------------------------------------------------------------
@@ -377,24 +390,34 @@ def speak(order: Order, clips: int, models: Sequence[VoiceModel], load: Loader) 
     """
     whole = f"spec {digest(order.spec.model_dump(mode='json', exclude={'about'}))[:16]}"
     made_of = f"speak: {order.spec.name}, {whole}, texts {_texts_digest(order.texts)[:16]}"
-    _claim(order.out, made_of, order.spec.seed)
-    chosen = models_of(order.spec, clips)
-    remove_leftovers(order.out)
-    done = {int(path.stem) for path in order.out.rglob("*.flac") if path.stem.isdigit()}
     outcome = Outcome()
-    try:
-        with progress_bar(desc="speak", unit="clip", total=clips) as bar:
-            for index, model in enumerate(order.spec.models):
-                mine = [int(clip) for clip in np.flatnonzero(chosen == index)]
-                todo = [clip for clip in mine if clip not in done]
-                outcome.kept += len(mine) - len(todo)
-                bar.update(len(mine) - len(todo))
-                if model in models and todo:
-                    spoke_before = len(todo) < len(mine)
-                    _speak_model(order, model, todo, spoke_before, load, outcome, bar)
-    finally:
-        write_manifest(order.out / MANIFEST)
+    with (
+        claimed(order.out, made_of, order.spec.seed),
+        manifest_at_end(order.out / MANIFEST),
+        progress_bar(desc="speak", unit="clip", total=clips) as bar,
+    ):
+        _speak_all(order, clips, models, load, outcome, bar)
     return outcome
+
+
+def _speak_all(
+    order: Order,
+    clips: int,
+    models: Sequence[VoiceModel],
+    load: Loader,
+    outcome: Outcome,
+    bar: tqdm[Any],
+) -> None:
+    """Model by model, what is not there yet."""
+    chosen = models_of(order.spec, clips)
+    done = {int(path.stem) for path in order.out.rglob("*.flac") if path.stem.isdigit()}
+    for index, model in enumerate(order.spec.models):
+        mine = [int(clip) for clip in np.flatnonzero(chosen == index)]
+        todo = [clip for clip in mine if clip not in done]
+        outcome.kept += len(mine) - len(todo)
+        bar.update(len(mine) - len(todo))
+        if model in models and todo:
+            _speak_model(order, model, todo, len(todo) < len(mine), load, outcome, bar)
 
 
 def _speak_model(

@@ -13,7 +13,6 @@ again from nothing after an interruption, and the largest file has 8 GB.
 from __future__ import annotations
 
 import argparse
-import fcntl
 import hashlib
 import http.client
 import json
@@ -33,6 +32,7 @@ from typing import Any
 
 from data_specs import weight as table
 from data_specs.io.errors import UserError
+from data_specs.io.files import sync_folder, wait_for_lock, whole_file, write_text
 from data_specs.weight import Archive, Build, HuggingFace, Plain, WeightFile, Weights, Wheel
 from train.models.weights import (
     FOLDER_VARIABLE,
@@ -62,9 +62,7 @@ HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 def _write_sums(folder: Path, sums: Sums) -> None:
     """Record sizes (in comments) and hashes, as ``sha256sum -c SHA256SUMS`` reads them."""
     lines = [f"# {s.size} bytes: {name}\n{s.sha256}  {name}\n" for name, s in sums.items()]
-    part = folder / f"{SUMS_FILE}.part"
-    part.write_text("".join(lines), encoding="utf-8")
-    _settle(part, folder / SUMS_FILE)
+    write_text(folder / SUMS_FILE, "".join(lines))
 
 
 # --- fetching -------------------------------------------------------------------------------------
@@ -100,11 +98,8 @@ def fetch(name: str, entry: Weights) -> None:
 def _alone(folder: Path, name: str) -> Iterator[None]:
     """Keep other processes from fetching the same entry; a dead one's lock is let go of."""
     with (folder / LOCK_FILE).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"{name}: another process is fetching it; waiting for that")
-            fcntl.flock(file, fcntl.LOCK_EX)
+        told = f"{name}: another process is fetching it; waiting for that"
+        wait_for_lock(file, folder, told)
         yield
 
 
@@ -220,11 +215,7 @@ def _settle(part: Path, path: Path) -> None:
     with part.open("rb") as file:
         os.fsync(file.fileno())
     part.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    sync_folder(path.parent)
 
 
 # --- one file over HTTP ---------------------------------------------------------------------------
@@ -324,7 +315,7 @@ def _discard(part: Path) -> None:
 
 
 def _write_origin(part: Path, origin: Origin) -> None:
-    _origin(part).write_text(json.dumps(vars(origin)), encoding="utf-8")
+    write_text(_origin(part), json.dumps(vars(origin)))
 
 
 def _read_origin(part: Path) -> Origin:
@@ -341,21 +332,19 @@ def _unpack(
     entry: Archive, path: Path, file: WeightFile, target: Path, recorded: Sum | None
 ) -> Sum:
     """Write one file of a zip to ``target``: no name from within it is ever used as a path."""
-    part = target.with_name(f"{target.name}.part")
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         with zipfile.ZipFile(path) as archive:
             member = _member(archive, file.name, entry.flat)
-            with archive.open(member) as source, part.open("wb") as copy:
+            with archive.open(member) as source, whole_file(target) as copy:
                 shutil.copyfileobj(source, copy, CHUNK_BYTES)
+                copy.flush()
+                have = measure(Path(copy.name))
+                if problem := _objection(file, have, recorded):
+                    raise OSError(f"{file.name} in {entry.archive.url} {problem}")
     except (zipfile.BadZipFile, ValueError) as error:
         path.unlink()
         raise OSError(f"{entry.archive.url}: {error}; it was deleted") from error
-    have = measure(part)
-    if problem := _objection(file, have, recorded):
-        part.unlink()
-        raise OSError(f"{file.name} in {entry.archive.url} {problem}")
-    _settle(part, target)
     return have
 
 

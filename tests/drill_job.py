@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from data_specs.cluster.needs import parse_part, parse_stage
+from data_specs.io.cli import run_command
 from data_specs.recipe import load_recipe
 from pipeline import run, verbs
 from pipeline.job import Job, Worker, open_folder, prepare
@@ -147,4 +148,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

@@ -77,7 +77,7 @@ def _writing(everyone: list[psutil.Process], out: Path) -> list[psutil.Process]:
     ours, until = {process.pid: process for process in everyone}, time.monotonic() + 1
     while time.monotonic() < until:
         for path in out.glob(".shard-*.tmp"):
-            process = ours.get(int(path.name.split(".")[-2]))
+            process = ours.get(int(path.name.split(".")[-3]))
             if process is not None:
                 return [process]
     return []

@@ -9,7 +9,6 @@ the files opened longest ago go first.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import re
@@ -23,6 +22,7 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 
 from data_specs.io.errors import UserError
+from data_specs.io.files import temporary_name, wait_for_lock
 from data_specs.io.storage import LEFTOVER_S, RemoteFolder
 
 CACHE_GB = 20.0
@@ -31,6 +31,9 @@ CACHE_REMEDY = f"set {CACHE_GB_VARIABLE} (GB), or {CACHE_FOLDER_VARIABLE} to a l
 
 LOCKS = 256
 """Files that share a lock wait for each other: rare, and better than a lock file for each clip."""
+
+PARTS = (".tmp", ".part")
+"""Endings of files on their way here; the second one is older versions'."""
 
 LOOKS = 256
 """A cache of small files is gone through after every 1/256 of its limit that a process fetched."""
@@ -89,7 +92,7 @@ class FileCache:
         return found
 
     def _fetched(self, file: RemoteFile) -> Descriptor:
-        part = file.local.with_suffix(".part")
+        part = temporary_name(file.local)
         self._make_room(file.size, file.where)
         try:
             file.folder.fetch(file.name, part, file.check, file.size)
@@ -116,8 +119,8 @@ class FileCache:
             if self.small and total <= self.limit_bytes:
                 target = self.limit_bytes
             for modified, used, path in files:
-                leftover = path.suffix == ".part" and time.time() - modified > LEFTOVER_S
-                if leftover or (path.suffix != ".part" and total > target):
+                leftover = path.suffix in PARTS and time.time() - modified > LEFTOVER_S
+                if leftover or (path.suffix not in PARTS and total > target):
                     path.unlink(missing_ok=True)
                     total -= used
 
@@ -136,7 +139,7 @@ class FileCache:
         if name != "cache":
             name = str(int(hashlib.sha256(name.encode()).hexdigest(), 16) % LOCKS)
         with (self.folder / f"{name}.lock").open("ab") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            wait_for_lock(file, self.folder)
             yield
 
 

@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
@@ -32,12 +33,16 @@ OF_THE_MACHINE = frozenset(
 """Errors of the system that are the machine's or the user's, not ours."""
 
 
+_LAST: dict[int, signal.Signals] = {}
+"""The signal that came: a library that is interrupted may raise a plain KeyboardInterrupt."""
+
+
 class Stopped(KeyboardInterrupt):
     """A signal ended the command: Ctrl-C, SIGTERM or SIGHUP."""
 
     def __init__(self, number: int = signal.SIGINT) -> None:
         super().__init__()
-        self.number = number
+        self.number = signal.Signals(number)
 
 
 def run_command(work: Callable[[], int]) -> int:
@@ -58,8 +63,9 @@ def run_command(work: Callable[[], int]) -> int:
                 raise
             return _say(error)
         except KeyboardInterrupt as stop:
+            _ignore_signals()
             print(STOPPED_WORDS, file=sys.stderr)
-            return STOPPED[signal.Signals(getattr(stop, "number", signal.SIGINT))]
+            return STOPPED[getattr(stop, "number", None) or _LAST.get(0, signal.SIGINT)]
 
 
 def _say(error: Exception) -> int:
@@ -86,4 +92,41 @@ def _signals() -> Iterator[None]:
 
 
 def _stop(number: int, frame: FrameType | None) -> NoReturn:
+    """End the command, once: service managers send SIGTERM and SIGHUP together, and to all."""
+    _ignore_signals(signal.SIGTERM, signal.SIGHUP)
+    _LAST[0] = signal.Signals(number)
     raise Stopped(number)
+
+
+def _ignore_signals(*numbers: signal.Signals) -> None:
+    if threading.current_thread() is threading.main_thread():
+        for number in numbers or STOPPED:
+            signal.signal(number, signal.SIG_IGN)
+
+
+@contextmanager
+def signals_for_us_alone() -> Iterator[None]:
+    """Keep signals to the whole process group from processes that are started meanwhile.
+
+    They inherit the mask, through ``exec`` too, and end when this process ends them; a signal that
+    comes here meanwhile is handled afterwards. A library's own handlers are taken out again.
+    """
+    handlers = {number: signal.getsignal(number) for number in STOPPED}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPED)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in handlers.items():
+                if handler is not None:  # one that was not installed from Python
+                    signal.signal(number, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def cancelled_early(pool: ThreadPoolExecutor) -> Iterator[ThreadPoolExecutor]:
+    """Of a pool's work, do no more than what is begun where the block ends by an error."""
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)

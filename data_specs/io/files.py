@@ -7,12 +7,14 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import secrets
 import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,11 +26,17 @@ FIRST_PID_NAMESPACE = "pid:[4026531836]"
 LOCK_FILE = ".lock"
 """In an output folder: held (flock) by the command that writes there; says which one."""
 
-HELD = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
+HELD = (errno.EWOULDBLOCK, errno.EAGAIN)
 """What flock answers where another process holds the lock; anything else: no locks here."""
 
-UNSYNCABLE = (errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EPERM, errno.EBADF)
-"""What file systems answer that cannot sync a folder."""
+UNSYNCABLE = (
+    *(errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.ENOTTY),
+    *(errno.EACCES, errno.EPERM, errno.EBADF, errno.EISDIR),
+)
+"""What file systems answer that cannot sync a file or a folder, or open a folder."""
+
+ABANDONED_S = 86_400.0
+"""A temporary file of another machine, or of an older version, that is so old is nobody's."""
 
 
 def here() -> str:
@@ -60,10 +68,11 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
         with open(temporary, "wb") as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            _sync(file.fileno(), path)
         os.replace(temporary, path)
     except BaseException as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # the first error is the one to tell
+            temporary.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.errno and error.filename in (None, str(temporary)):
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
@@ -79,7 +88,7 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     try:
         write(temporary)
         with temporary.open("rb") as file:
-            os.fsync(file.fileno())
+            _sync(file.fileno(), path)
         temporary.chmod(0o666 & ~_umask())  # some libraries write 0600
         temporary.replace(path)
     except OSError as error:
@@ -87,16 +96,36 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove temporary files, in subfolders too, of processes that ended on this machine."""
-    for path in folder.rglob(f".*.{here()}.*.tmp"):
-        pid = path.name.split(".")[-3]
-        if pid.isdigit() and _start_of(int(pid)) is None:
+    """Remove temporary files, in subfolders too, that no process goes on with.
+
+    Those of processes that ended on this machine, and what is older than a day of other machines
+    and of versions that named them otherwise (``.NAME.part``, ``NAME.PID.copy``).
+    """
+    for path in folder.rglob(".*.tmp"):
+        pid = path.name.split(".")[-3] if path.name.count(".") > 3 else ""
+        if not pid.isdigit():
+            continue
+        ended = f".{here()}.{pid}." in path.name and _start_of(int(pid)) is None
+        if ended or _is_abandoned(path):
             path.unlink(missing_ok=True)
+    for path in (*folder.rglob(".*.part"), *folder.rglob("*.copy")):
+        if _is_abandoned(path) and (
+            path.suffix == ".part" or re.search(r"\.\d+\.copy$", path.name)
+        ):
+            path.unlink(missing_ok=True)
+
+
+def _is_abandoned(path: Path) -> bool:
+    try:
+        return time.time() - path.lstat().st_mtime > ABANDONED_S
+    except FileNotFoundError:  # renamed or removed meanwhile
+        return False
 
 
 def write_text(path: Path, text: str) -> None:
@@ -115,14 +144,38 @@ def _umask() -> int:
 
 def sync_folder(folder: Path) -> None:
     """Make names in a folder last; where the file system cannot, they last as long as it likes."""
-    handle = os.open(folder, os.O_RDONLY)
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        if error.errno not in UNSYNCABLE:
+            raise
+        return _warn_unsynced(folder, error)
+    try:
+        _sync(handle, folder)
+    finally:
+        os.close(handle)
+
+
+def _sync(handle: int, path: Path) -> None:
+    """Have an open file or folder on the disk, as far as its file system can."""
     try:
         os.fsync(handle)
     except OSError as error:
         if error.errno not in UNSYNCABLE:
-            raise OSError(error.errno, error.strerror, str(folder)) from error
-    finally:
-        os.close(handle)
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        _warn_unsynced(path if path.is_dir() else path.parent, error)
+
+
+def _warn_unsynced(folder: Path, error: OSError) -> None:
+    _warn_once(
+        f"{folder}: its file system cannot sync ({error.strerror}): a power failure may cost what "
+        "was just written there"
+    )
+
+
+@cache
+def _warn_once(text: str) -> None:
+    print(f"warning: {text}", file=sys.stderr)
 
 
 def sha256_of(path: Path) -> str:
@@ -132,15 +185,15 @@ def sha256_of(path: Path) -> str:
 
 
 @contextmanager
-def only_writer(folder: Path) -> Iterator[None]:
-    """Hold an output folder for as long as a command writes to it.
+def only_writer(folder: Path, name: str = LOCK_FILE) -> Iterator[None]:
+    """Hold an output folder, or the part of it that ``name`` stands for, while a command writes.
 
     ``UserError`` naming host and process where another command holds it. On a file system without
     locks the other's record in the file decides, as far as its process can be seen from here.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / LOCK_FILE, "a+b") as file:
-        locks = _lock(file, folder)
+    with open(folder / name, "a+b") as file:
+        locks = lock(file, folder, _holder(file))
         try:
             _write_holder(file)
             yield
@@ -151,24 +204,46 @@ def only_writer(folder: Path) -> Iterator[None]:
                 fcntl.flock(file, fcntl.LOCK_UN)
 
 
-def _lock(file: IO[bytes], folder: Path) -> bool:
-    """Whether the file system has locks. ``UserError`` where another process holds this one."""
+def lock(file: IO[bytes], path: Path, holder: dict[str, Any] | None = None) -> bool:
+    """Lock an open file that stands for ``path``; whether its file system has locks.
+
+    ``UserError`` where another process holds it, or ``holder`` (its record, if any) is alive.
+    Without locks a warning says so, once.
+    """
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        holder = _holder(file)
-        if error.errno in HELD or _is_alive(holder):
+        if error.errno in HELD or _is_alive(holder or {}):
             raise UserError(
-                f"{folder}: another command writes to it ({_shown(holder)}): wait for it or stop "
-                "it, or give another --out"
+                f"{path}: another command writes to it ({_shown(holder or {})}): wait for it or "
+                "stop it, or give another --out"
             ) from error
-        print(
-            f"warning: {folder}: its file system has no locks ({error.strerror}): make sure that "
-            "no other command writes to it",
-            file=sys.stderr,
-        )
+        _warn_unlocked(path, error, holder)
         return False
     return True
+
+
+def wait_for_lock(file: IO[bytes], path: Path, told: str = "") -> None:
+    """Lock an open file, after whoever holds it; say ``told`` before waiting.
+
+    Without locks on its file system a warning says so, once, and nothing is waited for.
+    """
+    try:
+        if told:
+            with suppress(BlockingIOError):
+                return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            print(told)
+        fcntl.flock(file, fcntl.LOCK_EX)
+    except OSError as error:
+        _warn_unlocked(path, error)
+
+
+def _warn_unlocked(path: Path, error: OSError, holder: dict[str, Any] | None = None) -> None:
+    last = f"; the last record there is of {_shown(holder)}" if holder else ""
+    _warn_once(
+        f"{path}: its file system has no locks ({error.strerror}): make sure that no other "
+        f"command writes to it{last}"
+    )
 
 
 def _write_holder(file: IO[bytes]) -> None:

@@ -17,6 +17,7 @@ import hashlib
 import os
 import re
 import shutil
+import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +25,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, TypeVar
 from urllib.parse import quote, unquote
@@ -65,10 +67,33 @@ LEFTOVER_S = 3600.0
 SCRATCH_VARIABLE = "SPEECH_SCRATCH"
 """Local folder for what is on its way to or from an address (default: the system's)."""
 
-NOT_TRANSIENT = (
-    *(FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError),
-    *(NotImplementedError, ImportError, TypeError, ValueError),
-)
+PASSING = frozenset(
+    getattr(errno, name)
+    for name in (
+        *("EIO", "EREMOTEIO", "ESTALE", "ETIMEDOUT", "EAGAIN", "EINTR", "EBUSY", "ENOBUFS"),
+        *("ECONNREFUSED", "ECONNRESET", "ECONNABORTED", "ENOTCONN", "EPIPE", "ESHUTDOWN"),
+        *("EHOSTDOWN", "EHOSTUNREACH", "ENETDOWN", "ENETUNREACH", "ENETRESET"),
+    )
+) | {socket.EAI_AGAIN}
+"""Numbers of the system's errors that may be gone in a moment: a network's, or a server's."""
+
+PASSING_KINDS = {
+    "aiohttp": {"ClientConnectionError", "ClientPayloadError"},
+    "asyncio": {"IncompleteReadError"},
+    "botocore": {"ConnectionError", "HTTPClientError", "IncompleteReadError"},
+    "gcsfs": {"ChecksumError"},
+    "google": {"TransportError"},
+    "http": {"HTTPException"},
+    "httpcore": {"NetworkError", "ProtocolError", "TimeoutException"},
+    "httpx": {"TransportError"},
+    "requests": {"ChunkedEncodingError", "ConnectionError", "Timeout"},
+    "urllib3": {"NewConnectionError", "ProtocolError", "TimeoutError"},
+}
+"""Classes of the packages behind fsspec that say so, by package; what derives from them too."""
+
+NOT_PASSING_KINDS = {"ClientConnectorCertificateError", "ClientSSLError", "SSLError"}
+"""Of those again: what is wrong with a certificate stays wrong."""
+
 OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 CONFLICTS = (409, 412)
 """Somebody else wrote at the same moment: on a hub every writer commits to one repository."""
@@ -79,9 +104,6 @@ TRANSIENT_CODES = (
     *("XAmzContentSHA256Mismatch", "ServiceUnavailable", "OperationAborted"),
 )
 """Of S3, some of which come with a status that says that the request was wrong."""
-
-NOT_SET_UP = ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "NoRegionError")
-"""Kinds of botocore's errors that waiting does not mend."""
 
 T = TypeVar("T")
 
@@ -143,7 +165,11 @@ class LocalFolder:
 
     def read(self, names: Sequence[str], limit: int) -> list[bytes]:
         """Small files whole; ``NotFound`` or ``ValueError`` naming one that is over the limit."""
-        return [_no_longer(self._head(name, limit), limit, self.shown(name)) for name in names]
+        heads = (patiently(partial(self._head, name, limit)) for name in names)
+        return [
+            _no_longer(head, limit, self.shown(name))
+            for name, head in zip(names, heads, strict=True)
+        ]
 
     def _head(self, name: str, limit: int) -> bytes:
         try:
@@ -156,7 +182,7 @@ class LocalFolder:
     def open(self, name: str) -> Iterator[IO[bytes]]:
         """A file for reading; ``NotFound`` naming it where it is not there."""
         try:
-            file = (self.path / name).open("rb")
+            file = patiently(lambda: (self.path / name).open("rb"))
         except FileNotFoundError:
             raise NotFound(f"{self.shown(name)} is missing") from None
         with file:
@@ -170,13 +196,20 @@ class LocalFolder:
     def writing(self, name: str) -> Iterator[IO[bytes]]:
         """Write a file whole or not at all."""
         path = self.path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make_below(self.path, path.parent)
         with whole_file(path) as file:
             yield file
 
     def remove(self, name: str) -> None:
         """Remove a file, if it is there."""
         (self.path / name).unlink(missing_ok=True)
+
+
+def _make_below(top: Path, folder: Path) -> None:
+    """Make a folder in ``top``, not ``top`` itself: whoever removed that wants no half of it."""
+    for part in (*reversed(folder.parents), folder):
+        if part != top and part.is_relative_to(top):
+            part.mkdir(exist_ok=True)
 
 
 # ---------------------------------------------------------------- at an address
@@ -399,7 +432,7 @@ def _linked(name: str, source: LocalFolder, to: LocalFolder) -> bool:
     """Whether a hard link could be made. Files are only ever replaced, never written into."""
     path = to.path / name
     temporary = temporary_name(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_below(to.path, path.parent)
     temporary.unlink(missing_ok=True)
     try:
         os.link(source.path / name, temporary)
@@ -563,9 +596,36 @@ def is_transient(error: Exception) -> bool:
         return True
     if isinstance(status, int):
         return status >= 500 or status in TRANSIENT_STATUS
-    if isinstance(error, OSError) and error.errno in OF_THE_DISK:
+    return is_passing(error)
+
+
+def is_passing(error: BaseException) -> bool:
+    """Whether an error is of a kind that may be gone in a moment. What is not known is not."""
+    kinds = {(kind.__module__.partition(".")[0], kind.__name__) for kind in type(error).__mro__}
+    if any(name in NOT_PASSING_KINDS for _, name in kinds):
         return False
-    return not isinstance(error, NOT_TRANSIENT) and type(error).__name__ not in NOT_SET_UP
+    if isinstance(error, TimeoutError | ConnectionError):
+        return True
+    if type(error) is OSError and error.errno is None:
+        return True  # of a transfer: cut short, or not what was sent
+    if isinstance(error, OSError) and error.errno in PASSING:
+        return True
+    return any(name in PASSING_KINDS.get(package, ()) for package, name in kinds)
+
+
+def patiently(work: Callable[[], T]) -> T:
+    """What ``work`` gives, tried again (``WAITS_S``) where the system's error is a passing one.
+
+    For files on a network's file system; addresses have their own tries (``RemoteFolder``).
+    """
+    for wait in WAITS_S:
+        try:
+            return work()
+        except OSError as error:
+            if error.errno not in PASSING:
+                raise
+        time.sleep(wait * _jitter())
+    return work()
 
 
 def _answer(error: Exception) -> tuple[int | None, str]:

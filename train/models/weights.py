@@ -19,6 +19,7 @@ from pathlib import Path
 
 from data_specs import weight as table
 from data_specs.io.addresses import is_address, require_readable
+from data_specs.io.files import remove_leftovers, temporary_name
 from data_specs.io.storage import NotFound, RemoteFolder, require_size
 from data_specs.strict import unknown
 from data_specs.weight import Build, WeightFile, Weights, Wheel
@@ -77,13 +78,15 @@ def _copy_here(address: str, folder: Path) -> None:
         names = sorted(source.tree(), key=lambda name: (name == SUMS_FILE, name))
     except NotFound:
         return
+    if folder.is_dir():
+        remove_leftovers(folder)
     for name in names:
         size, _ = source.about(name)
         path = folder / name
         if path.is_file() and path.stat().st_size == size:
             continue
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f"{path.name}.{os.getpid()}.copy")
+        part = temporary_name(path)
         try:
             source.fetch(name, part, partial(require_size, size=size), size)
             part.chmod(0o755)  # a store keeps no modes, and one of these files is a program

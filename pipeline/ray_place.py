@@ -1,0 +1,101 @@
+"""What is to be right before Ray starts: its folder, its token, loopback, or a cluster's answer."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import stat
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+
+from data_specs.io.errors import UserError
+from data_specs.io.files import temporary_name
+
+MOST_LETTERS = 40
+"""Of a Ray folder's path. A socket's has 107 at most, and Ray adds 64 (session and name)."""
+
+LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+"""Said before Ray is imported: a Ray of one machine, whose servers listen on 127.0.0.1 alone."""
+
+ANSWER_S = 15.0
+"""How long a cluster may take to answer: a head that is only just started is there by then."""
+
+
+def ray_folder() -> Path:
+    """This user's own folder for Ray's sessions: sockets and logs, for nobody else to read.
+
+    ``UserError`` where there is none to be had.
+    """
+    given = Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp")
+    name = f"ray-{os.getuid()}"
+    base = given if len(str(given / name)) <= MOST_LETTERS else Path("/tmp")
+    folder = base.absolute() / name
+    way_out = f"{folder}: {{}}: set RAY_TMPDIR to a folder of your own, of a short path"
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+            raise UserError(way_out.format("is not a folder of this user, and Ray needs one"))
+        folder.chmod(0o700)
+    except OSError as error:
+        raise UserError(way_out.format(error.strerror)) from error
+    return folder
+
+
+def require_private_token() -> None:
+    """Make the token that Ray's processes know each other by, readable by this user alone."""
+    if os.environ.get("RAY_AUTH_MODE", "token").lower() != "token":
+        return
+    path = Path.home() / ".ray" / "auth_token"
+    with suppress(OSError):  # without a home Ray says itself what it lacks
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        if not path.exists():
+            _write_token(path)
+        if path.stat().st_mode & 0o077:
+            path.chmod(0o600)
+
+
+def _write_token(path: Path) -> None:
+    """Whole or not at all; of two that begin at once the first one's stays."""
+    temporary = temporary_name(path)
+    try:
+        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(secrets.token_hex(32))
+        with suppress(FileExistsError):
+            os.link(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def require_answer(address: str, seconds: float = ANSWER_S) -> None:
+    """``UserError`` where no cluster answers at an address: Ray itself would try for minutes."""
+    where = _last_started() if address == "auto" else address
+    if where is None or os.environ.get("RAY_USE_TLS", "0") not in ("", "0"):
+        return  # Ray finds or misses it at once, or needs certificates to ask
+    import grpc  # type: ignore[import-untyped]
+
+    channel = grpc.insecure_channel(where)
+    try:
+        grpc.channel_ready_future(channel).result(timeout=seconds)
+    except grpc.FutureTimeoutError:
+        source = "RAY_ADDRESS" if os.environ.get("RAY_ADDRESS") else "--ray-address"
+        raise UserError(
+            f"{source} {address}: no Ray cluster answers at {where} within {seconds:g} s: start "
+            "one there (ray start --head), give another address, or none for a Ray of its own "
+            "(unset RAY_ADDRESS)"
+        ) from None
+    finally:
+        channel.close()
+
+
+def _last_started() -> str | None:
+    """What ``auto`` means where no head runs here: the address noted by the last ``ray start``."""
+    if any(process.name() == "gcs_server" for process in psutil.process_iter(["name"])):
+        return None
+    base = Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp")
+    try:
+        return (base / "ray" / "ray_current_cluster").read_text().strip() or None
+    except OSError:
+        return None
