@@ -5,15 +5,17 @@ from __future__ import annotations
 import importlib.metadata
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Protocol
 
+from data_specs.cluster.needs import EVERY, Part
 from data_specs.corpus import find_corpus
 from data_specs.io import storage
 from data_specs.io.addresses import Place
 from data_specs.io.errors import UserError
-from data_specs.io.files import remove_leftovers
+from data_specs.io.files import LOCK_FILE, only_writer, remove_leftovers, wait_for_lock
 from data_specs.recipe import Recipe
 from data_specs.sample import CROP_SAMPLES, DATASET_FILE, SAMPLE_RATE
 from data_specs.strict import digest, unknown
@@ -32,6 +34,9 @@ NOT_DATA = {"about", "max_dropped_share", "allow_noncommercial"}
 
 LABEL_PACKAGES = ("numpy", "torch")
 """Of the packages whose versions a dataset states, those that compute every teacher's labels."""
+
+DESCRIPTION_LOCK = f"{LOCK_FILE}.{DATASET_FILE}"
+"""Held while a folder is looked at and described: of two recipes begun together one is refused."""
 
 CLIP_HOURS = CROP_SAMPLES / SAMPLE_RATE / 3600
 
@@ -284,9 +289,18 @@ def open_folder(job: Job) -> None:
     folder.make()
     if isinstance(folder, storage.LocalFolder):
         remove_leftovers(folder.path)
+        with open(folder.path / DESCRIPTION_LOCK, "ab") as file:
+            wait_for_lock(file, folder.path)
+            _describe(job)
     else:
         folder.remove_leftovers()
-    before = read_dataset(job.out)
+        _describe(job)
+        require_ours(job)  # a store has no locks: of two that began together, one finds out
+
+
+def _describe(job: Job) -> None:
+    """Write what the folder holds, where it holds nothing else."""
+    folder, before = job.folder, read_dataset(job.out)
     if before is None and shards.find_shards(job.out):
         before = read_dataset(job.out)  # another part may have come first
         if before is None:
@@ -300,6 +314,39 @@ def open_folder(job: Job) -> None:
             + ". Give another --out, or ask for the same data"
         )
     write_description(job, before)
+
+
+def require_ours(job: Job) -> None:
+    """Raise ``WrongDataset`` where the folder was removed, or became another dataset's, since it
+    was opened."""
+    found = read_dataset(job.out)
+    if found is None:
+        raise WrongDataset(
+            f"{job.folder.shown(DATASET_FILE)} was removed under this run: run the same command "
+            "again, it makes what is missing"
+        )
+    if found["identity"] != job.identity:
+        raise WrongDataset(
+            f"{job.folder.shown()}: another run wrote another dataset there meanwhile; what "
+            f"differs: {'; '.join(differences(found['identity'], job.identity))}. Remove the "
+            "folder, and make each in a folder of its own"
+        )
+
+
+@contextmanager
+def writing(out: Place, part: Part = EVERY) -> Iterator[None]:
+    """Hold a dataset's folder while a command makes the whole of it, or a part of it.
+
+    Parts are made side by side; ``UserError`` where another command makes the same one. At an
+    address nothing is held: there two make the same bytes twice.
+    """
+    folder = storage.open_folder(out)
+    if not isinstance(folder, storage.LocalFolder):
+        yield
+        return
+    name = LOCK_FILE if part == EVERY else f"{LOCK_FILE}.{part.index}-of-{part.count}"
+    with only_writer(folder.path, name):
+        yield
 
 
 def write_description(job: Job, before: dict[str, Any] | None = None) -> None:

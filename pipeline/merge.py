@@ -35,12 +35,14 @@ def merge(inputs: Sequence[Place], out: Place) -> jobs.Job:
         _require_same(found[0], other)
     job = replace(found[0], out=out, samples=max(one.samples for one in found))
     jobs.open_folder(job)
-    ledgers = [shards.read_ledger(one.out) for one in found]
-    there, target = shards.read_ledger(out), job.folder
-    for shard, source in sorted(_chosen(job, found, ledgers).items()):
-        if not job.is_whole(shard, there):
-            _take(shard, open_folder(found[source].out), ledgers[source], target)
-    write_card(job)
+    with jobs.writing(out):
+        ledgers = [shards.read_ledger(one.out) for one in found]
+        there, target = shards.read_ledger(out), job.folder
+        for shard, source in sorted(_chosen(job, found, ledgers).items()):
+            if not job.is_whole(shard, there):
+                _take(shard, open_folder(found[source].out), ledgers[source], target)
+        jobs.require_ours(job)
+        write_card(job)
     return job
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -210,14 +209,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     job = prepare(source, options.out, _spec(options), options.device)
     if warning := label.slow_precision(job.recipe.teacher, options.device):
         print(warning)
-    began = time.monotonic()
     # Nothing is planned: the workers need no manifests.
     hire = partial(Relabeller, source=replace(source, manifests={}), batch=options.batch)
     small = replace(job, manifests={})
-    outcome = run.run(
-        small, options.engine, options.workers, hire=hire, actors=actors, part=part, machines=at
-    )
-    return verbs.finish(job, outcome, time.monotonic() - began, part)
+
+    def work() -> run.Outcome:
+        return run.run(
+            small, options.engine, options.workers, hire=hire, actors=actors, part=part, machines=at
+        )
+
+    return verbs.carry_out(job, part, work)
 
 
 def _spec(options: argparse.Namespace) -> TeacherSpec:

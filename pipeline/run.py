@@ -381,7 +381,10 @@ def _run_ray(
             _polling(lambda: _read_count(counter), watch),
         ):
             size = min(workers, len(todo))
-            needs = machines.worker.options(_fair_share(job, size, actors))
+            share = _fair_share(job, size, actors)
+            if not share and "cuda" in (job.device, "" if actors.count else job.label_device):
+                _require_gpus(machines)
+            needs = machines.worker.options(share)
             crew = _Crew(size, needs, place, (hire, job, counter, teacher))
             yield from crew.work(todo, job.folder.shown())
     except ray.exceptions.RayError as error:
@@ -461,6 +464,16 @@ def _fair_share(job: Job, workers: int, actors: TeacherActors) -> float:
     taken = actors.count * actors.options(_on_gpu(job))["num_gpus"]
     left = max(0.0, ray.cluster_resources().get("GPU", 0.0) - taken)
     return min(1.0, int(1e4 * left / workers) / 1e4)  # Ray counts in ten-thousandths
+
+
+def _require_gpus(machines: Machines) -> None:
+    """Raise ``UserError`` where workers would find no GPU, one after the other."""
+    if not machines.worker.gpus:
+        raise UserError(
+            "--device cuda: this Ray has no GPU for a worker: start it with one (ray start "
+            "--num-gpus N), say --worker-needs gpus=N where machines with some join later, or give "
+            "--device cpu"
+        )
 
 
 OWN_RAY = ("", "local")

@@ -37,6 +37,7 @@ from data_specs import voice
 from data_specs.io.addresses import path_here
 from data_specs.io.errors import UserError
 from data_specs.io.files import write_text
+from data_specs.io.hardware import require_device
 from data_specs.io.progress import progress_bar
 from data_specs.sample import SAMPLE_RATE
 from data_specs.strict import SpecError, digest, unknown
@@ -576,14 +577,6 @@ def choose_models(spec: VoiceSpec, names: Sequence[str], noncommercial: bool) ->
     return chosen
 
 
-def _need_device(device: str) -> None:
-    if device == "cuda":
-        import torch
-
-        if not torch.cuda.is_available():
-            raise UserError("--device cuda: torch finds no such device here")
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """``python -m pipeline speak SPEC --out DIR --clips N``: run it again to go on.
 
@@ -593,7 +586,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     if args.clips < 0:
         raise UserError(f"--clips must not be negative, is {args.clips}")
-    _need_device(args.device)
+    require_device(args.device)
     spec = load_voices(args.spec)
     check_listed(spec, args.spec)
     models = choose_models(spec, args.models, args.allow_noncommercial)

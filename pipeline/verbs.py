@@ -6,6 +6,7 @@ import argparse
 import importlib
 import os
 import re
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +17,6 @@ from typing import IO
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import soundfile
 
 from data_specs.cluster.needs import (
     EVERY,
@@ -29,12 +29,13 @@ from data_specs.cluster.needs import (
 from data_specs.io.addresses import Place, place, shown
 from data_specs.io.errors import UserError
 from data_specs.io.files import whole_file
-from data_specs.io.hardware import cpus
+from data_specs.io.hardware import cpus, require_device
 from data_specs.io.storage import NotFound
 from data_specs.recipe import Recipe, load_recipe
-from data_specs.sample import SAMPLE_RATE, SampleRecord, parse_sample
+from data_specs.sample import SampleRecord, parse_sample
 from pipeline import failures, label, run, shards
 from pipeline import job as jobs
+from pipeline.audio import encode_flac
 from pipeline.card import CARD, write_card
 from pipeline.degrade import runtime
 from pipeline.degrade.runtime import Runtime
@@ -181,10 +182,32 @@ def make(
     at: run.Machines,
 ) -> int:
     """Make what is to be made of a job, and tell of it; exit status of ``finish``."""
+
+    def work() -> run.Outcome:
+        outcome = run.run(
+            job, options.engine, options.workers, actors=actors, part=part, machines=at
+        )
+        failures.note(job, outcome)
+        return outcome
+
+    return carry_out(job, part, work)
+
+
+def carry_out(job: jobs.Job, part: Part, work: Callable[[], run.Outcome]) -> int:
+    """Do the work on a dataset as its only writer; exit status of ``finish``, and 1 where the
+    folder was removed under it."""
     began = time.monotonic()
-    outcome = run.run(job, options.engine, options.workers, actors=actors, part=part, machines=at)
-    failures.note(job, outcome)
-    return finish(job, outcome, time.monotonic() - began, part)
+    with jobs.writing(job.out, part):
+        try:
+            outcome = work()
+            return finish(job, outcome, time.monotonic() - began, part)
+        except (FileNotFoundError, NotFound, jobs.WrongDataset):
+            try:
+                jobs.require_ours(job)
+            except jobs.WrongDataset as gone:
+                print(f"error: {gone}", file=sys.stderr)
+                return 1
+            raise
 
 
 def engine_options(verb: argparse.ArgumentParser) -> None:
@@ -246,6 +269,9 @@ def machines(options: argparse.Namespace, places: Sequence[tuple[str, Place]]) -
         raise UserError(f"--ray-address needs --engine ray, not {options.engine}")
     if options.engine == "ray" and (address or os.environ.get("RAY_ADDRESS")):
         require_everywhere([(flag, str(place)) for flag, place in places])
+    else:  # the workers are here
+        require_device(options.device, "--device")
+        require_device(getattr(options, "teacher_device", ""), "--teacher-device")
     return run.Machines(address, parse_stage(options.worker_needs, "--worker-needs"))
 
 
@@ -259,7 +285,9 @@ def finish(job: jobs.Job, outcome: run.Outcome, seconds: float, part: Part = EVE
 
     Of several parts the last one to end writes the card: two that end at once write the same.
     """
-    rest = [] if part == EVERY else job.missing()
+    jobs.require_ours(job)
+    missing = job.missing()
+    rest = [] if part == EVERY else missing
     if not rest:
         write_card(job)
     _tell(job, outcome.made, outcome.skipped, seconds)
@@ -267,7 +295,9 @@ def finish(job: jobs.Job, outcome: run.Outcome, seconds: float, part: Part = EVE
         print(f"failed: {shards.shard_name(shard)}: {reason}")
     if rest:
         print(f"part {part}: {len(rest)} shards of the whole dataset are still to be made")
-    return 1 if outcome.failed else 0
+    if lost := sorted(set(outcome.made) & set(missing)):
+        print(f"{len(lost)} shards that were made are gone, such as {shards.shard_name(lost[0])}")
+    return 1 if outcome.failed or lost else 0
 
 
 def finish_parts(options: argparse.Namespace) -> int:
@@ -392,7 +422,8 @@ def replay(options: argparse.Namespace) -> int:
         print(f"{key}: {'the same audio' if same else 'DIFFERENT audio'}, mos {record.mos:.3f}")
         if options.out:
             options.out.mkdir(parents=True, exist_ok=True)
-            soundfile.write(options.out / f"{key}.flac", rendered.pcm, SAMPLE_RATE)
+            with whole_file(options.out / f"{key}.flac") as file:
+                file.write(encode_flac(rendered.pcm))
     return 1 if differ else 0
 
 

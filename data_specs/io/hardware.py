@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from data_specs.io.errors import UserError
+
 CGROUP = Path("/sys/fs/cgroup")
 MEMORY_FILES = (
     ("memory.max", "memory.current", "inactive_file"),
@@ -47,6 +49,27 @@ def available_memory(cgroup: Path = CGROUP, meminfo: Path = Path("/proc/meminfo"
         given_back = dict(line.split() for line in statistics.splitlines()).get(inactive, 0)
         available = min(available, max(limit - use + int(given_back), 0))
     return available
+
+
+def require_device(device: str, option: str = "--device") -> None:
+    """Raise ``UserError`` where torch cannot compute on a device of this machine."""
+    if device in ("", "cpu"):
+        return
+    import torch
+
+    try:
+        found = torch.device(device)
+    except RuntimeError:
+        raise UserError(f"{option} {device}: no such device: write cpu, cuda or cuda:N") from None
+    if found.type != "cuda":
+        return
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if (found.index or 0) >= count:
+        there = f"{count} GPUs" if count else "no GPU"
+        raise UserError(
+            f"{option} {device}: torch finds {there} here: give {option} cpu, or mend "
+            "the driver (nvidia-smi shows what there is)"
+        )
 
 
 def _meminfo(path: Path) -> dict[str, int]:
