@@ -9,8 +9,9 @@ import re
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from functools import partial
 from typing import IO
 
@@ -27,6 +28,7 @@ from data_specs.cluster.needs import (
     require_everywhere,
 )
 from data_specs.io.addresses import Place, place, shown
+from data_specs.io.cli import cancelled_early
 from data_specs.io.errors import UserError
 from data_specs.io.files import whole_file
 from data_specs.io.hardware import cpus, require_device
@@ -337,11 +339,12 @@ def verify(options: argparse.Namespace) -> int:
     """Hold every shard to its record; exit status 1 where anything is wrong."""
     job = jobs.reopen(options.dataset, {})
     count = wrong = 0
-    for lines in _verified(job, options):
-        count += 1
-        wrong += bool(lines)
-        for line in lines:
-            print(line)
+    with closing(_verified(job, options)) as checked:
+        for lines in checked:
+            count += 1
+            wrong += bool(lines)
+            for line in lines:
+                print(line)
     print(f"{shown(options.dataset)}: {count - wrong} of {count} shards are whole")
     shared = _shared(job, options.apart_from) if options.apart_from else []
     for line in shared:
@@ -349,7 +352,7 @@ def verify(options: argparse.Namespace) -> int:
     return 1 if wrong or shared else 0
 
 
-def _verified(job: jobs.Job, options: argparse.Namespace) -> Iterator[list[str]]:
+def _verified(job: jobs.Job, options: argparse.Namespace) -> Generator[list[str], None, None]:
     """What is wrong with each shard, in their order: that there is, or that there should be."""
     if options.quick:
         ledger = shards.read_ledger(job.out)
@@ -364,7 +367,7 @@ def _verified(job: jobs.Job, options: argparse.Namespace) -> Iterator[list[str]]
         yield from map(check, numbers, rows)
         return
     # Threads: reading, hashing and decoding leave the interpreter free, and nothing is loaded anew.
-    with ThreadPoolExecutor(min(options.workers, len(numbers))) as pool:
+    with cancelled_early(ThreadPoolExecutor(min(options.workers, len(numbers)))) as pool:
         yield from pool.map(check, numbers, rows)
 
 

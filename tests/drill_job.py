@@ -132,19 +132,22 @@ def main() -> int:
     else:
         job, kind = stub_job(options.out, options.samples), StubMaker
     part = parse_part(options.part)
-    outcome = run.run(
-        job,
-        options.engine,
-        options.workers,
-        progress=False,
-        hire=partial(kind, log=options.log, pause_s=options.pause),
-        actors=verbs.teacher_actors(options, "cpu"),
-        part=part,
-        machines=run.Machines(
-            options.ray_address, parse_stage(options.worker_needs, "--worker-needs")
-        ),
-    )
-    return verbs.finish(job, outcome, 1.0, part)
+
+    def work() -> run.Outcome:
+        return run.run(
+            job,
+            options.engine,
+            options.workers,
+            progress=False,
+            hire=partial(kind, log=options.log, pause_s=options.pause),
+            actors=verbs.teacher_actors(options, "cpu"),
+            part=part,
+            machines=run.Machines(
+                options.ray_address, parse_stage(options.worker_needs, "--worker-needs")
+            ),
+        )
+
+    return verbs.carry_out(job, part, work)
 
 
 if __name__ == "__main__":

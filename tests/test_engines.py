@@ -166,10 +166,10 @@ def kill(process: subprocess.Popen[bytes], engine: str) -> None:
     for child in children:
         if worker in " ".join(child.cmdline()):
             child.kill()
+            psutil.wait_procs([child], timeout=20)
             break
     else:
         raise AssertionError(f"no {engine} worker to kill")
-    time.sleep(0.3)
     process.kill()
     process.wait()
     if engine == "local":

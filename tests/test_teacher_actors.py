@@ -162,18 +162,22 @@ def test_a_teachers_own_error_comes_back_as_it_is(reference: Job) -> None:
 
 
 class CountingTeacher:
-    """Notes how many calls were inside at once."""
+    """Notes how many calls were inside at once; with a ``barrier`` each waits for another one."""
 
     name, weights_sha256 = "counting", "d" * 64
 
-    def __init__(self) -> None:
+    def __init__(self, barrier: threading.Barrier | None) -> None:
+        self.barrier, self.counting = barrier, threading.Lock()
         self.inside = self.most = 0
 
     def score(self, waves_BT: np.ndarray) -> tuple[np.ndarray, None]:
-        self.inside += 1
-        self.most = max(self.most, self.inside)
-        time.sleep(0.3)
-        self.inside -= 1
+        with self.counting:
+            self.inside += 1
+            self.most = max(self.most, self.inside)
+        if self.barrier:
+            self.barrier.wait(60)
+        with self.counting:
+            self.inside -= 1
         return waves_BT[:, 0], None
 
 
@@ -181,13 +185,13 @@ class CountingTeacher:
 def test_a_gpus_next_group_comes_in_while_one_is_scored(
     device: str, most: int, reference: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    teacher = CountingTeacher()
+    teacher = CountingTeacher(threading.Barrier(2) if most == 2 else None)
     monkeypatch.setattr(Job, "load_teacher", lambda _: teacher)
     actor = engines._TeacherActor(replace(reference, teacher_device=device))
-    groups = [np.full((2, 4), pcm, np.int16) for pcm in (-32768, 1, 32767)]
+    groups = [np.full((2, 4), pcm, np.int16) for pcm in (-32768, 1, 32767, 5)]
     with _torch_threads_kept(), ThreadPoolExecutor(2) as pool:  # as Ray runs two of its calls
         scores = [mos_B.tolist() for mos_B, _ in pool.map(actor.score, groups)]
-    assert scores == [[pcm / 32768] * 2 for pcm in (-32768, 1, 32767)]
+    assert scores == [[pcm / 32768] * 2 for pcm in (-32768, 1, 32767, 5)]
     assert teacher.most == most
 
 

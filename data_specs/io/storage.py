@@ -302,7 +302,7 @@ class RemoteFolder:
     def open(self, name: str) -> Iterator[IO[bytes]]:
         """A local copy for reading, gone when it is closed, or with the process."""
         size, _ = self.about(name)
-        with tempfile.TemporaryFile(dir=_scratch()) as file:
+        with _scratch_file() as file:
             self.fetch(name, _path_of(file), lambda copy: require_size(copy, size), size)
             yield file
 
@@ -317,7 +317,7 @@ class RemoteFolder:
     def writing(self, name: str) -> Iterator[IO[bytes]]:
         """Write a file whole or not at all: first here, then by one upload, then compared."""
         self.make()
-        with tempfile.TemporaryFile(dir=_scratch()) as file:
+        with _scratch_file() as file:
             yield file
             file.flush()
             self._upload(_path_of(file), name)
@@ -490,7 +490,7 @@ def _require_stored(system: Any, at: str, sums: Sums) -> None:
         raise OSError(f"{entry['size']} of {sums.size} bytes arrived")
     if _stated(entry) & {sums.sha256, sums.md5, sums.of_parts}:
         return
-    with tempfile.TemporaryFile(dir=_scratch()) as file:
+    with _scratch_file() as file:
         system.get_file(at, str(_path_of(file)))
         if hashlib.file_digest(file, "sha256").hexdigest() != sums.sha256:
             raise OSError("what is stored there is not what was sent")
@@ -507,8 +507,17 @@ def _stated(entry: dict[str, Any]) -> set[str]:
     return found - {""}
 
 
-def _scratch() -> str | None:
-    return os.environ.get(SCRATCH_VARIABLE) or None
+@contextmanager
+def _scratch_file() -> Iterator[IO[bytes]]:
+    """A file without a name for what is on its way; errors of the system name its folder."""
+    folder = os.environ.get(SCRATCH_VARIABLE) or tempfile.gettempdir()
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            yield file
+    except OSError as error:
+        if error.errno in OF_THE_DISK and error.filename is None:
+            raise OSError(error.errno, error.strerror, folder) from error
+        raise
 
 
 def _path_of(file: IO[bytes]) -> Path:
