@@ -15,7 +15,7 @@ from data_specs.corpus import find_corpus
 from data_specs.io import storage
 from data_specs.io.addresses import Place
 from data_specs.io.errors import UserError
-from data_specs.io.files import LOCK_FILE, only_writer, remove_leftovers, wait_for_lock
+from data_specs.io.files import LOCK_FILE, one_at_a_time, only_writer, remove_leftovers
 from data_specs.recipe import Recipe
 from data_specs.sample import CROP_SAMPLES, DATASET_FILE, SAMPLE_RATE
 from data_specs.strict import digest, unknown
@@ -289,8 +289,7 @@ def open_folder(job: Job) -> None:
     folder.make()
     if isinstance(folder, storage.LocalFolder):
         remove_leftovers(folder.path)
-        with open(folder.path / DESCRIPTION_LOCK, "ab") as file:
-            wait_for_lock(file, folder.path)
+        with one_at_a_time(folder.path / DESCRIPTION_LOCK):
             _describe(job)
     else:
         folder.remove_leftovers()

@@ -77,6 +77,9 @@ def claimed(out: Path, maker: str, seed: int) -> Iterator[None]:
             write_text(path, json.dumps(mark) + "\n")
         elif (found := json.loads(path.read_text())) != mark:
             raise UserError(f"{path}: made with {found}, not {mark}; give another --out or seed")
+        else:
+            for part in out.rglob(".*.part"):  # as older versions named what was on its way
+                part.unlink(missing_ok=True)
         remove_leftovers(out)
         yield
 

@@ -470,3 +470,21 @@ def test_makers_write_through_the_one_writer(
     with pytest.raises(OSError, match=r"a\.flac"):
         makers._write(tmp_path / "a.flac", talk(1, 0))
     assert os.listdir(tmp_path) == []
+
+
+def test_a_lock_file_goes_with_its_holder_and_who_opened_it_before_takes_the_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, takes = tmp_path / files.LOCK_FILE, list[int]()
+    lock = files.lock
+
+    def removed_meanwhile(file: Any, *rest: Any) -> bool:
+        takes.append(file.fileno())
+        if len(takes) == 1:  # as its holder does, just before it lets go of it
+            path.unlink()
+        return lock(file, *rest)
+
+    monkeypatch.setattr(files, "lock", removed_meanwhile)
+    with only_writer(tmp_path):
+        assert len(takes) == 2 and json.loads(path.read_text())["pid"] == os.getpid()
+    assert os.listdir(tmp_path) == []

@@ -24,7 +24,7 @@ FIRST_PID_NAMESPACE = "pid:[4026531836]"
 """The machine's own: the kernel gives it this number (PROC_PID_INIT_INO)."""
 
 LOCK_FILE = ".lock"
-"""In an output folder: held (flock) by the command that writes there; says which one."""
+"""In an output folder while a command writes there, which holds it (flock); says which one."""
 
 HELD = (errno.EWOULDBLOCK, errno.EAGAIN)
 """What flock answers where another process holds the lock; anything else: no locks here."""
@@ -34,6 +34,9 @@ UNSYNCABLE = (
     *(errno.EACCES, errno.EPERM, errno.EBADF, errno.EISDIR),
 )
 """What file systems answer that cannot sync a file or a folder, or open a folder."""
+
+TEMPORARY = re.compile(r"^(\..+)\.(\d+)(?:\.[0-9a-f]{8})?\.tmp$")
+"""Name and host, and process, of a temporary file; older versions' had no random end."""
 
 ABANDONED_S = 86_400.0
 """A temporary file of another machine, or of an older version, that is so old is nobody's."""
@@ -108,10 +111,10 @@ def remove_leftovers(folder: Path) -> None:
     and of versions that named them otherwise (``.NAME.part``, ``NAME.PID.copy``).
     """
     for path in folder.rglob(".*.tmp"):
-        pid = path.name.split(".")[-3] if path.name.count(".") > 3 else ""
-        if not pid.isdigit():
+        named = TEMPORARY.search(path.name)
+        if named is None:
             continue
-        ended = f".{here()}.{pid}." in path.name and _start_of(int(pid)) is None
+        ended = named[1].endswith(f".{here()}") and _start_of(int(named[2])) is None
         if ended or _is_abandoned(path):
             path.unlink(missing_ok=True)
     for path in (*folder.rglob(".*.part"), *folder.rglob("*.copy")):
@@ -192,16 +195,42 @@ def only_writer(folder: Path, name: str = LOCK_FILE) -> Iterator[None]:
     locks the other's record in the file decides, as far as its process can be seen from here.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / name, "a+b") as file:
-        locks = lock(file, folder, _holder(file))
-        try:
-            _write_holder(file)
-            yield
-        finally:
-            with suppress(OSError):
-                file.truncate(0)
-            if locks:
-                fcntl.flock(file, fcntl.LOCK_UN)
+    with _held(folder / name, lambda file: lock(file, folder, _holder(file))) as file:
+        _write_holder(file)
+        yield
+
+
+@contextmanager
+def one_at_a_time(path: Path) -> Iterator[None]:
+    """Let processes through a block one after the other, by the lock file ``path``."""
+    with _held(path, lambda file: wait_for_lock(file, path.parent)):
+        yield
+
+
+@contextmanager
+def _held(path: Path, take: Callable[[IO[bytes]], bool]) -> Iterator[IO[bytes]]:
+    """A lock file that is there only while it is held, so that none is left among the data."""
+    while True:
+        with open(path, "a+b") as file:
+            locks = take(file)
+            if locks and not _is_at(file, path):  # its last holder removed it meanwhile
+                continue
+            try:
+                yield file
+            finally:
+                with suppress(OSError):
+                    if _is_at(file, path):
+                        path.unlink()
+                if locks:
+                    fcntl.flock(file, fcntl.LOCK_UN)
+            return
+
+
+def _is_at(file: IO[bytes], path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def lock(file: IO[bytes], path: Path, holder: dict[str, Any] | None = None) -> bool:
@@ -223,7 +252,7 @@ def lock(file: IO[bytes], path: Path, holder: dict[str, Any] | None = None) -> b
     return True
 
 
-def wait_for_lock(file: IO[bytes], path: Path, told: str = "") -> None:
+def wait_for_lock(file: IO[bytes], path: Path, told: str = "") -> bool:
     """Lock an open file, after whoever holds it; say ``told`` before waiting.
 
     Without locks on its file system a warning says so, once, and nothing is waited for.
@@ -231,11 +260,14 @@ def wait_for_lock(file: IO[bytes], path: Path, told: str = "") -> None:
     try:
         if told:
             with suppress(BlockingIOError):
-                return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return True
             print(told)
         fcntl.flock(file, fcntl.LOCK_EX)
     except OSError as error:
         _warn_unlocked(path, error)
+        return False
+    return True
 
 
 def _warn_unlocked(path: Path, error: OSError, holder: dict[str, Any] | None = None) -> None:
