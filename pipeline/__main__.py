@@ -5,11 +5,10 @@ bench-degrade."""
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 
 from data_specs.io.addresses import path_here, place
-from data_specs.io.cli import run_command
+from data_specs.io.cli import end, run_command
 from pipeline import verbs
 from pipeline.guard import TIME_LIMIT_S
 
@@ -137,4 +136,4 @@ def _run(options: argparse.Namespace, rest: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end(main())

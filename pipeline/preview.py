@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ import jinja2
 
 from data_specs.io.addresses import path_here
 from data_specs.io.errors import UserError
+from data_specs.io.files import write_text
 from data_specs.io.listen import data_uri, in_words, spectrogram_png
 from data_specs.recipe import Recipe
 from data_specs.sample import DATASET_FILE, SAMPLE_RATE, SampleRecord, parse_sample
@@ -166,8 +166,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    part = args.out.with_name(f".{args.out.name}.part")
-    part.write_text(html, encoding="utf-8")
-    os.replace(part, args.out)
+    write_text(args.out, html)
     print(args.out.resolve())
     return 0

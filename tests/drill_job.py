@@ -11,7 +11,6 @@ import argparse
 import hashlib
 import json
 import os
-import sys
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -21,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from data_specs.cluster.needs import parse_part, parse_stage
-from data_specs.io.cli import run_command
+from data_specs.io.cli import end, run_command
 from data_specs.recipe import load_recipe
 from pipeline import run, verbs
 from pipeline.job import Job, Worker, open_folder, prepare
@@ -151,4 +150,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    end(run_command(main))

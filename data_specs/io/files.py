@@ -26,6 +26,10 @@ FIRST_PID_NAMESPACE = "pid:[4026531836]"
 LOCK_FILE = ".lock"
 """In an output folder while a command writes there, which holds it (flock); says which one."""
 
+_OPEN: set[IO[bytes]] = set()
+"""Lock files of this process. A child that it forks lets go of them: a worker that outlives a
+killed command would else hold its lock."""
+
 HELD = (errno.EWOULDBLOCK, errno.EAGAIN)
 """What flock answers where another process holds the lock; anything else: no locks here."""
 
@@ -215,15 +219,26 @@ def _held(path: Path, take: Callable[[IO[bytes]], bool]) -> Iterator[IO[bytes]]:
             locks = take(file)
             if locks and not _is_at(file, path):  # its last holder removed it meanwhile
                 continue
+            _OPEN.add(file)
             try:
                 yield file
             finally:
+                _OPEN.discard(file)
                 with suppress(OSError):
                     if _is_at(file, path):
                         path.unlink()
                 if locks:
                     fcntl.flock(file, fcntl.LOCK_UN)
             return
+
+
+def _let_go() -> None:
+    for file in _OPEN:
+        file.close()
+    _OPEN.clear()
+
+
+os.register_at_fork(after_in_child=_let_go)
 
 
 def _is_at(file: IO[bytes], path: Path) -> bool:
