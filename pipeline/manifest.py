@@ -137,7 +137,7 @@ class Manifest:
                 return cls(name, _checked(_read_parquet(opened)))
         except NotFound as error:
             raise CorpusError(f"{where}: not a manifest: {error}") from error
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise
             raise CorpusError(
@@ -149,14 +149,16 @@ class Manifest:
 def _read_parquet(file: IO[bytes]) -> pa.Table:
     """A table whose size is held to limits before text is written out: a few bytes may say a
     million times the same."""
-    texts = [field.name for field in SCHEMA if field.type == pa.string()]
     source = pa.PythonFile(file, mode="r")
-    parquet = pq.ParquetFile(source, read_dictionary=texts, page_checksum_verification=True)
-    if parquet.metadata.num_rows > MOST_FILES:
-        raise pa.ArrowInvalid(f"{parquet.metadata.num_rows} rows are too many")
-    if parquet.schema_arrow.names not in (SCHEMA.names, SCHEMA.names[:-1]):
-        raise pa.ArrowInvalid(f"its columns are {', '.join(parquet.schema_arrow.names[:20])}")
-    table = parquet.read()
+    about = pq.read_metadata(source)
+    if about.num_rows > MOST_FILES:
+        raise pa.ArrowInvalid(f"{about.num_rows} rows are too many")
+    if about.schema.names not in (SCHEMA.names, SCHEMA.names[:-1]):
+        raise pa.ArrowInvalid(f"its columns are {', '.join(about.schema.names[:20])}")
+    texts = [name for name in about.schema.names if SCHEMA.field(name).type == pa.string()]
+    table = pq.ParquetFile(
+        source, metadata=about, read_dictionary=texts, page_checksum_verification=True
+    ).read()
     if "stamp" not in table.schema.names:
         table = table.append_column("stamp", pa.nulls(len(table), pa.string()))
     for place, name in enumerate(SCHEMA.names):
