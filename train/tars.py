@@ -6,6 +6,7 @@ held to the crop's length before anything is decoded. Nothing is unpacked.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import re
@@ -74,6 +75,19 @@ def open_tar(tar: Path) -> Descriptor:
         return Descriptor(tar)
     except OSError as error:
         raise UserError(f"{tar}: cannot be read: {error.strerror}") from error
+
+
+def require_sha256(file: Descriptor, where: str, sha256: str) -> None:
+    """``ValueError`` naming the tar if it is not the one that its record was written for."""
+    digest, place = hashlib.sha256(), 0
+    while block := os.pread(file.number, 1 << 20, place):
+        digest.update(block)
+        place += len(block)
+    if digest.hexdigest() != sha256:
+        raise UserError(
+            f"{where}: content differs from its record's hash: audio or labels were changed or "
+            "damaged; delete it and its record and run the pipeline again"
+        )
 
 
 def index_of(file: Descriptor, where: str) -> list[Span]:
