@@ -32,11 +32,11 @@ from data_specs.io.cache import CACHE_REMEDY, Descriptor, ReadAhead, RemoteFile
 from data_specs.io.errors import UserError
 from data_specs.io.hardware import available_memory
 from data_specs.rated import RatedClip
-from data_specs.sample import CROP_SAMPLES
+from data_specs.sample import CROP_SAMPLES, SampleRecord
 from train.audio import Wave, read_mono, to_16k
 from train.order import Item, Order
 from train.shards import Shard
-from train.tars import Pcm, Span, decode, index_of, record_of, require_sha256
+from train.tars import Pcm, Span, audio_of, decode, index_of, record_of, require_sha256
 
 PCM_SCALE = 32768.0
 
@@ -105,6 +105,16 @@ class ShardSamples:
         """The tar of sample ``number``, on this machine, and its place there."""
         shard = self._shard(number)
         return self.shards[shard].local(), self._span(shard, number)
+
+    def record(self, number: int) -> SampleRecord:
+        """The record of sample ``number``."""
+        shard = self._shard(number)
+        return record_of(self._file(shard), self.shards[shard].where, self._span(shard, number))
+
+    def flac(self, number: int) -> bytes:
+        """The audio of sample ``number`` as it is stored."""
+        shard = self._shard(number)
+        return audio_of(self._file(shard), self.shards[shard].where, self._span(shard, number))
 
     def read(self, number: int) -> tuple[Pcm, float]:
         """(audio int16 (122880,), teacher's MOS) of sample ``number``."""

@@ -198,8 +198,8 @@ def read_pcm(tar: Path, span: Span) -> Pcm:
 
 def decode(file: Descriptor, where: str, span: Span, pcm_T: Pcm) -> None:
     """Decode a sample's audio into ``pcm_T``: never more than that, whatever the file holds."""
+    data = audio_of(file, where, span)
     where = f"{where}: {span.key}.flac"
-    data = _content(file, span.audio_start, span.audio_bytes, where)
     try:
         with soundfile.SoundFile(io.BytesIO(data)) as sound:
             _require_crop(sound, where)
@@ -208,6 +208,11 @@ def decode(file: Descriptor, where: str, span: Span, pcm_T: Pcm) -> None:
         raise UserError(f"{where}: not readable as FLAC: {error}") from error
     if decoded != CROP_SAMPLES:
         raise UserError(f"{where}: truncated or damaged ({decoded} of {CROP_SAMPLES} samples)")
+
+
+def audio_of(file: Descriptor, where: str, span: Span) -> bytes:
+    """A sample's audio as it is stored."""
+    return _content(file, span.audio_start, span.audio_bytes, f"{where}: {span.key}.flac")
 
 
 def _require_crop(sound: soundfile.SoundFile, where: str) -> None:
