@@ -99,14 +99,14 @@ class _Loader(yaml.SafeLoader):
         self._depth = 0
         self._sizes: dict[int, int] = {}
 
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node:
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         """Nodes are composed by recursion; an alias gives the node that it names again."""
         event, self._depth = self.peek_event(), self._depth + 1
         if self._depth > MOST_DEPTH:
             raise _wrong(event.start_mark, f"nested more than {MOST_DEPTH} deep")
-        node: yaml.Node = super().compose_node(parent, index)
+        node = super().compose_node(parent, index)
         self._depth -= 1
-        if isinstance(event, yaml.AliasEvent):
+        if node is None or isinstance(event, yaml.AliasEvent):
             if id(node) not in self._sizes:
                 raise _wrong(
                     event.start_mark, f"alias {event.anchor!r} stands within what it names"
@@ -143,7 +143,7 @@ def _children(node: yaml.Node) -> list[yaml.Node]:
     return node.value if isinstance(node, yaml.SequenceNode) else []
 
 
-def _wrong(mark: yaml.Mark, problem: str) -> yaml.MarkedYAMLError:
+def _wrong(mark: Any, problem: str) -> yaml.MarkedYAMLError:
     return yaml.MarkedYAMLError(problem=problem, problem_mark=mark)
 
 

@@ -37,7 +37,7 @@ from pipeline.makers import (
     _with_tail,
     decay_seconds,
 )
-from pipeline.speak import write_manifest, write_record
+from pipeline.speak import manifest_written, write_record
 
 Wave = NDArray[np.float64]
 
@@ -184,10 +184,8 @@ def make_rooms(spec: RoomSpec, out: Path, count: int, workers: int = 1) -> list[
         return wave
 
     paths = [out / f"room{index:05d}.flac" for index in range(count)]
-    try:
+    with manifest_written(out / MANIFEST):
         return _make([(path, partial(room, path)) for path in paths], "rooms", workers)
-    finally:
-        write_manifest(out / MANIFEST)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -19,6 +19,7 @@ import importlib.util
 import json
 import os
 import re
+import sys
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -89,6 +90,20 @@ def write_manifest(path: Path) -> None:
     lines = [json.dumps(record, ensure_ascii=False, sort_keys=True) + "\n" for record in records]
     with whole_file(path) as file:
         file.write("".join(lines).encode())
+
+
+@contextmanager
+def manifest_written(path: Path) -> Iterator[None]:
+    """Write the manifest ``path`` at the end; after an error too, which is then the one to tell."""
+    try:
+        yield
+    except BaseException:
+        try:
+            write_manifest(path)
+        except (OSError, UserError) as second:
+            print(f"warning: {path} is not up to date: {second}", file=sys.stderr)
+        raise
+    write_manifest(path)
 
 
 # --- texts ----------------------------------------------------------------------------------------
@@ -382,18 +397,16 @@ def speak(order: Order, clips: int, models: Sequence[VoiceModel], load: Loader) 
     remove_leftovers(order.out)
     done = {int(path.stem) for path in order.out.rglob("*.flac") if path.stem.isdigit()}
     outcome = Outcome()
-    try:
-        with progress_bar(desc="speak", unit="clip", total=clips) as bar:
-            for index, model in enumerate(order.spec.models):
-                mine = [int(clip) for clip in np.flatnonzero(chosen == index)]
-                todo = [clip for clip in mine if clip not in done]
-                outcome.kept += len(mine) - len(todo)
-                bar.update(len(mine) - len(todo))
-                if model in models and todo:
-                    spoke_before = len(todo) < len(mine)
-                    _speak_model(order, model, todo, spoke_before, load, outcome, bar)
-    finally:
-        write_manifest(order.out / MANIFEST)
+    bar = progress_bar(desc="speak", unit="clip", total=clips)
+    with manifest_written(order.out / MANIFEST), bar:
+        for index, model in enumerate(order.spec.models):
+            mine = [int(clip) for clip in np.flatnonzero(chosen == index)]
+            todo = [clip for clip in mine if clip not in done]
+            outcome.kept += len(mine) - len(todo)
+            bar.update(len(mine) - len(todo))
+            if model in models and todo:
+                spoke_before = len(todo) < len(mine)
+                _speak_model(order, model, todo, spoke_before, load, outcome, bar)
     return outcome
 
 
