@@ -16,6 +16,10 @@ from data_specs.io.errors import UserError
 
 HERE = Path(__file__).resolve().parent
 
+MOST_BYTES, MOST_DEPTH, MOST_VALUES = 1 << 20, 50, 100_000
+"""Of a YAML file: its length, how deep its values are nested, and how many there are once every
+alias is written out."""
+
 
 class SpecError(UserError):
     """A spec is wrong; the message names file, YAML path and what to do."""
@@ -54,16 +58,93 @@ def load(model: type[Model], path: Path | str) -> Model:
     nearest valid key.
     """
     path = Path(path)
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise SpecError(f"{path}: no such file") from None
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise SpecError(f"{path}: not readable as YAML: {error}") from error
+    data = read_yaml(path)
     try:
         return model.model_validate(data)
     except ValidationError as error:
         raise SpecError(describe(error, data, str(path))) from error
+
+
+def read_yaml(path: Path) -> Any:
+    """The plain data of a YAML file. ``SpecError`` naming file and line where it is none."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(MOST_BYTES + 1)
+    except FileNotFoundError:
+        raise SpecError(f"{path}: no such file") from None
+    except OSError as error:
+        raise SpecError(f"{path}: cannot be read: {error.strerror}") from error
+    if len(content) > MOST_BYTES:
+        raise SpecError(f"{path}: longer than {MOST_BYTES} bytes: not a spec")
+    try:
+        return yaml.load(content.decode("utf-8-sig"), _Loader)  # a SafeLoader
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        told = error.problem or error.context
+        raise SpecError(f"{path}: line {line}: not readable as YAML: {told}") from error
+    except yaml.reader.ReaderError as error:
+        line = content.decode("utf-8-sig").count("\n", 0, error.position) + 1
+        told = f"character #x{error.character:02x} is not allowed"
+        raise SpecError(f"{path}: line {line}: not readable as YAML: {told}") from error
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise SpecError(f"{path}: line {line}: not UTF-8: save it as UTF-8") from error
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as specs need it: every key once, bounded in depth and in what aliases repeat."""
+
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self._depth = 0
+        self._sizes: dict[int, int] = {}
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        """Nodes are composed by recursion; an alias gives the node that it names again."""
+        event, self._depth = self.peek_event(), self._depth + 1
+        if self._depth > MOST_DEPTH:
+            raise _wrong(event.start_mark, f"nested more than {MOST_DEPTH} deep")
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        if node is None or isinstance(event, yaml.AliasEvent):
+            if id(node) not in self._sizes:
+                raise _wrong(
+                    event.start_mark, f"alias {event.anchor!r} stands within what it names"
+                )
+            return node
+        _require_keys_once(node)
+        self._sizes[id(node)] = size = 1 + sum(self._sizes[id(n)] for n in _children(node))
+        if size > MOST_VALUES:
+            raise _wrong(event.start_mark, f"more than {MOST_VALUES} values, aliases written out")
+        return node
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """PyYAML's own, which raises whatever Python does for a tag that does not fit."""
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, ArithmeticError, AttributeError, LookupError, TypeError) as error:
+            kind = node.tag.rpartition(":")[2]
+            raise _wrong(node.start_mark, f"{str(node.value)[:40]!r} is no {kind}") from error
+
+
+def _require_keys_once(node: yaml.Node) -> None:
+    """Refuse a key that stands twice: the second would silently win."""
+    keys: set[tuple[str, str]] = set()
+    for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+        if isinstance(key, yaml.ScalarNode):
+            if (key.tag, key.value) in keys:
+                raise _wrong(key.start_mark, f"key {key.value!r} stands twice")
+            keys.add((key.tag, key.value))
+
+
+def _children(node: yaml.Node) -> list[yaml.Node]:
+    if isinstance(node, yaml.MappingNode):
+        return [part for pair in node.value for part in pair]
+    return node.value if isinstance(node, yaml.SequenceNode) else []
+
+
+def _wrong(mark: Any, problem: str) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(problem=problem, problem_mark=mark)
 
 
 def describe(error: ValidationError, data: Any, where: str) -> str:

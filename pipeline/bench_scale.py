@@ -120,6 +120,7 @@ def _manifest(corpus: str, role: str, count: int) -> Manifest:
         "language": [("en", "de", "fr", "es", "it", "ru")[i % 6] for i in number],
         "licence": [("CC BY 4.0", "CC BY-SA 4.0", "as its owner says")[i % 3] for i in number],
         "rejected": [""] * count,
+        "stamp": [""] * count,
     }
     return Manifest(corpus, pa.table(columns, schema=SCHEMA))
 

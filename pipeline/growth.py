@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from data_specs.cluster.needs import parse_part
@@ -29,18 +30,21 @@ def grown(dataset: Place, options: argparse.Namespace) -> jobs.Job:
     Raises ``ValueError`` (and kin) where there is nothing to add, or the corpora are others and no
     ``--out`` is given.
     """
-    old = jobs.reopen(dataset, verbs.parse_roots(options.corpus, jobs.reopen(dataset, {}).recipe))
+    old = jobs.reopen(dataset, {})
+    old = replace(old, roots=verbs.parse_roots(options.corpus, old.recipe))
     if options.samples < old.samples:
         raise UserError(
             f"--samples {options.samples}: {shown(dataset)} has {old.samples} already; --samples "
             "is how many it shall have in all"
         )
-    found = jobs.scan_all(old.recipe, old.roots)
+    if wrong := list(jobs.changed_manifests(old)):
+        raise jobs.WrongDataset("\n".join(wrong))
+    found = jobs.scan_all(old.recipe, old.roots, True, old.manifests)
     changed = [n for n, m in found.items() if m.sha256() != old.identity["corpora"].get(n)]
     out = options.out or dataset
     if not changed and same_place(out, dataset):
         _require_adopted(old)
-        return _prepared(old, dataset, options, old.identity.get("derived_from"))
+        return _prepared(old, found, dataset, options, old.identity.get("derived_from"))
     if same_place(out, dataset):
         raise jobs.WrongDataset(
             f"{shown(dataset)}: corpus {', '.join(changed)} is not the one that it was made from, "
@@ -74,7 +78,7 @@ def _version(
     }
     if earlier := old.identity.get("derived_from"):
         origin["derived_from"] = earlier
-    job = _prepared(old, out, options, origin)
+    job = _prepared(old, found, out, options, origin)
     adopt(old, job)
     return job
 
@@ -108,7 +112,11 @@ def _require_superset(name: str, before: Manifest, now: Manifest) -> None:
 
 
 def _prepared(
-    old: jobs.Job, out: Place, options: argparse.Namespace, origin: dict[str, Any] | None
+    old: jobs.Job,
+    found: dict[str, Manifest],
+    out: Place,
+    options: argparse.Namespace,
+    origin: dict[str, Any] | None,
 ) -> jobs.Job:
     return jobs.prepare(
         old.recipe,
@@ -120,6 +128,8 @@ def _prepared(
         time_limit_s=options.time_limit,
         teacher_device=options.teacher_device,
         derived_from=origin,
+        manifests=found,
+        assigned={role: old.assigned(role) for role in old.recipe.sources.present()},
     )
 
 

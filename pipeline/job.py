@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
+
+from pydantic import BaseModel, Field, ValidationError
 
 from data_specs.cluster.needs import EVERY, Part
 from data_specs.corpus import find_corpus
@@ -18,13 +21,20 @@ from data_specs.io.errors import UserError
 from data_specs.io.files import LOCK_FILE, one_at_a_time, only_writer, remove_leftovers
 from data_specs.recipe import Recipe
 from data_specs.sample import CROP_SAMPLES, DATASET_FILE, SAMPLE_RATE
-from data_specs.strict import digest, unknown
+from data_specs.strict import describe, digest, unknown
 from data_specs.teacher import packages_of
 from pipeline import label, shards
 from pipeline.degrade import self_check, versions, weights_sha256
 from pipeline.degrade.runtime import Runtime
 from pipeline.guard import TIME_LIMIT_S, Guard
-from pipeline.manifest import CorpusError, Manifest, scan
+from pipeline.manifest import (
+    CorpusError,
+    Manifest,
+    exceptions,
+    scan,
+    split_again,
+    split_of,
+)
 from pipeline.plan import PLAN_VERSION, SamplePlan, Table, make_table, plan_range
 from pipeline.render import RENDER_VERSION, Roots, render_group
 from pipeline.shards import MOST_INFO_BYTES, Row, ShardError, write_json
@@ -81,12 +91,27 @@ class Job:
     @cached_property
     def tables(self) -> dict[str, Table]:
         """The files that each role may draw from."""
+        splits = self.identity["splits"]
+        if lacks := self.recipe.sources.present().keys() - splits.keys():
+            raise ShardError(f"{self.folder.shown(DATASET_FILE)}: no split of {', '.join(lacks)}")
         return {
             role: make_table(
-                self.manifests[source.corpus], source, role, self.identity["splits"][role]
+                self.manifests[source.corpus],
+                source,
+                role,
+                splits[role],
+                self.assigned(role),
             )
             for role, source in self.recipe.sources.present().items()
         }
+
+    def assigned(self, role: str) -> dict[str, str]:
+        """The split of every group of a role's corpus, as this dataset was made with it."""
+        source = getattr(self.recipe.sources, role)
+        groups, kept = self.manifests[source.corpus].groups(), self.identity.get("assigned")
+        if kept is None:  # made before they were kept, from a corpus that was new
+            return split_of(groups, source.holdout)
+        return split_again(groups, source.holdout, kept.get(role, {}))
 
     @property
     def shard_count(self) -> int:
@@ -199,18 +224,27 @@ def prepare(
     time_limit_s: float = TIME_LIMIT_S,
     teacher_device: str = "",
     derived_from: dict[str, Any] | None = None,
+    manifests: dict[str, Manifest] | None = None,
+    assigned: Mapping[str, Mapping[str, str]] | None = None,
 ) -> Job:
     """Check everything that can be checked before work starts, and open the output folder.
 
     Raises ``ValueError`` (and kin) for a corpus without folder, a processor or teacher that cannot
     run, an output folder that holds another dataset, and ``OSError`` for one that cannot be
     written. ``derived_from`` says whose samples come first (``growth``); it is part of the hash.
+    ``manifests`` are given where the corpora were scanned already, and ``assigned`` are the splits
+    of groups, by role, that stay where they are.
     """
     require_samples(samples)
     self_check(recipe)
-    manifests = scan_all(recipe, roots, progress)
+    before = read_dataset(out)
+    if manifests is None:
+        manifests = scan_all(recipe, roots, progress, known_manifests(out, before))
     teacher = label.load(recipe.teacher)
     identity = _identity(recipe, manifests, splits or {}, teacher.weights_sha256)
+    identity["assigned"] = _assigned(recipe, manifests, assigned or {})
+    if before and "assigned" not in before["identity"]:  # the folder's own are found anew
+        del identity["assigned"]
     job = Job(
         recipe,
         identity | ({"derived_from": derived_from} if derived_from else {}),
@@ -242,17 +276,57 @@ def require_samples(samples: int) -> None:
         raise UserError(f"--samples must be at least 1, not {samples}")
 
 
-def scan_all(recipe: Recipe, roots: Roots, progress: bool = True) -> dict[str, Manifest]:
-    """The manifests of the recipe's corpora. Raises ``CorpusError`` for a missing folder."""
+def scan_all(
+    recipe: Recipe,
+    roots: Roots,
+    progress: bool = True,
+    known: Mapping[str, Manifest] | None = None,
+) -> dict[str, Manifest]:
+    """The manifests of the recipe's corpora. Raises ``CorpusError`` for a missing folder.
+
+    Files that are as they are in ``known`` are not opened again.
+    """
     names = {source.corpus for source in recipe.sources.present().values()}
     for given in roots:
         if given not in names:
             raise CorpusError(f"--corpus {given}: {unknown('corpus', given, names)}")
     where = f"recipe {recipe.name!r}"
     return {
-        name: scan(name, find_corpus(name, where), roots.get(name, []), progress)
+        name: scan(
+            name,
+            find_corpus(name, where),
+            roots.get(name, []),
+            progress,
+            known.get(name) if known else None,
+        )
         for name in sorted(names)
     }
+
+
+def known_manifests(out: Place, description: dict[str, Any] | None) -> dict[str, Manifest]:
+    """The manifests in a dataset's folder, those that are the ones which it was made from."""
+    found, folder = {}, storage.open_folder(out)
+    for name, stated in (description or {"identity": {}})["identity"].get("corpora", {}).items():
+        try:
+            manifest = Manifest.load(name, folder, f"manifests/{name}.parquet")
+            if manifest.sha256() != stated:
+                raise CorpusError(f"{folder.shown(f'manifests/{name}.parquet')}: was changed")
+            found[name] = manifest
+        except CorpusError as error:
+            print(f"warning: {error}; corpus {name!r} is scanned again", file=sys.stderr)
+    return found
+
+
+def _assigned(
+    recipe: Recipe, manifests: Mapping[str, Manifest], stay: Mapping[str, Mapping[str, str]]
+) -> dict[str, dict[str, str]]:
+    """By role, the groups that are not in the split of their hash: kept, they never move."""
+    found = {}
+    for role, source in recipe.sources.present().items():
+        groups = manifests[source.corpus].groups()
+        split = split_of(groups, source.holdout, stay.get(role))
+        found[role] = exceptions(split, source.holdout)
+    return found
 
 
 def _identity(
@@ -312,7 +386,12 @@ def _describe(job: Job) -> None:
             + "; ".join(differences(before["identity"], job.identity))
             + ". Give another --out, or ask for the same data"
         )
-    write_description(job, before)
+    if before is not None and job.samples < before["samples"]:
+        raise UserError(
+            f"--samples {job.samples}: {folder.shown()} has {before['samples']} already; --samples "
+            "is how many it shall have in all"
+        )
+    write_description(job)
 
 
 def require_ours(job: Job) -> None:
@@ -348,16 +427,26 @@ def writing(out: Place, part: Part = EVERY) -> Iterator[None]:
         yield
 
 
-def write_description(job: Job, before: dict[str, Any] | None = None) -> None:
-    """Write what a folder holds: manifests, and last ``dataset.json``."""
+def write_description(job: Job) -> None:
+    """Write what a folder holds: manifests, unless they are there, and last ``dataset.json``."""
     for name, manifest in job.manifests.items():
-        with job.folder.writing(f"manifests/{name}.parquet") as file:
-            manifest.write(file)
-    write_json(job.out, DATASET_FILE, _dataset_json(job, before))
+        if not _is_stored(job.folder, name, manifest):
+            with job.folder.writing(f"manifests/{name}.parquet") as file:
+                manifest.write(file)
+    write_json(job.out, DATASET_FILE, describe_dataset(job))
 
 
-def _dataset_json(job: Job, before: dict[str, Any] | None) -> dict[str, Any]:
-    samples = max(job.samples, before["samples"] if before else 0)
+def _is_stored(
+    folder: storage.LocalFolder | storage.RemoteFolder, name: str, manifest: Manifest
+) -> bool:
+    with suppress(CorpusError):
+        stored = Manifest.load(name, folder, f"manifests/{name}.parquet").table
+        return bool(stored.equals(manifest.table, check_metadata=True))
+    return False
+
+
+def describe_dataset(job: Job) -> dict[str, Any]:
+    """What ``dataset.json`` says of a job."""
     return {
         "format": shards.FORMAT,
         "recipe": job.recipe.model_dump(mode="json"),
@@ -365,8 +454,8 @@ def _dataset_json(job: Job, before: dict[str, Any] | None) -> dict[str, Any]:
         "teacher": job.recipe.teacher.name,
         "teacher_calibration": job.teacher_calibration,
         "splits": job.identity["splits"],
-        "samples": samples,
-        "hours": round(samples * CLIP_HOURS, 3),
+        "samples": job.samples,
+        "hours": round(job.samples * CLIP_HOURS, 3),
         "corpora": {name: manifest.summary() for name, manifest in job.manifests.items()},
         "identity": job.identity,
     } | ({"derived_from": derived} if (derived := job.identity.get("derived_from")) else {})
@@ -380,11 +469,12 @@ def read_dataset(out: Place) -> dict[str, Any] | None:
         value = json.loads(folder.read([DATASET_FILE], MOST_INFO_BYTES)[0])
     except storage.NotFound:
         return None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ShardError(f"{path}: not JSON: {error}") from error
-    if not isinstance(value, dict) or not isinstance(value.get("identity"), dict):
+    told = value if isinstance(value, dict) else {}
+    if not isinstance(told.get("identity"), dict) or not isinstance(told.get("samples"), int):
         raise ShardError(f"{path}: not a dataset description of this version")
-    return value
+    return told
 
 
 def differences(
@@ -404,23 +494,72 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
+class Identity(BaseModel):
+    """What is read of ``dataset.json``'s identity; whatever else it has counts in its hash."""
+
+    splits: dict[str, str]
+    teacher_sha256: str
+    corpora: dict[str, str] = {}
+    versions: dict[str, str] = {}
+    assigned: dict[str, dict[str, str]] | None = None
+    derived_from: dict[str, Any] | None = None
+
+
+class Description(BaseModel):
+    """What is read of ``dataset.json``."""
+
+    recipe: Recipe
+    identity: Identity
+    samples: Annotated[int, Field(ge=1, lt=10**9, strict=True)]  # keys have nine digits
+    teacher_calibration: dict[str, Any] | None = None
+
+
 def reopen(out: Place, roots: Roots) -> Job:
     """The job of an existing dataset folder, from what the folder itself says."""
     found, folder = read_dataset(out), storage.open_folder(out)
     if found is None:
         raise ShardError(f"{folder.shown()}: no {DATASET_FILE}: not a dataset folder")
-    recipe = Recipe.model_validate(found["recipe"])
-    names = {source.corpus for source in recipe.sources.present().values()}
+    try:
+        described = Description.model_validate(found)
+    except ValidationError as error:
+        raise ShardError(describe(error, found, folder.shown(DATASET_FILE))) from error
+    names = {source.corpus for source in described.recipe.sources.present().values()}
     manifests = {name: Manifest.load(name, folder, f"manifests/{name}.parquet") for name in names}
     return Job(
-        recipe,
+        described.recipe,
         found["identity"],
-        found["samples"],
+        described.samples,
         out,
         roots,
         manifests=manifests,
         teacher_calibration=found.get("teacher_calibration"),
     )
+
+
+def changed_manifests(job: Job) -> Iterator[str]:
+    """Which of a reopened job's manifests are not the ones that its dataset was made from."""
+    for name, manifest in sorted(job.manifests.items()):
+        if manifest.sha256() != job.identity.get("corpora", {}).get(name):
+            where = job.folder.shown(f"manifests/{name}.parquet")
+            yield f"{where}: was changed: bring back the one that the dataset was made with"
+
+
+def description_problems(job: Job) -> Iterator[str]:
+    """What is wrong with a folder's ``dataset.json`` and manifests; ``job`` is ``reopen``'s."""
+    where, found = job.folder.shown(DATASET_FILE), read_dataset(job.out) or {}
+    free = {key: value for key, value in found["recipe"].items() if key in NOT_DATA}
+    expected = {
+        "recipe_hash": job.dataset_hash,
+        "recipe": free | job.identity["recipe"],
+        "teacher": job.identity["recipe"]["teacher"]["name"],
+        "splits": job.identity["splits"],
+        "hours": round(job.samples * CLIP_HOURS, 3),
+        "derived_from": job.identity.get("derived_from"),
+    }
+    stated = {key: found.get(key) for key in expected}
+    for line in differences(stated, expected, between=("there", "by what is hashed")):
+        yield f"{where}: was changed: {line}"
+    yield from changed_manifests(job)
 
 
 class Maker(Protocol):

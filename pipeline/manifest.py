@@ -6,10 +6,11 @@ import hashlib
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import IO
 
@@ -24,6 +25,7 @@ from data_specs.io.files import whole_file
 from data_specs.io.progress import progress_bar
 from data_specs.io.storage import LocalFolder, NotFound, RemoteFolder
 from data_specs.recipe import Holdout
+from data_specs.strict import digest
 from pipeline.audio import Header, read_header, read_remote_header
 
 SCHEMA = pa.schema(
@@ -38,9 +40,20 @@ SCHEMA = pa.schema(
         ("language", pa.string()),
         ("licence", pa.string()),
         ("rejected", pa.string()),
+        ("stamp", pa.string()),
     ]
 )
-"""``rejected`` says why a file is left out; it is empty for the files that are used."""
+"""``rejected`` says why a file is left out; it is empty for the files that are used. ``stamp``
+changes when the file does (``_stamp``): with its size it says whether it must be read again."""
+
+SCAN_VERSION = 1
+"""Raised whenever a scan says something else of the same file: manifests are then made again."""
+
+NOT_HASHED = ("licence", "rejected", "stamp")
+"""Columns that change no sample."""
+
+MOST_BYTES, MOST_FILES, MOST_TEXT_BYTES = 1 << 30, 20_000_000, 1 << 31
+"""Of a manifest that is read: its file, its rows, and each column of text once it is decoded."""
 
 HEADER_THREADS = 16
 """Reading headers waits for the disk or the network, not for the processor."""
@@ -64,12 +77,21 @@ class Manifest:
 
     def sha256(self) -> str:
         """Hash of the usable files: paths, headers, sizes, speakers, languages; not the folder."""
-        columns = [name for name in SCHEMA.names if name not in ("licence", "rejected")]
-        digest = hashlib.sha256(self.name.encode())
-        for batch in self.usable.select(columns).to_batches(max_chunksize=10_000):
+        return self._sha256
+
+    @cached_property
+    def _sha256(self) -> str:
+        columns = [name for name in SCHEMA.names if name not in NOT_HASHED]
+        found = hashlib.sha256(self.name.encode())
+        table = self.usable.select(columns).combine_chunks()  # however it was read or put together
+        for batch in table.to_batches(max_chunksize=10_000):
             rows = zip(*(column.to_pylist() for column in batch.columns), strict=True)
-            digest.update("\n".join(map(repr, rows)).encode())
-        return digest.hexdigest()
+            found.update("\n".join(map(repr, rows)).encode())
+        return found.hexdigest()
+
+    def groups(self) -> list[str]:
+        """Who speaks, or what was recorded together, in the files that are used, sorted."""
+        return sorted(set(self.usable["speaker"].to_pylist()))
 
     def rejections(self) -> Counter[str]:
         """How many files were left out, by reason."""
@@ -98,48 +120,162 @@ class Manifest:
             self.write(file)
 
     def write(self, file: IO[bytes]) -> None:
-        """Write as parquet."""
-        pq.write_table(self.table, file)
-
-    @classmethod
-    def read(cls, name: str, path: Path) -> Manifest:
-        """Read a saved manifest. Raises ``CorpusError`` where the file is not one."""
-        return cls.load(name, LocalFolder(path.parent), path.name)
+        """Write as parquet, with checksums."""
+        pq.write_table(self.table, file, write_page_checksum=True)
 
     @classmethod
     def load(cls, name: str, folder: LocalFolder | RemoteFolder, file: str) -> Manifest:
-        """Read one out of a folder, wherever that is."""
+        """Read one out of a folder, wherever that is; one of before there were stamps, too.
+
+        Raises ``CorpusError`` naming the file where it is no manifest, damaged or too large.
+        """
         where = folder.shown(file)
         try:
+            if (size := folder.size(file)) > MOST_BYTES:
+                raise CorpusError(f"{where}: not a manifest: {size} bytes are too many")
             with folder.open(file) as opened:
-                table = pq.read_table(pa.PythonFile(opened, mode="r"))
-        except (NotFound, pa.ArrowInvalid) as error:
+                return cls(name, _checked(_read_parquet(opened)))
+        except NotFound as error:
             raise CorpusError(f"{where}: not a manifest: {error}") from error
-        if table.schema.names != SCHEMA.names:
-            raise CorpusError(f"{where}: not a manifest of this version: {table.schema.names}")
-        return cls(name, table)
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
+            raise CorpusError(
+                f"{where}: not a manifest, or damaged ({error}): bring back the one that the "
+                "dataset was made with"
+            ) from error
 
 
-def scan(name: str, corpus: Corpus, roots: Sequence[Place], progress: bool = True) -> Manifest:
+def _read_parquet(file: IO[bytes]) -> pa.Table:
+    """A table whose size is held to limits before text is written out: a few bytes may say a
+    million times the same."""
+    source = pa.PythonFile(file, mode="r")
+    about = pq.read_metadata(source)
+    if about.num_rows > MOST_FILES:
+        raise pa.ArrowInvalid(f"{about.num_rows} rows are too many")
+    if about.schema.names not in (SCHEMA.names, SCHEMA.names[:-1]):
+        raise pa.ArrowInvalid(f"its columns are {', '.join(about.schema.names[:20])}")
+    texts = [name for name in about.schema.names if SCHEMA.field(name).type == pa.string()]
+    table = pq.ParquetFile(
+        source, metadata=about, read_dictionary=texts, page_checksum_verification=True
+    ).read()
+    if "stamp" not in table.schema.names:
+        table = table.append_column("stamp", pa.nulls(len(table), pa.string()))
+    for place, name in enumerate(SCHEMA.names):
+        if name in texts:
+            table = table.set_column(place, name, _written_out(table[name], name))
+    return table.cast(SCHEMA.with_metadata(table.schema.metadata))
+
+
+def _written_out(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
+    if pa.types.is_dictionary(column.type):
+        lengths = (pc.binary_length(c.dictionary).take(c.indices) for c in column.chunks)
+        if sum(pc.sum(chunk).as_py() or 0 for chunk in lengths) > MOST_TEXT_BYTES:
+            raise pa.ArrowInvalid(f"column {name!r} is too long")
+    return column.cast(pa.string())
+
+
+def _checked(table: pa.Table) -> pa.Table:
+    """The table, where every row can be a scan's."""
+    rejected = pc.not_equal(table["rejected"], "")
+    numbers = ("root", "frames", "sample_rate_hz", "channels", "size_bytes")
+    wrong = {
+        "an empty field": [pc.is_null(table[name]) for name in SCHEMA.names[:-1]],
+        "a negative number": [pc.less(table[name], 0) for name in numbers],
+        "a file without audio": [
+            pc.and_(pc.invert(rejected), pc.less(table[name], 1))
+            for name in ("frames", "sample_rate_hz", "channels")
+        ],
+        "a path that leaves its folder": [
+            pc.match_substring_regex(table["path"], r"^/|^$|(^|/)\.\.(/|$)|\x00")
+        ],
+    }
+    for what, masks in wrong.items():
+        if any(pc.any(mask).as_py() for mask in masks):
+            raise pa.ArrowInvalid(f"it has {what}")
+    files = table.select(["root", "path"])
+    if len(files.group_by(["root", "path"]).aggregate([])) != len(table):
+        raise pa.ArrowInvalid("it has a file twice")
+    return table
+
+
+def scan(
+    name: str,
+    corpus: Corpus,
+    roots: Sequence[Place],
+    progress: bool = True,
+    known: Manifest | None = None,
+) -> Manifest:
     """Look at every audio file of a corpus below its folders, given by path or address.
+
+    Files that are as ``known`` has them, by folder, name, size and stamp, are not opened again;
+    where that is so of all, ``known`` itself comes back.
 
     Raises ``CorpusError`` for a folder that is missing or holds no usable file.
     """
     if not roots:
         raise CorpusError(f"corpus {name!r} has no folder: give --corpus {name}=DIR")
     found = [(i, path, part) for i, root in enumerate(roots) for path, part in _walk(corpus, root)]
+    made_by = {"scan": str(SCAN_VERSION), "corpus": digest(corpus.model_dump(mode="json"))}
     with ThreadPoolExecutor(HEADER_THREADS) as pool:
-        rows = pool.map(lambda f: _row(corpus, roots[f[0]], *f), found)
+        stamps = _stamps(roots, [(i, path) for i, path, _ in found], pool)
+        kept = _kept(known, made_by, stamps)
+        if known and len(kept) == len(found) == len(known.table):
+            return known
+        rows = pool.map(lambda f: kept.get(f[:2]) or _row(corpus, roots[f[0]], *f), found)
         bar = progress_bar(
             rows, total=len(found), desc=f"scan {name}", unit="file", disable=not progress
         )
-        table = pa.Table.from_pylist(list(bar), schema=SCHEMA)
+        stamped = [_stamped(row, *stamp) for row, stamp in zip(bar, stamps.values(), strict=True)]
+        table = pa.Table.from_pylist(stamped, schema=SCHEMA.with_metadata(made_by))
     manifest = Manifest(name, table)
     if not len(manifest.usable):
         where = ", ".join(shown(root) for root in roots)
         reasons = "; ".join(f"{row['path']}: {row['rejected']}" for row in table.to_pylist()[:3])
         raise CorpusError(f"corpus {name!r}: no usable audio file in {where}. {reasons}".strip())
     return manifest
+
+
+def _stamps(
+    roots: Sequence[Place], files: Sequence[tuple[int, str]], pool: ThreadPoolExecutor
+) -> dict[tuple[int, str], tuple[int | None, str]]:
+    """Size and stamp of each file (folder number, path): on a disk time and mode, at an address
+    what its listing tells. Without a size nothing is known."""
+    listed = {i: RemoteFolder(str(r)).listing() for i, r in enumerate(roots) if is_address(r)}
+
+    def stamp(file: tuple[int, str]) -> tuple[int | None, str]:
+        root, path = file
+        if root in listed:
+            return listed[root].get(path, (None, ""))
+        try:
+            status = (Path(roots[root]) / path).stat()
+        except OSError:  # what is wrong with it is told by who opens it
+            return None, ""
+        return status.st_size, f"{status.st_mtime_ns} {status.st_mode:o}"
+
+    return dict(zip(files, pool.map(stamp, files), strict=True))
+
+
+def _kept(
+    known: Manifest | None,
+    made_by: Mapping[str, str],
+    stamps: Mapping[tuple[int, str], tuple[int | None, str]],
+) -> dict[tuple[int, str], dict[str, object]]:
+    """The rows of files that are still as ``known`` has them, if it was made by the same rules."""
+    metadata = (known.table.schema.metadata if known else None) or {}
+    if not known or any(metadata.get(k.encode()) != v.encode() for k, v in made_by.items()):
+        return {}
+    return {
+        (row["root"], row["path"]): row
+        for batch in known.table.to_batches(max_chunksize=10_000)
+        for row in batch.to_pylist()
+        if stamps.get((row["root"], row["path"])) == (row["size_bytes"], row["stamp"])
+    }
+
+
+def _stamped(row: dict[str, object], size: int | None, stamp: str) -> dict[str, object]:
+    """A row with its stamp; and its size, where no header told it."""
+    return row | {"stamp": stamp, "size_bytes": row["size_bytes"] or size or 0}
 
 
 def _walk(corpus: Corpus, root: Place) -> Iterator[tuple[str, Part]]:
@@ -222,24 +358,45 @@ def identify(part: Part, path: str) -> tuple[str, str | None]:
     return PurePosixPath(path).as_posix(), part.language
 
 
-def split_of(groups: Sequence[str], holdout: Holdout) -> dict[str, str]:
+def split_of(
+    groups: Sequence[str], holdout: Holdout, known: Mapping[str, str] | None = None
+) -> dict[str, str]:
     """Assign each group (speaker, or noise file) to train, validation or test.
 
-    By a hash of its name, so that a group stays where it is when a corpus grows. With three groups
-    or more, no split that is asked for stays empty: the group whose hash is nearest to it goes
-    there from a split that can spare one.
+    By a hash of its name; groups that are ``known`` stay where they are. With three groups or more,
+    no split that is asked for stays empty where a new group can fill it: the one whose hash is
+    nearest goes there from a split that can spare it. It must stay there when the corpus grows:
+    keep ``exceptions`` of the result.
     """
-    place = {g: int(hashlib.blake2b(g.encode(), digest_size=6).hexdigest(), 16) for g in groups}
-    ranked = sorted(place, key=lambda group: (place[group], group))
-    edges = (holdout.test, holdout.test + holdout.validation)
-    split = {g: _split_at(place[g] / 2**48, edges) for g in ranked}
+    known = known or {}
+    ranked = sorted(groups, key=lambda group: (_place(group), group))
+    split = {g: known.get(g) or _by_hash(g, holdout) for g in ranked}
     wanted = {"test": holdout.test > 0, "validation": holdout.validation > 0, "train": True}
     for name in [name for name in wanted if wanted[name] and len(ranked) >= 3]:
-        if name not in split.values():
-            counts = Counter(split.values())
-            spare = [g for g in ranked if counts[split[g]] > 1]
+        counts = Counter(split.values())
+        spare = [g for g in ranked if g not in known and counts[split[g]] > 1]
+        if spare and not counts[name]:
             split[spare[-1] if name == "train" else spare[0]] = name
     return split
+
+
+def exceptions(split: Mapping[str, str], holdout: Holdout) -> dict[str, str]:
+    """The groups that are not in the split of their hash: a few, that fill an empty one."""
+    return {g: name for g, name in sorted(split.items()) if name != _by_hash(g, holdout)}
+
+
+def split_again(groups: Sequence[str], holdout: Holdout, kept: Mapping[str, str]) -> dict[str, str]:
+    """What ``split_of`` gave, out of the ``exceptions`` that were kept of it."""
+    return {g: kept.get(g) or _by_hash(g, holdout) for g in groups}
+
+
+def _place(group: str) -> int:
+    return int(hashlib.blake2b(group.encode(), digest_size=6).hexdigest(), 16)
+
+
+def _by_hash(group: str, holdout: Holdout) -> str:
+    edges = (holdout.test, holdout.test + holdout.validation)
+    return _split_at(_place(group) / 2**48, edges)
 
 
 def _split_at(place: float, edges: tuple[float, float]) -> str:

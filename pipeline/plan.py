@@ -6,7 +6,7 @@ sample at a time. What a sample is follows from (recipe, manifests, split, index
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,12 +101,21 @@ class Table:
         return len(self.path)
 
 
-def make_table(manifest: Manifest, source: Source, role: str, split: str) -> Table:
-    """The files of ``split`` ("all" for every one). Raises ``CorpusError`` where there are none."""
+def make_table(
+    manifest: Manifest,
+    source: Source,
+    role: str,
+    split: str,
+    assigned: Mapping[str, str] | None = None,
+) -> Table:
+    """The files of ``split`` ("all" for every one). Raises ``CorpusError`` where there are none.
+
+    ``assigned`` are the groups' splits (default: those of a corpus that is new).
+    """
     table = manifest.usable
     groups = table["speaker"].to_pylist()  # of noise and rooms: what was recorded together
     if split != "all":
-        assigned = split_of(sorted(set(groups)), source.holdout)
+        assigned = assigned or split_of(manifest.groups(), source.holdout)
         keep = [assigned[group] == split for group in groups]
         table = table.filter(pa.array(keep, pa.bool_()))
     if not len(table):

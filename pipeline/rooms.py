@@ -36,7 +36,7 @@ from pipeline.makers import (
     claimed,
     decay_seconds,
 )
-from pipeline.speak import manifest_at_end, write_record
+from pipeline.speak import manifest_written, write_record
 
 Wave = NDArray[np.float64]
 
@@ -184,7 +184,7 @@ def make_rooms(spec: RoomSpec, out: Path, count: int, workers: int = 1) -> list[
     jobs = [(path, partial(room, path)) for path in paths]
     with (
         claimed(out, f"rooms: {spec.name}, spec {digest(values)[:16]}", spec.seed),
-        manifest_at_end(out / MANIFEST),
+        manifest_written(out / MANIFEST),
     ):
         return _make(jobs, "rooms", workers)
 

@@ -19,6 +19,7 @@ import importlib.util
 import json
 import os
 import re
+import sys
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -91,16 +92,15 @@ def write_manifest(path: Path) -> None:
 
 
 @contextmanager
-def manifest_at_end(path: Path) -> Iterator[None]:
-    """Write the records of what is there, also where a run is interrupted or fails.
-
-    The run's own error is the one to tell, not that the manifest cannot be written either.
-    """
+def manifest_written(path: Path) -> Iterator[None]:
+    """Write the manifest ``path`` at the end; after an error too, which is then the one to tell."""
     try:
         yield
     except BaseException:
-        with suppress(OSError, UserError):
+        try:
             write_manifest(path)
+        except (OSError, UserError) as second:
+            print(f"warning: {path} is not up to date: {second}", file=sys.stderr)
         raise
     write_manifest(path)
 
@@ -394,7 +394,7 @@ def speak(order: Order, clips: int, models: Sequence[VoiceModel], load: Loader) 
     outcome = Outcome()
     with (
         claimed(order.out, made_of, order.spec.seed),
-        manifest_at_end(order.out / MANIFEST),
+        manifest_written(order.out / MANIFEST),
         progress_bar(desc="speak", unit="clip", total=clips) as bar,
     ):
         _speak_all(order, clips, models, load, outcome, bar)

@@ -336,7 +336,8 @@ def _tell(job: jobs.Job, made: Sequence[int], skipped: int, seconds: float) -> N
 
 
 def verify(options: argparse.Namespace) -> int:
-    """Hold every shard to its record; exit status 1 where anything is wrong."""
+    """Hold every shard to its record, ``--deep`` the description too; exit status 1 where anything
+    is wrong."""
     job = jobs.reopen(options.dataset, {})
     count = wrong = 0
     with closing(_verified(job, options)) as checked:
@@ -346,10 +347,11 @@ def verify(options: argparse.Namespace) -> int:
             for line in lines:
                 print(line)
     print(f"{shown(options.dataset)}: {count - wrong} of {count} shards are whole")
-    shared = _shared(job, options.apart_from) if options.apart_from else []
-    for line in shared:
+    more = list(jobs.description_problems(job)) if options.deep else []
+    more += _shared(job, options.apart_from) if options.apart_from else []
+    for line in more:
         print(line)
-    return 1 if wrong or shared else 0
+    return 1 if wrong or more else 0
 
 
 def _verified(job: jobs.Job, options: argparse.Namespace) -> Generator[list[str], None, None]:

@@ -38,6 +38,7 @@ def manifest(name: str, files: int, root: int = 0) -> Manifest:
             "language": "en",
             "licence": "CC0",
             "rejected": "",
+            "stamp": "",
         }
         for i in range(files)
     ]

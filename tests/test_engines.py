@@ -88,10 +88,10 @@ def test_running_again_makes_nothing_again(reference: Job, corpora: Corpora) -> 
     assert before == {path: path.stat().st_mtime_ns for path in reference.out.glob("shard-*")}
 
 
-def test_fewer_samples_destroy_nothing(reference: Job, corpora: Corpora) -> None:
+def test_fewer_samples_are_refused_and_destroy_nothing(reference: Job, corpora: Corpora) -> None:
     before = tars(reference.out)
-    fewer = prepare(recipe(), corpora, reference.out, SAMPLES - 2, progress=False)
-    assert fewer.todo() == []
+    with pytest.raises(ValueError, match=f"has {SAMPLES} already; --samples is how many"):
+        prepare(recipe(), corpora, reference.out, SAMPLES - 2, progress=False)
     assert tars(reference.out) == before
 
 

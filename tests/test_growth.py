@@ -163,6 +163,61 @@ def test_a_version_only_adds(corpora: Any, tmp_path: Path, monkeypatch: Any) -> 
         growth.grown(tmp_path / "one", asked(16, tmp_path / "two"))
 
 
+def all_splits(job: Job) -> dict[str, dict[str, str]]:
+    return {role: job.assigned(role) for role in job.recipe.sources.present()}
+
+
+def few_are_held_out() -> dict[str, Any]:
+    """Sources of which splits stay empty by hash alone, as those of small corpora do."""
+    return {
+        role: {"corpus": role, "holdout": {"validation": 0.06, "test": 0.06}}
+        for role in ("speech", "noise", "rooms")
+    }
+
+
+@pytest.mark.parametrize("version", ["kept", "of before splits were kept"])
+def test_no_speaker_changes_splits_in_any_version(
+    version: str, corpora: Any, tmp_path: Path
+) -> None:
+    first = sketch_job(tmp_path / "0", 4, sources=few_are_held_out())
+    if version == "kept":  # as ``prepare`` makes it
+        for path in (tmp_path / "0").iterdir():
+            path.unlink() if path.is_file() else None
+        first = jobs.prepare(first.recipe, {}, tmp_path / "0", 4)
+    assert ("assigned" in first.identity) == (version == "kept")
+    make_all(first)
+    splits = all_splits(first)
+    assert all(set(found.values()) >= {"validation", "test"} for found in splits.values())
+    for number, more in enumerate((15, 40, 41, 200), start=1):
+        corpora["more_speech"] = more
+        old, new = tmp_path / str(number - 1), tmp_path / str(number)
+        make_all(growth.grown(old, asked(4 * number + 4, new)))
+        make_all(growth.grown(new, asked(4 * number + 4)))  # in place: nothing to add
+        now = all_splits(reopen(new, {}))
+        assert {role: now[role] | splits[role] for role in now} == now
+        assert len(now["speech"]) > len(splits["speech"])
+        splits = now
+
+
+def test_a_new_corpus_alone_would_have_moved_someone(corpora: Any, tmp_path: Path) -> None:
+    # What the test above is worth: here, without what was kept, one speaker changes sides.
+    first = sketch_job(tmp_path / "old", 4, sources=few_are_held_out())
+    before = all_splits(first)["speech"]
+    corpora["more_speech"] = 200
+    fresh = jobs.prepare(first.recipe, {}, tmp_path / "new", 4)
+    assert any(fresh.assigned("speech")[name] != split for name, split in before.items())
+
+
+def test_a_dataset_is_not_asked_for_fewer_samples(corpora: Any, tmp_path: Path) -> None:
+    job = sketch_job(tmp_path, 18)
+    make_all(job)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(ValueError, match=r"--samples 4: .* has 18 already; --samples is how many"):
+        jobs.prepare(job.recipe, {}, tmp_path, 4)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert jobs.prepare(job.recipe, {}, tmp_path, 18).todo() == []
+
+
 # ---------------------------------------------------------------- merge
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import csv
+import hashlib
+import io
 import json
 import re
+import tarfile
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -189,3 +192,131 @@ def test_a_chart_survives_flat_and_single_values() -> None:
 def test_a_ticks_number_is_the_ticks() -> None:
     said = {0.0015: "1.5e-3", 0.0005: "5e-4", 250_000: "2.5e5", 0.61: "0.61", 0: "0"}
     assert {value: charts._number(value) for value in said} == said
+
+
+# --- damaged input --------------------------------------------------------------------------------
+
+
+def page_of(top: Path) -> int:
+    argv = ["--run", str(top / "run"), "--shards", str(top / "shards")]
+    argv += ["--evaluation", str(top / "evaluation"), "--out", str(top / "r.html")]
+    return main(["report", *argv])
+
+
+@pytest.fixture
+def inputs(tmp_path: Path) -> Path:
+    write_run(tmp_path / "run")
+    shards = write_dataset(tmp_path / "shards", shards=2, samples=2)
+    for tar in shards.glob("*.tar"):
+        record = json.loads(tar.with_suffix(".json").read_text())
+        record["tar_sha256"] = hashlib.sha256(tar.read_bytes()).hexdigest()
+        tar.with_suffix(".json").write_text(json.dumps(record))
+    write_evaluation(tmp_path / "evaluation", "run", "shards")
+    return tmp_path
+
+
+def test_no_damaged_shard_is_taken_for_good(
+    inputs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tar = inputs / "shards" / "shard-000001.tar"
+    whole, rng = tar.read_bytes(), np.random.default_rng(0)
+    assert page_of(inputs) == 0
+    for place in rng.integers(0, len(whole), 20):
+        broken = bytearray(whole)
+        broken[place] ^= 1 << int(rng.integers(8))
+        tar.write_bytes(broken)
+        assert page_of(inputs) == 2
+        assert "shard-000001.tar: content differs" in capsys.readouterr().err
+
+
+def test_damage_that_no_hash_tells_is_one_sentence(
+    inputs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_dataset(inputs / "shards", shards=1, samples=2)  # its records have no hashes
+    tar = folder / "shard-000000.tar"
+    whole, rng = tar.read_bytes(), np.random.default_rng(1)
+    for _ in range(16):
+        broken = bytearray(whole)
+        # Headers and records: where a changed byte changes what the page is made of.
+        places = [m.start() for m in re.finditer(rb"[0-9a-z]{3,}\.json|\{", whole)]
+        start = int(rng.choice(places))
+        broken[start + int(rng.integers(0, 300))] ^= 1 << int(rng.integers(8))
+        tar.write_bytes(broken)
+        status, error = page_of(inputs), capsys.readouterr().err
+        assert status == 0 or ((status == 2 and "shard-000000.tar" in error) or "sample 0" in error)
+
+
+def change_plan(folder: Path, change: Any) -> None:
+    """Write a shard whose first sample's plan is another; its record fits."""
+    tar = folder / "shard-000000.tar"
+    with tarfile.open(tar) as archive:
+        members = [(m.name, archive.extractfile(m).read()) for m in archive]  # type: ignore[union-attr]
+    record = json.loads(members[1][1])
+    change(record["plan"])
+    members[1] = (members[1][0], json.dumps(record).encode())
+    with tarfile.open(tar, "w") as archive:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    about = {"samples": 2, "dropped": [], "tar_bytes": tar.stat().st_size}
+    tar.with_suffix(".json").write_text(json.dumps(about))
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        (lambda plan: plan.clear(), "speech"),
+        (lambda plan: plan.update(speech=3), "speech"),
+        (lambda plan: plan.update(speed="fast"), "speed"),
+        (lambda plan: plan.update(level_dbfs="1.5"), "level_dbfs"),
+        (lambda plan: plan.update(noise={"path": "a"}), "noise.snr_db"),
+        (lambda plan: plan.update(steps=[{"stage": "a"}]), "steps[0].kind"),
+        (
+            lambda plan: plan.update(steps=[{"stage": "a", "kind": "b", "params": {"x": None}}]),
+            "steps[0].params.x",
+        ),
+    ],
+)
+def test_another_programs_plan_is_named(
+    inputs: Path, change: Any, field: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    change_plan(inputs / "shards", change)
+    assert page_of(inputs) == 2
+    assert f"sample 000000000: plan: {field}: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("run/log.jsonl", '{"step": 1}\n{"step": "x"}\n'),
+        ("run/log.jsonl", '{"step": 1, "loss": []}\n'),
+        ("run/log.jsonl", "{nothing}\n"),
+        ("run/model.json", '{"parameters": "many"}'),
+        ("run/model.json", "[" * 100_000),
+        ("shards/dataset.json", "{}"),
+        ("shards/dataset.json", '{"recipe": {"name": 3}, "recipe_hash": "0"}'),
+        ("shards/shard-000000.json", '{"samples": 2, "tar_bytes": 1}'),
+        ("evaluation/results.json", '{"sets": [{}]}'),
+        ("evaluation/scores.csv", "model,set\nv7,wb\n"),
+        ("evaluation/scores.csv", "model,set,path_or_key,truth,score\nv7,wb,a,3,good\n"),
+    ],
+)
+def test_every_damaged_file_is_named_in_one_sentence(
+    inputs: Path, file: str, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (inputs / file).write_text(text)
+    assert page_of(inputs) == 2
+    error = capsys.readouterr().err
+    named = file.replace("shard-000000.json", "shard-000000")
+    assert error.startswith("error: ") and named in error
+
+
+def test_of_a_large_dataset_some_shards_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report, "MOST_RECORDS", 4)
+    dataset = report.read_dataset(write_dataset(tmp_path, shards=5, samples=2))
+    assert list(dataset.records) == [f"{i:09d}" for i in (0, 1, 6, 7)]
+    assert dataset.total == 10 and dataset.which == "4 of 10 samples"
+    assert len(report.players(dataset, None, "run")) == 4

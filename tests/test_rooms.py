@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import socket
 from hashlib import sha256
@@ -15,7 +16,7 @@ import yaml
 from data_specs.corpus import find_corpus
 from data_specs.room import RoomSpec, load_rooms
 from data_specs.strict import SpecError
-from pipeline import makers, rooms
+from pipeline import makers, rooms, speak
 from pipeline.__main__ import main
 from pipeline.manifest import scan
 
@@ -229,3 +230,36 @@ def test_the_command_writes_a_folder(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert len(list((tmp_path / "rooms").glob("*.flac"))) == 2
     assert main([*argv[:-1], "-1"]) == 2
     assert capsys.readouterr().err == "error: --count must not be negative, is -1\n"
+
+
+def test_a_full_disk_is_told_by_the_room_that_met_it_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(path: Path, *args: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(rooms, "write_record", full)
+    monkeypatch.setattr(speak, "write_manifest", full)
+    with pytest.raises(OSError, match=r"No space left.*room00000\.flac") as error:
+        rooms.make_rooms(small(), tmp_path, 2)
+    assert error.value.errno == errno.ENOSPC
+    said = capsys.readouterr().err
+    assert f"warning: {tmp_path / rooms.MANIFEST} is not up to date: " in said
+
+
+def test_the_manifest_is_up_to_date_after_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = rooms.make_room
+
+    def until_the_third(spec: RoomSpec, name: str) -> object:
+        if name == "room00002.flac":
+            raise RuntimeError("the third")
+        return make(spec, name)
+
+    monkeypatch.setattr(rooms, "make_room", until_the_third)
+    with pytest.raises(RuntimeError, match="the third"):
+        rooms.make_rooms(small(), tmp_path, 4)
+    there = sorted(path.name for path in tmp_path.glob("*.flac"))
+    assert "room00000.flac" in there and "room00002.flac" not in there
+    assert [row["path"] for row in records(tmp_path)] == there

@@ -7,6 +7,7 @@ no speech. Where it says "fake engine", the library is not involved at all.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -18,6 +19,7 @@ from collections import Counter
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -336,6 +338,22 @@ def test_a_sentence_that_a_fake_engine_cannot_take_is_drawn_again(tmp_path: Path
         engine.error = error
         with pytest.raises(type(error)):  # the machine's trouble stops the run
             speak.make_clip(order(spec, tmp_path), spec.models[0], engine, 0)
+
+
+def test_a_full_disk_is_told_by_the_clip_that_met_it_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(name: str) -> Any:
+        def raises(*args: Any) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device", name)
+
+        return raises
+
+    monkeypatch.setattr(speak, "_speak_model", full("0.flac"))
+    monkeypatch.setattr(speak, "write_manifest", full("clips.jsonl"))
+    with pytest.raises(OSError, match=r"No space left on device: '0\.flac'"):
+        speak.speak(order(voices(LJ), tmp_path), 4, voices(LJ).models, speak.load_coqui)
+    assert "clips.jsonl is not up to date: " in capsys.readouterr().err
 
 
 def test_a_mute_or_missing_fake_model_fails_by_name_and_the_others_speak(tmp_path: Path) -> None:

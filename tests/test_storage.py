@@ -283,7 +283,8 @@ def at_address(speech: Path) -> str:
 def test_a_corpus_at_an_address_is_the_same_corpus(at_address: str, speech: Path) -> None:
     corpus = find_corpus("speech", "test")
     here, there = (scan("speech", corpus, [root], progress=False) for root in (speech, at_address))
-    assert there.table.equals(here.table) and there.sha256() == here.sha256()
+    assert there.table.drop_columns("stamp").equals(here.table.drop_columns("stamp"))
+    assert there.sha256() == here.sha256()
     assert len(here.usable) == 3 and here.rejections()
     for row in here.usable.to_pylist():
         clip = remote_clip(at_address, row["path"])

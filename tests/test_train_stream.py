@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
+import re
 import time
 
 import numpy as np
@@ -253,6 +256,44 @@ def test_corrupted_tar(folder):
     tar.write_bytes(data)
     with pytest.raises(ValueError, match=r"shard-000001\.tar"):
         read_all(folder)
+
+
+@pytest.fixture
+def hashed(folder):
+    """The folder's records have their tars' hashes, as the pipeline writes them."""
+    for tar in folder.glob("*.tar"):
+        record = json.loads(tar.with_suffix(".json").read_text())
+        record["tar_sha256"] = hashlib.sha256(tar.read_bytes()).hexdigest()
+        tar.with_suffix(".json").write_text(json.dumps(record))
+    return folder
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("shard", [0, 1, 2])
+def test_a_changed_label_is_not_trained_on(hashed, shard, workers):
+    tar = hashed / f"shard-{shard:06d}.tar"
+    data, old = bytearray(tar.read_bytes()), tar.stat()
+    digit = re.search(rb'"mos": \d\.(\d)', data)
+    data[digit.start(1)] ^= 1  # '2' becomes '3'
+    tar.write_bytes(data)
+    os.utime(tar, ns=(old.st_atime_ns, old.st_mtime_ns))
+    with pytest.raises(ValueError, match=rf"{tar.name}: content differs from its record's hash"):
+        list(loader(batches_of(hashed), 0, 4, workers))
+    with pytest.raises(ValueError, match=rf"{tar.name}: content differs"):  # evaluate's way
+        samples = ShardSamples(list_shards(hashed))
+        [samples.locate(number) for number in range(len(samples))]
+
+
+def test_a_tar_is_hashed_once_in_a_run_and_again_when_it_changes(hashed, monkeypatch):
+    found = []
+    monkeypatch.setattr("train.stream.OPEN_SHARDS", 1)
+    monkeypatch.setattr("train.stream.require_sha256", lambda file, where, _: found.append(where))
+    batches = batches_of(hashed)
+    list(loader(batches, 0, 8, workers=0))
+    assert sorted(found) == sorted(str(tar) for tar in hashed.glob("*.tar"))
+    os.utime(hashed / "shard-000001.tar", ns=(1, 1))
+    list(loader(batches, 0, 8, workers=0))
+    assert found[3:] == [str(hashed / "shard-000001.tar")]
 
 
 def with_member(tmp_path, audio: bytes | None, label: bytes | None):

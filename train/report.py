@@ -9,21 +9,19 @@ from __future__ import annotations
 import argparse
 import csv
 import importlib.metadata
-import io
 import json
 import math
 import platform
-import tarfile
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, TypedDict, TypeVar
 
 import jinja2
 import numpy as np
-import soundfile
 from markupsafe import Markup
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from data_specs.distributions import Choice, Constant, LogUniform, Normal, Uniform
 from data_specs.io.addresses import path_here
@@ -31,15 +29,23 @@ from data_specs.io.errors import UserError
 from data_specs.io.files import write_text
 from data_specs.io.listen import data_uri, in_words, spectrogram_png, split_unit
 from data_specs.recipe import Recipe
-from data_specs.sample import CROP_SAMPLES, DATASET_FILE, SAMPLE_RATE, SampleRecord, parse_sample
+from data_specs.sample import CROP_SAMPLES, DATASET_FILE, SAMPLE_RATE, SampleRecord
+from data_specs.strict import describe
 from train import charts
 from train.command import command_of
-from train.shards import list_shards
+from train.shards import MOST_INFO_BYTES, list_shards
+from train.stream import ShardSamples
 
 Spread = Uniform | LogUniform | Normal
 DISTRIBUTIONS = (Constant, Uniform, LogUniform, Normal, Choice)
 
+Model = TypeVar("Model", bound=BaseModel)
+
 PLAYERS = 8
+
+MOST_RECORDS = 20_000
+"""Of a large dataset so many samples are read, from shards spread evenly: some 150 MB."""
+
 VERSIONED = ("torch", "numpy", "scipy", "soundfile", "soxr", "distillmos", "webdataset", "ray")
 
 
@@ -47,15 +53,107 @@ class Missing(Exception):
     """Something that the page would show is not there; the message says what makes it."""
 
 
+class About(BaseModel):
+    """What the page shows of ``dataset.json``."""
+
+    recipe: Recipe
+    recipe_hash: str
+    corpora: dict[str, Any] = {}
+
+
+class _Checked(BaseModel):
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+
+class _Speech(_Checked):
+    path: str
+    corpus: str = ""
+    start_sample: int = 0
+    speaker: str = ""
+    language: str = ""
+
+
+class _Room(_Checked):
+    path: str
+
+
+class _Noise(_Checked):
+    path: str
+    snr_db: float
+
+
+class _Step(_Checked):
+    stage: str
+    kind: str
+    params: dict[str, float]
+
+
+class Plan(_Checked):
+    """What the page counts and shows of a sample's plan; records of strangers may have others."""
+
+    speech: _Speech
+    speed: float
+    level_dbfs: float
+    room: _Room | None
+    noise: _Noise | None
+    speech_steps: int
+    steps: list[_Step]
+
+
+class _Model(BaseModel):
+    """What is read of ``model.json``; all of it may be missing."""
+
+    parameters: int = 0
+    metrics: dict[str, float | None] | None = None
+
+
+class _Result(_Checked):
+    """What is read of a result of ``evaluate``."""
+
+    model: str
+    set: str
+    clips: int
+    pcc: float | None
+    spearman: float | None
+    rmse: float | None
+    kind: str = ""
+    short: str | None = None
+
+
+class _Results(BaseModel):
+    sets: list[_Result]
+
+
+class _Score(BaseModel):
+    """A row of ``scores.csv``."""
+
+    model: str
+    set: str
+    path_or_key: str
+    truth: float
+    score: float
+
+
 @dataclass(frozen=True)
 class Dataset:
-    """A folder of shards: its description and its samples' records."""
+    """A folder of shards: its description, and its samples' records by key, in ``samples``' order.
+
+    Of a large one the records of every so many shards; ``total`` and ``dropped`` are of all.
+    """
 
     folder: Path
-    about: dict[str, Any]
+    about: About
     recipe: Recipe
+    samples: ShardSamples
     records: dict[str, SampleRecord]
+    total: int
     dropped: int
+
+    @property
+    def which(self) -> str:
+        """Which samples the page is about."""
+        read = len(self.records)
+        return "every sample" if read == self.total else f"{read:,} of {self.total:,} samples"
 
 
 class Section(TypedDict, total=False):
@@ -71,9 +169,11 @@ class Section(TypedDict, total=False):
 def _json(path: Path, make: str) -> dict[str, Any]:
     if not path.is_file():
         raise Missing(f"{path} is not there. It is made by: {make}")
+    if (size := path.stat().st_size) > MOST_INFO_BYTES:
+        raise UserError(f"{path}: {size} bytes are too many; make it again: {make}")
     try:
         content = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not JSON ({error}); make it again: {make}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: must be a JSON object; make it again: {make}")
@@ -93,40 +193,67 @@ def read_log(run: Path) -> list[dict[str, Any]]:
     path = run / "log.jsonl"
     if not path.is_file():
         raise Missing(f"{path} is not there. It is made by: {MAKE_RUN}")
-    rows = [json.loads(line) for line in path.read_text("utf-8").split("\n") if line.endswith("}")]
+    lines = path.read_text("utf-8", "replace").split("\n")
+    rows = [_log_line(line, f"{path}:{n}") for n, line in enumerate(lines, 1) if line[-1:] == "}"]
     if not rows:
         raise Missing(f"{path} has no lines yet. It is made by: {MAKE_RUN}")
     return rows
 
 
+def _log_line(line: str, where: str) -> dict[str, Any]:
+    """A line with its step, and numbers in all that is drawn."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: not JSON ({error}); remove the line") from error
+    drawn = [name for _, _, series in CURVES for names in series.values() for name in names]
+    also = [name.replace("val_", "validation_") for name in drawn]
+    numbers = {name: row[name] for name in (*drawn, *also) if row.get(name) is not None}
+    numbers["step"] = row.get("step")
+    for name, value in numbers.items():
+        if not isinstance(value, int | float):
+            raise UserError(f"{where}: {name!r} is no number: {value!r}; remove the line")
+    return dict(row)
+
+
+def read_model(run: Path) -> dict[str, Any]:
+    """What ``model.json`` says of the run's model."""
+    about = _json(run / "model.json", MAKE_RUN)
+    _parsed(_Model, about, run / "model.json")
+    return about
+
+
 def read_dataset(folder: Path | None) -> Dataset:
-    """Description and records of every sample. Raises ``Missing`` or ``ValueError``."""
+    """Description and records, read as the trainer does. Raises ``Missing`` or ``ValueError``."""
     if folder is None:
         raise Missing(f"No dataset was given. Make one: {MAKE_SHARDS}")
-    about = _json(folder / DATASET_FILE, MAKE_SHARDS)
+    about = _parsed(About, _json(folder / DATASET_FILE, MAKE_SHARDS), folder / DATASET_FILE)
+    listed = list_shards(folder)
+    total = sum(shard.samples for shard in listed)
+    samples = ShardSamples(listed[:: math.ceil(total / MOST_RECORDS)])
     records: dict[str, SampleRecord] = {}
-    dropped = 0
-    for shard in list_shards(folder):
-        dropped += len(_json(shard.tar.with_suffix(".json"), MAKE_SHARDS).get("dropped", []))
-        with tarfile.open(shard.tar) as tar:
-            for member in tar:
-                if member.name.endswith(".json") and (data := tar.extractfile(member)):
-                    record = parse_sample(data.read(), f"{shard.tar}: {member.name}")
-                    records[record.key] = record
-    return Dataset(folder, about, Recipe.model_validate(about["recipe"]), records, dropped)
+    for number in range(len(samples)):
+        record = samples.record(number)
+        if record.key in records:
+            raise UserError(f"{folder}: sample {record.key} is there twice; make its shard again")
+        _parsed(Plan, record.plan, f"{folder}: sample {record.key}: plan")
+        records[record.key] = record
+    dropped = sum(_dropped(shard.tar.with_suffix(".json")) for shard in listed)
+    return Dataset(folder, about, about.recipe, samples, records, total, dropped)
 
 
-def read_audio(folder: Path, keys: Sequence[str]) -> dict[str, bytes]:
-    """The FLAC members of some samples."""
-    wanted, found = {f"{key}.flac": key for key in keys}, {}
-    for shard in list_shards(folder):
-        with tarfile.open(shard.tar) as tar:
-            for member in tar:
-                if member.name in wanted and (data := tar.extractfile(member)):
-                    found[wanted[member.name]] = data.read()
-        if len(found) == len(wanted):
-            break
-    return found
+def _dropped(path: Path) -> int:
+    dropped = _json(path, MAKE_SHARDS).get("dropped", [])
+    if not isinstance(dropped, list):
+        raise UserError(f"{path}: 'dropped' must be a list; make the shard again")
+    return len(dropped)
+
+
+def _parsed(model: type[Model], content: Any, where: Path | str) -> Model:
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        raise UserError(describe(error, content, str(where))) from error
 
 
 @dataclass(frozen=True)
@@ -143,13 +270,14 @@ def read_evaluation(folder: Path | None) -> Evaluation:
     if folder is None:
         raise Missing(f"No evaluation was given. Make one: {MAKE_SCORES}")
     results = _json(folder / "results.json", MAKE_SCORES)
-    if not isinstance(results.get("sets"), list):
-        raise UserError(f"{folder / 'results.json'}: no list 'sets'; evaluate again")
+    _parsed(_Results, results, folder / "results.json")
     path = folder / "scores.csv"
     if not path.is_file():
         raise Missing(f"{path} is not there. It is made by: {MAKE_SCORES}")
     with path.open(newline="", encoding="utf-8") as file:
         scores = list(csv.DictReader(file))
+    for line, row in enumerate(scores, 2):
+        _parsed(_Score, row, f"{path}:{line}")
     return Evaluation(folder, results["sets"], scores)
 
 
@@ -244,9 +372,9 @@ def headlines(
         note = f"student {model.get('student', '')}"
         found.append({"value": f"{model['parameters']:,}", "name": "parameters", "note": note})
     if dataset:
-        hours = len(dataset.records) * CROP_SAMPLES / SAMPLE_RATE / 3600
+        hours = dataset.total * CROP_SAMPLES / SAMPLE_RATE / 3600
         note = f"{hours:.1f} h of recipe {dataset.recipe.name}, {dataset.dropped} dropped"
-        found.append({"value": f"{len(dataset.records):,}", "name": "samples", "note": note})
+        found.append({"value": f"{dataset.total:,}", "name": "samples", "note": note})
     return found
 
 
@@ -421,10 +549,12 @@ def players(dataset: Dataset, evaluation: Evaluation | None, run: str) -> list[d
     """Samples spread evenly over the labels, from worst to best."""
     ranked = sorted(dataset.records.values(), key=lambda record: (record.mos, record.key))
     places = np.linspace(0, len(ranked) - 1, min(PLAYERS, len(ranked))).astype(int)
-    chosen = [ranked[place] for place in places]
-    audio = read_audio(dataset.folder, [record.key for record in chosen])
+    numbers = {key: number for number, key in enumerate(dataset.records)}
     scores = _student_scores(evaluation, dataset.folder.name, run)
-    return [_player(record, audio[record.key], scores.get(record.key)) for record in chosen]
+    return [
+        _player(record, dataset.samples, numbers[record.key], scores.get(record.key))
+        for record in (ranked[place] for place in places)
+    ]
 
 
 def _student_scores(evaluation: Evaluation | None, name: str, run: str) -> dict[str, float]:
@@ -436,14 +566,16 @@ def _student_scores(evaluation: Evaluation | None, name: str, run: str) -> dict[
     }
 
 
-def _player(record: SampleRecord, flac: bytes, student: float | None) -> dict[str, Any]:
-    pcm, _ = soundfile.read(io.BytesIO(flac), dtype="int16")
+def _player(
+    record: SampleRecord, samples: ShardSamples, number: int, student: float | None
+) -> dict[str, Any]:
+    pcm, _ = samples.read(number)
     return {
         "key": record.key,
         "teacher": f"{record.mos:.2f}",
         "student": None if student is None else f"{student:.2f}",
         "words": in_words(record.plan),
-        "audio": data_uri("audio/flac", flac),
+        "audio": data_uri("audio/flac", samples.flac(number)),
         "picture": data_uri("image/png", spectrogram_png(pcm)),
         "seconds": len(pcm) / SAMPLE_RATE,
     }
@@ -507,7 +639,7 @@ def page(
     ``shards`` were trained on (labels, draws); ``judged`` were not (players; default ``shards``).
     """
     log = _section(lambda: read_log(run))
-    model = _section(lambda: _json(run / "model.json", MAKE_RUN))
+    model = _section(lambda: read_model(run))
     data = _section(lambda: read_dataset(shards))
     scored = _section(lambda: read_evaluation(evaluation))
     dataset: Dataset | None = data.get("content")

@@ -26,12 +26,14 @@ MOST_INFO_BYTES = 16 << 20
 class Shard:
     """One whole shard: its tar, and how many samples it holds.
 
-    Of a ``remote`` one ``tar`` is where it is kept on this machine once it was fetched.
+    Of a ``remote`` one ``tar`` is where it is kept on this machine once it was fetched, and held to
+    the record's hash then; ``sha256`` is what a local one is still to be held to.
     """
 
     tar: Path
     samples: int
     remote: RemoteFile | None = None
+    sha256: str | None = None
 
     @property
     def where(self) -> str:
@@ -136,10 +138,10 @@ def _shard(
             f"{place.shown(tar)}: {size} bytes, but its record says {expected}: it is truncated or "
             f"changed; delete {tar} and {_record_name(tar)} and run the pipeline again"
         )
+    sha256 = _sha256(record, where)
     if isinstance(place, LocalFolder):
-        shard = Shard(place.path / tar, 0)
+        shard = Shard(place.path / tar, 0, sha256=sha256)
     else:
-        sha256 = _sha256(record, where)
         remote = RemoteFile(place, tar, expected, sha256, cache or default_cache())
         shard = Shard(remote.local, 0, remote)
     return replace(shard, samples=_samples(shard, record, expected, where))

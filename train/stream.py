@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 import mmap
+import os
 from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -31,11 +32,11 @@ from data_specs.io.cache import CACHE_REMEDY, Descriptor, ReadAhead, RemoteFile
 from data_specs.io.errors import UserError
 from data_specs.io.hardware import available_memory
 from data_specs.rated import RatedClip
-from data_specs.sample import CROP_SAMPLES
+from data_specs.sample import CROP_SAMPLES, SampleRecord
 from train.audio import Wave, read_mono, to_16k
 from train.order import Item, Order
 from train.shards import Shard
-from train.tars import Pcm, Span, decode, index_of, record_of
+from train.tars import Pcm, Span, audio_of, decode, index_of, record_of, require_sha256
 
 PCM_SCALE = 32768.0
 
@@ -88,6 +89,9 @@ class ShardSamples:
         self._indices: dict[int, tuple[NDArray[np.str_], NDArray[np.int64]]] = {}
         self._cache = cache
         self._ahead = ReadAhead()
+        # Size and time of the tars that had the right hash, for all processes that are forked.
+        memory = mmap.mmap(-1, 16 * max(len(shards), 1))
+        self._checked = np.frombuffer(memory, np.int64).reshape(-1, 2)
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -101,6 +105,16 @@ class ShardSamples:
         """The tar of sample ``number``, on this machine, and its place there."""
         shard = self._shard(number)
         return self.shards[shard].local(), self._span(shard, number)
+
+    def record(self, number: int) -> SampleRecord:
+        """The record of sample ``number``."""
+        shard = self._shard(number)
+        return record_of(self._file(shard), self.shards[shard].where, self._span(shard, number))
+
+    def flac(self, number: int) -> bytes:
+        """The audio of sample ``number`` as it is stored."""
+        shard = self._shard(number)
+        return audio_of(self._file(shard), self.shards[shard].where, self._span(shard, number))
 
     def read(self, number: int) -> tuple[Pcm, float]:
         """(audio int16 (122880,), teacher's MOS) of sample ``number``."""
@@ -144,8 +158,18 @@ class ShardSamples:
             del self._files[other]  # its disk space is free only then
         while len(self._files) >= OPEN_SHARDS:
             self._files.popitem(last=False)
-        self._files[shard] = self.shards[shard].open()
-        return self._files[shard]
+        opened = self.shards[shard].open()
+        self._require_unchanged(shard, opened)
+        self._files[shard] = opened
+        return opened
+
+    def _require_unchanged(self, shard: int, file: Descriptor) -> None:
+        """Hold a local tar to its record's hash when a run first reads it, or it changed since."""
+        listed, status = self.shards[shard], os.fstat(file.number)
+        stamp = (status.st_size, status.st_mtime_ns)
+        if listed.sha256 and tuple(self._checked[shard].tolist()) != stamp:
+            require_sha256(file, listed.where, listed.sha256)
+            self._checked[shard] = stamp
 
     def _span(self, shard: int, number: int) -> Span:
         if shard not in self._indices:

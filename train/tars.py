@@ -6,6 +6,7 @@ held to the crop's length before anything is decoded. Nothing is unpacked.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import re
@@ -74,6 +75,19 @@ def open_tar(tar: Path) -> Descriptor:
         return Descriptor(tar)
     except OSError as error:
         raise UserError(f"{tar}: cannot be read: {error.strerror}") from error
+
+
+def require_sha256(file: Descriptor, where: str, sha256: str) -> None:
+    """``ValueError`` naming the tar if it is not the one that its record was written for."""
+    digest, place = hashlib.sha256(), 0
+    while block := os.pread(file.number, 1 << 20, place):
+        digest.update(block)
+        place += len(block)
+    if digest.hexdigest() != sha256:
+        raise UserError(
+            f"{where}: content differs from its record's hash: audio or labels were changed or "
+            "damaged; delete it and its record and run the pipeline again"
+        )
 
 
 def index_of(file: Descriptor, where: str) -> list[Span]:
@@ -184,8 +198,8 @@ def read_pcm(tar: Path, span: Span) -> Pcm:
 
 def decode(file: Descriptor, where: str, span: Span, pcm_T: Pcm) -> None:
     """Decode a sample's audio into ``pcm_T``: never more than that, whatever the file holds."""
+    data = audio_of(file, where, span)
     where = f"{where}: {span.key}.flac"
-    data = _content(file, span.audio_start, span.audio_bytes, where)
     try:
         with soundfile.SoundFile(io.BytesIO(data)) as sound:
             _require_crop(sound, where)
@@ -194,6 +208,11 @@ def decode(file: Descriptor, where: str, span: Span, pcm_T: Pcm) -> None:
         raise UserError(f"{where}: not readable as FLAC: {error}") from error
     if decoded != CROP_SAMPLES:
         raise UserError(f"{where}: truncated or damaged ({decoded} of {CROP_SAMPLES} samples)")
+
+
+def audio_of(file: Descriptor, where: str, span: Span) -> bytes:
+    """A sample's audio as it is stored."""
+    return _content(file, span.audio_start, span.audio_bytes, f"{where}: {span.key}.flac")
 
 
 def _require_crop(sound: soundfile.SoundFile, where: str) -> None:

@@ -245,15 +245,20 @@ class RemoteFolder:
 
     def tree(self) -> dict[str, int | None]:
         """Path below the folder and bytes of every file below it: one recursive listing."""
+        return {path: size for path, (size, _) in self.listing().items()}
+
+    def listing(self) -> dict[str, tuple[int | None, str]]:
+        """As ``tree``, with whatever the store says that changes with a file's content."""
         found = self._tried("", lambda system: system.find(self._at(""), detail=True))
         top = re.sub(r"^[a-z0-9]+://", "", self._at("").partition("?")[0]).strip("/")
-        sizes = {}
+        listed = {}
         for name, entry in found.items():
             path = re.sub(r"^[a-z0-9]+://", "", name.partition("?")[0]).strip("/")
             if entry["type"] == "file" and path.startswith(f"{top}/"):
                 below = path.removeprefix(f"{top}/")
-                sizes[unquote(below) if self._over_http else below] = entry.get("size")
-        return sizes
+                file = unquote(below) if self._over_http else below
+                listed[file] = (entry.get("size"), _tag(entry))
+        return listed
 
     def read(self, names: Sequence[str], limit: int) -> list[bytes]:
         """Small files whole; ``NotFound`` or ``ValueError`` naming one that is over the limit."""
@@ -285,8 +290,7 @@ class RemoteFolder:
         entry = self._tried(name, lambda system: system.info(self._at(name)))
         if entry.get("size") is None:
             raise OSError(f"{self.shown(name)}: the server does not tell its size")
-        tags = (entry.get(key) for key in ("ETag", "etag", "md5Hash", "blob_id", "LastModified"))
-        return int(entry["size"]), str(next(filter(None, tags), ""))
+        return int(entry["size"]), _tag(entry)
 
     def fetch(self, name: str, to: Path, check: Callable[[Path], None], most: int) -> None:
         """Write a file to a path. ``OSError`` naming it where ``check`` raises one for it, or where
@@ -409,6 +413,13 @@ class RemoteFolder:
         )
         full = isinstance(error, OSError) and error.errno in OF_THE_DISK
         return OSError(error.errno, message) if full else OSError(message)  # type: ignore[attr-defined]
+
+
+def _tag(entry: dict[str, Any]) -> str:
+    """What a store's word for a file has that changes with its content."""
+    names = ("ETag", "etag", "md5Hash", "blob_id", "LastModified", "mtime", "created")
+    tags = (entry.get(name) for name in names)
+    return str(next(filter(None, tags), ""))
 
 
 def copy(name: str, source: LocalFolder | RemoteFolder, to: LocalFolder | RemoteFolder) -> None:
