@@ -30,6 +30,7 @@ from pipeline.degrade import (
     untouched,
 )
 from pipeline.degrade.interface import Params, Processor, Waves, noncommercial
+from pipeline.mix import heard_samples
 
 PROCESSORS: dict[str, Processor] = {
     "none": untouched.PROCESSOR,
@@ -140,10 +141,21 @@ def weights_sha256(recipe: Recipe) -> dict[str, str]:
 def run(kind: str, waves_BT: Waves, params: Sequence[Params]) -> Waves:
     """Run one processor over a group and hold it to its contract.
 
-    Raises ``DropSample`` where the processor raises or its output is not finite, ``ContractError``
-    for a wrong shape. A missing file or library and memory that is short are no sample's own fault:
+    A processor hears a wave up to the digital silence behind it, which stays as it is: the loudest
+    tenth of a short clip is a tenth of what is heard, whatever it is padded to. Raises
+    ``DropSample`` where the processor raises or its output is not finite, ``ContractError`` for a
+    wrong shape. A missing file or library and memory that is short are no sample's own fault:
     ``OSError``, ``ImportError`` and such pass through.
     """
+    lengths_B = np.array([heard_samples(wave_T) for wave_T in waves_BT], dtype=int)
+    out_BT = np.zeros_like(waves_BT)
+    for length in np.unique(lengths_B):
+        rows = np.flatnonzero(lengths_B == length)
+        out_BT[rows, :length] = _run(kind, waves_BT[rows, :length], [params[i] for i in rows])
+    return out_BT
+
+
+def _run(kind: str, waves_BT: Waves, params: Sequence[Params]) -> Waves:
     out = _process(kind, waves_BT, params)
     if out.shape != waves_BT.shape or out.dtype != np.float32:
         raise ContractError(f"{kind} returned {out.dtype} {out.shape} for {waves_BT.shape}")
