@@ -221,6 +221,8 @@ def _answer(work: Work, kind: str, waves_BT: Waves, params: Sequence[Params]) ->
         return drop
     except OSError as error:
         return OSError(f"{kind}: {error}")
+    except ImportError as error:
+        return GuardError(f"{kind}: {error}")
     except Exception as error:  # of any type, some of which cannot be pickled
         return GuardError(f"{kind}: {type(error).__name__}: {error}")
 

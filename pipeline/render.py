@@ -20,7 +20,7 @@ from data_specs.io.cache import remote_clip
 from data_specs.sample import CROP_SAMPLES
 from pipeline import degrade
 from pipeline.audio import AudioFile, DropSample, Wave, read_part, read_whole, to_pcm
-from pipeline.degrade.interface import Params, Waves
+from pipeline.degrade.interface import Run
 from pipeline.mix import add_noise, fit_length, guard_peak, loop, require_sound, reverberate
 from pipeline.mix import set_level as set_level_dbfs
 from pipeline.plan import NoisePlan, SamplePlan, Step
@@ -46,10 +46,6 @@ class Rendered:
 
 
 Slot = Wave | DropSample
-
-
-Run = Callable[[str, Waves, Sequence[Params]], Waves]
-"""``degrade.run``, or the same behind a ``guard.Guard``."""
 
 
 def render_group(
