@@ -161,14 +161,14 @@ class Equalise(Strict):
 
 
 class Clip(Strict):
-    """Hard clipping of the loudest ``share`` of the samples."""
+    """Hard clipping of the loudest ``share`` of the samples that are heard (padding aside)."""
 
     kind: Literal["clip"] = "clip"
     share: Annotated[Distribution, _within(0, 0.5, "")] = LogUniform(low=0.001, high=0.1)
 
 
 class Dropout(Strict):
-    """Lost packets that nothing conceals: zeros over a ``share`` of the clip, in packets."""
+    """Lost packets that nothing conceals: zeros over a ``share`` of what is heard, in packets."""
 
     kind: Literal["dropout"] = "dropout"
     share: Annotated[Distribution, _within(0, 0.5, "")] = LogUniform(low=0.01, high=0.2)

@@ -236,11 +236,11 @@ def prepare(
     of groups, by role, that stay where they are.
     """
     require_samples(samples)
-    self_check(recipe)
+    check_processors(recipe, device, time_limit_s)
     before = read_dataset(out)
     if manifests is None:
         manifests = scan_all(recipe, roots, progress, known_manifests(out, before))
-    teacher = label.load(recipe.teacher)
+    teacher = label.identify(recipe.teacher, teacher_device or device)
     identity = _identity(recipe, manifests, splits or {}, teacher.weights_sha256)
     identity["assigned"] = _assigned(recipe, manifests, assigned or {})
     if before and "assigned" not in before["identity"]:  # the folder's own are found anew
@@ -260,6 +260,22 @@ def prepare(
     _ = job.tables  # an empty split is told now, not by a worker
     open_folder(job)
     return job
+
+
+def check_processors(recipe: Recipe, device: str, time_limit_s: float = TIME_LIMIT_S) -> None:
+    """Run the recipe's processors once as a worker will, in a child that is closed afterwards.
+
+    Raises ``SelfCheckError`` naming each that cannot run, also where it crashes or hangs.
+    """
+    with Guard(Runtime(_device_here(device), recipe.precision), time_limit_s) as guard:
+        self_check(recipe, guard.run)
+
+
+def _device_here(device: str) -> str:
+    """A machine that only drives a cluster may have no GPU: there the check runs on its CPU."""
+    import torch
+
+    return device if device == "cpu" or torch.cuda.is_available() else "cpu"
 
 
 def first_own_sample(identity: dict[str, Any]) -> int:

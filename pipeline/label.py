@@ -38,7 +38,24 @@ def load(spec: TeacherSpec, device: str = "cpu") -> Teacher:
     return load_teacher(spec.name, device=device, precision=spec.precision)
 
 
-def calibration(teacher: Teacher) -> dict[str, Any] | None:
+class Identity(Protocol):
+    """What ``train.models.teacher.identify_teacher`` gives."""
+
+    @property
+    def weights_sha256(self) -> str: ...
+
+
+def identify(spec: TeacherSpec, device: str = "cpu") -> Identity:
+    """Who the recipe's teacher is, from its files alone; the device need not be here.
+
+    Raises ``ValueError`` where ``load`` would for the teacher's name, files, precision or device.
+    """
+    from train.models.teacher import identify_teacher
+
+    return identify_teacher(spec.name, device, spec.precision)
+
+
+def calibration(teacher: Teacher | Identity) -> dict[str, Any] | None:
     """A teacher's maps to the scales of rated sets, or None for one that has none."""
     found = getattr(teacher, "calibration", None)
     return None if found is None else found.model_dump(mode="json")

@@ -12,23 +12,45 @@ FRAME_SAMPLES = SAMPLE_RATE // 50  # 20 ms
 ACTIVE_RANGE_DB = 40.0
 """A frame is active when it is at most this far below the loudest one."""
 
+FADE_SAMPLES = SAMPLE_RATE // 20
+"""50 ms, over which the end of a looped noise goes over into its beginning: a period of 20 Hz."""
+
 SILENCE_DBFS = -70.0
 PEAK = 0.99
+
+
+def heard_samples(wave: Wave) -> int:
+    """How many samples come before the digital silence at the end.
+
+    All of them where that is shorter than a frame, or where there is nothing else: a last sample of
+    zero is no padding. A frame at least.
+    """
+    sounds = np.flatnonzero(wave)
+    count = max(int(sounds[-1]) + 1, FRAME_SAMPLES) if len(sounds) else len(wave)
+    return count if len(wave) - count >= FRAME_SAMPLES else len(wave)
 
 
 def active_dbfs(wave: Wave) -> float:
     """Mean level of the active 20 ms frames, dB relative to a full-scale square wave.
 
-    Pauses do not count, so that an SNR means the same for slow and for hurried talkers. Returns
+    Pauses do not count, so that an SNR means the same for slow and for hurried talkers, nor does
+    padding, so that it means the same for short clips; the last frame may be short. Returns
     ``-inf`` for digital silence.
     """
-    frames = wave[: len(wave) // FRAME_SAMPLES * FRAME_SAMPLES].reshape(-1, FRAME_SAMPLES)
-    power = np.mean(frames.astype(np.float64) ** 2, axis=1)
-    loudest = power.max(initial=0.0)
+    wave = wave[: heard_samples(wave)]
+    if not len(wave):
+        return -np.inf
+    starts = np.arange(0, len(wave), FRAME_SAMPLES)
+    counts = np.minimum(FRAME_SAMPLES, len(wave) - starts)
+    frames = fit_length(wave, len(starts) * FRAME_SAMPLES).reshape(-1, FRAME_SAMPLES)
+    # A whole frame weighs exactly 1, so that levels of whole crops are the same to the last bit.
+    weights = counts / FRAME_SAMPLES
+    power = np.mean(frames.astype(np.float64) ** 2, axis=1) / weights
+    loudest = power.max()
     if loudest == 0.0:
         return -np.inf
-    active = power[power >= loudest * 10 ** (-ACTIVE_RANGE_DB / 10)]
-    return float(10 * np.log10(active.mean()))
+    active = power >= loudest * 10 ** (-ACTIVE_RANGE_DB / 10)
+    return float(10 * np.log10(np.average(power[active], weights=weights[active])))
 
 
 def require_sound(wave: Wave, what: str) -> float:
@@ -49,24 +71,55 @@ def fit_length(wave: Wave, count: int) -> Wave:
     return np.pad(wave[:count], (0, max(0, count - len(wave)))).astype(np.float32)
 
 
-def repeat(wave: Wave, start: int, count: int) -> Wave:
-    """``count`` samples of a wave played in a loop from ``start``."""
-    return np.take(wave, np.arange(start, start + count), mode="wrap").astype(np.float32)
+def loop(wave: Wave, again: Wave, count: int) -> Wave:
+    """``count`` samples: ``wave``, then ``again`` over and over, each going over into the next.
+
+    A ``wave`` that is too short to be faded out is left out.
+    """
+    if len(wave) >= count or not len(again):
+        return wave[:count]
+    while len(again) < count:
+        again = cross_fade(again, again)
+    return again[:count] if len(wave) < FADE_SAMPLES else cross_fade(wave, again)[:count]
+
+
+def cross_fade(wave: Wave, then: Wave) -> Wave:
+    """One wave going over into another at equal power: a hard seam clicks, which students learn.
+
+    Where the two are alike their sum would be louder: it is brought to the power of either.
+    """
+    fade = min(FADE_SAMPLES, len(wave) // 2, len(then) // 2)
+    before, after = (part.astype(np.float64) for part in (wave[len(wave) - fade :], then[:fade]))
+    angle = (np.arange(fade) + 0.5) / max(fade, 1) * np.pi / 2
+    energy = np.sqrt(np.sum(before**2) * np.sum(after**2))
+    # Rounded, so that a machine that sums in another order makes the same bytes.
+    alike = round(max(0.0, float(np.sum(before * after))) / energy, 2) if energy else 0.0
+    mixed = before * np.cos(angle) + after * np.sin(angle)
+    mixed /= np.sqrt(1 + alike * np.sin(2 * angle))
+    parts = [wave[: len(wave) - fade], mixed.astype(np.float32), then[fade:]]
+    return np.concatenate(parts)
 
 
 def reverberate(speech: Wave, response: Wave, what: str) -> Wave:
-    """Convolve with a room impulse response, direct sound at time zero, active level kept."""
+    """Convolve with a room impulse response, direct sound at time zero, active level kept.
+
+    The level is that of where the speech is, not of what rings on over the padding behind it.
+    """
     before_dbfs = require_sound(speech, "speech")
     if not len(response) or not np.any(response):
         raise DropSample("silent", f"{what}: the impulse response is all zeros")
     direct = int(np.argmax(np.abs(response)))
     wet = oaconvolve(speech, response[direct:], mode="full")[: len(speech)].astype(np.float32)
-    return gain(wet, before_dbfs - require_sound(wet, what))
+    return gain(wet, before_dbfs - require_sound(wet[: heard_samples(speech)], what))
 
 
 def add_noise(speech: Wave, noise: Wave, snr_db: float, what: str) -> Wave:
-    """Add noise so that the active levels of speech and noise differ by ``snr_db``."""
-    noise_dbfs = require_sound(noise, what)
+    """Add noise so that the active levels of speech and noise differ by ``snr_db``.
+
+    The levels are of what is heard together: noise over the padding behind the speech counts for
+    nothing.
+    """
+    noise_dbfs = require_sound(noise[: heard_samples(speech)], what)
     return speech + gain(noise, require_sound(speech, "speech") - noise_dbfs - snr_db)
 
 

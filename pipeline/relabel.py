@@ -46,7 +46,7 @@ def prepare(source: Job, out: Place, spec: TeacherSpec, device: str = "cpu") -> 
             f"--out {shown(out)} is the source itself, whose labels stay: give another folder"
         )
     require_whole(source)
-    teacher = label.load(spec)
+    teacher = label.identify(spec, device)
     recipe = source.identity["recipe"] | {"teacher": spec.model_dump(mode="json")}
     changed = {
         "recipe": recipe,

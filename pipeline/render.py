@@ -20,15 +20,15 @@ from data_specs.io.cache import remote_clip
 from data_specs.sample import CROP_SAMPLES
 from pipeline import degrade
 from pipeline.audio import AudioFile, DropSample, Wave, read_part, read_whole, to_pcm
-from pipeline.degrade.interface import Params, Waves
-from pipeline.mix import add_noise, fit_length, guard_peak, repeat, require_sound, reverberate
+from pipeline.degrade.interface import Run
+from pipeline.mix import add_noise, fit_length, guard_peak, loop, require_sound, reverberate
 from pipeline.mix import set_level as set_level_dbfs
 from pipeline.plan import NoisePlan, SamplePlan, Step
 
 Roots = dict[str, list[Place]]
 """Corpus name to its folders: paths on this machine, or addresses."""
 
-RENDER_VERSION = 2
+RENDER_VERSION = 3
 """Raised whenever the same plan would give other audio; part of the dataset's hash."""
 
 RESPONSE_SECONDS = CROP_SAMPLES / 16_000
@@ -48,14 +48,15 @@ class Rendered:
 Slot = Wave | DropSample
 
 
-Run = Callable[[str, Waves, Sequence[Params]], Waves]
-"""``degrade.run``, or the same behind a ``guard.Guard``."""
-
-
 def render_group(
     plans: Sequence[SamplePlan], roots: Roots, run: Run = degrade.run
 ) -> list[Rendered]:
-    """Make the audio of a group. Samples that cannot be made come back with their reason."""
+    """Make the audio of a group. Samples that cannot be made come back with their reason.
+
+    A recording that is shorter than a crop keeps its own length until all is done to it, so that
+    levels, SNRs and shares are of what is heard; the zeros that student and teacher put behind a
+    short clip come last.
+    """
     slots: list[Slot] = [_attempt(partial(_read_speech, plan, roots)) for plan in plans]
     _run_steps(slots, [plan.steps[: plan.speech_steps] for plan in plans], run)
     for i, plan in enumerate(plans):
@@ -77,7 +78,7 @@ def _read_speech(plan: SamplePlan, roots: Roots) -> Wave:
     path = find(roots, plan.speech.corpus, plan.speech.root, plan.speech.path)
     wave = read_part(path, plan.speech.start_sample, CROP_SAMPLES, plan.speed)
     require_sound(wave, str(path))
-    return fit_length(wave, CROP_SAMPLES)
+    return wave
 
 
 def find(roots: Roots, corpus: str, root: int, path: str) -> AudioFile:
@@ -97,7 +98,7 @@ def _mix(plan: SamplePlan, speech: Wave, roots: Roots) -> Wave:
         modified_ns = os.stat(path).st_mtime_ns if isinstance(path, Path) else 0
         speech = reverberate(speech, _response(path, modified_ns), str(path))
     if plan.noise:
-        noise = _read_noise(plan.noise, roots)
+        noise = _read_noise(plan.noise, roots, len(speech))
         speech = add_noise(speech, noise, plan.noise.snr_db, plan.noise.path)
     return set_level_dbfs(speech, plan.level_dbfs)
 
@@ -108,24 +109,26 @@ def _response(path: AudioFile, modified_ns: int) -> Wave:
     return read_whole(path, RESPONSE_SECONDS)
 
 
-def _read_noise(plan: NoisePlan, roots: Roots) -> Wave:
+def _read_noise(plan: NoisePlan, roots: Roots, count: int) -> Wave:
     path = find(roots, plan.corpus, plan.root, plan.path)
-    wave = read_part(path, plan.start_sample, CROP_SAMPLES)
-    if len(wave) < CROP_SAMPLES:  # the file ends: go on from its beginning
-        beginning = read_part(path, 0, CROP_SAMPLES)
-        wave = np.concatenate([wave, repeat(beginning, 0, CROP_SAMPLES - len(wave))])
+    wave = read_part(path, plan.start_sample, count)
+    if len(wave) < count:  # the file ends: go on from its beginning
+        wave = loop(wave, read_part(path, 0, CROP_SAMPLES), count)
     return wave
 
 
 def _run_steps(slots: list[Slot], steps: Sequence[Sequence[Step]], run: Run = degrade.run) -> None:
-    """Run the steps of all samples, one stage after the other, each kind as one batch."""
+    """Run the steps of all samples, one stage after the other.
+
+    Each kind is a batch of its own, and each length: short clips are not padded to be batched.
+    """
     for stage in _stage_order(steps):
-        batches: dict[str, list[tuple[int, Step]]] = defaultdict(list)
+        batches: dict[tuple[str, int], list[tuple[int, Step]]] = defaultdict(list)
         for i, sample_steps in enumerate(steps):
             for step in sample_steps:
-                if step.stage == stage and isinstance(slots[i], np.ndarray):
-                    batches[step.kind].append((i, step))
-        for kind, members in sorted(batches.items()):
+                if step.stage == stage and isinstance(slot := slots[i], np.ndarray):
+                    batches[step.kind, len(slot)].append((i, step))
+        for (kind, _), members in sorted(batches.items(), key=lambda batch: batch[0]):
             _run_batch(kind, members, slots, run)
 
 
@@ -164,7 +167,7 @@ def _finish(plan: SamplePlan, slot: Slot) -> Rendered:
         require_sound(slot, "the finished sample")
     except DropSample as drop:
         return Rendered(plan, None, drop.reason, drop.detail)
-    return Rendered(plan, to_pcm(guard_peak(slot)))
+    return Rendered(plan, to_pcm(fit_length(guard_peak(slot), CROP_SAMPLES)))
 
 
 def pcm_sha256(pcm: NDArray[np.int16]) -> str:

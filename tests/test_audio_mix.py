@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.audio import DropSample, decode_flac, encode_flac, from_pcm, read_part, to_pcm
-from pipeline.mix import active_dbfs, add_noise, gain, guard_peak, repeat, reverberate, set_level
+from pipeline.mix import active_dbfs, add_noise, gain, guard_peak, loop, reverberate, set_level
 from tests.conftest import talk, write
 
 RATES_HZ = (8_000, 16_000, 22_050, 44_100, 48_000)
@@ -104,7 +104,10 @@ def test_level_is_met_and_never_clips() -> None:
 
 
 def test_noise_is_played_in_a_loop() -> None:
-    assert repeat(np.arange(3, dtype="f4"), 2, 5).tolist() == [2, 0, 1, 2, 0]
+    wave = np.random.default_rng(0).standard_normal(4_000).astype("f4")
+    looped = loop(wave[1_000:], wave, 20_000)
+    assert np.array_equal(looped[:2_200], wave[1_000:3_200])  # until the end fades out
+    assert np.array_equal(looped[3_000:5_400], wave[800:3_200])  # and the beginning has faded in
 
 
 @pytest.mark.parametrize("wave", [np.zeros(16_000, np.float32), np.full(16_000, 1e-6, np.float32)])

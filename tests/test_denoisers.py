@@ -20,7 +20,7 @@ import torch
 from pipeline import degrade
 from pipeline.audio import read_part, read_whole, resample
 from pipeline.degrade import deepfilternet3, nsnet2
-from pipeline.mix import add_noise, fit_length, repeat, set_level
+from pipeline.mix import add_noise, fit_length, set_level
 from tests.conftest import SHARED, talk
 from train.models.teacher import load_teacher
 
@@ -310,7 +310,7 @@ def test_deepfilternet3_from_16_khz(shared: Path, use_real_weights: Path) -> Non
 def recorded_noise() -> list[np.ndarray]:
     """The 13 shared recordings: rub, taps and friction of microphones, and backgrounds."""
     paths = sorted((SHARED / "data" / "noise").glob("*.flac"))
-    return [repeat(read_whole(path, 20.0), 0, CROP) for path in paths]
+    return [np.resize(read_whole(path, 20.0), CROP) for path in paths]
 
 
 def coloured_noise() -> list[np.ndarray]:

@@ -165,7 +165,7 @@ def test_a_manifest_at_the_end_hides_no_first_error(
     monkeypatch.setattr(speak, "write_manifest", failing(errno.ENOSPC))
     with (
         pytest.raises(OSError, match="first"),
-        speak.manifest_at_end(tmp_path / "clips.jsonl"),
+        speak.manifest_written(tmp_path / "clips.jsonl"),
     ):
         raise OSError(errno.ENOSPC, "first", "a.flac")
 

@@ -35,7 +35,7 @@ def corpora(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, int]]:
         weights_sha256 = "a" * 64
 
     monkeypatch.setattr(jobs, "scan_all", lambda *args: manifests(**there))
-    monkeypatch.setattr(jobs.label, "load", lambda spec: Teacher())
+    monkeypatch.setattr(jobs.label, "identify", lambda *_: Teacher())
     monkeypatch.setattr(jobs.label, "calibration", lambda teacher: None)
     yield there
 

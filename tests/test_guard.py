@@ -6,6 +6,8 @@ import ctypes
 import json
 import os
 import signal
+import sys
+import time
 from functools import partial
 from pathlib import Path
 
@@ -34,12 +36,19 @@ def trouble(kind: str, waves_BT: Waves, params: list[Params]) -> Waves:
     return waves_BT * np.float32(0.5)
 
 
+def answer_half() -> None:
+    """The beginning of a long answer on the child's own connection, and then nothing."""
+    os.write(int(sys.orig_argv[3]), (1 << 20).to_bytes(4, "big") + b"begun")
+    ctypes.CDLL(None).sleep(1_000)
+
+
 def raise_bare() -> None:
     raise KeyError("no such frame")
 
 
 TROUBLES = {
     "hang": lambda: ctypes.CDLL(None).sleep(1_000),  # native: no Python signal handler runs
+    "half": answer_half,
     "crash": lambda: os.kill(os.getpid(), signal.SIGSEGV),
     "exit": lambda: os._exit(3),
     "killed": lambda: os.kill(os.getpid(), signal.SIGKILL),
@@ -72,7 +81,47 @@ def test_only_the_culprit_is_dropped(kind: str, reason: str, said: str, guard: G
     assert np.array_equal(slots[2], quiet[2] * np.float32(0.5))
     assert isinstance(slots[1], DropSample)
     assert slots[1].reason == reason and kind in slots[1].detail
-    assert said in slots[1].detail or "no answer within" in slots[1].detail
+    assert said in slots[1].detail
+
+
+def test_a_child_that_reads_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More is sent than a pipe holds: to send must end with the time as to wait does."""
+    monkeypatch.setattr("pipeline.guard.CHILD", "import ctypes; ctypes.CDLL(None).sleep(1_000)")
+    monkeypatch.setattr("pipeline.guard.LOAD_SECONDS", 0.3)
+    with Guard(limit_s=0.2) as deaf:
+        monkeypatch.setattr("pipeline.guard.PROBE", np.zeros((1, 1 << 21), np.float32))
+        with pytest.raises(DropSample, match=r"clip: did not start within 0\.3 s"):
+            deaf.run("clip", np.zeros((1, 160), np.float32), [{}])
+        began = time.monotonic()  # that much to start is granted once
+        with pytest.raises(DropSample, match=r"clip: did not start within 0\.2 s"):
+            deaf.run("clip", np.zeros((1, 160), np.float32), [{}])
+        assert time.monotonic() - began < 5
+
+
+def test_half_an_answer_is_not_waited_for(guard: Guard) -> None:
+    guard.run("half", np.zeros((1, 160), np.float32), [{}])
+    with pytest.raises(DropSample, match=r"half: no answer within 0\.3 s"):
+        guard.run("half", np.ones((1, 160), np.float32), [{}])
+
+
+def test_a_group_has_its_usual_time_twice_and_never_its_members_sum_and_more() -> None:
+    with Guard(limit_s=60.0) as guard:
+        assert [guard._seconds("clip", count) for count in (1, 2, 8, 1_000)] == [60, 120, 120, 120]
+        guard._pace["clip"] = 3.0
+        assert [guard._seconds("clip", count) for count in (1, 8, 1_000)] == [60, 120, 6_000]
+        guard._pace["clip"] = 59.0
+        assert guard._seconds("clip", 8) == 480
+
+
+def test_what_a_start_takes_is_not_the_samples_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A limit far below what Python takes to start, and a child that is started again."""
+    monkeypatch.setattr("pipeline.guard.LOAD_SECONDS", 60.0)
+    with Guard(limit_s=0.1, target="tests.test_guard:trouble") as guard:
+        quiet, loud = np.zeros((1, 160), np.float32), np.ones((1, 160), np.float32)
+        for _ in range(2):
+            guard.run("hang", quiet, [{}])
+            with pytest.raises(DropSample, match=r"hang: no answer within 0\.1 s"):
+                guard.run("hang", loud, [{}])
 
 
 def test_what_is_no_samples_fault_fails_the_attempt(guard: Guard) -> None:

@@ -364,7 +364,7 @@ def test_the_teachers_calibration_stands_in_the_dataset_and_is_not_its_identity(
 ) -> None:
     plain = json.loads((source / DATASET_FILE).read_bytes())
     assert plain["teacher_calibration"] is None
-    monkeypatch.setattr(label, "load", lambda *_: BatchTeacher([]))
+    monkeypatch.setattr(label, "identify", lambda *_: BatchTeacher([]))
     prepare(recipe(), sources, tmp_path / "made", SAMPLES, progress=False)
     prepare_again(reopen(source, {}), tmp_path / "again", TeacherSpec(precision="bf16"))
     for folder in ("made", "again"):

@@ -17,14 +17,24 @@ from train_helpers import SHARED, needs_shared, tone_pcm, write_dataset, write_r
 from data_specs.sample import CROP_SAMPLES
 from data_specs.teacher import PublishedHead, XlsR, packages_of, teacher_table
 from train.__main__ import main
-from train.models import front_end, weights
+from train.models import front_end, weights, xlsr
+from train.models import teacher as teacher_models
 from train.models.features import compressed_spectrum, peak_normalise
 from train.models.front_end import StudentFrontEnd, XlsrFrontEnd, centre_crop, load_front_end
 from train.models.head import HeadConfig, build_head
 from train.models.head_teacher import HeadTeacher, _cuda_sizes, load_trained, published_head
 from train.models.student import load_v7
-from train.models.teacher import load_teacher
-from train.models.xlsr import Encoder, flops, load_encoder, normal, read_tensors
+from train.models.teacher import identify_teacher, load_teacher
+from train.models.xlsr import (
+    POSITIONS,
+    Encoder,
+    encoder_sha256,
+    flops,
+    load_encoder,
+    normal,
+    read_tensors,
+    tensor_names,
+)
 from train.random_xlsr import SIZES, config_of, write_checkpoint
 from train.score import load, windows
 
@@ -380,6 +390,72 @@ def test_an_encoder_in_the_cache_is_found_in_any_form(
     ours = load_front_end("xlsr-300m-l5", precision="fp32")
     assert ours.name == "xlsr-300m-l5" and ours.channels == 32
     assert ours.frames(waves(1)).shape == (1, 384, 32)
+
+
+def no_network(*_: object) -> None:
+    pytest.fail("a network is built")
+
+
+@pytest.mark.parametrize("ending", ["safetensors", "bin"])
+@pytest.mark.parametrize("shard_bytes", [1 << 30, 40_000])
+def test_an_encoder_is_known_by_its_files_tensors_alone(
+    small: Path,
+    tmp_path: Path,
+    ending: str,
+    shard_bytes: int,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """A cut, a sharded and a whole checkpoint are the same; the network is never built."""
+    _, expected = load_encoder(small, [2])
+    cut = write_checkpoint(tmp_path, small_config(3), ending=ending, shard_bytes=shard_bytes)
+    monkeypatch.setattr(torch.nn.Module, "__init__", no_network)
+    assert encoder_sha256(cut, [2]) == encoder_sha256(small, [2]) == expected
+    assert encoder_sha256(small, [1]) != expected
+    with pytest.raises(ValueError, match="layer 5: the model has 4"):
+        encoder_sha256(small, [5])
+
+
+@pytest.mark.parametrize("what", ["tensor", "norm", "kind", "cut", "config", "config.json"])
+def test_a_bad_checkpoint_is_not_identified(small: Path, tmp_path: Path, what: str):
+    with pytest.raises(ValueError, match=r"lacks 1 tensors|not an XLS-R|damaged|not JSON|missing"):
+        encoder_sha256(change(tmp_path / "model", small, what), [2])
+
+
+@pytest.mark.parametrize("layers", [[1], [10], [1, 3]])
+def test_the_names_of_the_tensors_are_the_networks(layers: list[int]):
+    for size in SIZES:
+        with torch.device("meta"):
+            names = set(Encoder(config_of(size), layers).state_dict())
+        assert tensor_names(config_of(size), layers) == names - {f"{POSITIONS}weight"}
+
+
+def test_every_kind_of_teacher_is_identified_as_it_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv(weights.FOLDER_VARIABLE, str(tmp_path))
+    write_checkpoint(tmp_path / "xls-r-300m", small_config(6))
+    heard = load_front_end("xlsr-300m-l5", precision="fp32")
+    torch.manual_seed(1)
+    trained_head(
+        tmp_path / "mine",
+        front_end="xlsr-300m-l5",
+        front_end_sha256=heard.weights_sha256,
+        head=(config := HeadConfig(features=32)).model_dump(),
+    )
+    state = build_head(config).state_dict()
+    safetensors.torch.save_file(state, tmp_path / "mine" / "head.safetensors")
+    names = ["distillmos", "mine", str(tmp_path / "mine"), "mean:distillmos+mine"]
+    loaded = {name: load_teacher(name, precision="fp32") for name in names}
+    monkeypatch.setattr(xlsr, "Encoder", no_network)
+    monkeypatch.setattr(teacher_models, "load_v7", no_network)
+    for name, teacher in loaded.items():
+        found = identify_teacher(name, "cuda", "fp16")  # no GPU is needed to know it
+        assert (found.name, found.weights_sha256) == (teacher.name, teacher.weights_sha256)
+        assert found.calibration == teacher.calibration
+    with pytest.raises(ValueError, match="fp16 is for CUDA"):
+        identify_teacher("mine", "cpu", "fp16")
+    with pytest.raises(ValueError, match="trained on another 'mfcc'"):
+        identify_teacher(str(trained_head(tmp_path / "other", front_end_sha256="f" * 64)))
 
 
 def trained_head(folder: Path, **changes: object) -> Path:

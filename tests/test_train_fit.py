@@ -152,6 +152,7 @@ WHOLE = torch.full((4,), 40_000)
 
 
 def test_augmentation_is_a_function_of_seed_and_step():
+    torch.manual_seed(0)
     waves_BT = torch.randn(4, 40_000)
     once = augment(waves_BT, WHOLE, 1, 2)
     assert torch.equal(once, augment(waves_BT, WHOLE, 1, 2))
@@ -197,12 +198,61 @@ def test_filled():
 
 
 def test_ranks_augment_their_rows_as_one_process_would():
+    torch.manual_seed(0)
     waves_BT, lengths_B = torch.randn(6, 40_000), torch.full((6,), 40_000)
     joint = augment(waves_BT, lengths_B, 1, 2, crops=0.5)
     for rank in range(2):
         rows = slice(rank, None, 2)
         ours = augment(waves_BT[rows], lengths_B[rows], 1, 2, 0.5, rank, 2)
         assert torch.equal(ours, joint[rows])
+
+
+def tone(hz: float, samples: int = 40_000) -> torch.Tensor:
+    return 0.5 * torch.sin(2 * torch.pi * hz / 16_000 * torch.arange(samples))
+
+
+def share_db(wave_T: torch.Tensor, hz: float, width_hz: float = 60) -> float:
+    """Power further than that from a frequency, to all, in dB."""
+    power = torch.fft.rfft(wave_T.double() * torch.hann_window(len(wave_T))).abs().square()
+    away = (torch.fft.rfftfreq(len(wave_T), 1 / 16_000) - hz).abs() > width_hz
+    return float(10 * torch.log10(power[away].sum() / power.sum()))
+
+
+def test_rotation_joins_end_and_beginning_without_a_click():
+    for hz in (150.2, 440.3, 1_234.6, 3_000.7):  # 2.5 s are no whole number of periods
+        waves_BT = tone(hz).repeat(40, 1)
+        steepest = waves_BT.diff().abs().max()
+        out = augment(waves_BT, torch.full((40,), 40_000), 1, 2, crops=0.5)
+        plain = torch.stack([wave_T.roll(20_000) for wave_T in waves_BT])
+        assert share_db(plain[0], hz) > -45  # what a hard seam does
+        for wave_T in out:
+            heard = wave_T[: int(wave_T.nonzero()[-1]) + 1]
+            # The fade itself turns a tone by up to its height times pi / 2 in 800 samples.
+            assert heard.diff().abs().max() <= steepest * 1.02 + 0.5 * torch.pi / 2 / 800
+            assert share_db(heard, hz) < -45
+
+
+def test_a_cross_fade_keeps_length_and_all_but_the_seam():
+    waves_BT = tone(440.2).repeat(8, 1)
+    out = augment(waves_BT, torch.full((8,), 40_000), 1, 2)
+    assert out.shape == waves_BT.shape
+    inside = waves_BT[0].abs()[800:39_200].unfold(0, 200, 200)
+    for wave_T in out.abs():
+        kept = sum(
+            any(
+                torch.equal(wave_T[at : at + 200], part)
+                for at in (wave_T == part[0]).nonzero()[:, 0].tolist()
+            )
+            for part in inside
+        )
+        assert kept >= len(inside) - 1  # the one where the new ends are may be cut
+
+
+def test_what_is_too_short_to_fade_is_not_rotated():
+    waves_BT = torch.zeros(2, 40_000)
+    waves_BT[:, :2_000] = tone(440.4, 2_000) + 0.001
+    out = augment(waves_BT, torch.full((2,), 2_000), 1, 2, crops=1.0)
+    assert torch.equal(out.abs(), waves_BT.abs())
 
 
 def test_labelled_only(folder, tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -10,6 +12,10 @@ from torch import Tensor
 from data_specs.sample import SAMPLE_RATE
 
 SHORTEST_CROP_S = 1.0
+FADE_SAMPLES = SAMPLE_RATE // 20
+"""50 ms, over which the end of a repeated wave goes over into its beginning."""
+
+ROUGHNESS_ORDER = 4
 STREAM_AUGMENT, STREAM_CROPS = 1_000, 1_001
 """Which decision a random generator is for: one stream each, so that none moves another."""
 
@@ -25,19 +31,24 @@ def augment(
 ) -> Tensor:
     """Flip the polarity of half of the waves, rotate each by a random time, and crop some.
 
-    ``waves_BT`` are (B, T) with ``lengths_B`` (B,) samples each and zeros behind them. Polarity and
-    rotation change nothing that a listener or the magnitudes' statistics would tell. ``crops`` is
-    the share of clips that are cut to 1 s up to their length, and then repeated or (half of them)
-    filled with zeros: a student that only saw whole windows takes the silence behind a short
-    clip for a fault of it. The rows are ``rank``, ``rank + world``, ... of the joint batch, and
-    get what they would get there.
+    ``waves_BT`` are (B, T) with ``lengths_B`` (B,) samples each and zeros behind them. Polarity is
+    nothing that a listener would tell, nor is rotation once the end goes over into the beginning
+    without a click (``seamless``). ``crops`` is the share of clips that are cut to 1 s up to their
+    length, and then repeated or (half of them) filled with zeros: a student that only saw whole
+    windows takes the silence behind a short clip for a fault of it. The rows are ``rank``,
+    ``rank + world``, ... of the joint batch, and get what they would get there.
     """
     draws = _Draws(seed, step, len(waves_BT) * world, crops)
     rows = range(rank, len(waves_BT) * world, world)
+    parts = [
+        draws.part(wave_T[: int(length)], row)
+        for wave_T, length, row in zip(waves_BT, lengths_B.tolist(), rows, strict=True)
+    ]
+    loops = seamless(parts)
     return torch.stack(
         [
-            draws.applied(wave_T, int(length), row)
-            for wave_T, length, row in zip(waves_BT, lengths_B.tolist(), rows, strict=True)
+            draws.applied(part, loop, row, waves_BT.shape[1])
+            for part, loop, row in zip(parts, loops, rows, strict=True)
         ]
     )
 
@@ -56,16 +67,67 @@ class _Draws:
         values = _generator(seed, STREAM_CROPS, step).random((4, rows))
         return values[0] < crops, values[1], values[2], values[3] < 0.5
 
-    def applied(self, wave_T: Tensor, length: int, row: int) -> Tensor:
-        """One wave (T,), augmented."""
-        part = wave_T[:length]
-        if self.cropped[row]:
-            shortest = min(length, round(SHORTEST_CROP_S * SAMPLE_RATE))
-            kept = round(shortest + self.length[row] * (length - shortest))
-            first = round(self.start[row] * (length - kept))
-            part = part[first : first + kept]
-        part = part.roll(int(self.shift[row] * len(part))) * int(self.sign[row])
-        return filled(part, len(wave_T), zeros=not self.cropped[row] or bool(self.zeros[row]))
+    def part(self, wave_T: Tensor, row: int) -> Tensor:
+        """What is kept of a wave: all of it, or a crop."""
+        if not self.cropped[row]:
+            return wave_T
+        length = len(wave_T)
+        shortest = min(length, round(SHORTEST_CROP_S * SAMPLE_RATE) + FADE_SAMPLES)
+        kept = round(shortest + self.length[row] * (length - shortest))
+        first = round(self.start[row] * (length - kept))
+        return wave_T[first : first + kept]
+
+    def applied(self, part_T: Tensor, loop_T: Tensor | None, row: int, samples: int) -> Tensor:
+        """One part, rotated where there is a loop of it, turned, and filled up to ``samples``."""
+        if loop_T is not None:
+            repeated = bool(self.cropped[row]) and not self.zeros[row]
+            loop_T = loop_T.roll(int(self.shift[row] * len(loop_T)))
+            part_T = filled(loop_T, samples if repeated else len(part_T), zeros=False)
+        return filled(part_T * int(self.sign[row]), samples, zeros=True)
+
+
+def seamless(parts: Sequence[Tensor]) -> list[Tensor | None]:
+    """One period of each wave as it may be repeated: its end goes over into its beginning.
+
+    The wave itself where its end meets its beginning as smoothly as it runs near them: in a pause,
+    in noise. Else both are cross-faded at equal power (where they are alike, at the power of
+    either), and the period is 50 ms shorter. None for what is too short for that (0.2 s).
+    """
+    fade = FADE_SAMPLES
+    ends_BF = torch.stack([filled(part[-fade:], fade, zeros=True) for part in parts])
+    starts_BF = torch.stack([filled(part[:fade], fade, zeros=True) for part in parts])
+    mixed_BF, meets = _mixed(ends_BF, starts_BF), _meet(ends_BF, starts_BF)
+    return [
+        None
+        if len(part) < 4 * fade
+        else part
+        if meet
+        else torch.cat([mixed_F, part[fade : len(part) - fade]])
+        for part, mixed_F, meet in zip(parts, mixed_BF, meets, strict=True)
+    ]
+
+
+def _mixed(ends_BF: Tensor, starts_BF: Tensor) -> Tensor:
+    fade = ends_BF.shape[1]
+    angle_F = (torch.arange(fade, device=ends_BF.device) + 0.5) / fade * (torch.pi / 2)
+    energy_B1 = (ends_BF.square().sum(1) * starts_BF.square().sum(1)).sqrt()[:, None]
+    alike_B1 = ((ends_BF * starts_BF).sum(1)[:, None] / energy_B1).clamp(min=0).nan_to_num()
+    alike_B1 = alike_B1.mul(100).round().div(100)  # whatever the order of the sum
+    mixed_BF = ends_BF * angle_F.cos() + starts_BF * angle_F.sin()
+    return mixed_BF / (1 + alike_B1 * (2 * angle_F).sin()).sqrt()
+
+
+def _meet(ends_BF: Tensor, starts_BF: Tensor) -> list[bool]:
+    """Whether each seam is no rougher than both its sides are within themselves.
+
+    Rough is what a polynomial of third order does not foresee (fourth differences): of voices and
+    tones hardly anything but their breaks, of noise much.
+    """
+    order = ROUGHNESS_ORDER
+    sides = [part.diff(n=order).abs().amax(1) for part in (ends_BF, starts_BF)]
+    seam_BN = torch.cat([ends_BF[:, -order:], starts_BF[:, :order]], 1).diff(n=order)
+    found: list[bool] = (seam_BN.abs().amax(1) <= 2 * torch.minimum(*sides)).tolist()
+    return found
 
 
 def filled(wave_T: Tensor, samples: int, zeros: bool) -> Tensor:

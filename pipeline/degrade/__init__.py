@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from data_specs.io.errors import UserError
-from data_specs.recipe import Recipe, Stage
+from data_specs.recipe import Option, Recipe
 from data_specs.sample import SAMPLE_RATE
 from data_specs.teacher import packages_of
 from pipeline.audio import DropSample
@@ -29,7 +29,8 @@ from pipeline.degrade import (
     spectral_gating,
     untouched,
 )
-from pipeline.degrade.interface import Params, Processor, Waves, noncommercial
+from pipeline.degrade.interface import Params, Processor, Run, Waves, noncommercial
+from pipeline.mix import heard_samples
 
 PROCESSORS: dict[str, Processor] = {
     "none": untouched.PROCESSOR,
@@ -57,17 +58,18 @@ class SelfCheckError(UserError):
     """A recipe asks for processors that this machine cannot run; the message names each."""
 
 
-def self_check(recipe: Recipe) -> None:
+def self_check(recipe: Recipe, using: Run | None = None) -> None:
     """Run every processor of the recipe once, on a second of sound.
 
-    Raises ``SelfCheckError`` naming all that fail and why, so that a missing library or weight
-    stops a job within seconds instead of in the night.
+    ``using`` is ``run``, which is the default, or the same behind a ``guard.Guard``: a job's check
+    must outlive what native code does. Raises ``SelfCheckError`` naming all that fail and why, so
+    that a missing library or weight stops a job within seconds instead of in the night.
     """
     problems = [
         f"  {option.use.kind} (stage {stage.stage!r}): {problem}"
         for stage in recipe.all_stages()
         for option in stage.choices
-        if (problem := _not_allowed(recipe, option.use.kind) or _problem(stage, option.use.kind))
+        if (problem := _not_allowed(recipe, option.use.kind) or _problem(option, using))
     ]
     if problems:
         built = ", ".join(sorted(PROCESSORS))
@@ -92,20 +94,20 @@ def licences(kinds: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted({PROCESSORS[kind].licence for kind in kinds} - {""}))
 
 
-def _problem(stage: Stage, kind: str) -> str | None:
+def _problem(option: Option, using: Run | None) -> str | None:
+    kind = option.use.kind
     if kind not in PROCESSORS:
         return "not built yet"
-    spec = next(option.use for option in stage.choices if option.use.kind == kind)
-    columns = PROCESSORS[kind].draw(spec, lambda name: np.full(1, 0.5), "self_check")
+    columns = PROCESSORS[kind].draw(option.use, lambda name: np.full(1, 0.5), "self_check")
     params = {name: float(values[0]) for name, values in columns.items()}
     tone = np.sin(np.arange(SAMPLE_RATE, dtype=np.float32) * 0.3) * 0.1
     try:
+        (using or run)(kind, tone[None].astype(np.float32), [params])
         PROCESSORS[kind].weights()  # of every network it may draw, not of the one run here alone
-        run(kind, tone[None].astype(np.float32), [params])
     except (ImportError, OSError, DropSample) as error:
-        return str(error)
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
+        return str(error).removeprefix(f"{kind}: ")
+    except Exception as error:  # a guard's says of which type it was
+        return f"{type(error).__name__}: {error}" if using is None else str(error)
     return None
 
 
@@ -140,10 +142,21 @@ def weights_sha256(recipe: Recipe) -> dict[str, str]:
 def run(kind: str, waves_BT: Waves, params: Sequence[Params]) -> Waves:
     """Run one processor over a group and hold it to its contract.
 
-    Raises ``DropSample`` where the processor raises or its output is not finite, ``ContractError``
-    for a wrong shape. A missing file or library and memory that is short are no sample's own fault:
+    A processor hears a wave up to the digital silence behind it, which stays as it is: the loudest
+    tenth of a short clip is a tenth of what is heard, whatever it is padded to. Raises
+    ``DropSample`` where the processor raises or its output is not finite, ``ContractError`` for a
+    wrong shape. A missing file or library and memory that is short are no sample's own fault:
     ``OSError``, ``ImportError`` and such pass through.
     """
+    lengths_B = np.array([heard_samples(wave_T) for wave_T in waves_BT], dtype=int)
+    out_BT = np.zeros_like(waves_BT)
+    for length in np.unique(lengths_B):
+        rows = np.flatnonzero(lengths_B == length)
+        out_BT[rows, :length] = _run(kind, waves_BT[rows, :length], [params[i] for i in rows])
+    return out_BT
+
+
+def _run(kind: str, waves_BT: Waves, params: Sequence[Params]) -> Waves:
     out = _process(kind, waves_BT, params)
     if out.shape != waves_BT.shape or out.dtype != np.float32:
         raise ContractError(f"{kind} returned {out.dtype} {out.shape} for {waves_BT.shape}")

@@ -29,7 +29,8 @@ def _lose(wave: Wave, params: Params) -> Wave:
     count = -(-len(wave) // packet)
     order = spelled_out(params["pattern"]).permutation(count)
     lost = np.zeros(count, dtype=bool)
-    lost[order[: max(1, round(params["share"] * count))]] = True
+    # One at least, but never the whole of a clip that is shorter than a packet.
+    lost[order[: min(max(1, round(params["share"] * count)), count - 1)]] = True
     return np.where(np.repeat(lost, packet)[: len(wave)], np.float32(0), wave)
 
 

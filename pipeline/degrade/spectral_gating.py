@@ -45,8 +45,10 @@ def _run(wave_T: Wave, reduction: float, stationary: bool) -> Wave:
     gate = _gate(stationary)
     gate.prop_decrease = reduction
     length = len(wave_T)
-    # The inverse STFT returns whole hops only: pad to the next one and cut.
-    padded_T = np.pad(wave_T, (0, -length % gate.hop_length + gate.hop_length))
+    # The inverse STFT returns whole hops only: pad to the next one and cut. The gate refuses less
+    # than two windows.
+    whole = max(length + gate.hop_length, 2 * gate.win_length)
+    padded_T = np.pad(wave_T, (0, whole + -whole % gate.hop_length - length))
     padded_T = padded_T + _floor(len(padded_T))
     return gate(torch.from_numpy(padded_T)[None])[0].numpy()[:length]
 

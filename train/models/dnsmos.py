@@ -31,11 +31,8 @@ class DnsMosTeacher:
     """Raw network output to overall MOS (``speechmos.dnsmos``, not personalised)."""
 
     def __init__(self, device: str = "cpu", precision: str = "auto") -> None:
-        if precision not in ("auto", "fp32"):
-            raise UserError(f"teacher 'dnsmos' runs in fp32 only, not {precision!r}")
-        if torch.device(device).type != "cpu":
-            raise UserError(f"teacher 'dnsmos' runs on the CPU only, not on {device!r}")
-        path = _weights_path()
+        require_cpu(device, precision)
+        path = weights_path()
         self.weights_sha256 = sha256_of(path)
         self._session = _onnx_session(path)
 
@@ -57,7 +54,16 @@ class DnsMosTeacher:
         return float(np.clip(np.mean(np.polyval(self.POLYNOMIAL, raw)), 1, 5))
 
 
-def _weights_path() -> Path:
+def require_cpu(device: str, precision: str) -> None:
+    """Raise ``ValueError`` for what DNSMOS does not run on, or in."""
+    if precision not in ("auto", "fp32"):
+        raise UserError(f"teacher 'dnsmos' runs in fp32 only, not {precision!r}")
+    if torch.device(device).type != "cpu":
+        raise UserError(f"teacher 'dnsmos' runs on the CPU only, not on {device!r}")
+
+
+def weights_path() -> Path:
+    """The network's file in the installed package. ``ValueError`` saying what to install."""
     spec = importlib.util.find_spec("speechmos")
     if spec is None or not spec.submodule_search_locations:
         raise UserError("teacher 'dnsmos' needs a package that is missing: pip install speechmos")

@@ -15,6 +15,7 @@ from data_specs.io.errors import UserError
 from data_specs.io.files import sha256_of
 from data_specs.sample import CROP_SAMPLES, SAMPLE_RATE
 from data_specs.strict import digest, unknown
+from data_specs.teacher import FrontEnd as FrontEndSpec
 from data_specs.teacher import Mfcc, StudentFeatures, teacher_table
 from data_specs.weight import HuggingFace
 from train.models import weights
@@ -22,7 +23,7 @@ from train.models.features import compressed_spectrum, peak_normalise
 from train.models.head import TEACHER_TOKENS
 from train.models.precision import resolve_precision
 from train.models.student import load_v7, v7_weights_path
-from train.models.xlsr import CHECKPOINTS, INDEX_ENDING, load_encoder
+from train.models.xlsr import CHECKPOINTS, INDEX_ENDING, encoder_sha256, load_encoder
 
 
 class FrontEnd(Protocol):
@@ -67,7 +68,7 @@ class MfccFrontEnd:
         from torchaudio.transforms import MFCC
 
         self.device = torch.device(device)
-        self.weights_sha256 = digest({"mfcc": "torchaudio", "sample_rate": SAMPLE_RATE})
+        self.weights_sha256 = _mfcc_sha256()
         with warnings.catch_warnings():  # of 128 mel bands some hold no bin: so it was published
             warnings.filterwarnings("ignore", "At least one mel filterbank")
             self._mfcc = MFCC(sample_rate=SAMPLE_RATE).to(self.device)
@@ -132,7 +133,7 @@ class StudentFrontEnd:
         self.name = name
         self.device = torch.device(device)
         self.dtype = resolve_precision(precision, self.device)
-        self.weights_sha256 = digest({"student-features": sha256_of(v7_weights_path())})
+        self.weights_sha256 = _student_sha256()
         self._network = load_v7().to(self.device, self.dtype)
         self._network.convolutions.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.channels = self._network.config.features
@@ -186,12 +187,38 @@ def load_front_end(name: str, device: str = "cpu", precision: str = "auto") -> F
 
     ``ValueError`` for an unknown name, or for weights that are missing, saying what to run.
     """
-    table = teacher_table().front_ends
-    if name not in table:
-        raise UserError(unknown("front end", name, table))
-    spec = table[name]
+    spec = _spec(name)
     if isinstance(spec, Mfcc):
         return MfccFrontEnd(device)
     if isinstance(spec, StudentFeatures):
         return StudentFrontEnd(name, device, precision)
     return XlsrFrontEnd(name, encoder_folder(spec.weights), spec.layers, device, precision)
+
+
+# --- what a front end is, without building it -----------------------------------------------------
+
+
+def front_end_sha256(name: str) -> str:
+    """The ``weights_sha256`` of a front end, from its files alone. Errors as ``load_front_end``."""
+    spec = _spec(name)
+    if isinstance(spec, Mfcc):
+        return _mfcc_sha256()
+    if isinstance(spec, StudentFeatures):
+        return _student_sha256()
+    sha256 = encoder_sha256(encoder_folder(spec.weights), spec.layers)
+    return digest([sha256, list(spec.layers)])
+
+
+def _mfcc_sha256() -> str:
+    return digest({"mfcc": "torchaudio", "sample_rate": SAMPLE_RATE})
+
+
+def _student_sha256() -> str:
+    return digest({"student-features": sha256_of(v7_weights_path())})
+
+
+def _spec(name: str) -> FrontEndSpec:
+    table = teacher_table().front_ends
+    if name not in table:
+        raise UserError(unknown("front end", name, table))
+    return table[name]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from data_specs.teacher import PublishedHead
 from train.models import weights
 from train.models.calibration import Calibration
 from train.models.clips import Floats, Waves, checked_waves
-from train.models.front_end import FrontEnd, XlsrFrontEnd, load_front_end
+from train.models.front_end import FrontEnd, XlsrFrontEnd, front_end_sha256, load_front_end
 from train.models.head import (
     FusionHead,
     HeadConfig,
@@ -65,8 +66,7 @@ class HeadTeacher:
         self.device = front_end.device
         self.head = head.to(self.device).eval().requires_grad_(False)
         self.calibration = calibration
-        maps = calibration.model_dump(mode="json") if calibration else None
-        self.weights_sha256 = digest([front_end.weights_sha256, head_sha256, maps])
+        self.weights_sha256 = _sha256(front_end.weights_sha256, head_sha256, calibration)
 
     def score(self, waves_BT: Waves) -> tuple[Floats, Floats | None]:
         """See ``Teacher.score``."""
@@ -113,11 +113,31 @@ def _cuda_sizes(clips: int) -> list[int]:
     return [CUDA_CLIPS[-1]] * whole + last
 
 
+@dataclass(frozen=True)
+class Identity:
+    """What a dataset states of its teacher: a loaded one has the same."""
+
+    name: str
+    weights_sha256: str
+    calibration: Calibration | None = None
+
+
+def _sha256(front_end_sha256: str, head_sha256: str, calibration: Calibration | None) -> str:
+    maps = calibration.model_dump(mode="json") if calibration else None
+    return digest([front_end_sha256, head_sha256, maps])
+
+
 def load_published(name: str, spec: PublishedHead, device: str, precision: str) -> HeadTeacher:
     """A head out of the ``xls-r-sqa`` wheel over its front end."""
     front_end = load_front_end(spec.front_end, device, precision)
     head, sha256 = published_head(spec.file, front_end.channels)
     return HeadTeacher(name, front_end, head, sha256)
+
+
+def identify_published(name: str, spec: PublishedHead) -> Identity:
+    """What ``load_published`` gives, from the files alone."""
+    head_sha256 = sha256_of(_published_path(spec.file))
+    return Identity(name, _sha256(front_end_sha256(spec.front_end), head_sha256, None))
 
 
 def published_head(file: str, features: int) -> tuple[TransformerHead, str]:
@@ -152,22 +172,48 @@ def load_trained(
     that the head was trained on.
     """
     about, state = _read_head(folder)
+    head, calibration = _described(folder, about, state)
+    front_end = load_front_end(about["front_end"], device, precision)
+    _require_front_end(folder, about, front_end.weights_sha256)
+    sha256 = sha256_of(folder / HEAD_WEIGHTS)
+    return HeadTeacher(_known_as(name), front_end, head, sha256, calibration)
+
+
+def identify_trained(name: str, folder: Path) -> Identity:
+    """What ``load_trained`` gives, from the files alone: of networks only the head is built."""
+    about, state = _read_head(folder)
+    _, calibration = _described(folder, about, state)
+    heard = front_end_sha256(about["front_end"])
+    _require_front_end(folder, about, heard)
+    sha256 = _sha256(heard, sha256_of(folder / HEAD_WEIGHTS), calibration)
+    return Identity(_known_as(name), sha256, calibration)
+
+
+def _described(
+    folder: Path, about: dict[str, Any], state: dict[str, Tensor]
+) -> tuple[TransformerHead, Calibration | None]:
+    """The head and the calibration of ``head.json``, which must also name the front end."""
     try:
         head = build_head(HeadConfig.model_validate(about["head"]))
         head.load_state_dict(state)
-        maps = about["calibration"]
-        calibration = None if maps is None else Calibration.model_validate(maps)
-        front_end = load_front_end(about["front_end"], device, precision)
-        trained_on = about["front_end_sha256"]
+        if missing := {"front_end", "front_end_sha256"} - about.keys():
+            raise KeyError(min(missing))
+        return head, _calibration(about["calibration"])
     except (KeyError, ValidationError, RuntimeError) as error:
         raise UserError(f"{folder / HEAD_JSON}: does not describe a head: {error}") from error
-    if trained_on != front_end.weights_sha256:
+
+
+def _calibration(maps: Any) -> Calibration | None:
+    return None if maps is None else Calibration.model_validate(maps)
+
+
+def _require_front_end(folder: Path, about: dict[str, Any], here: str) -> None:
+    trained_on = about["front_end_sha256"]
+    if trained_on != here:
         raise UserError(
             f"{folder}: trained on another {about['front_end']!r} ({trained_on[:12]}) than the one "
-            f"here ({front_end.weights_sha256[:12]}): bring those weights, or train the head again"
+            f"here ({here[:12]}): bring those weights, or train the head again"
         )
-    sha256 = sha256_of(folder / HEAD_WEIGHTS)
-    return HeadTeacher(_known_as(name), front_end, head, sha256, calibration)
 
 
 def _known_as(name: str) -> str:
@@ -201,7 +247,7 @@ class XlsrFromMemory(XlsrFrontEnd):
         self.encoder = encoder.to(self.device)
         projection = encoder.feature_projection.projection
         self.dtype, self.channels = projection.weight.dtype, int(projection.out_features)
-        self.weights_sha256 = digest([sha256, list(encoder.layers)])
+        self.weights_sha256 = digest([sha256, list(encoder.layers)])  # as ``identify_pruned``
 
 
 def describe(teacher: HeadTeacher) -> dict[str, Any]:
@@ -254,12 +300,23 @@ def load_pruned_teacher(
         encoder = encoder_of(config, about["layers"], _under(ENCODER, state), dtype)
         head = _head_for(HeadConfig.model_validate(about["head"]), _under(HEAD, state))
         head.load_state_dict(_under(HEAD, state))
-        maps = about["calibration"]
-        calibration = None if maps is None else Calibration.model_validate(maps)
+        calibration = _calibration(about["calibration"])
     except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
         raise UserError(f"{folder / ABOUT_FILE}: does not describe a teacher: {error}") from error
     front_end = XlsrFromMemory(_known_as(name), encoder, sha256, device)
     return HeadTeacher(_known_as(name), front_end, head.eval(), sha256, calibration)
+
+
+def identify_pruned(name: str, folder: Path) -> Identity:
+    """What ``load_pruned_teacher`` gives, from the file's own hash."""
+    from train.pruning.storage import ABOUT_FILE, pruned_sha256
+
+    sha256, about = pruned_sha256(folder)
+    try:
+        heard, calibration = digest([sha256, about["layers"]]), _calibration(about["calibration"])
+    except (KeyError, ValidationError) as error:
+        raise UserError(f"{folder / ABOUT_FILE}: does not describe a teacher: {error}") from error
+    return Identity(_known_as(name), _sha256(heard, sha256, calibration), calibration)
 
 
 def _under(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -30,11 +30,20 @@ from train.models import weights
 from train.models.calibration import Calibration
 from train.models.clips import Floats, Waves, checked_waves
 from train.models.features import compressed_spectrum, peak_normalise
+from train.models.head_teacher import (
+    Identity,
+    identify_pruned,
+    identify_published,
+    identify_trained,
+    load_pruned_teacher,
+    load_published,
+    load_trained,
+)
 from train.models.precision import has_fast_bf16, resolve_precision
 from train.models.student import Student as StudentNetwork
 from train.models.student import load_v7, mos_of, v7_weights_path
 
-__all__ = ["Teacher", "has_fast_bf16", "load_teacher", "resolve_precision"]
+__all__ = ["Teacher", "has_fast_bf16", "identify_teacher", "load_teacher", "resolve_precision"]
 
 
 class Teacher(Protocol):
@@ -115,14 +124,60 @@ class MeanTeacher:
 
     def __init__(self, teachers: Sequence[Teacher]) -> None:
         self.teachers = tuple(teachers)
-        self.name = MEAN + "+".join(teacher.name for teacher in teachers)
-        self.weights_sha256 = digest([[t.name, t.weights_sha256] for t in teachers])
+        mean = _mean_of(teachers)
+        self.name, self.weights_sha256 = mean.name, mean.weights_sha256
 
     def score(self, waves_BT: Waves) -> tuple[Floats, Floats | None]:
         """See ``Teacher.score``."""
         scores = [teacher.score(waves_BT)[0] for teacher in self.teachers]
         mean_B: Floats = np.asarray(np.mean(scores, axis=0, dtype=np.float64), np.float32)
         return mean_B, None
+
+
+class _Known(Protocol):
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def weights_sha256(self) -> str: ...
+
+
+def _mean_of(teachers: Sequence[_Known]) -> Identity:
+    name = MEAN + "+".join(teacher.name for teacher in teachers)
+    return Identity(name, digest([[t.name, t.weights_sha256] for t in teachers]))
+
+
+def identify_teacher(name: str | Path, device: str = "cpu", precision: str = "auto") -> Identity:
+    """What ``load_teacher`` would load, from the files alone: no encoder or student is built.
+
+    The device need not be here. Raises ``ValueError`` as ``load_teacher`` does.
+    """
+    text = str(name)
+    if text.startswith(MEAN):
+        return _mean_of([identify_teacher(part, device, precision) for part in parts_of(text)])
+    spec = teacher_table().teachers.get(text)
+    if isinstance(spec, DnsMos):
+        from train.models import dnsmos
+
+        dnsmos.require_cpu(device, precision)
+        return Identity(text, sha256_of(dnsmos.weights_path()))
+    resolve_precision(precision, torch.device(device))
+    if isinstance(spec, Student):
+        return Identity("distillmos", sha256_of(v7_weights_path()))
+    if isinstance(spec, PublishedHead):
+        return identify_published(text, spec)
+    folder = _folder(text, spec)
+    if spec is not None or (folder / "head.json").is_file():
+        return identify_trained(text, folder)
+    return _identify_whole(folder)
+
+
+def _identify_whole(folder: Path) -> Identity:
+    from train.pruning import storage
+
+    if storage.read_about(folder).get("kind") == "teacher":
+        return identify_pruned(folder.name, folder)
+    return Identity(folder.name, storage.student_sha256(folder))
 
 
 def load_teacher(name: str | Path, device: str = "cpu", precision: str = "auto") -> Teacher:
@@ -144,8 +199,6 @@ def load_teacher(name: str | Path, device: str = "cpu", precision: str = "auto")
         from train.models.dnsmos import DnsMosTeacher
 
         return DnsMosTeacher(device, precision)
-    from train.models.head_teacher import load_published, load_trained
-
     if isinstance(spec, PublishedHead):
         return load_published(text, spec, device, precision)
     folder = _folder(text, spec)
@@ -156,7 +209,6 @@ def load_teacher(name: str | Path, device: str = "cpu", precision: str = "auto")
 
 def _load_whole(folder: Path, device: str, precision: str) -> Teacher:
     """A folder that holds all of a model: a teacher whose encoder was pruned, or a student."""
-    from train.models.head_teacher import load_pruned_teacher
     from train.pruning import storage
 
     if storage.read_about(folder).get("kind") == "teacher":

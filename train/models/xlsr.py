@@ -37,6 +37,15 @@ GAIN_NAMES = ("weight_g", "parametrizations.weight.original0")
 DIRECTION_NAMES = ("weight_v", "parametrizations.weight.original1")
 """Weight norm's two tensors, as they were and are called."""
 
+LAYER_PARTS = (
+    *(f"attention.{name}_proj" for name in ("k", "v", "q", "out")),
+    "layer_norm",
+    "feed_forward.intermediate_dense",
+    "feed_forward.output_dense",
+    "final_layer_norm",
+)
+"""What a layer of XLS-R has, each with weight and bias."""
+
 
 class Encoder(nn.Module):
     """Normalised waves to hidden states after some layers, counted from 1.
@@ -138,11 +147,12 @@ def load_encoder(
     hash is over names and content of what was read: the cut and the whole model have the same.
     ``ValueError`` naming the file and what is wrong with it.
     """
-    encoder = _empty(read_config(folder), layers, dtype)
+    config = read_config(folder)
+    encoder = _empty(config, layers, dtype)
     places = dict(encoder.named_parameters()) | dict(encoder.named_buffers())
     sums: dict[str, str] = {}
     norm: dict[str, Tensor] = {}
-    wanted = set(places) - {POSITIONS + "weight"}
+    wanted = tensor_names(config, layers)
     with torch.no_grad():
         for name, tensor in read_tensors(folder, wanted | set(_norm_names())):
             sums[_one_name(name)] = _sha256(tensor)
@@ -151,9 +161,47 @@ def load_encoder(
             else:
                 norm[_one_name(name)] = tensor.to(torch.float32, copy=True)
         _fill(places[POSITIONS + "weight"], _fused(norm, folder), "weight", folder)
-    if missing := sorted(wanted - set(sums)):
+    return encoder.eval().requires_grad_(False), _digest(sums, wanted, folder)
+
+
+def encoder_sha256(folder: Path, layers: Sequence[int]) -> str:
+    """The hash that ``load_encoder`` gives: the file's tensors are read, no network is built.
+
+    ``ValueError`` naming the file and what is wrong with it.
+    """
+    wanted = tensor_names(read_config(folder), layers)
+    read = read_tensors(folder, wanted | set(_norm_names()))
+    return _digest({_one_name(name): _sha256(tensor) for name, tensor in read}, wanted, folder)
+
+
+def _digest(sums: dict[str, str], wanted: set[str], folder: Path) -> str:
+    norm = {POSITIONS + names[0] for names in (GAIN_NAMES, DIRECTION_NAMES)}
+    if missing := sorted((wanted | norm) - set(sums)):
         raise UserError(f"{folder}: lacks {len(missing)} tensors, such as {missing[0]!r}")
-    return encoder.eval().requires_grad_(False), digest(sums)
+    return digest(sums)
+
+
+def tensor_names(config: Any, layers: Sequence[int]) -> set[str]:
+    """Names of the tensors of the encoder's cut, but for the weight norm's two.
+
+    ``ValueError`` for a layer that the model has not.
+    """
+    _require_layers(config, layers)
+    front, linear = "feature_extractor.conv_layers.", ("weight", "bias")
+    parts = [f"{front}{i}.layer_norm." for i in range(len(config.conv_dim))]
+    if config.feat_extract_norm != "layer":  # of groups: in the first layer alone
+        parts = parts[:1]
+    parts += ["feature_projection.layer_norm.", "feature_projection.projection."]
+    parts += [f"encoder.layers.{i}.{part}." for i in range(max(layers)) for part in LAYER_PARTS]
+    convs = {f"{front}{i}.conv.{n}" for i in range(len(config.conv_dim)) for n in linear}
+    if not config.conv_bias:
+        convs = {name for name in convs if not name.endswith("bias")}
+    return {part + name for part in parts for name in linear} | convs | {POSITIONS + "bias"}
+
+
+def _require_layers(config: Any, layers: Sequence[int]) -> None:
+    if max(layers) > config.num_hidden_layers:
+        raise UserError(f"layer {max(layers)}: the model has {config.num_hidden_layers}")
 
 
 def read_config(folder: Path) -> Any:
@@ -188,8 +236,7 @@ def encoder_of(
     Layers may lack attention heads and feed-forward units: they are as wide as their weights.
     ``ValueError`` for a layer that the model has not, ``RuntimeError`` for tensors that do not fit.
     """
-    if max(layers) > config.num_hidden_layers:
-        raise UserError(f"layer {max(layers)}: the model has {config.num_hidden_layers}")
+    _require_layers(config, layers)
     with torch.device("meta"):
         encoder = Encoder(config, layers)
         narrow(encoder, state)
@@ -213,8 +260,7 @@ def narrow(encoder: Encoder, state: Mapping[str, Tensor]) -> None:
 
 
 def _empty(config: Any, layers: Sequence[int], dtype: torch.dtype) -> Encoder:
-    if max(layers) > config.num_hidden_layers:
-        raise UserError(f"layer {max(layers)}: the model has {config.num_hidden_layers}")
+    _require_layers(config, layers)
     with torch.device("meta"):
         encoder = Encoder(config, layers)
     return encoder.to(dtype).to_empty(device="cpu")

@@ -197,11 +197,30 @@ def load_pruned(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Living weights come back bit for bit. ``ValueError`` naming the file, and the tensor where it is
     one that is damaged.
     """
+    weights = {name: tensor for name, tensor, _ in read_sparse(folder / SPARSE_FILE)}
+    return weights, pruned_sha256(folder)[1]
+
+
+def pruned_sha256(folder: Path) -> tuple[str, dict[str, Any]]:
+    """The hash of such a folder's weights, and ``model.json``; no tensor is read.
+
+    ``ValueError`` naming the file where it is not the one that ``model.json`` is about.
+    """
     path, about = folder / SPARSE_FILE, read_about(folder)
-    weights = {name: tensor for name, tensor, _ in read_sparse(path)}
-    if about.get("weights_sha256") != sha256_of(path):
+    if not path.is_file():
+        raise UserError(f"{path} is missing")
+    sha256 = sha256_of(path)
+    if about.get("weights_sha256") != sha256:
         raise UserError(f"{path}: not the file that {ABOUT_FILE} beside it is about")
-    return weights, about
+    return sha256, about
+
+
+def student_sha256(folder: Path) -> str:
+    """The hash of the weights of a student's folder. Errors as ``load_student``."""
+    if is_pruned(folder):
+        return pruned_sha256(folder)[0]
+    read_about(folder)
+    return sha256_of(folder / DENSE_FILE)
 
 
 def holds_model(folder: Path) -> bool:
