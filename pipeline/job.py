@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Protocol
 
+from pydantic import ValidationError
+
 from data_specs.corpus import find_corpus
 from data_specs.io import storage
 from data_specs.io.addresses import Place
@@ -16,7 +18,7 @@ from data_specs.io.errors import UserError
 from data_specs.io.files import remove_leftovers
 from data_specs.recipe import Recipe
 from data_specs.sample import CROP_SAMPLES, DATASET_FILE, SAMPLE_RATE
-from data_specs.strict import digest, unknown
+from data_specs.strict import describe, digest, unknown
 from data_specs.teacher import packages_of
 from pipeline import label, shards
 from pipeline.degrade import self_check, versions, weights_sha256
@@ -363,7 +365,11 @@ def reopen(out: Place, roots: Roots) -> Job:
     found, folder = read_dataset(out), storage.open_folder(out)
     if found is None:
         raise ShardError(f"{folder.shown()}: no {DATASET_FILE}: not a dataset folder")
-    recipe = Recipe.model_validate(found["recipe"])
+    try:
+        recipe = Recipe.model_validate(found.get("recipe"))
+    except ValidationError as error:
+        where = f"{folder.shown(DATASET_FILE)}: recipe"
+        raise ShardError(describe(error, found.get("recipe"), where)) from error
     names = {source.corpus for source in recipe.sources.present().values()}
     manifests = {name: Manifest.load(name, folder, f"manifests/{name}.parquet") for name in names}
     return Job(

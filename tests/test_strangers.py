@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import json
 import os
 import ssl
 import subprocess
@@ -19,6 +20,7 @@ from typing import Any
 
 import fsspec  # type: ignore[import-untyped]
 import pytest
+from fake_dataset import write_dataset
 from pydantic import TypeAdapter, ValidationError
 
 from data_specs.io import names
@@ -26,7 +28,7 @@ from data_specs.io.errors import UserError
 from data_specs.io.names import below, cell, inside, markdown, plain, visible
 from data_specs.io.storage import RemoteFolder
 from data_specs.strict import Name
-from pipeline import weights
+from pipeline import shards, weights
 from pipeline.__main__ import main
 from pipeline.degrade import lpcnet
 from tests.conftest import ROOT
@@ -310,3 +312,234 @@ def test_a_server_that_ignores_ranges_is_not_read_to_its_end() -> None:
     with server(without_end) as address:
         run = limited(READ, address)
     assert run.stdout == "bounded\n", run.stdout + run.stderr
+
+
+# --- tars, records and FLACs that claim more than they hold ---------------------------------------
+
+BOMBS = """
+import io, pathlib, tarfile
+from data_specs.io.errors import UserError
+from pipeline.audio import decode_flac
+from pipeline.shards import members
+
+folder = pathlib.Path(sys.argv[1])
+
+
+def sparse_file(name, header):
+    with open(folder / name, "wb") as file:  # 64 GB of zeros that take no room on the disk
+        file.write(header)
+        file.truncate(64 << 30)
+    return folder / name
+
+
+def header(name, size, kind=tarfile.REGTYPE):
+    info = tarfile.TarInfo(name)
+    info.size, info.type = size, kind
+    return info.tobuf(tarfile.GNU_FORMAT)
+
+
+def sparse_member():
+    info = tarfile.TarInfo("000000000.flac")
+    info.size, info.type = 512, tarfile.GNUTYPE_SPARSE
+    block = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+    block[386:398], block[398:410] = b"00000000000\\0", b"00000001000\\0"
+    block[483:495] = (64 << 30).to_bytes(12, "big")
+    block[483] |= 0x80
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\\0 " % sum(block)
+    path = folder / "sparse.tar"
+    path.write_bytes(bytes(block) + bytes(512) + bytes(1024))
+    return path
+
+
+def packed(ending):
+    path = folder / f"packed.{ending}.tar"
+    with tarfile.open(path, f"w:{ending}") as tar:
+        info = tarfile.TarInfo("000000000.flac")
+        info.size = 1 << 30
+        class Zeros(io.RawIOBase):
+            def readable(self): return True
+            def readinto(self, b): b[:] = bytes(len(b)); return len(b)
+        tar.addfile(info, io.BufferedReader(Zeros()))
+    return path
+
+
+for tar in (
+    sparse_file("plain.tar", header("000000000.flac", 6 << 30)),
+    sparse_file("record.tar", header("000000000.json", 6 << 30)),
+    sparse_file("pax.tar", header("x", 6 << 30, tarfile.XHDTYPE)),
+    sparse_file("long.tar", header("x", 6 << 30, tarfile.GNUTYPE_LONGNAME)),
+    sparse_member(),
+    packed("bz2"),
+    packed("gz"),
+):
+    try:
+        list(members(tar))
+    except UserError as error:
+        assert str(tar) in str(error), error
+    else:
+        raise AssertionError(tar)
+
+import numpy, soundfile
+buffer = io.BytesIO()
+with soundfile.SoundFile(buffer, "w", 16000, 1, format="FLAC", subtype="PCM_16") as file:
+    for _ in range(2 * 3600):  # 2 h: 230 MB as int16
+        file.write(numpy.zeros(16000, numpy.int16))
+claims = bytearray(buffer.getvalue())
+claims[21:26] = bytes([claims[21] & 0xF0 | 0xF]) + b"\\xff" * 4  # 1190 h
+unknown = bytearray(buffer.getvalue())
+unknown[21:26] = bytes([unknown[21] & 0xF0]) + bytes(4)
+for data in (buffer.getvalue(), bytes(claims), bytes(unknown)):
+    try:
+        decode_flac(data)
+    except UserError as error:
+        assert "must be 122880" in str(error), error
+    else:
+        raise AssertionError("decoded")
+print("bounded")
+"""
+
+
+def test_tars_and_flacs_that_claim_more_are_refused_in_little_memory(tmp_path: Path) -> None:
+    run = limited(BOMBS, str(tmp_path), memory_mb=150)
+    assert run.stdout == "bounded\n", run.stdout + run.stderr
+
+
+@pytest.mark.parametrize(
+    "change", [{"samples": 1e9}, {"planned": 10**12}, {"shard": 10**9}, {"tar_bytes": -1}]
+)
+def test_a_shards_record_says_no_more_than_a_shard_can_hold(change: dict[str, Any]) -> None:
+    record = {
+        **{"shard": 0, "dataset_hash": "x", "samples": 1, "planned": 1, "tar_bytes": 1},
+        **{"tar_sha256": "x", "pcm_sha256": "x", "dropped": [], "versions": {}},
+    }
+    shards.parse_record(json.dumps(record).encode(), "here")
+    with pytest.raises(shards.ShardError) as refused:
+        shards.parse_record(json.dumps(record | change).encode(), "here")
+    assert str(refused.value).startswith("here: ") and next(iter(change)) in str(refused.value)
+
+
+# --- names of specs -------------------------------------------------------------------------------
+
+NO_NAMES = [
+    "../../victim/data",
+    "a/b",
+    "..",
+    ".hidden",
+    "a b",
+    "a\nb",
+    "a\n",
+    "a;b",
+    "",
+    "ü",
+    "x" * 81,
+]
+
+
+@pytest.mark.parametrize("name", NO_NAMES)
+def test_names_in_specs_have_an_alphabet(name: str) -> None:
+    from data_specs.corpus import CorpusFile
+    from data_specs.recipe import Source
+
+    with pytest.raises(ValidationError):
+        TypeAdapter(Name).validate_python(name)
+    with pytest.raises(ValidationError):
+        Source(corpus=name)
+    part = {"licence": "x"}
+    with pytest.raises(ValidationError):
+        CorpusFile.model_validate({"corpora": {name: {"kind": "speech", "parts": [part]}}})
+    assert TypeAdapter(Name).validate_python("dns4_speech-2.0") == "dns4_speech-2.0"
+
+
+@pytest.mark.parametrize("verb", ["merge", "relabel", "extend", "card", "verify", "replay"])
+def test_a_corpus_whose_name_is_a_path_writes_nothing_outside(
+    verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A whole dataset of a stranger, its hash and all, but for the name of its corpus."""
+    victim = tmp_path / "victim" / "data.parquet"
+    victim.parent.mkdir()
+    victim.write_bytes(b"mine")
+    dataset, out = tmp_path / "in" / "dataset", tmp_path / "in" / "out"
+    write_dataset(dataset)
+    about = json.loads((dataset / "dataset.json").read_bytes())
+    about["recipe"]["sources"]["speech"]["corpus"] = "../../../victim/data"
+    about |= {"samples": 10, "identity": {"recipe": about["recipe"], "corpora": {}, "splits": {}}}
+    (dataset / "dataset.json").write_text(json.dumps(about))
+    more = {
+        "merge": [str(dataset), "--out", str(out)],
+        "relabel": [str(dataset), "--teacher", "distillmos", "--out", str(out)],
+        "extend": [str(dataset), "--samples", "20", "--out", str(out)],
+        "replay": ["000000000", "--dataset", str(dataset)],
+    }
+    assert main([verb, *more.get(verb, [str(dataset)])]) == 2
+    told = capsys.readouterr().err
+    assert "dataset.json: recipe" in told and "sources.speech.corpus" in told
+    assert victim.read_bytes() == b"mine" and not list(victim.parent.glob(".*"))
+
+
+# --- what is printed, and what programs open ------------------------------------------------------
+
+NASTY = "a\x1b[2J\x1b]0;x\x07\r\x9b1m\u202egnp.\x7f\udcff\u2066"
+
+
+def test_nothing_that_is_printed_moves_a_cursor(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["shards", NASTY])
+    assert main(["verify", f"/nowhere/{NASTY}"]) == 2
+    assert main(["preview", f"/nowhere/{NASTY}\nerror: none"]) == 2
+    told = capsys.readouterr()
+    for text in (told.out, told.err):
+        assert not names.UNSEEN.search(text.replace("\n", ""))
+    assert r"a\x1b[2J\x1b]0;x\x07\x0d\x9b1m\u202egnp.\x7f\xff\u2066" in told.err
+
+
+def test_a_name_that_no_encoding_has_is_printed_in_ascii() -> None:
+    run = subprocess.run(
+        [sys.executable, "-m", "pipeline", "verify", "/nowhere/ü\u202e"],
+        capture_output=True,
+        env={**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONPATH": str(ROOT)},
+        cwd=ROOT,
+        timeout=120,
+    )
+    assert run.returncode == 2 and rb"/nowhere/\xfc\u202e" in run.stderr, run.stderr
+
+
+CELLS = [
+    *("=cmd|' /C calc'!A0", "+1+1", "-2+3+cmd", "@SUM(A1)", "\t=1", "\r=1", "'=1", "''=1", "\n=1"),
+    *("\uff1d1+1", "-", "=", "'", "''", "it's", "", "a=1", "-x.wav"),
+]
+
+
+def test_cells_run_nothing_and_are_read_back() -> None:
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows([[cell(one)] for one in CELLS])
+    text.seek(0)
+    written = [row[0] if row else "" for row in csv.reader(text)]
+    assert not [one for one in written if one[:1] in tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")]
+    assert [plain(one) for one in written] == CELLS
+    numbers = ["-1.5", "+3", "-1e-9", -1.5, -3, None, "-inf", "1"]
+    assert [cell(one) for one in numbers] == numbers
+
+
+EVIL = (
+    "<script>alert(1)</script> [x](javascript:alert(1)) ![](http://e/x) | `x` **b** \n# h\n---\n- y"
+)
+
+
+def test_markdown_is_read_as_text() -> None:
+    made = markdown(EVIL)
+    assert "\n" not in made and "<" not in made and "](" not in made.replace("\\](", "")
+    assert "http:" not in made and "javascript:" not in made
+    assert markdown("CC-BY-4.0") == "CC-BY-4.0" and markdown("# h") == "\\# h"
+    assert visible(EVIL).count("\\x0a") == 3
+
+
+@pytest.mark.parametrize("name", ["../x", "a\\b", "a%2fb"])
+def test_a_path_of_a_plan_stays_in_its_corpus(name: str, tmp_path: Path) -> None:
+    from pipeline.render import find
+
+    with pytest.raises(UserError, match="not a path inside"):
+        find({"speech": [tmp_path]}, "speech", 0, name)
+    with pytest.raises(OSError, match="was not given"):
+        find({"speech": [tmp_path]}, "speech", -1, "x")
+    assert inside("a/b") == "a/b"

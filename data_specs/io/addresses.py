@@ -13,6 +13,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from data_specs.io.errors import UserError
+from data_specs.io.names import visible
 
 PACKAGES = {
     "http": "'fsspec[http]'",
@@ -57,8 +58,8 @@ def path_here(text: str) -> Path:
 
 
 def shown(place: Place) -> str:
-    """A place as messages may show it."""
-    return redacted(place) if isinstance(place, str) else str(place)
+    """A place as messages may show it, whatever its name holds."""
+    return visible(redacted(place) if isinstance(place, str) else place)
 
 
 def redacted(address: str) -> str:
