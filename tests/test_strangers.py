@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import ssl
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from typing import Any
 
 import fsspec  # type: ignore[import-untyped]
 import pytest
+import yaml
 from fake_dataset import write_dataset
 from pydantic import TypeAdapter, ValidationError
 
@@ -529,7 +531,7 @@ EVIL = (
 def test_markdown_is_read_as_text() -> None:
     made = markdown(EVIL)
     assert "\n" not in made and "<" not in made and "](" not in made.replace("\\](", "")
-    assert "http:" not in made and "javascript:" not in made
+    assert made.startswith("&lt;script&gt;") and made.count("\\|") == 1 and "\\`x\\`" in made
     assert markdown("CC-BY-4.0") == "CC-BY-4.0" and markdown("# h") == "\\# h"
     assert visible(EVIL).count("\\x0a") == 3
 
@@ -543,3 +545,54 @@ def test_a_path_of_a_plan_stays_in_its_corpus(name: str, tmp_path: Path) -> None
     with pytest.raises(OSError, match="was not given"):
         find({"speech": [tmp_path]}, "speech", -1, "x")
     assert inside("a/b") == "a/b"
+
+
+def test_a_datasets_card_is_text_whatever_its_records_say(tmp_path: Path) -> None:
+    from pipeline.card import card
+    from pipeline.job import Job
+    from pipeline.ledger import Tally
+    from tests.conftest import small_recipe
+
+    evil = "```\n<script>x</script>\n---\nlicense: mit\n| a | [x](javascript:y) |"
+    made = small_recipe().model_copy(update={"about": evil})
+    identity = {
+        **{"teacher_sha256": evil, "splits": {"speech": "train", evil: evil}},
+        **{"versions": {evil: evil}, "derived_from": None},
+    }
+    job = Job(made, identity, 10, tmp_path, {})
+    tally = Tally(whole={0: 10}, mos=[1] * 40, mos_sum=10.0)
+    for counts in (tally.dropped, tally.licences, tally.corpora, tally.languages, tally.processors):
+        counts[evil] = 3
+    text = card(job, tally)
+    _, front, body = text.split("---\n", 2)
+    assert yaml.safe_load(front)["license_name"].startswith("several")
+    body = re.sub(r"\n(`{3,})\w*\n.*?\n\1\n", "\n", body, flags=re.DOTALL)  # fenced: code
+    assert "<script>" not in body and "](javascript" not in body.replace("\\](", "")
+    assert not re.search(r"^(---|license:)", body, re.MULTILINE)
+    assert "<script>" not in text
+
+
+def test_our_tables_read_back_what_they_were_given(tmp_path: Path) -> None:
+    from data_specs.rated import read_rated
+    from train.files import csv_rows, csv_text
+
+    rows = [{"path": one, "mos": 2.5} for one in CELLS if "\r" not in one and "\n" not in one]
+    path = tmp_path / "scores.csv"
+    path.write_text(csv_text(rows))
+    assert [row["path"] for row in csv_rows(path)] == [row["path"] for row in rows]
+    (tmp_path / "=1.wav").write_bytes(b"")
+    path.write_text(csv_text([{"path": "=1.wav", "mos": 2.5}]))
+    assert "'=1.wav" in path.read_text() and read_rated(path)[0].path.name == "=1.wav"
+
+
+def test_a_table_of_scores_goes_on_with_names_that_a_spreadsheet_would_run(tmp_path: Path) -> None:
+    from train.scoring.table import COLUMNS, LineTable
+
+    row = dict.fromkeys(COLUMNS) | {"path": "=1+1.wav", "rows": 1}
+    table = LineTable(tmp_path / "scores.csv")
+    text = [name for name, kind in COLUMNS.items() if kind is COLUMNS["path"]]
+    row |= {name: "=x" for name in text if name != "path"}
+    table.append([row])
+    table.close()
+    assert "\n'=1+1.wav" in (tmp_path / "scores.csv").read_text()
+    assert ("=1+1.wav") in {path for path, _ in LineTable(tmp_path / "scores.csv").done.stamps}

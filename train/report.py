@@ -7,7 +7,6 @@ can be mailed. What is not there is said, with the command that makes it.
 from __future__ import annotations
 
 import argparse
-import csv
 import importlib.metadata
 import io
 import json
@@ -34,6 +33,7 @@ from data_specs.recipe import Recipe
 from data_specs.sample import CROP_SAMPLES, DATASET_FILE, SAMPLE_RATE, SampleRecord, parse_sample
 from train import charts
 from train.command import command_of
+from train.files import csv_rows
 from train.shards import list_shards
 
 Spread = Uniform | LogUniform | Normal
@@ -148,9 +148,7 @@ def read_evaluation(folder: Path | None) -> Evaluation:
     path = folder / "scores.csv"
     if not path.is_file():
         raise Missing(f"{path} is not there. It is made by: {MAKE_SCORES}")
-    with path.open(newline="", encoding="utf-8") as file:
-        scores = list(csv.DictReader(file))
-    return Evaluation(folder, results["sets"], scores)
+    return Evaluation(folder, results["sets"], csv_rows(path))
 
 
 # --- sections -------------------------------------------------------------------------------------

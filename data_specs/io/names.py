@@ -104,12 +104,11 @@ def _is_number(text: str) -> bool:
 def markdown(text: object) -> str:
     """A text inside a line or a table of Markdown: it is read as text, whatever it holds."""
     line = visible(re.sub(r"\s+", " ", str(text)).strip())
-    escaped = re.sub(r"([\\`*_\[\]|~$!])", r"\\\1", line)
-    escaped = re.sub(r"^([#+-]|\d+[.)])", r"\\\1", escaped)
-    escaped = escaped.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return re.sub(r"(?i)(https?|ftp|javascript|data|www)([:.])", r"\1&#8203;\2", escaped)
+    escaped = re.sub(r"([\\`*\[\]|$]|(?<!\w)_|_(?!\w)|~(?=~))", r"\\\1", line)
+    escaped = re.sub(r"^([#+=-]|\d+(?=[.)]))", r"\\\1", escaped)
+    return escaped.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def code(text: object) -> str:
-    """A text as code inside a line of Markdown."""
-    return f"`{visible(text).replace('`', chr(39))}`"
+    """A plain word as code inside a line of Markdown; what is none as ``markdown`` has it."""
+    return f"`{text}`" if re.fullmatch(r"[\w.:+/@-]+", str(text)) else markdown(text)
