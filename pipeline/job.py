@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from data_specs.corpus import find_corpus
 from data_specs.io import storage
-from data_specs.io.addresses import Place
+from data_specs.io.addresses import Place, shown
 from data_specs.io.errors import UserError
 from data_specs.io.files import remove_leftovers
 from data_specs.recipe import Recipe
@@ -244,7 +244,8 @@ def scan_all(recipe: Recipe, roots: Roots, progress: bool = True) -> dict[str, M
     names = {source.corpus for source in recipe.sources.present().values()}
     for given in roots:
         if given not in names:
-            raise CorpusError(f"--corpus {given}: {unknown('corpus', given, names)}")
+            name = shown(given)
+            raise CorpusError(f"--corpus {name}: {unknown('corpus', name, names)}")
     where = f"recipe {recipe.name!r}"
     return {
         name: scan(name, find_corpus(name, where), roots.get(name, []), progress)

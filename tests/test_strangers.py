@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import csv
+import functools
 import hashlib
 import io
 import json
@@ -14,8 +16,8 @@ import sys
 import threading
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +30,13 @@ from pydantic import TypeAdapter, ValidationError
 from data_specs.io import names
 from data_specs.io.errors import UserError
 from data_specs.io.names import below, cell, inside, markdown, plain, visible
+from data_specs.io.output import visible_output
 from data_specs.io.storage import RemoteFolder
 from data_specs.strict import Name
 from pipeline import shards, weights
 from pipeline.__main__ import main
 from pipeline.degrade import lpcnet
-from tests.conftest import ROOT
+from tests.conftest import ROOT, small_recipe
 from train.models import weights as places
 
 OUTSIDE = [
@@ -551,7 +554,6 @@ def test_a_datasets_card_is_text_whatever_its_records_say(tmp_path: Path) -> Non
     from pipeline.card import card
     from pipeline.job import Job
     from pipeline.ledger import Tally
-    from tests.conftest import small_recipe
 
     evil = "```\n<script>x</script>\n---\nlicense: mit\n| a | [x](javascript:y) |"
     made = small_recipe().model_copy(update={"about": evil})
@@ -596,3 +598,124 @@ def test_a_table_of_scores_goes_on_with_names_that_a_spreadsheet_would_run(tmp_p
     table.close()
     assert "\n'=1+1.wav" in (tmp_path / "scores.csv").read_text()
     assert ("=1+1.wav") in {path for path, _ in LineTable(tmp_path / "scores.csv").done.stamps}
+
+
+# --- credentials in addresses ---------------------------------------------------------------------
+
+SECRETS = ("PASSWORD1", "SIGNATURE1", "me1:", "me1@", "TOKEN1")
+
+
+class Guarded(SimpleHTTPRequestHandler):
+    """Serves a folder to who knows the password or has the signature."""
+
+    def send_head(self) -> Any:
+        wanted = "Basic " + base64.b64encode(b"me1:PASSWORD1").decode()
+        if self.headers.get("Authorization") != wanted and "sig=SIGNATURE1" not in self.path:
+            self.send_error(403, "no such TOKEN1")
+            return None
+        return super().send_head()
+
+    def log_message(self, *args: Any) -> None: ...
+
+
+@pytest.fixture
+def guarded(corpora: dict[str, list[Path]], tmp_path: Path) -> Iterator[str]:
+    """Host and port of a server of the corpora and, under ``made``, of what is made here."""
+    (tmp_path / "site").mkdir()
+    for name, (folder,) in corpora.items():
+        (tmp_path / "site" / name).symlink_to(folder)
+    (tmp_path / "site" / "made").symlink_to(tmp_path / "made")
+    handler = functools.partial(Guarded, directory=str(tmp_path / "site"))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as site:
+        threading.Thread(target=site.serve_forever, args=(0.02,), daemon=True).start()
+        yield f"127.0.0.1:{site.server_port}"
+        site.shutdown()
+
+
+def secrets_in(folder: Path) -> list[str]:
+    """Files, and names of files, that hold what only an address had."""
+    found = []
+    for path in folder.rglob("*"):
+        data = str(path).encode() + (path.read_bytes() if path.is_file() else b"")
+        found += [f"{path}: {secret}" for secret in SECRETS if secret.encode() in data]
+    return found
+
+
+@pytest.mark.slow  # it makes two datasets and labels one again
+def test_no_credential_of_an_address_lands_anywhere(
+    guarded: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SPEECH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("data_specs.io.storage.WAITS_S", ())
+    recipe = small_recipe(shard_samples=2, group_samples=2, max_dropped_share=1.0)
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump(recipe.model_dump(mode="json", exclude_none=True)))
+    login, signed = f"http://me1:PASSWORD1@{guarded}", f"http://{guarded}/made/one?sig=SIGNATURE1"
+    roots = [f"--corpus={name}={login}/{name}" for name in ("speech", "noise", "rooms")]
+    made, local = tmp_path / "made", ["--engine", "local", "--workers", "1"]
+    one = str(made / "one")
+    assert main(["shards", str(file), *roots, "--samples", "4", "--out", one, *local]) == 0
+    assert main(["extend", one, *roots, "--samples", "6", *local]) == 0
+    assert main(["preview", one, *roots, "--count", "2", "--out", str(made / "page.html")]) == 0
+    assert main(["replay", "000000001", "--dataset", signed, *roots, "--out", str(made / "r")]) == 0
+    assert main(["merge", signed, "--out", str(made / "merged")]) == 0
+    again = ["--teacher", "distillmos", "--out", str(made / "again"), *local]
+    assert main(["relabel", signed, *again]) == 0
+    for verb in (["verify", signed, "--deep"], ["status", signed]):
+        assert main(verb) == 0
+    wrong = f"http://me1:PASSWORD1@{guarded}/nowhere?sig=no&TOKEN1"
+    bad = [f"--corpus=speech={wrong}", *roots[1:], "--out", str(made / "bad"), "--samples", "2"]
+    refused = (
+        ["shards", str(file), *bad],
+        ["shards", str(file), f"--corpus={wrong}", "--samples", "2", "--out", str(made / "bad")],
+        ["shards", str(file), f"--colour={wrong}", "--samples", "2", "--out", str(made / "bad")],
+        ["card", signed],
+        ["merge", wrong, "--out", str(made / "bad")],
+        ["relabel", wrong, *again],
+        ["status", wrong],
+        ["shards", str(file), *roots, "--samples", "2", "--out", wrong, *local],
+        ["weights", "--list", "lpcnet"],
+    )
+    monkeypatch.setenv("SPEECH_WEIGHTS", wrong)
+    for verb in refused:
+        with suppress(SystemExit):
+            assert main(verb) != 0 or verb[0] == "weights", verb
+    told = capfd.readouterr()
+    assert not [secret for secret in SECRETS if secret in told.out + told.err], told.out + told.err
+    assert not secrets_in(tmp_path)
+
+
+def test_no_credential_is_printed_whoever_prints_it(capsys: pytest.CaptureFixture[str]) -> None:
+    address = "http://me1:PASSWORD1@host/x?sig=SIGNATURE1"
+    with visible_output():
+        print(f"a bug of ours: {address!r} and s3://bucket/x, https://host/y.")
+        print(f"({address})", file=sys.stderr)
+    told = capsys.readouterr()
+    assert told.out == "a bug of ours: 'http://host/x' and s3://bucket/x, https://host/y.\n"
+    assert "http://host/x" in told.err
+    assert not [secret for secret in SECRETS if secret in told.out + told.err]
+
+
+SITE = """
+project: /project
+slurm: {cores: 4, memory_gb: 32, logs: /logs}
+"""
+
+
+@pytest.mark.parametrize("word", ["--corpus=speech=", "--out=", "--other-option="])
+def test_no_credential_of_an_address_lands_in_a_job(
+    word: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "site.yaml").write_text(SITE)
+    job = ["demo", "--corpus=speech=/a", "--corpus=noise=/b", "--corpus=rooms=/c", "--samples=2"]
+    job += ["--out=/out", f"{word}http://me1:PASSWORD1@host/x?sig=SIGNATURE1"]
+    verb = ["submit", "slurm", "--site", str(tmp_path / "site.yaml"), "--dry-run", "--", *job]
+    with suppress(SystemExit):
+        assert main(verb) == 2
+    told = capsys.readouterr()
+    assert not [secret for secret in SECRETS if secret in told.out + told.err]
+    site = f"{SITE}environment: {{CORPUS_SPEECH: 'http://me1:PASSWORD1@host'}}\n"
+    (tmp_path / "site.yaml").write_text(site)
+    assert main(verb) == 2
+    told = capsys.readouterr()
+    assert "environment" in told.err and "PASSWORD1" not in told.out + told.err

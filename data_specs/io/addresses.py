@@ -29,6 +29,8 @@ run commands, unpack archives or log in elsewhere."""
 SECRET_NAMES = re.compile(r"SECRET|TOKEN|PASSW|CREDENTIAL|ACCESS_KEY|API_KEY")
 """Environment variables of such names are never told, whoever quotes their values."""
 
+ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"<>]+")
+
 SECRET_LENGTH = 8
 """Characters; to blot out every shorter value would make messages unreadable."""
 
@@ -76,9 +78,19 @@ def redacted(address: str) -> str:
     return f"{scheme}://{host}{slash}{re.split('[?#]|::', path)[0]}"
 
 
+def redacted_in(text: str) -> str:
+    """A text with every address in it as messages may show it."""
+    return ADDRESS.sub(lambda found: redacted(found[0]), text)
+
+
+def has_secret(text: str) -> bool:
+    """Whether an address in a text has a login or a query, which may be a signature."""
+    return any(re.search(r"//[^/?#]*@|[?]", found) for found in ADDRESS.findall(text))
+
+
 def scrubbed(text: str, address: str) -> str:
     """A backend's message without what is secret about an address in it, and not too long."""
-    text = re.sub(r"[A-Za-z][\w+.-]*://[^\s'\"<>]+", lambda found: redacted(found[0]), text)
+    text = redacted_in(text)
     authority = address.partition("://")[2].partition("/")[0]
     login, query = authority.rpartition("@")[0], address.partition("?")[2]
     values = [pair.partition("=")[2] for pair in query.split("&")]

@@ -8,18 +8,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
 
+from data_specs.io.addresses import has_secret, redacted_in
 from data_specs.io.names import UNSEEN, visible
 
 
 class Visible:
     """A text stream that spells out what ``names.visible`` does, but ends of lines and tabs, and
-    what its encoding does not have. ``unfiltered`` is for what draws on purpose."""
+    what its encoding does not have; and shows no login and no signature of an address.
+
+    ``unfiltered`` is for what draws on purpose.
+    """
 
     def __init__(self, stream: TextIO) -> None:
         self.unfiltered = stream
 
     def write(self, text: str) -> int:
-        seen = UNSEEN.sub(_spelled, text)
+        seen = UNSEEN.sub(_spelled, redacted_in(text) if has_secret(text) else text)
         if encoding := getattr(self.unfiltered, "encoding", None):
             seen = seen.encode(encoding, "backslashreplace").decode(encoding)
         self.unfiltered.write(seen)
