@@ -10,6 +10,7 @@ import io
 import json
 import os
 import re
+import shutil
 import ssl
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -719,3 +721,75 @@ def test_no_credential_of_an_address_lands_in_a_job(
     assert main(verb) == 2
     told = capsys.readouterr()
     assert "environment" in told.err and "PASSWORD1" not in told.out + told.err
+
+
+# --- the Makefile ---------------------------------------------------------------------------------
+
+AWKWARD = 'it\'s a "folder" & $(touch evil); `touch evil`'
+
+
+def told(target: str, folder: Path, **variables: object) -> list[list[str]]:
+    """The commands of a target, as lists of words, with a stand-in for Python."""
+    stand_in = folder / "print"
+    stand_in.write_text(
+        f"#!{sys.executable}\nimport json, sys\nprint(json.dumps(sys.argv[1:]))\n", "utf-8"
+    )
+    stand_in.chmod(0o755)
+    given = [f"{name}={str(value).replace('$', '$$')}" for name, value in variables.items()]
+    command = ["make", "-s", "-f", str(ROOT / "Makefile"), "-o", "setup", target, *given]
+    run = subprocess.run(
+        [*command, f"PY={stand_in}", "WORKERS=1"],
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        timeout=60,
+        env={name: v for name, v in os.environ.items() if not name.startswith("MAKE")},
+    )
+    assert run.returncode == 0, run.stderr
+    return [json.loads(line) for line in run.stdout.splitlines() if line.startswith("[")]
+
+
+def behind(words: list[str], flag: str) -> list[str]:
+    return [value for one, value in pairwise(words) if one == flag]
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+def test_make_takes_a_path_for_one_word_whatever_is_in_it(tmp_path: Path) -> None:
+    out, rated, two = tmp_path / AWKWARD, tmp_path / "rated clips", [tmp_path / n for n in "ab"]
+    for folder in (out / "shards", rated, *two):
+        folder.mkdir(parents=True)
+    for name in ("a b.csv", "c.csv"):
+        (rated / name).touch()
+    (words,) = told("evaluate", tmp_path, OUT=out, RATED=rated, CLEAN=out / "x.wav")
+    assert behind(words, "--rated") == [str(rated / "a b.csv"), str(rated / "c.csv")]
+    assert behind(words, "--out") == [f"{out}/evaluation"]
+    assert behind(words, "--shards") == [f"{out}/shards/test"]
+    assert behind(words, "--clean-speech") == [f"{out}/x.wav"]
+    made = told("shards", tmp_path, OUT=out, SPEECH=out, NOISE=f"{two[0]} {two[1]}", RECIPE=out)
+    assert [behind(words, "--out") for words in made] == [
+        [f"{out}/shards/{part}"] for part in ("train", "validation", "test")
+    ]
+    corpora = [f"speech={out}", *(f"noise={one}" for one in two), f"rooms={out}/corpora/rooms"]
+    assert all(behind(words, "--corpus") == corpora and str(out) in words for words in made)
+    for target, flag, variable in (
+        ("train", "--out", "OUT"),
+        ("report", "--out", "OUT"),
+        ("preview", "--out", "OUT"),
+        ("export", "--out", "EXPORT_OUT"),
+        ("prune", "--out", "PRUNE_OUT"),
+        ("teacher", "--out", "TEACHER_OUT"),
+        ("relabel", "--out", "RELABELLED"),
+        ("submit-train", "--site", "SITE"),
+    ):
+        more = {"RATED": rated, "SHARDS": out, "MODEL": out, variable: out}
+        (words,) = told(target, tmp_path, **more)
+        assert behind(words, flag)[0].startswith(str(out)), target
+    assert not list(tmp_path.rglob("evil"))
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+@pytest.mark.parametrize("ref", ["", "master", "v1.0", "0123abc", "0" * 39, f"{'0' * 40};id"])
+def test_make_lpcnet_builds_no_branch(ref: str, tmp_path: Path) -> None:
+    command = ["make", "-f", str(ROOT / "Makefile"), "lpcnet", f"LPCNET_REF={ref}"]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    assert run.returncode and "LPCNET_REF=<40 hex digits>" in run.stdout + run.stderr
