@@ -22,14 +22,23 @@ RATED ?=
 RECIPE ?= demo
 WEIGHTS ?= $(or $(SPEECH_WEIGHTS),$(HOME)/.cache/distill-mos-factory)
 
-CORPORA := $(OUT)/corpora
-SPEECH_DIRS := $(or $(SPEECH),$(CORPORA)/speech)
-NOISE_DIRS := $(or $(NOISE),$(CORPORA)/noise)
-ROOM_DIRS := $(or $(ROOMS),$(CORPORA)/rooms)
+CORPORA = $(OUT)/corpora
+
+# A path as one word for the shell, whatever is in it.
+q = '$(subst ','\'',$(1))'
+# Every path of $(2) behind $(1). A value that is itself a path is one, spaces and all; else they are
+# separated by spaces. With $(3) folders stand for their CSV files, with $(4) only the first counts.
+each = $(shell set -f; value=$(call q,$(2)); \
+  if [ -e "$$value" ]; then set -- "$$value"; else set -- $$value; fi; \
+  for path; do [ -z "$${2+several}" ] || [ -e "$$path" ] || [[ "$$path" == *://* ]] || \
+    echo "note: no $$path here: several paths are separated by spaces ($$value)" >&2; done; \
+  set +f; for path; do if [ -n "$(3)" ] && [ -d "$$path" ]; then set -- "$$path"/*.csv; \
+    else set -- "$$path"; fi; for one; do printf ' %s%q' $(call q,$(1)) "$$one"; \
+    [ -z "$(4)" ] || break 2; done; done)
+corpus = $(if $(2),$(call each,--corpus $(1)=,$(2)),--corpus $(1)=$(call q,$(CORPORA)/$(1)))
+rated = $(if $(RATED),$(call each,$(1),$(RATED),csv,$(2)))
 # Of a recipe with other corpora: CORPUS="--corpus dns4_speech=DIR --corpus ..."
-CORPUS := $(SPEECH_DIRS:%=--corpus speech=%) $(NOISE_DIRS:%=--corpus noise=%) \
-  $(ROOM_DIRS:%=--corpus rooms=%)
-RATED_CSVS := $(foreach path,$(RATED),$(if $(filter %.csv,$(path)),$(path),$(wildcard $(path)/*.csv)))
+CORPUS = $(call corpus,speech,$(SPEECH)) $(call corpus,noise,$(NOISE)) $(call corpus,rooms,$(ROOMS))
 
 export OMP_NUM_THREADS ?= 1
 export RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO ?= 0
@@ -72,7 +81,7 @@ lock: ## resolve requirements.lock again from pyproject.toml (needs uv)
 
 .PHONY: demo
 demo: setup corpora shards train evaluate report ## the whole job, small: corpora to HTML report
-	@echo "report: $(abspath $(OUT)/report.html)"
+	@echo report: "$$(realpath $(call q,$(OUT)/report.html))"
 
 SHARED ?= $(or $(SPEECH_SHARED),../shared)
 REAL := runs/real
@@ -90,7 +99,7 @@ real: setup ## the job on real recordings, judged on other people, noise and roo
 	$(MAKE) real-judge
 	OMP_NUM_THREADS=$(WORKERS) $(PY) -m train evaluate --model $(REAL)/model --model v7 \
 	  --shards $(REAL)/shards/judge \
-	  --rated $(SHARED)/data/mos/labels.csv --out $(REAL)/evaluation --short both
+	  --rated $(call q,$(SHARED)/data/mos/labels.csv) --out $(REAL)/evaluation --short both
 	$(PY) -m train report --run $(REAL)/model --shards $(REAL)/shards/train \
 	  --judged $(REAL)/shards/judge \
 	  --evaluation $(REAL)/evaluation --out $(REAL)/report.html
@@ -98,25 +107,25 @@ real: setup ## the job on real recordings, judged on other people, noise and roo
 
 .PHONY: real-shards
 real-shards: setup ## the shards of `make real`
-	@[ -d $(LIBRI) ] || { echo "no recordings at $(SHARED): set SHARED=DIR"; exit 1; }
+	@[ -d $(call q,$(LIBRI)) ] || { echo no recordings at $(call q,$(SHARED)): set SHARED=DIR; exit 1; }
 	$(PY) -m pipeline corpora noise --out $(REAL_CORPORA)/noise-train --count 60 --seed 1 \
-	  --from $(LIBRI)/train-clean-100
+	  --from $(call q,$(LIBRI)/train-clean-100)
 	$(PY) -m pipeline corpora rooms --out $(REAL_CORPORA)/rooms-train --count 100 --seed 1
 	$(MAKE) shards OUT=$(REAL) SAMPLES=$(REAL_SAMPLES) \
-	  SPEECH=$(LIBRI)/train-clean-100 \
-	  NOISE="$(SHARED)/data/noise $(REAL_CORPORA)/noise-train" \
-	  ROOMS="$(SHARED)/data/rir $(REAL_CORPORA)/rooms-train"
+	  SPEECH=$(call q,$(LIBRI)/train-clean-100) \
+	  NOISE=$(call q,$(SHARED)/data/noise $(REAL_CORPORA)/noise-train) \
+	  ROOMS=$(call q,$(SHARED)/data/rir $(REAL_CORPORA)/rooms-train)
 
 .PHONY: real-judge
 real-judge: setup ## other people, noise and rooms, to judge the students of `make real` on
 	$(PY) -m pipeline corpora noise --out $(REAL_CORPORA)/noise-test --count 60 --seed 2 \
-	  --from $(LIBRI)/test-other
+	  --from $(call q,$(LIBRI)/test-other)
 	$(PY) -m pipeline corpora rooms --out $(REAL_CORPORA)/rooms-test --count 50 --seed 2
 	$(PY) -m pipeline shards $(RECIPE) --out $(REAL)/shards/judge --samples 1000 \
 	  --split test --split speech=all --engine $(ENGINE) --workers $(WORKERS) \
-	  --corpus speech=$(LIBRI)/test-other \
-	  --corpus noise=$(SHARED)/data/noise --corpus noise=$(REAL_CORPORA)/noise-test \
-	  --corpus rooms=$(SHARED)/data/rir --corpus rooms=$(REAL_CORPORA)/rooms-test
+	  --corpus speech=$(call q,$(LIBRI)/test-other) \
+	  --corpus noise=$(call q,$(SHARED)/data/noise) --corpus noise=$(REAL_CORPORA)/noise-test \
+	  --corpus rooms=$(call q,$(SHARED)/data/rir) --corpus rooms=$(REAL_CORPORA)/rooms-test
 	$(PY) -m pipeline verify $(REAL)/shards/judge --apart-from $(REAL)/shards/train
 
 EXPERIMENT ?= runs/experiment
@@ -129,10 +138,10 @@ experiment: setup ## students on labels against students on ratings, by size (Fi
 	[ -f $(REAL)/shards/judge/dataset.json ] || $(MAKE) real-shards real-judge
 	OMP_NUM_THREADS=$(WORKERS) $(PY) -m train experiment --variants $(VARIANTS) \
 	  --shards $(REAL)/shards/train --validation $(REAL)/shards/validation \
-	  --rated $(SHARED)/data/mos/labels.csv --rated-set p835ref_wb16 \
-	  --test-rated $(SHARED)/data/mos/labels.csv --test-rated-set p835ref_nb \
+	  --rated $(call q,$(SHARED)/data/mos/labels.csv) --rated-set p835ref_wb16 \
+	  --test-rated $(call q,$(SHARED)/data/mos/labels.csv) --test-rated-set p835ref_nb \
 	  --test-shards $(REAL)/shards/judge --steps $(EXPERIMENT_STEPS) --warmup 50 --crops .3 --short both \
-	  $(if $(PRUNED),--pruned $(PRUNED)) --out $(EXPERIMENT)
+	  $(if $(PRUNED),--pruned $(PRUNED)) --out $(call q,$(EXPERIMENT))
 
 # --- on a cluster --------------------------------------------------------------------------------
 
@@ -145,40 +154,40 @@ PRESET ?= fast
 
 .PHONY: submit-shards
 submit-shards: setup ## make shards on a cluster: SITE=file ON=slurm|slurm-array|kubernetes|ray [RATES=file] [DRY=1]
-	@[ "$(origin CORPUS)" != file ] || [ -n "$(and $(SPEECH),$(NOISE),$(ROOMS))" ] && \
+	@[ "$(origin CORPUS)" != file ] || [ -n $(call q,$(and $(SPEECH),$(NOISE),$(ROOMS))) ] && \
 	  [ "$(origin SAMPLES)" != file ] || { \
 	  echo "say of what and how many: make submit-shards SPEECH=DIR NOISE=DIR ROOMS=DIR (or" \
 	  "CORPUS='--corpus NAME=DIR ...') SAMPLES=N OUT=DIR"; exit 1; }
-	$(if $(DRY),@)$(PY) -m pipeline submit $(ON) --site $(SITE) $(if $(RATES),--rates $(RATES)) \
-	  $(if $(DRY),--dry-run) -- $(RECIPE) $(CORPUS) --out $(OUT) --samples $(SAMPLES) $(JOB)
+	$(if $(DRY),@)$(PY) -m pipeline submit $(ON) --site $(call q,$(SITE)) $(if $(RATES),--rates $(call q,$(RATES))) \
+	  $(if $(DRY),--dry-run) -- $(call q,$(RECIPE)) $(CORPUS) --out $(call q,$(OUT)) --samples $(SAMPLES) $(JOB)
 
 .PHONY: submit-train
 submit-train: setup ## train on a cluster: SITE=file ON=slurm|kubernetes|ray SHARDS=dir [DRY=1]
-	@[ -n "$(SHARDS)" ] || { echo "give the shards: make submit-train SHARDS=DIR OUT=DIR"; exit 1; }
-	$(if $(DRY),@)$(PY) -m train submit $(ON) --site $(SITE) $(if $(DRY),--dry-run) -- \
-	  --student $(STUDENT) --preset $(PRESET) --shards $(SHARDS) --out $(OUT) $(JOB)
+	@[ -n $(call q,$(SHARDS)) ] || { echo "give the shards: make submit-train SHARDS=DIR OUT=DIR"; exit 1; }
+	$(if $(DRY),@)$(PY) -m train submit $(ON) --site $(call q,$(SITE)) $(if $(DRY),--dry-run) -- \
+	  --student $(STUDENT) --preset $(PRESET) --shards $(call q,$(SHARDS)) --out $(call q,$(OUT)) $(JOB)
 
 .PHONY: corpora
 corpora: setup ## the offline default corpora, where no folders are given
-	$(if $(SPEECH),,$(PY) -m pipeline corpora speech --out $(CORPORA)/speech --seed 1)
-	$(if $(NOISE),,$(PY) -m pipeline corpora noise --out $(CORPORA)/noise --seed 1 \
-	  --from $(firstword $(SPEECH_DIRS)))
-	$(if $(ROOMS),,$(PY) -m pipeline corpora rooms --out $(CORPORA)/rooms --seed 1)
+	$(if $(SPEECH),,$(PY) -m pipeline corpora speech --out $(call q,$(CORPORA)/speech) --seed 1)
+	$(if $(NOISE),,$(PY) -m pipeline corpora noise --out $(call q,$(CORPORA)/noise) --seed 1 \
+	  $(if $(SPEECH),$(call each,--from ,$(SPEECH),,1),--from $(call q,$(CORPORA)/speech)))
+	$(if $(ROOMS),,$(PY) -m pipeline corpora rooms --out $(call q,$(CORPORA)/rooms) --seed 1)
 
 .PHONY: shards
 shards: setup ## make and label shards: training, validation, test
-	$(PY) -m pipeline shards $(RECIPE) $(CORPUS) --out $(OUT)/shards/train \
+	$(PY) -m pipeline shards $(call q,$(RECIPE)) $(CORPUS) --out $(call q,$(OUT)/shards/train) \
 	  --samples $(SAMPLES) --engine $(ENGINE) --workers $(WORKERS)
-	$(PY) -m pipeline shards $(RECIPE) $(CORPUS) --out $(OUT)/shards/validation \
+	$(PY) -m pipeline shards $(call q,$(RECIPE)) $(CORPUS) --out $(call q,$(OUT)/shards/validation) \
 	  --split validation --samples 150 --engine $(ENGINE) --workers $(WORKERS)
-	$(PY) -m pipeline shards $(RECIPE) $(CORPUS) --out $(OUT)/shards/test \
+	$(PY) -m pipeline shards $(call q,$(RECIPE)) $(CORPUS) --out $(call q,$(OUT)/shards/test) \
 	  --split test --samples 150 --engine $(ENGINE) --workers $(WORKERS)
 
 .PHONY: train
 train: setup ## train a student on the shards
 	OMP_NUM_THREADS=$(WORKERS) $(PY) -m train fit --student $(STUDENT) \
-	  --shards $(OUT)/shards/train --validation $(OUT)/shards/validation \
-	  --out $(OUT)/model --preset fast --steps $(STEPS)
+	  --shards $(call q,$(OUT)/shards/train) --validation $(call q,$(OUT)/shards/validation) \
+	  --out $(call q,$(OUT)/model) --preset fast --steps $(STEPS)
 
 MODELS ?=
 SHARDS ?=
@@ -187,9 +196,10 @@ CLEAN ?=
 .PHONY: evaluate
 evaluate: setup ## compare scorers: MODELS="v7 dnsmos ..." RATED=labels.csv [SHARDS=dir] [CLEAN=a.wav]
 	OMP_NUM_THREADS=$(WORKERS) $(PY) -m train evaluate \
-	  $(patsubst %,--model %,$(or $(MODELS),$(OUT)/model v7)) \
-	  $(patsubst %,--shards %,$(or $(SHARDS),$(if $(MODELS),,$(OUT)/shards/test))) \
-	  $(RATED_CSVS:%=--rated %) $(CLEAN:%=--clean-speech %) --out $(OUT)/evaluation --short both
+	  $(if $(MODELS),$(MODELS:%=--model %),--model $(call q,$(OUT)/model) --model v7) \
+	  $(if $(SHARDS),$(call each,--shards ,$(SHARDS)),$(if $(MODELS),,--shards $(call q,$(OUT)/shards/test))) \
+	  $(call rated,--rated ) $(if $(CLEAN),--clean-speech $(call q,$(CLEAN))) \
+	  --out $(call q,$(OUT)/evaluation) --short both
 
 EXPORT_OUT ?= runs/export
 CALIBRATE ?=
@@ -197,27 +207,26 @@ WEB ?=
 
 .PHONY: export
 export: setup ## ONNX, card and bundle of MODEL=v7|RUN: [CALIBRATE=shards|csv] [WEB=onnxruntime-web/dist]
-	OMP_NUM_THREADS=$(WORKERS) $(PY) -m train export --model $(MODEL) --out $(EXPORT_OUT) \
-	  $(if $(CALIBRATE),--int8 --calibrate $(CALIBRATE)) \
-	  $(if $(RATED_CSVS),--parity $(firstword $(RATED_CSVS))) \
-	  $(if $(WEB),--web $(EXPORT_OUT)/page --onnxruntime-web $(WEB))
+	OMP_NUM_THREADS=$(WORKERS) $(PY) -m train export --model $(call q,$(MODEL)) --out $(call q,$(EXPORT_OUT)) \
+	  $(if $(CALIBRATE),--int8 --calibrate $(call q,$(CALIBRATE))) $(call rated,--parity ,1) \
+	  $(if $(WEB),--web $(call q,$(EXPORT_OUT)/page) --onnxruntime-web $(call q,$(WEB)))
 
 .PHONY: report
 report: setup ## one HTML page: losses, scores, what was drawn, samples to listen to
-	$(PY) -m train report --run $(OUT)/model --shards $(OUT)/shards/train \
-	  --judged $(OUT)/shards/test \
-	  --evaluation $(OUT)/evaluation --out $(OUT)/report.html
+	$(PY) -m train report --run $(call q,$(OUT)/model) \
+	  --shards $(call q,$(OUT)/shards/train) --judged $(call q,$(OUT)/shards/test) \
+	  --evaluation $(call q,$(OUT)/evaluation) --out $(call q,$(OUT)/report.html)
 
 FRONT_END ?= xlsr-2b-l10
-TEACHER_OUT ?= $(abspath $(WEIGHTS))/$(FRONT_END)-ba
+TEACHER_OUT ?= $(WEIGHTS)/$(FRONT_END)-ba
 TEACHER_STEPS ?= 72000
 
 .PHONY: teacher
 teacher: setup ## train the teacher's head on rated clips: RATED="a.csv ..." [VALIDATION="b.csv ..."]
-	@[ -n "$(RATED_CSVS)" ] || { echo "give rated clips: make teacher RATED=labels.csv"; exit 1; }
+	@[ -n $(call q,$(RATED)) ] || { echo "give rated clips: make teacher RATED=labels.csv"; exit 1; }
 	OMP_NUM_THREADS=$(WORKERS) $(PY) -m train teacher --front-end $(FRONT_END) \
-	  $(RATED_CSVS:%=--rated %) $(VALIDATION:%=--validation %) \
-	  --steps $(TEACHER_STEPS) --out $(TEACHER_OUT)
+	  $(call rated,--rated ) $(if $(VALIDATION),$(call each,--validation ,$(VALIDATION),csv)) \
+	  --steps $(TEACHER_STEPS) --out $(call q,$(TEACHER_OUT))
 
 MODEL ?= v7
 METHOD ?= importance
@@ -225,27 +234,28 @@ PRUNE_OUT ?= runs/prune/$(METHOD)
 
 .PHONY: prune
 prune: setup ## prune a model on rated clips: RATED=labels.csv [MODEL=v7] [METHOD=importance]
-	@[ -n "$(RATED_CSVS)" ] || { echo "give rated clips: make prune RATED=labels.csv"; exit 1; }
-	OMP_NUM_THREADS=$(WORKERS) $(PY) -m train prune --model $(MODEL) --method $(METHOD) \
-	  --rated $(firstword $(RATED_CSVS)) --out $(PRUNE_OUT)
+	@[ -n $(call q,$(RATED)) ] || { echo "give rated clips: make prune RATED=labels.csv"; exit 1; }
+	OMP_NUM_THREADS=$(WORKERS) $(PY) -m train prune --model $(call q,$(MODEL)) --method $(METHOD) \
+	  $(call rated,--rated ,1) --out $(call q,$(PRUNE_OUT))
 
 .PHONY: relabel
 relabel: setup ## label made shards again: SHARDS=dir TEACHER=name RELABELLED=dir
-	$(PY) -m pipeline relabel $(SHARDS) --teacher $(TEACHER) --out $(RELABELLED)
+	$(PY) -m pipeline relabel $(call q,$(SHARDS)) --teacher $(TEACHER) --out $(call q,$(RELABELLED))
 
 .PHONY: status
 status: setup ## how far a dataset is, while its job runs or after it died: SHARDS=dir
-	$(PY) -m pipeline status $(SHARDS)
+	$(PY) -m pipeline status $(call q,$(SHARDS))
 
 NODES ?= 1 10 100
 
 .PHONY: estimate
 estimate: setup ## how long and how large 4 million samples are: SPEECH=DIR ... NODES="1 10" [JOB="--save FILE"]
-	$(PY) -m pipeline estimate $(RECIPE) $(CORPUS) --nodes $(NODES) $(JOB)
+	$(PY) -m pipeline estimate $(call q,$(RECIPE)) $(CORPUS) --nodes $(NODES) $(JOB)
 
 .PHONY: preview
 preview: setup ## a page to listen to samples of the training shards
-	$(PY) -m pipeline preview $(OUT)/shards/train $(CORPUS) --out $(OUT)/preview.html
+	$(PY) -m pipeline preview $(call q,$(OUT)/shards/train) $(CORPUS) \
+	  --out $(call q,$(OUT)/preview.html)
 
 # --- weights -------------------------------------------------------------------------------------
 
@@ -255,25 +265,31 @@ NAMES ?=
 weights: setup ## fetch weights into one cache: NAMES="encodec-24khz ..." (none: list them)
 	$(PY) -m pipeline weights $(or $(NAMES),--list)
 
-# Another revision is another network and another dataset: the executable is hashed as weights are.
-LPCNET_REF ?= master
-LPCNET_DIR := $(abspath $(WEIGHTS))/lpcnet
+# Who builds it says of which commit: a branch is another program tomorrow. The network comes with it
+# and is compiled in: LPCNET_DATA_SHA256 holds its archive to a hash. Another revision is another
+# network and another dataset: the executable is hashed as weights are.
+LPCNET_REF ?=
+LPCNET_DATA_SHA256 ?=
 
 .PHONY: lpcnet
-lpcnet: ## build xiph's lpcnet_demo into the weights' cache (its network is downloaded)
+lpcnet: ## build xiph's lpcnet_demo: LPCNET_REF=commit (40 digits) [LPCNET_DATA_SHA256=its network's]
+	@[[ $(call q,$(LPCNET_REF)) =~ ^[0-9a-f]{40}$$ ]] || { echo "say which commit of" \
+	  "https://github.com/xiph/LPCNet to build: make lpcnet LPCNET_REF=<40 hex digits>"; exit 1; }
 	@missing=""; \
 	for tool in git wget autoconf automake libtoolize cc; do \
 	  command -v $$tool >/dev/null || missing="$$missing $$tool"; done; \
 	[ -z "$$missing" ] || { echo "missing:$$missing" \
 	  "(Debian: apt-get install git wget autoconf automake libtool gcc libc6-dev)"; exit 1; }
+	to=$$(realpath -m $(call q,$(WEIGHTS)/lpcnet)) && \
 	build=$$(mktemp -d) && trap 'rm -rf "$$build"' EXIT && \
 	git clone -q https://github.com/xiph/LPCNet "$$build" && cd "$$build" && \
-	git checkout -q $(LPCNET_REF) && ./autogen.sh && \
+	git checkout -q --detach $(LPCNET_REF) && ./autogen.sh && sha256sum lpcnet_data-*.tar.gz && \
+	for data in lpcnet_data-*.tar.gz; do [ -z $(call q,$(LPCNET_DATA_SHA256)) ] || \
+	  sha256sum -c <<<$(call q,$(LPCNET_DATA_SHA256))"  $$data"; done && \
 	CFLAGS="-Ofast -g -march=native" ./configure --disable-shared --disable-doc && \
-	$(MAKE) -j$(WORKERS) lpcnet_demo && mkdir -p $(LPCNET_DIR) && \
-	install -m 755 lpcnet_demo $(LPCNET_DIR)/lpcnet_demo && \
-	git rev-parse HEAD > $(LPCNET_DIR)/COMMIT
-	@echo "$(LPCNET_DIR)/lpcnet_demo, from $$(cat $(LPCNET_DIR)/COMMIT)"
+	$(MAKE) -j$(WORKERS) lpcnet_demo && mkdir -p "$$to" && \
+	install -m 755 lpcnet_demo "$$to/lpcnet_demo" && git rev-parse HEAD > "$$to/COMMIT" && \
+	echo "from $$(cat "$$to/COMMIT"), by its SHA-256:" && sha256sum "$$to/lpcnet_demo"
 
 # --- checks --------------------------------------------------------------------------------------
 
@@ -309,11 +325,11 @@ bench-cluster: setup ## 4 million samples in 8000 shards without audio; the thro
 	$(PY) -m pipeline bench scale
 	$(PY) -m pipeline bench estimate
 
-DEEPFILTERNET3_DIR ?= $(wildcard $(abspath $(SHARED))/weights/DeepFilterNet3)
+DEEPFILTERNET3_DIR ?= $(shell realpath -qe $(call q,$(SHARED)/weights/DeepFilterNet3) || true)
 
 .PHONY: bench-degrade
 bench-degrade: setup ## the paper's processors against the packages' own calls, on one core
-	SPEECH_SHARED=$(SHARED) DEEPFILTERNET3_DIR=$(DEEPFILTERNET3_DIR) \
+	SPEECH_SHARED=$(call q,$(SHARED)) DEEPFILTERNET3_DIR=$(call q,$(DEEPFILTERNET3_DIR)) \
 	  $(PY) -W ignore -m pipeline bench-degrade --samples 100
 
 .PHONY: bench-train
@@ -328,7 +344,7 @@ bench-teacher: setup ## the XLS-R teacher against the published way: clips/s; me
 
 .PHONY: bench-score
 bench-score: setup ## scoring beside the distillmos package on one core: speed, differences, memory
-	$(PY) -m train bench-score --audio $(LIBRI)/test-other --long-hours 3 $(ONNX:%=--onnx %)
+	$(PY) -m train bench-score --audio $(call q,$(LIBRI)/test-other) --long-hours 3 $(ONNX:%=--onnx %)
 
 .PHONY: clean
 clean: ## remove what the demo made (the environment stays)

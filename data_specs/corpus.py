@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 
 from data_specs.io.errors import UserError
-from data_specs.strict import HERE, SpecError, Strict, load, unknown
+from data_specs.strict import HERE, Name, SpecError, Strict, load, unknown
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3")
 
@@ -52,7 +52,7 @@ class CorpusFile(Strict):
     """One YAML file of ``data_specs/corpora``."""
 
     about: str = ""
-    corpora: Annotated[dict[str, Corpus], Field(min_length=1)]
+    corpora: Annotated[dict[Name, Corpus], Field(min_length=1)]
 
 
 @cache

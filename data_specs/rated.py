@@ -17,6 +17,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from data_specs.io.errors import UserError
+from data_specs.io.names import plain
 from data_specs.strict import HERE, SpecError, Strict, load
 
 
@@ -112,6 +113,8 @@ def _named_errors(csv_path: Path) -> Iterator[None]:
 def _clip(row: dict[str, str], csv_path: Path, line: int, scale: Scale) -> RatedClip:
     where = f"{csv_path}: line {line}"
     path = csv_path.parent / (row["path"] or "").strip()
+    if not path.is_file():
+        path = csv_path.parent / plain((row["path"] or "").strip())  # as our tables write it
     if not path.is_file():
         raise SpecError(f"{where}: no such audio file: {path}")
     return RatedClip(

@@ -11,7 +11,7 @@ from pydantic import AfterValidator, Field, model_validator
 from data_specs.distributions import Constant, Distribution, Normal, Uniform
 from data_specs.io.errors import UserError
 from data_specs.processors import Processor, Within
-from data_specs.strict import HERE, Strict, load
+from data_specs.strict import HERE, Name, Strict, load
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Role = Literal["speech", "noise", "rooms", "voices"]
@@ -34,7 +34,7 @@ class Holdout(Strict):
 class Source(Strict):
     """A role's corpus, by name; the folder is given on the command line, never here."""
 
-    corpus: str
+    corpus: Name
     holdout: Holdout = Holdout()
 
 
@@ -88,7 +88,7 @@ class Option(Strict):
 class Stage(Strict):
     """With ``probability``, one of ``choices`` by weight."""
 
-    stage: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+    stage: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=80)]
     probability: Share = 1.0
     choices: Annotated[tuple[Option, ...], Field(min_length=1)]
 
@@ -103,14 +103,14 @@ class Stage(Strict):
 class Teacher(Strict):
     """Who scores. ``precision`` is data: labels in bf16 differ from fp32 in the last digits."""
 
-    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9:+_-]*$")] = "distillmos"
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9:+_-]*$", max_length=200)] = "distillmos"
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
 
 
 class Recipe(Strict):
     """What a dataset is. Hashed; a folder made from another hash is never written to."""
 
-    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$")]
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$", max_length=80)]
     about: str = ""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     sources: Sources

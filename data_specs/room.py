@@ -11,7 +11,7 @@ from pydantic import AfterValidator, Field, model_validator
 from data_specs.distributions import Distribution, support
 from data_specs.io.errors import UserError
 from data_specs.processors import Within
-from data_specs.strict import HERE, Strict, load
+from data_specs.strict import HERE, Name, Strict, load
 
 Side = Annotated[Distribution, AfterValidator(Within(1, 100, "m"))]
 
@@ -28,7 +28,7 @@ class RoomSpec(Strict):
     ``tries`` times.
     """
 
-    name: str
+    name: Name
     about: str = ""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     width_m: Side

@@ -26,6 +26,12 @@ CROP_SAMPLES = 122_880
 DATASET_FILE = "dataset.json"
 """Name of the file beside the shards that says what the dataset is."""
 
+MOST_AUDIO_BYTES, MOST_RECORD_BYTES = 4 << 20, 1 << 20
+"""Of a sample's members; 7.68 s are 0.25 MB uncompressed, a record is a few kB."""
+
+MOST_SAMPLES, MOST_SHARDS, MOST_SHARD_SAMPLES = 10**9 - 1, 10**6 - 1, 100_000
+"""Of a dataset and of a shard: what their keys, names and recipes have room for."""
+
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 

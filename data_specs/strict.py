@@ -7,10 +7,10 @@ import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from data_specs.io.errors import UserError
 
@@ -19,6 +19,10 @@ HERE = Path(__file__).resolve().parent
 MOST_BYTES, MOST_DEPTH, MOST_VALUES = 1 << 20, 50, 100_000
 """Of a YAML file: its length, how deep its values are nested, and how many there are once every
 alias is written out."""
+
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$", max_length=80)]
+"""What specs call things: names become file names, folders, variables and parts of commands."""
 
 
 class SpecError(UserError):

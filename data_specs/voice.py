@@ -9,7 +9,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from data_specs.io.errors import UserError
-from data_specs.strict import HERE, Strict, load
+from data_specs.strict import HERE, Name, Strict, load
 
 NOT_STATED = "not stated in the library's list"
 """The licence of a model for which the library states none."""
@@ -72,7 +72,7 @@ class VoiceSpec(Strict):
     empty, silent or broken is replaced by the next draw, ``retries`` times in one clip.
     """
 
-    name: str
+    name: Name
     about: str = ""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     sentences: Sentences = Sentences()

@@ -7,25 +7,15 @@ guesses: a wrong one would refuse the right file.
 from __future__ import annotations
 
 from functools import cache
-from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from data_specs.io.errors import UserError
+from data_specs.io.names import inside
 from data_specs.strict import HERE, Strict, load
 
-
-def _inside(name: str) -> str:
-    path = PurePosixPath(name)
-    if not path.parts or path.is_absolute() or ".." in path.parts or "\\" in name:
-        raise UserError(f"{name!r} is not a path inside the folder of its weights")
-    if path.as_posix() != name:
-        raise UserError(f"{name!r} is written {path.as_posix()!r}")
-    return name
-
-
-Inside = Annotated[str, AfterValidator(_inside)]
+Inside = Annotated[str, AfterValidator(inside)]
 Address = Annotated[str, Field(pattern=r"^https?://\S+$")]
 Size = Annotated[int, Field(gt=0)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -96,7 +86,7 @@ class HuggingFace(_Entry):
     """Files of a repository on huggingface.co at a commit."""
 
     kind: Literal["huggingface"] = "huggingface"
-    repository: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")]
+    repository: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$"), AfterValidator(inside)]
     revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
     files: Annotated[tuple[WeightFile, ...], Field(min_length=1)]
 
@@ -139,7 +129,7 @@ Weights = Annotated[
     Annotated[Plain | Archive | HuggingFace | Wheel | Build, Field(discriminator="kind")],
     BeforeValidator(_kind_is_files),
 ]
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=80)]
 
 
 class WeightTable(Strict):

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from data_specs.io.addresses import path_here, place
 from data_specs.io.cli import end, run_command
+from data_specs.io.output import visible_output
 from pipeline import verbs
 from pipeline.guard import TIME_LIMIT_S
 
@@ -106,6 +107,7 @@ def _dataset_verbs(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     replay.add_argument(
         "--out", type=path_here, help="folder for the audio (default: compare only)"
     )
+    outside_option(replay)
     corpus_option(replay)
 
 
@@ -121,12 +123,22 @@ def corpus_option(verb: argparse.ArgumentParser) -> None:
     )
 
 
+def outside_option(verb: argparse.ArgumentParser) -> None:
+    """The word that lets a dataset's records lead out of the corpora's folders."""
+    verb.add_argument(
+        "--allow-outside",
+        action="store_true",
+        help="follow links that lead out of the corpora's folders: for datasets of your own",
+    )
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a verb. Exit status 0: done; 1: not whole; 2: bad input; 130, 143: ended by a signal."""
-    options, rest = parser().parse_known_args(argv)
-    if rest and options.verb not in verbs.OWN_OPTIONS:
-        parser().error(f"unrecognized arguments: {' '.join(rest)}")
-    return run_command(lambda: _run(options, rest))
+    with visible_output():
+        options, rest = parser().parse_known_args(argv)
+        if rest and options.verb not in verbs.OWN_OPTIONS:
+            parser().error(f"unrecognized arguments: {' '.join(rest)}")
+        return run_command(lambda: _run(options, rest))
 
 
 def _run(options: argparse.Namespace, rest: list[str]) -> int:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from data_specs.io.cache import RemoteFile, remote_clip
 from data_specs.io.errors import UserError
 from data_specs.io.storage import patiently
-from data_specs.sample import SAMPLE_RATE
+from data_specs.sample import CROP_SAMPLES, SAMPLE_RATE
 
 Wave = NDArray[np.float32]
 
@@ -255,14 +255,22 @@ def encode_flac(pcm: NDArray[np.int16]) -> bytes:
 
 
 def decode_flac(data: bytes) -> NDArray[np.int16]:
-    """The PCM of a shard's FLAC member. Raises ``ValueError`` where it is not one."""
+    """The PCM of a shard's FLAC member. Raises ``ValueError`` where it is not one.
+
+    What its header says is held to a sample's before anything is decoded.
+    """
     try:
-        pcm, rate_hz = soundfile.read(io.BytesIO(data), dtype="int16")
+        with soundfile.SoundFile(io.BytesIO(data)) as file:
+            if (file.format, file.samplerate, file.channels) != ("FLAC", SAMPLE_RATE, 1):
+                raise UserError(
+                    f"must be mono FLAC at {SAMPLE_RATE} Hz, is {file.format} with "
+                    f"{file.channels} channels at {file.samplerate} Hz"
+                )
+            if file.frames > CROP_SAMPLES:
+                raise UserError(f"{file.frames} samples, must be {CROP_SAMPLES}")
+            return file.read(dtype="int16")  # type: ignore[no-any-return]
     except soundfile.LibsndfileError as error:
         raise UserError(f"not decodable: {error.error_string.strip()}") from error
-    if rate_hz != SAMPLE_RATE or pcm.ndim != 1:
-        raise UserError(f"must be mono at {SAMPLE_RATE} Hz, is {pcm.shape} at {rate_hz} Hz")
-    return pcm
 
 
 def resample(waves_BT: Wave, from_hz: int, to_hz: int) -> Wave:

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 import yaml
 
 from data_specs.io.addresses import place
+from data_specs.io.names import code, markdown
 from data_specs.sample import CROP_SAMPLES, DATASET_FILE, SAMPLE_RATE
 from pipeline import ledger
 from pipeline.degrade import PROCESSORS
@@ -149,7 +150,7 @@ def corpus_licences(job: Job) -> dict[str, Counter[str]]:
 
 def _lines(job: Job, held: Tally) -> Iterator[str]:
     yield from (f"# {job.recipe.name}: degraded speech with a teacher's scores", "")
-    yield job.recipe.about or "(the recipe says nothing about itself)"
+    yield markdown(job.recipe.about) or "(the recipe says nothing about itself)"
     hours = held.samples * CLIP_HOURS
     yield from (
         "",
@@ -157,13 +158,13 @@ def _lines(job: Job, held: Tally) -> Iterator[str]:
         f"{len(held.whole)} of {job.shard_count} shards",
     )
     yield f"- mono FLAC, {SAMPLE_RATE} Hz, 16 bit, {CROP_SAMPLES / SAMPLE_RATE:g} s each"
-    yield f"- scores (`mos`, 1 to 5): teacher `{job.recipe.teacher.name}`, no human's"
-    yield f"- teacher's weights: SHA-256 `{job.identity['teacher_sha256']}`"
+    yield f"- scores (`mos`, 1 to 5): teacher {code(job.recipe.teacher.name)}, no human's"
+    yield f"- teacher's weights: SHA-256 {code(job.identity['teacher_sha256'])}"
     yield f"- recipe hash: `{job.dataset_hash}`"
     splits = ", ".join(f"{role} {split}" for role, split in sorted(job.identity["splits"].items()))
-    yield f"- splits drawn from: {splits}"
+    yield f"- splits drawn from: {markdown(splits)}"
     reasons = ", ".join(f"{count} {reason}" for reason, count in held.dropped.most_common())
-    yield f"- dropped: {reasons or 'none'}"
+    yield f"- dropped: {markdown(reasons) or 'none'}"
     yield f"- everything that was drawn: `{DATASET_FILE}` and each sample's `json`"
     yield from _licences(job, held)
     yield from _contents(held)
@@ -180,23 +181,19 @@ def _licences(job: Job, held: Tally) -> Iterator[str]:
     yield from ("", "| recordings | files | licence |", "|---|---|---|")
     for licence, corpora in recordings.items():
         for name, count in corpora.items():
-            yield f"| {name} | {count} | {_cell(licence)} |"
+            yield f"| {name} | {count} | {markdown(licence)} |"
     yield from ("", "| processors' licence | samples | processors |", "|---|---|---|")
     for licence, count in held.licences.most_common():
         kinds = [kind for kind in job.recipe.kinds() if PROCESSORS[kind].licence == licence]
-        yield f"| {_cell(licence)} | {count} | {', '.join(kinds)} |"
+        yield f"| {markdown(licence)} | {count} | {', '.join(kinds)} |"
     asked = consequences({*recordings, *held.licences})
     yield from ("", "What this asks of who uses the whole, the strictest first:", "")
     for demand, names in asked:
-        yield f"- **{demand}**: {DEMANDS[demand]} ({'; '.join(names)})"
+        yield f"- **{demand}**: {DEMANDS[demand]} ({markdown('; '.join(names))})"
     if not asked:
         yield "- nothing but the licences' own notices"
     if any(noncommercial(licence) for licence in held.licences):
         yield from ("", "**Some samples are for non-commercial use only**: filter by `licences`.")
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "/").replace("\n", " ")
 
 
 def _contents(held: Tally) -> Iterator[str]:
@@ -213,7 +210,7 @@ def _contents(held: Tally) -> Iterator[str]:
         yield f"| {what}{f' ({about})' if about else ''} | samples | hours |"
         yield "|---|---|---|"
         for name, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
-            shown = "(not known)" if what == "language" and name == UNKNOWN else _cell(name)
+            shown = "(not known)" if what == "language" and name == UNKNOWN else markdown(name)
             yield f"| {shown} | {count} | {count * CLIP_HOURS:.2f} |"
         yield ""
 
@@ -262,16 +259,19 @@ def _loading(job: Job) -> Iterator[str]:
 
 def _again(job: Job) -> Iterator[str]:
     """What to type to make the dataset again, and the recipe itself."""
-    yield from ("## How to make it again", "", "The recipe, as `recipe.yaml`:", "", "```yaml")
     recipe = job.recipe.model_dump(mode="json", exclude_none=True)
-    yield yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True).rstrip()
-    yield from ("```", "", "```sh")
+    if re.search("[<`]", recipe["about"]):  # all else has an alphabet; what it says stands above
+        del recipe["about"]
+    text = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True).rstrip()
+    yield from ("## How to make it again", "", "The recipe, as `recipe.yaml`:", "")
+    yield from ("```yaml", text, "```", "", "```sh")
     yield from (_command(job), "```", "")
     if origin := job.identity.get("derived_from"):
-        yield f"OLD is the dataset `{origin['dataset_hash']}`, of which this is a new version: the"
-        yield f"first {origin['samples']} samples are its own, from its corpora."
+        yield f"OLD is the dataset {code(origin['dataset_hash'])}, of which this is a new version:"
+        yield f"the first {int(origin['samples'])} samples are its own, from its corpora."
     yield "With the same recordings, weights and packages the bytes are the same; the hashes of the"
-    yield f"former are in `{DATASET_FILE}`. Packages: {_versions(job.identity['versions'])}."
+    packages = markdown(_versions(job.identity["versions"]))
+    yield f"former are in `{DATASET_FILE}`. Packages: {packages}."
 
 
 def _command(job: Job) -> str:
@@ -280,8 +280,12 @@ def _command(job: Job) -> str:
     given = [f"--corpus {name}=DIR" for name in names] + [f"--samples {job.samples}"]
     if job.identity.get("derived_from"):
         return " ".join(["python -m pipeline extend OLD", *given, "--out DIR"])
-    splits = sorted(job.identity["splits"].items())
-    given += [f"--split {role}={split}" for role, split in splits if split != "train"]
+    splits = job.identity["splits"]
+    given += [
+        f"--split {role}={splits[role]}"
+        for role in sorted(job.recipe.sources.present())
+        if splits.get(role) in ("validation", "test", "all")
+    ]
     return " ".join(["python -m pipeline shards recipe.yaml", *given, "--out DIR"])
 
 

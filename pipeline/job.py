@@ -16,7 +16,7 @@ from pydantic import BaseModel, Field, ValidationError
 from data_specs.cluster.needs import EVERY, Part
 from data_specs.corpus import find_corpus
 from data_specs.io import storage
-from data_specs.io.addresses import Place
+from data_specs.io.addresses import Place, shown
 from data_specs.io.errors import UserError
 from data_specs.io.files import LOCK_FILE, one_at_a_time, only_writer, remove_leftovers
 from data_specs.recipe import Recipe
@@ -305,7 +305,8 @@ def scan_all(
     names = {source.corpus for source in recipe.sources.present().values()}
     for given in roots:
         if given not in names:
-            raise CorpusError(f"--corpus {given}: {unknown('corpus', given, names)}")
+            name = shown(given)
+            raise CorpusError(f"--corpus {name}: {unknown('corpus', name, names)}")
     where = f"recipe {recipe.name!r}"
     return {
         name: scan(

@@ -22,6 +22,7 @@ from data_specs.corpus import AUDIO_SUFFIXES, Corpus, Part
 from data_specs.io.addresses import Place, is_address, shown
 from data_specs.io.errors import UserError
 from data_specs.io.files import whole_file
+from data_specs.io.names import inside
 from data_specs.io.progress import progress_bar
 from data_specs.io.storage import LocalFolder, NotFound, RemoteFolder
 from data_specs.recipe import Holdout
@@ -335,6 +336,7 @@ def _row(corpus: Corpus, root: Place, index: int, path: str, part: Part) -> dict
 
 
 def _header(root: Place, path: str) -> Header:
+    inside(path)
     if is_address(root):
         return read_remote_header(str(root), path)
     return read_header(Path(root) / path)

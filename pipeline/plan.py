@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from pydantic import Field
 
 from data_specs.recipe import Recipe, Source, Stage
-from data_specs.sample import CROP_SAMPLES, SAMPLE_RATE
+from data_specs.sample import CROP_SAMPLES, MOST_SAMPLES, SAMPLE_RATE
 from data_specs.strict import Strict
 from pipeline.degrade import PROCESSORS
 from pipeline.draw import pick, sample
@@ -30,13 +31,17 @@ BLOCK = 65_536
 """Samples drawn at once: large enough for numpy, small enough for any memory."""
 
 
+Whole = Annotated[int, Field(ge=0, lt=2**48)]
+"""A count or a place; a record of a stranger may say anything."""
+
+
 class SpeechPlan(Strict):
     """Which part of which recording speaks; ``start_sample`` at 16 kHz."""
 
     corpus: str
-    root: int
+    root: Whole
     path: str
-    start_sample: int
+    start_sample: Whole
     speaker: str
     language: str
 
@@ -45,7 +50,7 @@ class RoomPlan(Strict):
     """Which impulse response."""
 
     corpus: str
-    root: int
+    root: Whole
     path: str
 
 
@@ -53,9 +58,9 @@ class NoisePlan(Strict):
     """Which noise, from where (played in a loop), how loud."""
 
     corpus: str
-    root: int
+    root: Whole
     path: str
-    start_sample: int
+    start_sample: Whole
     snr_db: float
 
 
@@ -64,21 +69,21 @@ class Step(Strict):
 
     stage: str
     kind: str
-    params: dict[str, float]
+    params: Annotated[dict[str, float], Field(max_length=1000)]
 
 
 class SamplePlan(Strict):
     """Everything that was drawn to make one sample; stored beside its audio."""
 
     version: int = PLAN_VERSION
-    index: int
+    index: Annotated[int, Field(ge=0, le=MOST_SAMPLES)]
     speech: SpeechPlan
-    speed: float
+    speed: Annotated[float, Field(ge=0.5, le=2)]
     level_dbfs: float
     room: RoomPlan | None
     noise: NoisePlan | None
-    speech_steps: int
-    steps: tuple[Step, ...]
+    speech_steps: Whole
+    steps: Annotated[tuple[Step, ...], Field(max_length=100)]
 
     @property
     def key(self) -> str:

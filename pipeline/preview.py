@@ -11,6 +11,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from data_specs.recipe import Recipe
 from data_specs.sample import DATASET_FILE, SAMPLE_RATE, SampleRecord, parse_sample
 from pipeline.audio import decode_flac, encode_flac
 from pipeline.plan import SamplePlan
-from pipeline.render import Roots, render_group
+from pipeline.render import Roots, render_group, require_below
 from pipeline.shards import find_shards, samples, shard_name
 from pipeline.verbs import parse_roots
 
@@ -80,8 +81,9 @@ def every_processor(folder: Path, recipe: Recipe) -> Iterator[tuple[str, Found]]
     best: dict[str, tuple[int, Found]] = {}
     for tar in _whole_shards(folder):
         for found in _read(tar):
-            kinds = [s["kind"] for s in found[1].plan["steps"] if s["kind"] != "none"]
-            besides = len(kinds) + bool(found[1].plan["room"]) + bool(found[1].plan["noise"])
+            with _named(tar, found[1]):
+                kinds = [s["kind"] for s in found[1].plan["steps"] if s["kind"] != "none"]
+                besides = len(kinds) + bool(found[1].plan["room"]) + bool(found[1].plan["noise"])
             for kind in kinds:
                 if kind not in best or besides < best[kind][0]:
                     best[kind] = besides, found
@@ -95,7 +97,7 @@ def _read(tar: Path) -> Iterator[Found]:
         yield tar, parse_sample(data, f"{tar}: {key}.json"), flac
 
 
-def _card(title: str, found: Found, roots: Roots) -> dict[str, Any]:
+def _card(title: str, found: Found, roots: Roots, outside: bool) -> dict[str, Any]:
     tar, record, flac = found
     try:
         pcm = decode_flac(flac)
@@ -106,18 +108,34 @@ def _card(title: str, found: Found, roots: Roots) -> dict[str, Any]:
         "key": record.key,
         "shard": tar.stem,
         "mos": f"{record.mos:.2f}",
-        "words": in_words(record.plan),
+        "words": _words(tar, record),
         "audio": data_uri("audio/flac", flac),
         "picture": data_uri("image/png", spectrogram_png(pcm)),
         "seconds": f"{len(pcm) / SAMPLE_RATE:.2f}",
-        "original": _original(record, roots) if roots else None,
+        "original": _original(record, roots, outside) if roots else None,
     }
 
 
-def _original(record: SampleRecord, roots: Roots) -> dict[str, str]:
+def _words(tar: Path, record: SampleRecord) -> list[str]:
+    with _named(tar, record):
+        return in_words(record.plan)
+
+
+@contextmanager
+def _named(tar: Path, record: SampleRecord) -> Iterator[None]:
+    """A plan is any JSON: what it lacks is told by its sample."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise UserError(f"{tar}: {record.key}.json: its plan is damaged: {error!r}") from error
+
+
+def _original(record: SampleRecord, roots: Roots, outside: bool = False) -> dict[str, str]:
     """The recording that a sample was made from: the same crop at the same speed and level."""
     plan = SamplePlan.model_validate(record.plan)
     bare = plan.model_copy(update={"room": None, "noise": None, "steps": (), "speech_steps": 0})
+    if not outside:
+        require_below([bare], roots)
     (made,) = render_group([bare], roots)
     if made.pcm is None:
         raise UserError(f"{record.key}: its recording cannot be read any more: {made.detail}")
@@ -127,8 +145,15 @@ def _original(record: SampleRecord, roots: Roots) -> dict[str, str]:
     }
 
 
-def page(folder: Path, count: int, corpora: Sequence[str] = (), each: bool = False) -> str:
-    """The page as HTML. ``corpora`` are NAME=DIR; ``each`` asks for a sample of each processor.
+def page(
+    folder: Path,
+    count: int,
+    corpora: Sequence[str] = (),
+    each: bool = False,
+    outside: bool = False,
+) -> str:
+    """The page as HTML. ``corpora`` are NAME=DIR; ``each`` asks for a sample of each processor,
+    ``outside`` lets links lead out of the corpora's folders.
 
     Raises ``ValueError`` or ``OSError`` naming what is damaged or missing.
     """
@@ -146,12 +171,14 @@ def page(folder: Path, count: int, corpora: Sequence[str] = (), each: bool = Fal
         lstrip_blocks=True,
     )
     return environment.get_template("preview.html.j2").render(
-        folder=folder, about=about, each=each, cards=[_card(*one, roots) for one in chosen]
+        folder=folder, about=about, each=each, cards=[_card(*one, roots, outside) for one in chosen]
     )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """``python -m pipeline preview DIR --out preview.html [--count 12 | --each-processor]``."""
+    from pipeline.__main__ import outside_option
+
     parser = argparse.ArgumentParser(prog="python -m pipeline preview", description=__doc__)
     parser.add_argument("dataset", type=path_here, metavar="DIR")
     parser.add_argument("--out", type=path_here, default=Path("preview.html"), metavar="HTML")
@@ -159,9 +186,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--each-processor", action="store_true", help="one sample for each instead")
     help_text = "folders of the corpora, to show what each sample was made from"
     parser.add_argument("--corpus", action="append", default=[], metavar="NAME=DIR", help=help_text)
+    outside_option(parser)
     args = parser.parse_args(argv)
     try:
-        html = page(args.dataset, args.count, args.corpus, args.each_processor)
+        html = page(args.dataset, args.count, args.corpus, args.each_processor, args.allow_outside)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 
 from data_specs.io.addresses import Place
 from data_specs.io.cache import remote_clip
+from data_specs.io.errors import UserError
+from data_specs.io.names import below, inside
 from data_specs.sample import CROP_SAMPLES
 from pipeline import degrade
 from pipeline.audio import AudioFile, DropSample, Wave, read_part, read_whole, to_pcm
@@ -82,14 +84,31 @@ def _read_speech(plan: SamplePlan, roots: Roots) -> Wave:
 
 
 def find(roots: Roots, corpus: str, root: int, path: str) -> AudioFile:
-    """Where a file of the plan lies. Raises ``OSError`` naming what to give."""
+    """Where a file of the plan lies. Raises ``OSError`` naming what to give, ``UserError`` for a
+    path that leads out of its folder."""
     folders = roots.get(corpus, [])
-    if root >= len(folders):
+    if not 0 <= root < len(folders):
         raise OSError(
             f"folder {root + 1} of corpus {corpus!r} was not given: --corpus {corpus}=DIR"
         )
     folder = folders[root]
+    inside(path)
     return remote_clip(folder, path) if isinstance(folder, str) else folder / path
+
+
+def require_below(plans: Sequence[SamplePlan], roots: Roots) -> None:
+    """Raise ``UserError`` for a file of a stranger's record that a link takes out of its corpus."""
+    for plan in plans:
+        for part in filter(None, (plan.speech, plan.room, plan.noise)):
+            folders = roots.get(part.corpus, [])
+            if part.root < len(folders) and isinstance(folder := folders[part.root], Path):
+                inside(part.path)
+                try:
+                    below(folder, part.path)
+                except UserError as error:
+                    raise UserError(
+                        f"{error}; where dataset and corpora are your own, give --allow-outside"
+                    ) from None
 
 
 def _mix(plan: SamplePlan, speech: Wave, roots: Roots) -> Wave:

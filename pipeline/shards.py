@@ -15,17 +15,25 @@ import re
 import tarfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Annotated, Any
 
 from pydantic import Field
 
+from data_specs.io import tars
 from data_specs.io.addresses import Place
 from data_specs.io.errors import UserError
 from data_specs.io.storage import LocalFolder, NotFound, RemoteFolder, open_folder
-from data_specs.sample import CROP_SAMPLES, parse_sample
+from data_specs.sample import (
+    CROP_SAMPLES,
+    MOST_AUDIO_BYTES,
+    MOST_RECORD_BYTES,
+    MOST_SHARD_SAMPLES,
+    MOST_SHARDS,
+    parse_sample,
+)
 from data_specs.strict import Strict
 from pipeline.summary import Summary, summarise
 
@@ -49,15 +57,18 @@ class Row:
     detail: str = ""
 
 
+Count = Annotated[int, Field(ge=0, le=MOST_SHARD_SAMPLES)]
+
+
 class ShardRecord(Strict):
     """What stands beside a shard once it is whole; ``licences`` counts samples by processor's."""
 
     format: int = FORMAT
-    shard: int
+    shard: Annotated[int, Field(ge=0, le=MOST_SHARDS)]
     dataset_hash: str
-    samples: int
-    planned: int
-    tar_bytes: int
+    samples: Count
+    planned: Count
+    tar_bytes: Annotated[int, Field(ge=0)]
     tar_sha256: str
     pcm_sha256: str
     dropped: tuple[dict[str, str], ...]
@@ -247,7 +258,7 @@ def _listing(place: LocalFolder | RemoteFolder) -> dict[str, int | None]:
 
 def _numbers(names: Iterable[str], ending: str) -> dict[int, str]:
     """Shard numbers and their file names of one kind."""
-    matches = (re.fullmatch(rf"shard-(\d+)\.{ending}", name) for name in names)
+    matches = (re.fullmatch(rf"shard-(\d{{6}})\.{ending}", name) for name in names)
     return {int(match[1]): match[0] for match in matches if match}
 
 
@@ -292,21 +303,30 @@ def shown_tar(folder: Place, shard: int) -> str:
 
 
 def members(tar: Path | IO[bytes], where: str = "") -> Iterator[tuple[str, bytes]]:
-    """Name and content of a tar's members. ``ShardError`` where the tar is damaged.
+    """Name and content of a tar's members. ``ShardError`` where the tar is damaged, or one is more
+    than a sample's can be.
 
     An open file needs ``where`` it came from, for messages.
     """
     where = where or str(tar)
-    source = {"name": tar} if isinstance(tar, Path) else {"fileobj": tar}
     try:
-        with tarfile.open(mode="r|", **source) as archive:  # type: ignore[call-overload]
-            for member in archive:
-                content = archive.extractfile(member) if member.isfile() else None
-                if content is None:
+        with tar.open("rb") if isinstance(tar, Path) else nullcontext(tar) as file:
+            for member in tars.members(file.fileno(), where):
+                if member.kind not in tars.PLAIN:
                     raise ShardError(f"{where}: member {member.name!r} is not a plain file")
-                yield member.name, content.read()
-    except (tarfile.TarError, EOFError) as error:
-        raise ShardError(f"{where}: damaged or truncated tar: {error}") from error
+                if member.size > _most_bytes(member.name):
+                    raise ShardError(
+                        f"{where}: member {member.name!r}: {member.size} bytes are too many"
+                    )
+                yield member.name, tars.content(file.fileno(), member.start, member.size, where)
+    except ShardError:
+        raise
+    except UserError as error:
+        raise ShardError(str(error)) from error
+
+
+def _most_bytes(name: str) -> int:
+    return MOST_AUDIO_BYTES if name.endswith(".flac") else MOST_RECORD_BYTES
 
 
 def samples(tar: Path | IO[bytes], where: str = "") -> Iterator[tuple[str, bytes, bytes]]:

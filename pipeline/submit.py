@@ -117,10 +117,10 @@ def _check(kind: str, site: Site, job: Sequence[str]) -> None:
     folders = [_folder(option) for option in options.corpus]
     for name, _ in folders:
         if name not in corpora:
-            raise UserError(f"--corpus {name}: {unknown('corpus', name, corpora)}")
+            raise UserError(f"--corpus {shown(name)}: {unknown('corpus', shown(name), corpora)}")
     given = [("--out", str(options.out)), *((f"--corpus {name}", at) for name, at in folders)]
     require_everywhere(given)
-    require_no_secret(given)
+    require_no_secret([*given, *(("the job:", word) for word in job)])
     if kind == "kubernetes":
         require_kept("--out", str(options.out), submit.on_kubernetes(site).mount)
     there = {name for name, _ in folders}

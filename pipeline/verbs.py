@@ -32,6 +32,7 @@ from data_specs.io.cli import cancelled_early
 from data_specs.io.errors import UserError
 from data_specs.io.files import whole_file
 from data_specs.io.hardware import cpus, require_device
+from data_specs.io.names import visible
 from data_specs.io.storage import NotFound
 from data_specs.recipe import Recipe, load_recipe
 from data_specs.sample import SampleRecord, parse_sample
@@ -42,7 +43,7 @@ from pipeline.card import CARD, write_card
 from pipeline.degrade import runtime
 from pipeline.degrade.runtime import Runtime
 from pipeline.plan import BLOCK, Block, SamplePlan, plan_block
-from pipeline.render import Rendered, Roots, pcm_sha256, render_group
+from pipeline.render import Rendered, Roots, pcm_sha256, render_group, require_below
 
 SPLITS = ("train", "validation", "test", "all")
 
@@ -88,7 +89,7 @@ def manifest(options: argparse.Namespace) -> int:
         print(corpus.summary())
         for row in corpus.table.to_pylist():
             if row["rejected"]:
-                print(f"  left out: {row['path']}: {row['rejected']}")
+                print(f"  left out: {visible(row['path'])}: {row['rejected']}")
     print(f"written to {options.out}")
     return 0
 
@@ -419,7 +420,8 @@ def replay(options: argparse.Namespace) -> int:
     differ = 0
     for key in options.keys:
         record = find_sample(job, key)
-        rendered = _again(job, SamplePlan.model_validate(record.plan), roots)
+        plan = SamplePlan.model_validate(record.plan)
+        rendered = _again(job, plan, roots, options.allow_outside)
         if rendered.pcm is None:
             raise UserError(f"{key}: {rendered.reason}: {rendered.detail}")
         same = pcm_sha256(rendered.pcm) == record.pcm_sha256
@@ -432,7 +434,7 @@ def replay(options: argparse.Namespace) -> int:
     return 1 if differ else 0
 
 
-def _again(job: jobs.Job, plan: SamplePlan, roots: Roots) -> Rendered:
+def _again(job: jobs.Job, plan: SamplePlan, roots: Roots, outside: bool) -> Rendered:
     """Make a sample again beside those of its group: a batch's size may move a network's output in
     its last bits."""
     if plan.index < (since := jobs.first_own_sample(job.identity)):
@@ -442,14 +444,18 @@ def _again(job: jobs.Job, plan: SamplePlan, roots: Roots) -> Rendered:
         )
     runtime.use(Runtime("cpu", job.recipe.precision))
     shard = plan.index // job.recipe.shard_samples
+    if plan.index >= job.samples:
+        raise UserError(f"{plan.key}: the dataset has {job.samples} samples: its record is damaged")
     group = next(rows for rows in job.groups(shard) if plan.index in rows)
     plans = [plan if p.index == plan.index else p for p in job.plans(group)]
+    if not outside:
+        require_below(plans, roots)
     return render_group(plans, roots)[plans.index(plan)]
 
 
 def find_sample(job: jobs.Job, key: str) -> SampleRecord:
     """The record of a sample, looked up in its shard. ``ShardError`` where it is not there."""
-    if not key.isdigit():
+    if not re.fullmatch("[0-9]{1,9}", key):
         raise UserError(f"{key!r} is no sample key; keys are numbers such as 000000123")
     shard = int(key) // job.recipe.shard_samples
     tar = shards.shown_tar(job.out, shard)

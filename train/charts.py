@@ -224,7 +224,9 @@ def columns(
         at = f"{_y(y, 100 * asked):.1f}"
         body.append(f'<path class="asked" d="M{left - 4:.1f} {at}h{0.6 * slot + 8:.1f}"/>')
         middle = f"{left + 0.3 * slot:.1f}"
-        body.append(f'<text class="x tick" x="{middle}" y="{HEIGHT - BOTTOM + 17}">{name}</text>')
+        body.append(
+            f'<text class="x tick" x="{middle}" y="{HEIGHT - BOTTOM + 17}">{escape(name)}</text>'
+        )
     return _frame(Axis(x_label, 0, 1), y, title, body, x_ticks=False)
 
 

@@ -16,9 +16,7 @@ not trained again), ``results.json`` and ``results.csv``.
 from __future__ import annotations
 
 import argparse
-import csv
 import dataclasses
-import io
 import json
 import shutil
 import sys
@@ -41,7 +39,7 @@ from data_specs.rated import RatedClip, read_rated
 from data_specs.strict import digest, unknown
 from data_specs.teacher import teacher_table
 from train.calibrate import Affine, Doubles
-from train.files import load_checkpoint, require_same
+from train.files import csv_text, load_checkpoint, require_same
 from train.frame_cache import ROWS, FrameCache, open_cache
 from train.hold_out import groups_of, hold_out
 from train.metrics import agreement
@@ -400,12 +398,7 @@ def _write(
         "results": [dataclasses.asdict(result) for result in results],
     }
     write_text(out / "results.json", json.dumps(content, indent=2, allow_nan=False) + "\n")
-    text = io.StringIO()
-    rows = [result.row() for result in results]
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(out / "results.csv", text.getvalue())
+    write_text(out / "results.csv", csv_text([result.row() for result in results]))
 
 
 def table(results: Sequence[Result]) -> str:

@@ -141,6 +141,8 @@ class Sets:
     clips: list[RatedClip]
     hashes: list[str]
     shards: list[Path]
+    below: list[RatedClip]
+    """The clips in the folders of their tables: of others, a page must not publish the audio."""
 
 
 def read_sets(rated: Sequence[Path], shards: Sequence[Path]) -> Sets:
@@ -153,7 +155,13 @@ def read_sets(rated: Sequence[Path], shards: Sequence[Path]) -> Sets:
     tables = [read_rated(path) for path in rated]
     _require_own_names(tables, shards)
     clips = [clip for table in tables for clip in table]
-    return Sets(clips, [sha256_of(clip.path) for clip in clips], list(shards))
+    below = [
+        clip
+        for path, table in zip(rated, tables, strict=True)
+        for clip in table
+        if clip.path.resolve().is_relative_to(path.parent.resolve())
+    ]
+    return Sets(clips, [sha256_of(clip.path) for clip in clips], list(shards), below)
 
 
 def _require_own_names(tables: Sequence[list[RatedClip]], shards: Sequence[Path]) -> None:
@@ -385,6 +393,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=path_here,
         help="a recording, any, that SQUIM's subjective model needs",
     )
+    add(
+        "--allow-outside",
+        action="store_true",
+        help="put the audio of clips that lie outside their CSV's folder into the page too",
+    )
     add("--audio-mb", type=float, default=12.0, help="most audio in the page (default 12; 0: none)")
     add("--seed", type=int, default=0, help="of the resamples")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -409,7 +422,18 @@ def run(args: argparse.Namespace) -> int:
     found = compare(Comparison(judges, unavailable, rows, failures), sets, args.seed)
     about = about_run(args, judges)
     write_results(args.out, found, about)
-    write_page(args.out / "evaluation.html", found, sets.clips, about, args.audio_mb)
+    write_page(
+        args.out / "evaluation.html",
+        found,
+        sets.clips if args.allow_outside else sets.below,
+        about,
+        args.audio_mb,
+    )
+    if outside := 0 if args.allow_outside else len(sets.clips) - len(sets.below):
+        print(
+            f"{outside} rated clips lie outside their CSV's folder, and their audio is not in the "
+            "page: where the table is your own, --allow-outside puts it there"
+        )
     print_results(found, args.out)
     return 0
 

@@ -10,7 +10,6 @@ paper (PCC over parameters), and the share of the gap that distillation closes,
 from __future__ import annotations
 
 import argparse
-import csv
 import datetime
 import json
 import os
@@ -44,7 +43,7 @@ from train.bootstrap import (
 )
 from train.command import command_of
 from train.evaluate import SHARDS_SHORT, ClipScore, labelled_by, score_rated, score_shards
-from train.files import csv_text, require_same
+from train.files import csv_rows, csv_text, require_same
 from train.hold_out import groups_of, held_apart
 from train.models.student import count, variant
 from train.presets import PRESETS, FitConfig, make_config
@@ -335,8 +334,7 @@ def read_scores(path: Path) -> list[ClipScore]:
     """``scores.csv`` of an earlier run; ``ValueError`` where it is missing or lacks a column."""
     if not path.is_file():
         raise UserError(f"{path}: no scores yet: run without --report-only")
-    with path.open(newline="", encoding="utf-8") as file:
-        rows: list[dict[str, Any]] = list(csv.DictReader(file))
+    rows: list[dict[str, Any]] = list(csv_rows(path))
     try:
         numbers = [{name: float(row[name]) for name in ("truth", "score")} for row in rows]
         return [ClipScore(**row | two) for row, two in zip(rows, numbers, strict=True)]

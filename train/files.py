@@ -17,17 +17,27 @@ from torch import Tensor
 
 from data_specs.io.errors import UserError
 from data_specs.io.files import write_atomically
+from data_specs.io.names import cell, plain
 
 DISTRIBUTION = "distill-mos-factory"
 
 
 def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows of the same keys as CSV; None is empty."""
+    """Rows of the same keys as CSV; None is empty. ``csv_rows`` reads them back."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({name: cell(value) for name, value in row.items()} for row in rows)
     return text.getvalue()
+
+
+def csv_rows(path: Path) -> list[dict[str, str]]:
+    """What ``csv_text`` was given, as text."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return [
+            {name: plain(value or "") for name, value in row.items() if name is not None}
+            for row in csv.DictReader(file)
+        ]
 
 
 def require_same(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:

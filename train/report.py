@@ -7,7 +7,6 @@ can be mailed. What is not there is said, with the command that makes it.
 from __future__ import annotations
 
 import argparse
-import csv
 import importlib.metadata
 import json
 import math
@@ -33,6 +32,7 @@ from data_specs.sample import CROP_SAMPLES, DATASET_FILE, SAMPLE_RATE, SampleRec
 from data_specs.strict import describe
 from train import charts
 from train.command import command_of
+from train.files import csv_rows
 from train.shards import MOST_INFO_BYTES, list_shards
 from train.stream import ShardSamples
 
@@ -274,8 +274,7 @@ def read_evaluation(folder: Path | None) -> Evaluation:
     path = folder / "scores.csv"
     if not path.is_file():
         raise Missing(f"{path} is not there. It is made by: {MAKE_SCORES}")
-    with path.open(newline="", encoding="utf-8") as file:
-        scores = list(csv.DictReader(file))
+    scores = csv_rows(path)
     for line, row in enumerate(scores, 2):
         _parsed(_Score, row, f"{path}:{line}")
     return Evaluation(folder, results["sets"], scores)

@@ -13,10 +13,11 @@ from pydantic import ValidationError
 from data_specs.io.cache import Descriptor, FileCache, RemoteFile, default_cache
 from data_specs.io.errors import UserError
 from data_specs.io.storage import LocalFolder, NotFound, RemoteFolder, open_folder
+from data_specs.io.tars import BLOCK
 from data_specs.sample import DATASET_FILE
 from data_specs.strict import describe
 from train.models.calibration import Calibration
-from train.tars import BLOCK, index_of, open_tar
+from train.tars import index_of, open_tar
 
 MOST_INFO_BYTES = 16 << 20
 """Of ``dataset.json`` and of a shard's record, which lists every dropped sample."""

@@ -10,7 +10,6 @@ import hashlib
 import io
 import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,12 +19,17 @@ from numpy.typing import NDArray
 
 from data_specs.io.cache import Descriptor
 from data_specs.io.errors import UserError
-from data_specs.sample import CROP_SAMPLES, SAMPLE_RATE, SampleRecord, parse_sample
+from data_specs.io.tars import PLAIN, Member, content, members
+from data_specs.sample import (
+    CROP_SAMPLES,
+    MOST_AUDIO_BYTES,
+    MOST_RECORD_BYTES,
+    SAMPLE_RATE,
+    SampleRecord,
+    parse_sample,
+)
 
 Pcm = NDArray[np.int16]
-
-MOST_AUDIO_BYTES, MOST_RECORD_BYTES = 4 << 20, 1 << 20
-"""Of a sample's members; 7.68 s are 0.25 MB uncompressed, a record is a few kB."""
 
 
 class Span(NamedTuple):
@@ -38,26 +42,9 @@ class Span(NamedTuple):
     record_bytes: int
 
 
-BLOCK = 512
-
 MEMBER = re.compile(r"([A-Za-z0-9_-]+)\.(flac|json)")
 
 MOST_BYTES = {"flac": MOST_AUDIO_BYTES, "json": MOST_RECORD_BYTES}
-
-MOST_PAX_BYTES = 1 << 16
-
-CHANGES_MEANING = re.compile(rb"(?:^|\n)\d+ (?:path|size|linkpath|GNU\.sparse[^=]*)=")
-"""Keywords of a PAX header that would make its member another than the plain header says.
-webdataset's writer has such headers before every member, for the time in fractions of a second."""
-
-
-class _Member(NamedTuple):
-    """A tar's header: ``kind`` is its type flag, the content is ``size`` bytes from ``start``."""
-
-    name: str
-    kind: bytes
-    start: int
-    size: int
 
 
 def shard_index(tar: Path) -> list[Span]:
@@ -92,10 +79,10 @@ def require_sha256(file: Descriptor, where: str, sha256: str) -> None:
 
 def index_of(file: Descriptor, where: str) -> list[Span]:
     """See ``shard_index``; of an open tar, which messages call ``where``."""
-    samples: dict[str, dict[str, _Member]] = {}
-    for member in _members(file, where):
+    samples: dict[str, dict[str, Member]] = {}
+    for member in members(file.number, where):
         found = MEMBER.fullmatch(member.name)
-        if found is None or member.kind not in (b"0", b"\0"):
+        if found is None or member.kind not in PLAIN:
             raise UserError(
                 f"{where}: unexpected member {member.name!r} of type {member.kind!r}: a shard "
                 "holds plain files KEY.flac and KEY.json"
@@ -109,55 +96,7 @@ def index_of(file: Descriptor, where: str) -> list[Span]:
     return [_span(where, key, found) for key, found in samples.items()]
 
 
-def _members(file: Descriptor, where: str) -> Iterator[_Member]:
-    """Every member but PAX headers. Python's ``tarfile`` reads whole PAX headers into memory."""
-    place, end = 0, os.fstat(file.number).st_size
-    while place < end:
-        block = os.pread(file.number, BLOCK, place)
-        if not any(block):  # the mark of the end
-            return
-        member = _header(block, place, where)
-        if member.start + member.size > end:
-            raise UserError(
-                f"{where}: member {member.name!r}: {member.size} bytes go past the end of the tar: "
-                "truncated or damaged; delete it and its record, make it again"
-            )
-        if member.kind in (b"x", b"g"):
-            _require_harmless(file, member, where)
-        else:
-            yield member
-        place = member.start + -(-member.size // BLOCK) * BLOCK
-
-
-def _header(block: bytes, place: int, where: str) -> _Member:
-    checksum, size = (_octal(block[field]) for field in (slice(148, 156), slice(124, 136)))
-    actual = sum(block) - sum(block[148:156]) + 8 * ord(" ")
-    if len(block) != BLOCK or size is None or checksum != actual:
-        raise UserError(
-            f"{where}: damaged: no tar header at byte {place}; delete it and its record, make it "
-            "again"
-        )
-    prefix = block[345:500] if block[257:263] == b"ustar\0" else b""
-    parts = [part.partition(b"\0")[0] for part in (prefix, block[:100])]
-    name = b"/".join(part for part in parts if part).decode("utf-8", "backslashreplace")
-    return _Member(name, block[156:157], place + BLOCK, size)
-
-
-def _octal(field: bytes) -> int | None:
-    digits = field.strip(b" \0")
-    return int(digits, 8) if re.fullmatch(b"[0-7]+", digits) else None
-
-
-def _require_harmless(file: Descriptor, member: _Member, where: str) -> None:
-    if member.size > MOST_PAX_BYTES:
-        raise UserError(f"{where}: PAX header {member.name!r}: {member.size} bytes are too many")
-    found = CHANGES_MEANING.search(os.pread(file.number, member.size, member.start))
-    if found:
-        keyword = found[0].strip().partition(b" ")[2].decode("utf-8", "backslashreplace")
-        raise UserError(f"{where}: PAX header {member.name!r} sets {keyword}: not read")
-
-
-def _span(where: str, key: str, found: dict[str, _Member]) -> Span:
+def _span(where: str, key: str, found: dict[str, Member]) -> Span:
     for ending, what in (("flac", "audio"), ("json", "label")):
         if ending not in found:
             raise UserError(
@@ -165,13 +104,6 @@ def _span(where: str, key: str, found: dict[str, _Member]) -> Span:
             )
     audio, record = found["flac"], found["json"]
     return Span(key, audio.start, audio.size, record.start, record.size)
-
-
-def _content(file: Descriptor, start: int, size: int, where: str) -> bytes:
-    data = os.pread(file.number, size, start)
-    if len(data) != size:
-        raise UserError(f"{where}: truncated ({len(data)} of {size} bytes)")
-    return data
 
 
 def read_record(tar: Path, span: Span) -> SampleRecord:
@@ -182,7 +114,7 @@ def read_record(tar: Path, span: Span) -> SampleRecord:
 def record_of(file: Descriptor, where: str, span: Span) -> SampleRecord:
     """See ``read_record``; of an open tar."""
     where = f"{where}: {span.key}.json"
-    data = _content(file, span.record_start, span.record_bytes, where)
+    data = content(file.number, span.record_start, span.record_bytes, where)
     record = parse_sample(data, where)
     if record.key != span.key:
         raise UserError(f"{where}: is the record of sample {record.key!r}")
@@ -212,7 +144,7 @@ def decode(file: Descriptor, where: str, span: Span, pcm_T: Pcm) -> None:
 
 def audio_of(file: Descriptor, where: str, span: Span) -> bytes:
     """A sample's audio as it is stored."""
-    return _content(file, span.audio_start, span.audio_bytes, f"{where}: {span.key}.flac")
+    return content(file.number, span.audio_start, span.audio_bytes, f"{where}: {span.key}.flac")
 
 
 def _require_crop(sound: soundfile.SoundFile, where: str) -> None:

@@ -40,6 +40,7 @@ from tqdm import tqdm
 from data_specs.io.addresses import path_here
 from data_specs.io.errors import UserError
 from data_specs.io.files import sha256_of, write_text
+from data_specs.io.names import cell
 from data_specs.io.progress import progress_bar
 from data_specs.rated import RatedClip, read_rated
 from data_specs.strict import digest
@@ -609,7 +610,9 @@ def _predictions(
         )
         for place, own, all_one in zip(places, own_S, universal_S, strict=True):
             clip = data.clips[data.validation_rows[place]]
-            writer.writerow([name, clip.path, clip.mos, logits_V[place], own, all_one])
+            writer.writerow(
+                [cell(name), cell(str(clip.path)), clip.mos, logits_V[place], own, all_one]
+            )
     return text.getvalue()
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import Field, ValidationError, field_validator
 
-from data_specs.io.addresses import is_address, redacted
+from data_specs.io.addresses import has_secret, is_address, redacted
 from data_specs.io.errors import UserError
 from data_specs.strict import Strict, describe
 
@@ -107,8 +107,8 @@ def require_everywhere(given: Sequence[tuple[str, str]]) -> None:
     for flag, path in given:
         if not path.startswith("/") and not re.match(r"[a-z0-9]+:/", path):
             raise UserError(
-                f"{flag} {path}: on a cluster it must be absolute, on a file system that every "
-                "machine has, or an address such as s3://bucket/folder"
+                f"{flag} {redacted(path)}: on a cluster it must be absolute, on a file system that "
+                "every machine has, or an address such as s3://bucket/folder"
             )
 
 
@@ -118,15 +118,15 @@ def require_kept(flag: str, path: str, mount: PurePosixPath | None) -> None:
         return
     there = f"{mount}" if mount else "its mount: the site says none"
     raise UserError(
-        f"{flag} {path}: a pod's own disk is gone with the pod: on Kubernetes give a path of "
-        f"kubernetes.volume, under {there}; or for shards an address"
+        f"{flag} {redacted(path)}: a pod's own disk is gone with the pod: on Kubernetes give a "
+        f"path of kubernetes.volume, under {there}; or for shards an address"
     )
 
 
 def require_no_secret(given: Sequence[tuple[str, str]]) -> None:
     """Raise ``ValueError`` for a (flag, path) with a login or a signature: job files are read."""
     for flag, path in given:
-        if is_address(path) and redacted(path) != path:
+        if has_secret(path):
             raise UserError(
                 f"{flag} {redacted(path)}: its login or query would stand in the job's file, where "
                 "others can read it: leave it out, and give the machines credentials in their "

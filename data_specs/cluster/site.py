@@ -11,7 +11,7 @@ from typing import Annotated
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from data_specs.cluster.needs import Stage
-from data_specs.io.addresses import SECRET_NAMES
+from data_specs.io.addresses import SECRET_NAMES, has_secret
 from data_specs.io.errors import UserError
 from data_specs.strict import SpecError, Strict, load
 
@@ -173,7 +173,7 @@ class Kubernetes(Strict):
 class Ray(Strict):
     """A Ray cluster that runs, with its dashboard."""
 
-    address: str = Field(pattern=r"^https?://[^\s]+$")
+    address: str = Field(pattern=r"^https?://[^\s@?]+$")
     workers: int = Field(ge=1)
     gpus: int = Field(default=0, ge=0)
     lock: bool = False
@@ -217,6 +217,11 @@ class Site(Strict):
                 raise UserError(
                     f"{name} looks like a credential, and this file and what is made of it can be "
                     "read by others: use the machines' own place, or kubernetes.secrets"
+                )
+            if has_secret(environment[name]):
+                raise UserError(
+                    f"{name}: its address has a login or a query, and this file and what is made "
+                    "of it can be read by others: leave those out"
                 )
         return environment
 

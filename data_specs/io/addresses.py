@@ -13,6 +13,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from data_specs.io.errors import UserError
+from data_specs.io.names import visible
 
 PACKAGES = {
     "http": "'fsspec[http]'",
@@ -27,6 +28,8 @@ run commands, unpack archives or log in elsewhere."""
 
 SECRET_NAMES = re.compile(r"SECRET|TOKEN|PASSW|CREDENTIAL|ACCESS_KEY|API_KEY")
 """Environment variables of such names are never told, whoever quotes their values."""
+
+ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"<>]+")
 
 SECRET_LENGTH = 8
 """Characters; to blot out every shorter value would make messages unreadable."""
@@ -57,8 +60,8 @@ def path_here(text: str) -> Path:
 
 
 def shown(place: Place) -> str:
-    """A place as messages may show it."""
-    return redacted(place) if isinstance(place, str) else str(place)
+    """A place as messages may show it, whatever its name holds."""
+    return visible(redacted(place) if isinstance(place, str) else place)
 
 
 def redacted(address: str) -> str:
@@ -75,9 +78,19 @@ def redacted(address: str) -> str:
     return f"{scheme}://{host}{slash}{re.split('[?#]|::', path)[0]}"
 
 
+def redacted_in(text: str) -> str:
+    """A text with every address in it as messages may show it."""
+    return ADDRESS.sub(lambda found: redacted(found[0]), text)
+
+
+def has_secret(text: str) -> bool:
+    """Whether an address in a text has a login or a query, which may be a signature."""
+    return any(re.search(r"//[^/?#]*@|[?]", found) for found in ADDRESS.findall(text))
+
+
 def scrubbed(text: str, address: str) -> str:
     """A backend's message without what is secret about an address in it, and not too long."""
-    text = re.sub(r"[A-Za-z][\w+.-]*://[^\s'\"<>]+", lambda found: redacted(found[0]), text)
+    text = redacted_in(text)
     authority = address.partition("://")[2].partition("/")[0]
     login, query = authority.rpartition("@")[0], address.partition("?")[2]
     values = [pair.partition("=")[2] for pair in query.split("&")]

@@ -9,6 +9,8 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
+from data_specs.io.output import unfiltered
+
 LINE_S = 30.0
 """How often a log without a terminal gets a line."""
 
@@ -44,6 +46,6 @@ class _Calm(tqdm):  # type: ignore[type-arg]
 def progress_bar(rows: Iterable[Any] | None = None, **options: Any) -> tqdm[Any]:
     """A ``tqdm`` on stderr with its own options, or lines where that is no terminal."""
     if sys.stderr.isatty():
-        return tqdm(rows, **options)
+        return tqdm(rows, **{"file": unfiltered(sys.stderr), **options})
     options |= {"file": _Lines(sys.stderr), "ascii": True, "delay": BRIEF_S}
     return _Calm(rows, **options, mininterval=LINE_S, maxinterval=LINE_S)

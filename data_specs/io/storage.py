@@ -25,7 +25,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import IO, Any, TypeVar
 from urllib.parse import quote, unquote
@@ -42,6 +42,7 @@ from data_specs.io.addresses import (
 )
 from data_specs.io.errors import UserError
 from data_specs.io.files import sync_folder, temporary_name, whole_file
+from data_specs.io.names import ENCODED
 
 WAITS_S = (0.5, 1.0, 2.0, 4.0)
 """Waits between the tries of a request: a store that throttles is back within seconds."""
@@ -54,6 +55,12 @@ OWN_RETRIES = ("gs", "hf")
 
 SILENCE_S = 60.0
 """How long a server may send nothing. There is no limit on the whole: shards are large."""
+
+MOST_PAGE_BYTES = 64 << 20
+"""Of an index page: a million names."""
+
+MOST_DEPTH = 16
+"""Of folders below an address on a web server, whose pages may list each other in a circle."""
 
 TOGETHER = 32
 """Small files read at a time."""
@@ -244,20 +251,25 @@ class RemoteFolder:
         return {self._name(entry["name"]): entry.get("size") for entry in files}
 
     def tree(self) -> dict[str, int | None]:
-        """Path below the folder and bytes of every file below it: one recursive listing."""
+        """Path below the folder and bytes of every file below it: one recursive listing.
+
+        The paths are the store's word: ``names.inside`` refuses those that lead out of the folder,
+        the ones with an encoded slash too, which stays encoded here.
+        """
         return {path: size for path, (size, _) in self.listing().items()}
 
     def listing(self) -> dict[str, tuple[int | None, str]]:
         """As ``tree``, with whatever the store says that changes with a file's content."""
-        found = self._tried("", lambda system: system.find(self._at(""), detail=True))
+        depth = {"maxdepth": MOST_DEPTH} if self._over_http else {}  # a store has no folders
+        found = self._tried("", lambda system: system.find(self._at(""), detail=True, **depth))
         top = re.sub(r"^[a-z0-9]+://", "", self._at("").partition("?")[0]).strip("/")
         listed = {}
         for name, entry in found.items():
             path = re.sub(r"^[a-z0-9]+://", "", name.partition("?")[0]).strip("/")
             if entry["type"] == "file" and path.startswith(f"{top}/"):
                 below = path.removeprefix(f"{top}/")
-                file = unquote(below) if self._over_http else below
-                listed[file] = (entry.get("size"), _tag(entry))
+                encoded = not self._over_http or ENCODED.search(below)
+                listed[below if encoded else unquote(below)] = (entry.get("size"), _tag(entry))
         return listed
 
     def read(self, names: Sequence[str], limit: int) -> list[bytes]:
@@ -603,10 +615,51 @@ def _http_options() -> dict[str, Any]:
     import aiohttp
 
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=SILENCE_S, sock_read=SILENCE_S)
+    watch = aiohttp.TraceConfig()
+    watch.on_request_redirect.append(_require_no_downgrade)
+    client = {"timeout": timeout, "trust_env": True, "trace_configs": [watch]}
     return {
-        "client_kwargs": {"timeout": timeout, "trust_env": True},
+        "client_kwargs": client | {"response_class": _bounded_response()},
         "headers": {"Accept-Encoding": "identity"},  # sizes are then those of the files
     }
+
+
+async def _require_no_downgrade(_session: Any, _context: Any, asked: Any) -> None:
+    """``UserError`` where https is answered by a redirection to what is not."""
+    from yarl import URL
+
+    target = asked.url.join(URL(asked.response.headers.get("Location", "")))
+    if asked.url.scheme == "https" and target.scheme != "https":
+        raise UserError(
+            f"{redacted(str(asked.url))}: redirects from https to {target.scheme}://: not followed"
+        )
+
+
+@cache
+def _bounded_response() -> type:
+    """aiohttp's answer, of which ``read`` takes no more into memory than was asked for.
+
+    A server may ignore a range and send all, or send an index page without end.
+    """
+    import aiohttp
+
+    class Bounded(aiohttp.ClientResponse):
+        async def read(self) -> bytes:
+            asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.request_info.headers.get("Range", ""))
+            first, last = (int(asked[1]), int(asked[2])) if asked else (0, MOST_PAGE_BYTES)
+            skip, most, kept = first if self.status == 200 else 0, last + 1 - first, bytearray()
+            async for chunk in self.content.iter_chunked(1 << 16):
+                kept += chunk[skip:]
+                skip = max(0, skip - len(chunk))
+                if len(kept) >= most:
+                    self.close()
+                    break
+            if len(kept) >= most and not asked:
+                raise UserError(f"its answer is longer than {most} bytes: no index page")
+            self._body = bytes(kept[:most])
+            return self._body
+
+    return Bounded
 
 
 def is_transient(error: Exception) -> bool:

@@ -23,12 +23,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from data_specs.io.files import sha256_of
 from pipeline.audio import DropSample, Wave, from_pcm, to_pcm
 from pipeline.degrade.interface import Params, Processor, Waves
 from train.models import weights
 
 EXECUTABLE = "lpcnet_demo"
-PATH_VARIABLE = "LPCNET_DEMO"
+PATH_VARIABLE, HASH_VARIABLE = "LPCNET_DEMO", "LPCNET_DEMO_SHA256"
 
 FRAME = 160
 """10 ms: ``LPCNET_FRAME_SIZE``."""
@@ -53,7 +54,8 @@ def process(waves_BT: Waves, params: Sequence[Params]) -> Waves:
 def executable() -> Path:
     """``$LPCNET_DEMO``, else ``lpcnet_demo`` on the PATH, else the one in the weights' cache.
 
-    Raises ``FileNotFoundError`` or ``PermissionError`` saying what to run.
+    One that came from an address is run only where its SHA-256 was said. Raises
+    ``FileNotFoundError`` or ``PermissionError`` saying what to run or to set.
     """
     given = os.environ.get(PATH_VARIABLE) or shutil.which(EXECUTABLE)
     path = Path(given or weights.cached("lpcnet") / EXECUTABLE).absolute()
@@ -62,9 +64,30 @@ def executable() -> Path:
             f"LPCNet needs {EXECUTABLE}, which is not at {path}: run make lpcnet, or set "
             f"{PATH_VARIABLE} to the path of one built from github.com/xiph/LPCNet"
         )
+    _require_pinned(path, from_elsewhere=not given and weights.at_an_address())
     if not os.access(path, os.X_OK):
         raise PermissionError(f"{path} cannot be executed: run chmod +x {path}")
     return path
+
+
+def _require_pinned(path: Path, from_elsewhere: bool) -> None:
+    """Hold a program to the hash that is said of it; one from an address must have one."""
+    pinned = os.environ.get(HASH_VARIABLE, "")
+    if not pinned and not from_elsewhere:
+        return
+    found = sha256_of(path)
+    if not pinned:
+        raise PermissionError(
+            f"{path} came from an address and is not run unasked: set {HASH_VARIABLE} to the "
+            f"SHA-256 of the one that you built (this one has {found}), or {PATH_VARIABLE} to its "
+            "path"
+        )
+    if found != pinned:
+        raise PermissionError(
+            f"{path} is not run: its SHA-256 is {found}, {HASH_VARIABLE} says {pinned}"
+        )
+    if from_elsewhere:
+        path.chmod(0o755)
 
 
 @cache

@@ -13,6 +13,7 @@ from typing import Any
 import jinja2
 
 from data_specs.io.errors import UserError
+from data_specs.io.names import code, markdown
 from train.exporting.parity import Parity, as_markdown
 from train.models.student import StudentConfig, count
 
@@ -42,6 +43,7 @@ def card_text(
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    environment.filters |= {"markdown": markdown, "code": code}
     parameters, macs = count(StudentConfig.model_validate(about["config"]))
     published = about.get("made_from", {}).get("model") == "v7"
     return environment.get_template("model_card.md.j2").render(
@@ -72,4 +74,4 @@ def read_results(folder: Path) -> list[dict[str, str]]:
 def _shown(value: object) -> str:
     if value is None:
         return "-"
-    return f"{value:.3f}" if isinstance(value, float) else str(value).replace("|", "/")
+    return f"{value:.3f}" if isinstance(value, float) else markdown(value)

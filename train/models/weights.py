@@ -3,7 +3,8 @@
 ``<cache>/<name>/`` holds the files of an entry of ``data_specs/weights.yaml`` by their official
 names, and ``SHA256SUMS`` once ``python -m pipeline weights`` found all of them whole. Files placed
 by hand are used as they are. The cache may be at an address (``SPEECH_WEIGHTS=s3://bucket/weights``):
-what is used is first copied to this machine, once.
+what is used is first copied to this machine, once, and held to the table's sizes and hashes; what
+the address itself says of hashes counts for nothing, and no copy is executable.
 """
 
 from __future__ import annotations
@@ -19,13 +20,18 @@ from pathlib import Path
 
 from data_specs import weight as table
 from data_specs.io.addresses import is_address, require_readable
-from data_specs.io.files import remove_leftovers, temporary_name
+from data_specs.io.errors import UserError
+from data_specs.io.files import remove_leftovers, sha256_of, temporary_name
+from data_specs.io.names import below
 from data_specs.io.storage import NotFound, RemoteFolder, require_size
 from data_specs.strict import unknown
 from data_specs.weight import Build, WeightFile, Weights, Wheel
 
 FOLDER_VARIABLE = "SPEECH_WEIGHTS"
 SUMS_FILE = "SHA256SUMS"
+
+MOST_BYTES = 16 << 30
+"""Of a file of weights whose size is not known; the largest of the table has 8 GB."""
 
 
 @dataclass(frozen=True)
@@ -64,35 +70,55 @@ def cached(name: str) -> Path:
     ``OSError`` naming the address where it cannot be read.
     """
     given, folder = os.environ.get(FOLDER_VARIABLE) or "", cache_folder() / name
-    if is_address(given) and re.fullmatch(r"[\w.-]+", name):
+    if is_address(given) and re.fullmatch(r"[\w-][\w.-]*", name):
         require_readable(given)
-        _copy_here(f"{given.rstrip('/')}/{name}", folder)
+        _copy_here(RemoteFolder(given).below(name), folder, table.all_weights().get(name))
     return folder
 
 
 @cache
-def _copy_here(address: str, folder: Path) -> None:
-    """Bring what is not here in its full size; what states that all is there comes last."""
-    source = RemoteFolder(address)
+def _copy_here(source: RemoteFolder, folder: Path, entry: Weights | None) -> None:
+    """Bring what is not here in its full size. ``UserError`` where a name leads out of the folder,
+    or a file is not the table's."""
     try:
-        names = sorted(source.tree(), key=lambda name: (name == SUMS_FILE, name))
+        names = sorted(source.tree())
     except NotFound:
         return
     if folder.is_dir():
         remove_leftovers(folder)
+    known = {file.name: file for file in entry.files} if entry else {}
     for name in names:
-        size, _ = source.about(name)
-        path = folder / name
-        if path.is_file() and path.stat().st_size == size:
-            continue
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = temporary_name(path)
         try:
-            source.fetch(name, part, partial(require_size, size=size), size)
-            part.chmod(0o755)  # a store keeps no modes, and one of these files is a program
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
+            path = below(folder, name)
+        except UserError as error:
+            raise UserError(f"{source.shown()} lists what is no file of a cache: {error}") from None
+        if name == SUMS_FILE or (known and name not in known):
+            continue
+        size, _ = source.about(name)
+        if not (path.is_file() and path.stat().st_size == size):
+            _fetch(source, name, path, size, known.get(name))
+
+
+def _fetch(source: RemoteFolder, name: str, path: Path, size: int, file: WeightFile | None) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if size > (file.size if file and file.size else MOST_BYTES):
+        raise UserError(f"{source.shown(name)}: {size} bytes are too many: not a file of weights")
+    part = temporary_name(path)
+    try:
+        source.fetch(name, part, partial(require_size, size=size), size)
+        if file and not sha256_of(part).startswith(file.published):
+            raise UserError(
+                f"{source.shown(name)}: its SHA-256 is not the table's, {file.published}: put the "
+                "right file there"
+            )
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def at_an_address() -> bool:
+    """Whether the cache's files came from an address."""
+    return is_address(os.environ.get(FOLDER_VARIABLE))
 
 
 def find(name: str) -> Path:

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, Protocol
 
 from data_specs.io.errors import UserError
 from data_specs.io.files import write_atomically
+from data_specs.io.names import cell, plain
 from train.scoring.result import Score
 
 TEXT, WHOLE, REAL = "text", "whole", "real"
@@ -316,7 +317,7 @@ def _pyarrow() -> tuple[Any, Any]:
 
 def _csv_line(values: Sequence[Any]) -> bytes:
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerow("" if v is None else v for v in values)
+    csv.writer(text, lineterminator="\n").writerow("" if v is None else cell(v) for v in values)
     return text.getvalue().encode("utf-8", "surrogateescape")
 
 
@@ -354,7 +355,7 @@ def _csv_rows(lines: _Lines) -> Iterator[Row]:
 def _value(text: str, kind: str) -> Any:
     if not text:
         return None
-    return text if kind == TEXT else int(text) if kind == WHOLE else float(text)
+    return plain(text) if kind == TEXT else int(text) if kind == WHOLE else float(text)
 
 
 def _json_rows(lines: _Lines) -> Iterator[Row]:
