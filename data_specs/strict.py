@@ -60,10 +60,15 @@ def load(model: type[Model], path: Path | str) -> Model:
         raise SpecError(f"{path}: no such file") from None
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise SpecError(f"{path}: not readable as YAML: {error}") from error
+    return checked(model, data, path)
+
+
+def checked(model: type[Model], data: Any, where: Path | str) -> Model:
+    """``data`` as a ``model``; ``SpecError`` naming ``where`` and each field that is wrong."""
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        raise SpecError(describe(error, data, str(path))) from error
+        raise SpecError(describe(error, data, str(where))) from error
 
 
 def describe(error: ValidationError, data: Any, where: str) -> str:

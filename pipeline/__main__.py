@@ -9,14 +9,16 @@ import sys
 from collections.abc import Sequence
 
 from data_specs.io.addresses import path_here, place
-from data_specs.io.cli import run_command
+from data_specs.io.cli import EXIT_STATUSES, run_command
 from pipeline import verbs
 from pipeline.guard import TIME_LIMIT_S
 
 
 def parser() -> argparse.ArgumentParser:
     """Every verb and its options."""
-    top = argparse.ArgumentParser(prog="python -m pipeline", description=verbs.__doc__)
+    top = argparse.ArgumentParser(
+        prog="python -m pipeline", description=verbs.__doc__, epilog=EXIT_STATUSES
+    )
     sub = top.add_subparsers(dest="verb", required=True)
     _recipe_verbs(sub)
     _dataset_verbs(sub)

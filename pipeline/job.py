@@ -14,9 +14,10 @@ from data_specs.io import storage
 from data_specs.io.addresses import Place
 from data_specs.io.errors import UserError
 from data_specs.io.files import remove_leftovers
+from data_specs.io.parse import json_object
 from data_specs.recipe import Recipe
 from data_specs.sample import CROP_SAMPLES, DATASET_FILE, SAMPLE_RATE
-from data_specs.strict import digest, unknown
+from data_specs.strict import checked, digest, unknown
 from data_specs.teacher import packages_of
 from pipeline import label, shards
 from pipeline.degrade import self_check, versions, weights_sha256
@@ -326,18 +327,21 @@ def _dataset_json(job: Job, before: dict[str, Any] | None) -> dict[str, Any]:
     } | ({"derived_from": derived} if (derived := job.identity.get("derived_from")) else {})
 
 
+FIELDS = {"identity": dict, "recipe": dict, "recipe_hash": str, "samples": int}
+"""What every ``dataset.json`` has."""
+
+
 def read_dataset(out: Place) -> dict[str, Any] | None:
     """``dataset.json`` of a folder, or none. ``ShardError`` where it is not one."""
     folder = storage.open_folder(out)
     path = folder.shown(DATASET_FILE)
     try:
-        value = json.loads(folder.read([DATASET_FILE], MOST_INFO_BYTES)[0])
+        value = json_object(folder.read([DATASET_FILE], MOST_INFO_BYTES)[0], path)
     except storage.NotFound:
         return None
-    except ValueError as error:
-        raise ShardError(f"{path}: not JSON: {error}") from error
-    if not isinstance(value, dict) or not isinstance(value.get("identity"), dict):
-        raise ShardError(f"{path}: not a dataset description of this version")
+    for name, kind in FIELDS.items():
+        if not isinstance(value.get(name), kind):
+            raise ShardError(f"{path}: not a dataset description of this version: no {name!r}")
     return value
 
 
@@ -363,7 +367,7 @@ def reopen(out: Place, roots: Roots) -> Job:
     found, folder = read_dataset(out), storage.open_folder(out)
     if found is None:
         raise ShardError(f"{folder.shown()}: no {DATASET_FILE}: not a dataset folder")
-    recipe = Recipe.model_validate(found["recipe"])
+    recipe = checked(Recipe, found["recipe"], f"{folder.shown(DATASET_FILE)}: recipe")
     names = {source.corpus for source in recipe.sources.present().values()}
     manifests = {name: Manifest.load(name, folder, f"manifests/{name}.parquet") for name in names}
     return Job(

@@ -13,7 +13,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +29,7 @@ from data_specs.corpus import AUDIO_SUFFIXES
 from data_specs.io.addresses import path_here
 from data_specs.io.errors import UserError
 from data_specs.io.hardware import cpus
+from data_specs.io.parse import json_object
 from data_specs.io.progress import progress_bar
 from data_specs.sample import SAMPLE_RATE
 from data_specs.strict import HERE
@@ -69,7 +69,7 @@ def _claim(out: Path, maker: str, seed: int) -> None:
     mark = {"maker": maker, "seed": seed}
     path = out / MADE_BY
     if path.is_file():
-        found = json.loads(path.read_text())
+        found = json_object(path.read_bytes(), path, "give another --out")
         if found != mark:
             raise UserError(f"{path}: made with {found}, not {mark}; give another --out or seed")
         return
@@ -194,7 +194,7 @@ def _sentences() -> dict[str, list[str]]:
 
 def _need(program: str) -> None:
     if shutil.which(program) is None:
-        raise RuntimeError(
+        raise UserError(
             f"{program} is not installed: run 'sudo apt-get install {program}' (Debian, Ubuntu), "
             "or give your own speech folder instead of the demo's"
         )
@@ -217,14 +217,14 @@ def _command(voice: Voice, text: str, wav: Path) -> list[str]:
 
 
 def _speak(voice: Voice, text: str) -> Wave:
-    """Synthesize ``text``; mono at 16 kHz. Raises ``RuntimeError`` with the program's words."""
+    """Synthesize ``text``; mono at 16 kHz. Raises ``UserError`` with the program's words."""
     with tempfile.TemporaryDirectory() as folder:
         wav = Path(folder) / "speech.wav"
         done = subprocess.run(
             _command(voice, text, wav), capture_output=True, text=True, check=False
         )
         if done.returncode or not wav.is_file():
-            raise RuntimeError(f"{voice.engine} failed for {voice.speaker}: {done.stderr.strip()}")
+            raise UserError(f"{voice.engine} failed for {voice.speaker}: {done.stderr.strip()}")
         return _read(wav, voice.tract)
 
 
@@ -505,14 +505,10 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """``python -m pipeline corpora speech|noise|rooms --out DIR [--count N] [--seed S]``.
 
-    Returns the exit status: 2 for a missing synthesizer or wrong input, told in one line.
+    Raises ``UserError`` for a missing synthesizer or wrong input.
     """
     args = _parser().parse_args(argv)
-    try:
-        made = _run(args)
-    except (ValueError, RuntimeError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    made = _run(args)
     print(f"{args.out}: {len(made)} {args.what} files")
     return 0
 

@@ -33,6 +33,7 @@ from data_specs.io.hardware import cpus
 from data_specs.io.storage import NotFound
 from data_specs.recipe import Recipe, load_recipe
 from data_specs.sample import SAMPLE_RATE, SampleRecord, parse_sample
+from data_specs.strict import checked
 from pipeline import failures, label, run, shards
 from pipeline import job as jobs
 from pipeline.card import CARD, write_card
@@ -384,7 +385,7 @@ def replay(options: argparse.Namespace) -> int:
     differ = 0
     for key in options.keys:
         record = find_sample(job, key)
-        rendered = _again(job, SamplePlan.model_validate(record.plan), roots)
+        rendered = _again(job, checked(SamplePlan, record.plan, f"{key}.json: plan"), roots)
         if rendered.pcm is None:
             raise UserError(f"{key}: {rendered.reason}: {rendered.detail}")
         same = pcm_sha256(rendered.pcm) == record.pcm_sha256

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
+import textwrap
 
-from data_specs.io.cli import run_command
+from data_specs.io.cli import EXIT_STATUSES, run_command
 
 VERBS = {
     "fit": ("fit", "train a student, or continue a run"),
@@ -50,7 +51,13 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m train",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="\n".join(f"{name:14} {about}" for name, (_, about) in VERBS.items()),
+        epilog="\n".join(
+            [
+                *(f"{name:14} {about}" for name, (_, about) in VERBS.items()),
+                "",
+                textwrap.fill(EXIT_STATUSES, 80),
+            ]
+        ),
     )
     parser.add_argument("verb", choices=VERBS)
     args = parser.parse_args(argv[:1])

@@ -10,7 +10,6 @@ import argparse
 import csv
 import importlib.metadata
 import io
-import json
 import math
 import platform
 import tarfile
@@ -30,8 +29,10 @@ from data_specs.io.addresses import path_here
 from data_specs.io.errors import UserError
 from data_specs.io.files import write_text
 from data_specs.io.listen import data_uri, in_words, spectrogram_png, split_unit
+from data_specs.io.parse import json_object
 from data_specs.recipe import Recipe
 from data_specs.sample import CROP_SAMPLES, DATASET_FILE, SAMPLE_RATE, SampleRecord, parse_sample
+from data_specs.strict import checked
 from train import charts
 from train.command import command_of
 from train.shards import list_shards
@@ -71,13 +72,7 @@ class Section(TypedDict, total=False):
 def _json(path: Path, make: str) -> dict[str, Any]:
     if not path.is_file():
         raise Missing(f"{path} is not there. It is made by: {make}")
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error}); make it again: {make}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: must be a JSON object; make it again: {make}")
-    return content
+    return json_object(path.read_bytes(), path, f"make it again: {make}")
 
 
 MAKE_RUN = "python -m train fit --student v2 --shards SHARDS --out RUN"
@@ -93,7 +88,11 @@ def read_log(run: Path) -> list[dict[str, Any]]:
     path = run / "log.jsonl"
     if not path.is_file():
         raise Missing(f"{path} is not there. It is made by: {MAKE_RUN}")
-    rows = [json.loads(line) for line in path.read_text("utf-8").split("\n") if line.endswith("}")]
+    rows = [
+        json_object(line, f"{path}: line {number}", "remove the line")
+        for number, line in enumerate(path.read_bytes().split(b"\n"), start=1)
+        if line.endswith(b"}")
+    ]
     if not rows:
         raise Missing(f"{path} has no lines yet. It is made by: {MAKE_RUN}")
     return rows
@@ -113,7 +112,8 @@ def read_dataset(folder: Path | None) -> Dataset:
                 if member.name.endswith(".json") and (data := tar.extractfile(member)):
                     record = parse_sample(data.read(), f"{shard.tar}: {member.name}")
                     records[record.key] = record
-    return Dataset(folder, about, Recipe.model_validate(about["recipe"]), records, dropped)
+    recipe = checked(Recipe, about.get("recipe"), f"{folder / DATASET_FILE}: recipe")
+    return Dataset(folder, about, recipe, records, dropped)
 
 
 def read_audio(folder: Path, keys: Sequence[str]) -> dict[str, bytes]:

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 from data_specs.io.errors import UserError
 
 BAD_INPUT = 2
+EXIT_STATUSES = (
+    "exit status: 0 done; 1 not whole, or a mistake of the program (its traceback is shown); 2 "
+    "wrong input, options or environment (one sentence says what to do); 130 Ctrl-C, 143 SIGTERM "
+    "or SIGHUP: the same command goes on"
+)
 STOPPED = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 143}
 """Exit status by signal, as shells have it; a closed terminal ends a command as ``kill`` does."""
 
@@ -50,16 +56,25 @@ def run_command(work: Callable[[], int]) -> int:
             return work()
         except UserError as error:
             return _say(error)
-        except BrokenPipeError:  # `| head` has seen enough
+        except BrokenPipeError:
+            if not _is_unread(sys.stdout):
+                raise
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return STOPPED[signal.SIGTERM]
         except OSError as error:
-            if error.errno is not None and error.errno not in OF_THE_MACHINE:
+            if error.errno not in OF_THE_MACHINE and error.errno and error.filename is None:
                 raise
             return _say(error)
         except KeyboardInterrupt as stop:
             print(STOPPED_WORDS, file=sys.stderr)
             return STOPPED[signal.Signals(getattr(stop, "number", signal.SIGINT))]
+
+
+def _is_unread(stream: TextIO) -> bool:
+    """Whether the pipe's reader has gone: ``| head`` has seen enough."""
+    poll = select.poll()
+    poll.register(stream, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def _say(error: Exception) -> int:

@@ -102,7 +102,7 @@ def _problem(stage: Stage, kind: str) -> str | None:
     try:
         PROCESSORS[kind].weights()  # of every network it may draw, not of the one run here alone
         run(kind, tone[None].astype(np.float32), [params])
-    except (ImportError, OSError, DropSample) as error:
+    except (UserError, ImportError, OSError, DropSample) as error:
         return str(error)
     except Exception as error:
         return f"{type(error).__name__}: {error}"
@@ -142,7 +142,7 @@ def run(kind: str, waves_BT: Waves, params: Sequence[Params]) -> Waves:
 
     Raises ``DropSample`` where the processor raises or its output is not finite, ``ContractError``
     for a wrong shape. A missing file or library and memory that is short are no sample's own fault:
-    ``OSError``, ``ImportError`` and such pass through.
+    ``OSError``, ``UserError`` and such pass through.
     """
     out = _process(kind, waves_BT, params)
     if out.shape != waves_BT.shape or out.dtype != np.float32:
@@ -155,7 +155,7 @@ def run(kind: str, waves_BT: Waves, params: Sequence[Params]) -> Waves:
 def _process(kind: str, waves_BT: Waves, params: Sequence[Params]) -> Waves:
     try:
         return PROCESSORS[kind].process(waves_BT, params)
-    except (DropSample, OSError, ImportError, MemoryError):
+    except (DropSample, UserError, OSError, ImportError, MemoryError):
         raise
     except Exception as error:  # opuslib raises a bare Exception, networks what they like
         if "out of memory" in str(error) or "can't allocate memory" in str(error):

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from data_specs.io.errors import UserError
 from data_specs.sample import SAMPLE_RATE
 from pipeline.audio import resample
 from pipeline.degrade.interface import Params, Processor, Waves
@@ -157,7 +158,7 @@ def _load_weights(model: Any, path: Path) -> None:
 def _import_package() -> None:
     """Import ``df`` beside a torchaudio that no longer has a module it takes one type from."""
     if not (importlib.util.find_spec("df") and importlib.util.find_spec("libdf")):
-        raise ImportError(f"DeepFilterNet3 needs the deepfilternet package: {INSTALL}")
+        raise UserError(f"DeepFilterNet3 needs the deepfilternet package: {INSTALL}")
     from loguru import logger
 
     logger.disable("df")  # its messages only; handlers stay as they are

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from data_specs.io.errors import UserError
 from data_specs.sample import SAMPLE_RATE
 from pipeline.degrade import runtime
 from pipeline.degrade.interface import Params, Processor, Waves
@@ -177,7 +178,7 @@ def _network(path: Path, hidden: int, device: Any, precision: str) -> Network:
         from denoiser.demucs import Demucs
         from denoiser.resample import kernel_upsample2
     except ImportError as error:
-        raise ImportError(f"Demucs needs the denoiser package: {INSTALL}") from error
+        raise UserError(f"Demucs needs the denoiser package: {INSTALL}") from error
     keep_freed_memory()
     # Building the network draws weights that are then replaced: not from the caller's generator.
     with torch.random.fork_rng(devices=[]):
