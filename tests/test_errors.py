@@ -171,7 +171,8 @@ def test_a_damaged_model_is_told_by_its_file(
 
 
 @pytest.mark.parametrize(
-    "content", [{"weights": 3}, {"weights": {"a": 1}}, [1], {"weights": {}, "student_config": 7}]
+    "content",
+    ["x", 3, {"weights": 3}, {"weights": {"a": 1}}, [1], {"weights": {}, "student_config": 7}],
 )
 def test_a_foreign_checkpoint_is_told_by_its_file(
     content: object, tmp_path: Path, capfd: pytest.CaptureFixture[str]
@@ -238,3 +239,16 @@ def test_a_mistake_in_scoring_is_no_fault_of_the_file(
     monkeypatch.setattr(scorer.Scorer, "_parts", broken)
     with pytest.raises(ValueError, match="broadcast"):
         score(tmp_path, "v7")
+
+
+def test_a_checkpoint_damaged_anywhere_is_told_by_its_file(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """torch's reader of pickles raises whatever the bytes lead it to."""
+    path = checkpoint(tmp_path, {"weights": {"a": torch.zeros(2)}, "student_config": {"x": 1}})
+    whole = path.read_bytes()
+    first = whole.index(b"\x80\x02")
+    for place in range(first, first + 60):
+        path.write_bytes(whole[:place] + b"\xff" + whole[place + 1 :])
+        assert score(tmp_path, path) == 2, place
+        assert capfd.readouterr().err.startswith(f"error: {path}"), place

@@ -11,7 +11,6 @@ the project's own dependencies. What is imported of it needs nothing but torch.
 from __future__ import annotations
 
 import math
-import pickle
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -201,12 +200,11 @@ def _load_weights(network: Any, path: Path, hidden: int) -> None:
     """Load a plain state dict. Raises ``OSError`` where it is damaged or another network's."""
     import torch
 
-    damaged = (OSError, RuntimeError, EOFError, LookupError, TypeError, pickle.UnpicklingError)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         if len(state[FIRST_LAYER]) == hidden:
             network.load_state_dict(state)
-    except damaged as error:
+    except Exception as error:  # of a damaged file, torch raises whatever comes
         raise OSError(f"{path} is damaged, or of another network: {error!r}") from error
     if (width := len(state[FIRST_LAYER])) != hidden:
         raise OSError(f"{path} is of a network {width} channels wide, not {hidden}")

@@ -36,6 +36,9 @@ LIMIT_S = 60.0
 LIMIT_BYTES = 2 << 30
 """What a command may take above what its modules take."""
 CRASHES = {signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL}
+STATUSES = {("status",): (0, 1, 2, 3, 4)}
+"""Where they are more than those that every command has."""
+
 TOLD = 20_000
 """Characters of a command's words that are looked at and kept."""
 
@@ -262,7 +265,7 @@ def verdict(case: Case, folder: Path, code: int | None, grown: float) -> str:
         return "traceback"
     if {path.name for path in folder.iterdir()} - {"in", "out", "said"}:
         return "escaped"
-    if (status := os.WEXITSTATUS(code)) not in (0, 1, 2):
+    if (status := os.WEXITSTATUS(code)) not in STATUSES.get(case.command[1:2], (0, 1, 2)):
         return f"status {status}"
     if status and not said.strip():
         return "silent"
