@@ -39,7 +39,7 @@ class Strict(BaseModel):
 def unknown(what: str, name: str, known: Iterable[str]) -> str:
     """Say that ``name`` is not among ``known``, and which of them is nearest."""
     names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}?" if near else f"valid: {', '.join(names)}"
     return f"unknown {what} {name!r}; {hint}"
 
