@@ -305,6 +305,11 @@ test: setup ## every test but the slow ones
 test-all: setup ## the slow tests too
 	$(PYTEST) -m "not gpu and not net" tests
 
+.PHONY: fuzz
+fuzz: setup ## INPUTS mutated files (10 000) through the commands, drawn by SEED: nothing may be found
+	$(PY) -m tests.bench.fuzz --inputs $(or $(INPUTS),10000) --seed $(or $(SEED),0) \
+	  --workers $(WORKERS) --out runs/fuzz
+
 .PHONY: nightly
 nightly: setup ## the slow tests with a hundred kills (KILLS), on Ray's clusters and on Slurm
 	KILLS=$(or $(KILLS),100) $(PY) -m pytest -q -m slow tests/test_kills.py \

@@ -10,12 +10,12 @@ A shard is a plain WebDataset tar. For every sample it holds two members:
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from data_specs.io.errors import UserError
+from data_specs.io.parse import json_object
 
 SAMPLE_RATE = 16_000
 """Hz. Everything is resampled to it (section IV-B)."""
@@ -62,12 +62,8 @@ def parse_sample(data: bytes, where: str) -> SampleRecord:
     Raises ``ValueError`` naming ``where`` (shard and member) and the field that is wrong.
     """
     try:
-        return SampleRecord.model_validate(json.loads(data))
+        return SampleRecord.model_validate(json_object(data, where))
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"]) or "(whole)"
         raise UserError(f"{where}: field {field!r}: {first['msg']}") from error
-    except RecursionError as error:
-        raise UserError(f"{where}: not JSON that is read: nested too deeply") from error
-    except ValueError as error:
-        raise UserError(f"{where}: not JSON: {error}") from error

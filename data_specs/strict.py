@@ -47,7 +47,7 @@ class Strict(BaseModel):
 def unknown(what: str, name: str, known: Iterable[str]) -> str:
     """Say that ``name`` is not among ``known``, and which of them is nearest."""
     names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}?" if near else f"valid: {', '.join(names)}"
     return f"unknown {what} {name!r}; {hint}"
 
@@ -62,11 +62,15 @@ def load(model: type[Model], path: Path | str) -> Model:
     nearest valid key.
     """
     path = Path(path)
-    data = read_yaml(path)
+    return checked(model, read_yaml(path), path)
+
+
+def checked(model: type[Model], data: Any, where: Path | str) -> Model:
+    """``data`` as a ``model``; ``SpecError`` naming ``where`` and each field that is wrong."""
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        raise SpecError(describe(error, data, str(path))) from error
+        raise SpecError(describe(error, data, str(where))) from error
 
 
 def read_yaml(path: Path) -> Any:

@@ -8,7 +8,7 @@ import argparse
 from collections.abc import Sequence
 
 from data_specs.io.addresses import path_here, place
-from data_specs.io.cli import end, run_command
+from data_specs.io.cli import EXIT_STATUSES, end, run_command
 from data_specs.io.output import visible_output
 from pipeline import verbs
 from pipeline.guard import TIME_LIMIT_S
@@ -16,7 +16,9 @@ from pipeline.guard import TIME_LIMIT_S
 
 def parser() -> argparse.ArgumentParser:
     """Every verb and its options."""
-    top = argparse.ArgumentParser(prog="python -m pipeline", description=verbs.__doc__)
+    top = argparse.ArgumentParser(
+        prog="python -m pipeline", description=verbs.__doc__, epilog=EXIT_STATUSES
+    )
     sub = top.add_subparsers(dest="verb", required=True)
     _recipe_verbs(sub)
     _dataset_verbs(sub)

@@ -24,6 +24,7 @@ import psutil
 import yaml
 from pydantic import TypeAdapter
 
+from data_specs.io.errors import UserError
 from data_specs.processors import Processor as Spec
 from data_specs.recipe import load_recipe
 from data_specs.sample import CROP_SAMPLES, SAMPLE_RATE
@@ -138,7 +139,7 @@ def bench_processors(setting: Setting) -> None:
         params = [{n: float(c[i]) for n, c in columns.items()} for i in range(group)]
         try:
             rates = _processor_rates(kind, waves_BT, params)
-        except (ImportError, OSError) as error:  # its weights are not on this machine
+        except (UserError, ImportError, OSError) as error:  # its weights are not on this machine
             print(f"{kind:20}not measured: {str(error).splitlines()[0][:70]}")
             continue
         print(f"{kind:20}{rates[0]:>12.0f}{rates[1]:>12.0f}{rates[1] / rates[0]:>8.2f}")

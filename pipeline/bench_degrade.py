@@ -174,7 +174,7 @@ def _why_not(kind: str, device: str) -> str:
     try:
         PROCESSORS[kind].weights()
         naive(kind, device)
-    except (ImportError, OSError) as error:
+    except (UserError, ImportError, OSError) as error:
         return textwrap.shorten(str(error), 70, placeholder="...")
     return ""
 

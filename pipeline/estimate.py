@@ -237,7 +237,7 @@ def _runnable(recipe: Recipe) -> tuple[Recipe, set[str]]:
     for kind in recipe.kinds():
         try:
             PROCESSORS[kind].weights()
-        except (ImportError, OSError):
+        except (UserError, ImportError, OSError):
             missing.add(kind)
     return recipe.model_copy(update={"stages": tuple(without(recipe, missing))}), missing
 

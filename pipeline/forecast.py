@@ -36,7 +36,7 @@ def forecast(kind: str, site: Site, command: Sequence[str], rates: Path | None) 
     known = _read(rates, recipe)
     try:
         found = _predict(kind, site, recipe, _of_devices(known, options), options)
-    except ValueError as error:
+    except UserError as error:
         raise UserError(
             f"--rates {rates}: {error}. `python -m pipeline estimate {options.recipe} --rates "
             f"{rates} ... --save {rates}` adds what is given to the file"

@@ -19,6 +19,7 @@ from data_specs.io import storage
 from data_specs.io.addresses import Place, shown
 from data_specs.io.errors import UserError
 from data_specs.io.files import LOCK_FILE, one_at_a_time, only_writer, remove_leftovers
+from data_specs.io.parse import json_object
 from data_specs.recipe import Recipe
 from data_specs.sample import CROP_SAMPLES, DATASET_FILE, SAMPLE_RATE
 from data_specs.strict import describe, digest, unknown
@@ -478,20 +479,22 @@ def describe_dataset(job: Job) -> dict[str, Any]:
     } | ({"derived_from": derived} if (derived := job.identity.get("derived_from")) else {})
 
 
+FIELDS = {"identity": dict, "recipe": dict, "recipe_hash": str, "samples": int}
+"""What every ``dataset.json`` has."""
+
+
 def read_dataset(out: Place) -> dict[str, Any] | None:
     """``dataset.json`` of a folder, or none. ``ShardError`` where it is not one."""
     folder = storage.open_folder(out)
     path = folder.shown(DATASET_FILE)
     try:
-        value = json.loads(folder.read([DATASET_FILE], MOST_INFO_BYTES)[0])
+        value = json_object(folder.read([DATASET_FILE], MOST_INFO_BYTES)[0], path)
     except storage.NotFound:
         return None
-    except (ValueError, RecursionError) as error:
-        raise ShardError(f"{path}: not JSON: {error}") from error
-    told = value if isinstance(value, dict) else {}
-    if not isinstance(told.get("identity"), dict) or not isinstance(told.get("samples"), int):
-        raise ShardError(f"{path}: not a dataset description of this version")
-    return told
+    for name, kind in FIELDS.items():
+        if not isinstance(value.get(name), kind):
+            raise ShardError(f"{path}: not a dataset description of this version: no {name!r}")
+    return value
 
 
 def differences(

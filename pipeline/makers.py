@@ -12,7 +12,6 @@ import argparse
 import json
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -32,6 +31,7 @@ from data_specs.io.cli import cancelled_early
 from data_specs.io.errors import UserError
 from data_specs.io.files import only_writer, remove_leftovers, whole_file, write_text
 from data_specs.io.hardware import cpus
+from data_specs.io.parse import json_object
 from data_specs.io.progress import progress_bar
 from data_specs.sample import SAMPLE_RATE
 from data_specs.strict import HERE
@@ -75,7 +75,7 @@ def claimed(out: Path, maker: str, seed: int) -> Iterator[None]:
     with only_writer(out):
         if not path.is_file():
             write_text(path, json.dumps(mark) + "\n")
-        elif (found := json.loads(path.read_text())) != mark:
+        elif (found := json_object(path.read_bytes(), path, "give another --out")) != mark:
             raise UserError(f"{path}: made with {found}, not {mark}; give another --out or seed")
         else:
             for part in out.rglob(".*.part"):  # as older versions named what was on its way
@@ -201,7 +201,7 @@ def _sentences() -> dict[str, list[str]]:
 
 def _need(program: str) -> None:
     if shutil.which(program) is None:
-        raise RuntimeError(
+        raise UserError(
             f"{program} is not installed: run 'sudo apt-get install {program}' (Debian, Ubuntu), "
             "or give your own speech folder instead of the demo's"
         )
@@ -224,7 +224,7 @@ def _command(voice: Voice, text: str, wav: Path) -> list[str]:
 
 
 def _speak(voice: Voice, text: str) -> Wave:
-    """Synthesize ``text``; mono at 16 kHz. Raises ``RuntimeError`` with the program's words."""
+    """Synthesize ``text``; mono at 16 kHz. Raises ``UserError`` with the program's words."""
     with tempfile.TemporaryDirectory() as folder:
         wav = Path(folder) / "speech.wav"
         done = subprocess.run(
@@ -235,7 +235,7 @@ def _speak(voice: Voice, text: str) -> Wave:
             process_group=0,  # a signal to the group is this process' to handle
         )
         if done.returncode or not wav.is_file():
-            raise RuntimeError(f"{voice.engine} failed for {voice.speaker}: {done.stderr.strip()}")
+            raise UserError(f"{voice.engine} failed for {voice.speaker}: {done.stderr.strip()}")
         return _read(wav, voice.tract)
 
 
@@ -516,14 +516,10 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """``python -m pipeline corpora speech|noise|rooms --out DIR [--count N] [--seed S]``.
 
-    Returns the exit status: 2 for a missing synthesizer or wrong input, told in one line.
+    Raises ``UserError`` for a missing synthesizer or wrong input.
     """
     args = _parser().parse_args(argv)
-    try:
-        made = _run(args)
-    except (ValueError, RuntimeError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    made = _run(args)
     print(f"{args.out}: {len(made)} {args.what} files")
     return 0
 

@@ -329,7 +329,7 @@ def _row(corpus: Corpus, root: Place, index: int, path: str, part: Part) -> dict
     }
     try:
         header = _header(root, path)
-    except ValueError as error:
+    except UserError as error:
         empty = {"frames": 0, "sample_rate_hz": 0, "channels": 0, "size_bytes": 0}
         return row | empty | {"rejected": f"no audio header: {error}"}
     return row | vars(header) | {"rejected": _reason(corpus, header.frames, header.sample_rate_hz)}

@@ -8,8 +8,6 @@ folders the recording that each was made from stands beside it.
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,8 +19,10 @@ from data_specs.io.addresses import path_here
 from data_specs.io.errors import UserError
 from data_specs.io.files import write_text
 from data_specs.io.listen import data_uri, in_words, spectrogram_png
+from data_specs.io.parse import json_field, json_object
 from data_specs.recipe import Recipe
 from data_specs.sample import DATASET_FILE, SAMPLE_RATE, SampleRecord, parse_sample
+from data_specs.strict import checked
 from pipeline.audio import decode_flac, encode_flac
 from pipeline.plan import SamplePlan
 from pipeline.render import Roots, render_group, require_below
@@ -44,12 +44,10 @@ def _whole_shards(folder: Path) -> list[Path]:
 def _dataset(folder: Path) -> dict[str, Any]:
     path = folder / DATASET_FILE
     try:
-        about = json.loads(path.read_bytes())
+        about = json_object(path.read_bytes(), path)
     except FileNotFoundError:
         raise UserError(f"{path}: not there; is {folder} a dataset folder?") from None
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON: {error}") from error
-    if not isinstance(about, dict) or "recipe_hash" not in about:
+    if "recipe_hash" not in about:
         raise UserError(f"{path}: not a dataset description; make the dataset again")
     return about
 
@@ -65,7 +63,8 @@ def spread(folder: Path, count: int) -> Iterator[tuple[str, Found]]:
     chosen = tars[::step][:count]
     shares = [len(range(place, count, len(chosen))) for place in range(len(chosen))]
     for tar, wanted in zip(chosen, shares, strict=True):
-        total = json.loads(tar.with_suffix(".json").read_bytes())["samples"]
+        record = tar.with_suffix(".json")
+        total = json_field(json_object(record.read_bytes(), record), "samples", int, record)
         share = min(wanted, total)
         places = {total * place // share for place in range(share)}
         for place, found in enumerate(_read(tar)):
@@ -101,7 +100,7 @@ def _card(title: str, found: Found, roots: Roots, outside: bool) -> dict[str, An
     tar, record, flac = found
     try:
         pcm = decode_flac(flac)
-    except ValueError as error:
+    except UserError as error:
         raise UserError(f"{tar}: {record.key}.flac: {error}") from error
     return {
         "title": title,
@@ -132,7 +131,7 @@ def _named(tar: Path, record: SampleRecord) -> Iterator[None]:
 
 def _original(record: SampleRecord, roots: Roots, outside: bool = False) -> dict[str, str]:
     """The recording that a sample was made from: the same crop at the same speed and level."""
-    plan = SamplePlan.model_validate(record.plan)
+    plan = checked(SamplePlan, record.plan, f"{record.key}.json: plan")
     bare = plan.model_copy(update={"room": None, "noise": None, "steps": (), "speech_steps": 0})
     if not outside:
         require_below([bare], roots)
@@ -160,7 +159,7 @@ def page(
     if count < 1:
         raise UserError(f"--count must be at least 1, not {count}")
     about = _dataset(folder)
-    recipe = Recipe.model_validate(about["recipe"])
+    recipe = checked(Recipe, about.get("recipe"), f"{folder / DATASET_FILE}: recipe")
     roots = parse_roots(corpora, recipe)
     chosen = every_processor(folder, recipe) if each else spread(folder, count)
     environment = jinja2.Environment(
@@ -188,11 +187,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--corpus", action="append", default=[], metavar="NAME=DIR", help=help_text)
     outside_option(parser)
     args = parser.parse_args(argv)
-    try:
-        html = page(args.dataset, args.count, args.corpus, args.each_processor, args.allow_outside)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    html = page(args.dataset, args.count, args.corpus, args.each_processor, args.allow_outside)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     write_text(args.out, html)
     print(args.out.resolve())

@@ -108,7 +108,7 @@ class Held:
         flac, record = self.samples[key]
         try:
             pcm = decode_flac(flac)
-        except ValueError as error:
+        except UserError as error:
             raise ShardError(f"{self.tar}: {key}.flac: {error}") from error
         if pcm_sha256(pcm) != record.pcm_sha256:
             raise ShardError(f"{self.tar}: {key}.flac: audio differs from the hash in its record")

@@ -430,7 +430,7 @@ def _sample_problems(path: str, key: str, flac: bytes, data: bytes, deep: bool) 
     where = f"{path}: {key}"
     try:
         record = parse_sample(data, f"{where}.json")
-    except ValueError as error:
+    except UserError as error:
         yield str(error)
         return
     if record.key != key:
@@ -445,7 +445,7 @@ def _audio_problems(where: str, flac: bytes, expected_sha256: str) -> Iterator[s
 
     try:
         pcm = decode_flac(flac)
-    except ValueError as error:
+    except UserError as error:
         yield f"{where}.flac: {error}"
         return
     if len(pcm) != CROP_SAMPLES:

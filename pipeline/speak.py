@@ -225,11 +225,11 @@ Loader = Callable[[str], Engine]
 def listed() -> dict[str, Record]:
     """Every model and vocoder of the installed library's list, by full name.
 
-    Raises ``RuntimeError`` where the library is not installed.
+    Raises ``UserError`` where the library is not installed.
     """
     found = importlib.util.find_spec("TTS")  # finds it without importing torch
     if found is None or found.origin is None:
-        raise RuntimeError("coqui-tts is not installed: run make setup")
+        raise UserError("coqui-tts is not installed: run make setup")
     path = Path(found.origin).parent / ".models.json"
     tree = json.loads(path.read_text(encoding="utf-8"))
     return {
@@ -286,7 +286,7 @@ def load_coqui(name: str, device: str = "cpu") -> Engine:
     """Load a listed model, downloaded by the library where it is not in its cache.
 
     A model in ``$TTS_HOME/tts/<name with -- for />`` (``config.json``, ``model_file.pth``) needs no
-    network. Raises ``RuntimeError`` where its terms were not agreed to, and whatever the library
+    network. Raises ``UserError`` where its terms were not agreed to, and whatever the library
     raises, with what to try.
     """
     from torch.random import fork_rng
@@ -299,7 +299,7 @@ def load_coqui(name: str, device: str = "cpu") -> Engine:
                 return _Coqui(name, device)
         except Exception as error:
             hint = f"; if its download was cut off, remove {folder}" if folder.is_dir() else ""
-            raise RuntimeError(f"{_words(error)}{hint}") from error
+            raise UserError(f"{_words(error)}{hint}") from error
 
 
 def _need_terms(name: str, folder: Path) -> None:
@@ -307,7 +307,7 @@ def _need_terms(name: str, folder: Path) -> None:
     from TTS.utils.manage import ModelManager  # type: ignore[import-untyped]
 
     if not ModelManager.tos_agreed(listed()[name], folder):
-        raise RuntimeError(
+        raise UserError(
             "its terms (https://tts-hub.github.io/cpml) need your agreement: read them, then set "
             "COQUI_TOS_AGREED=1"
         )

@@ -17,7 +17,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from data_specs.io.addresses import Place, place, shown
+from data_specs.recipe import Recipe
 from data_specs.sample import DATASET_FILE
+from data_specs.strict import checked
 from pipeline import ledger
 from pipeline.job import CLIP_HOURS, read_dataset
 from pipeline.ledger import Attempts, Tally
@@ -73,7 +75,8 @@ def look(out: Place, now: float | None = None) -> Status:
     found = read_dataset(out)
     if found is None:
         raise ShardError(f"{shown(out)}: no {DATASET_FILE}: not a dataset folder")
-    size, samples = found["recipe"]["shard_samples"], found["samples"]
+    recipe = checked(Recipe, found["recipe"], f"{shown(out)}: {DATASET_FILE}: recipe")
+    size, samples = recipe.shard_samples, found["samples"]
     planned = [min(size, samples - first) for first in range(0, samples, size)]
     return _status(
         found,

@@ -36,6 +36,7 @@ from data_specs.io.names import visible
 from data_specs.io.storage import NotFound
 from data_specs.recipe import Recipe, load_recipe
 from data_specs.sample import SampleRecord, parse_sample
+from data_specs.strict import checked
 from pipeline import failures, label, run, shards
 from pipeline import job as jobs
 from pipeline.audio import encode_flac
@@ -420,7 +421,7 @@ def replay(options: argparse.Namespace) -> int:
     differ = 0
     for key in options.keys:
         record = find_sample(job, key)
-        plan = SamplePlan.model_validate(record.plan)
+        plan = checked(SamplePlan, record.plan, f"{key}.json: plan")
         rendered = _again(job, plan, roots, options.allow_outside)
         if rendered.pcm is None:
             raise UserError(f"{key}: {rendered.reason}: {rendered.detail}")

@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import os
+import random
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+import torch
 
 from data_specs.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("SPEECH_SHARED", ROOT.parent / "shared"))
 RATE_HZ = 16_000
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Each test draws the same numbers in every run, whatever ran before it."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")

@@ -24,6 +24,7 @@ import numpy as np
 import pytest
 import torch
 
+from data_specs.io.errors import UserError
 from pipeline.audio import DropSample, read_part
 from pipeline.degrade import demucs, lpcnet, runtime
 from pipeline.degrade.interface import Processor
@@ -32,6 +33,7 @@ from pipeline.mix import fit_length
 from pipeline.random_weights import demucs_network, seeded
 from pipeline.weights import FOLDER_VARIABLE
 from tests.conftest import SHARED, talk
+from tests.tolerance import rounding
 
 CROP = 122_880
 
@@ -131,9 +133,10 @@ def test_demucs_random_weights_each_wave_goes_through_its_own_network(
     for wave, width, ours in zip(waves, hidden, out, strict=True):
         with torch.inference_mode():
             theirs = use_random_weights[width](torch.from_numpy(wave)[None])[0, 0].numpy()
-        assert np.abs(ours - theirs).max() < 1e-6 * np.abs(theirs).max() + 1e-7
+        allowed = rounding(3 * 768, np.abs(theirs).max(), layers=24)  # 768 channels, 3 taps
+        assert np.abs(ours - theirs).max() < allowed
         alone = demucs.process(wave[None], widths(width))[0]
-        assert np.abs(ours - alone).max() < 1e-6 * np.abs(alone).max() + 1e-7
+        assert np.abs(ours - alone).max() < allowed
     other = demucs.process(waves[:1], widths(64))[0]
     assert np.abs(other - out[0]).max() > 0.1 * np.abs(out[0]).max()
 
@@ -254,7 +257,7 @@ def test_demucs_without_its_package_says_what_to_install(
     monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path))
     save(tmp_path, {}, 48)
     monkeypatch.setitem(sys.modules, "denoiser.demucs", None)
-    with pytest.raises(ImportError, match=re.escape(demucs.INSTALL)):
+    with pytest.raises(UserError, match=re.escape(demucs.INSTALL)):
         demucs.process(voices(0.1, 1), widths(48))
 
 

@@ -13,6 +13,8 @@ import pytest
 import torch
 import yaml
 
+from tests.tolerance import HALF_PRECISION, STUDENT, rounding
+
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
@@ -86,7 +88,7 @@ def test_onnx_scores_as_pytorch(made: SimpleNamespace) -> None:
     scores = [scorer.score(wave, 16_000) for wave in clips()]
     assert np.ptp(scores) > 0.05
     found = [exported.score(wave, 16_000) for wave in clips()]
-    np.testing.assert_allclose(found, scores, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(found, scores, rtol=0, atol=STUDENT)
 
 
 def test_any_batch_gives_each_windows_own_score(made: SimpleNamespace) -> None:
@@ -96,7 +98,7 @@ def test_any_batch_gives_each_windows_own_score(made: SimpleNamespace) -> None:
     for size in (1, 2, 5):
         (together,) = exported.session.run(["mos"], {"waves": waves_BT[:size]})
         assert together.shape == (size,)
-        np.testing.assert_allclose(together, alone[:size], rtol=0, atol=1e-5)
+        np.testing.assert_allclose(together, alone[:size], rtol=0, atol=STUDENT)
 
 
 def test_a_file_says_what_it_is(made: SimpleNamespace) -> None:
@@ -126,7 +128,7 @@ def test_int8_multiplies_bytes_and_stays_near(made: SimpleNamespace) -> None:
     scorer, exported = load(made.run), OnnxScorer(made.out / "model.int8.onnx")
     waves = read_clips(made.shards, 8)
     difference = np.subtract(exported.score_windows(waves), scorer.score_windows(waves))
-    assert 0 < np.abs(difference).max() < 0.03
+    assert 0 < np.abs(difference).max() < HALF_PRECISION
 
 
 def test_the_parity_report_is_what_is_measured_again(made: SimpleNamespace) -> None:
@@ -136,11 +138,11 @@ def test_the_parity_report_is_what_is_measured_again(made: SimpleNamespace) -> N
     again = compare(load(made.run), files, read_clips(made.rated, 6))
     for name, row in told["files"].items():
         assert row["clips"] == 6 and row["bytes"] == (made.out / name).stat().st_size
-        assert row["max"] == pytest.approx(again[name].max, abs=1e-6)
+        assert row["max"] == pytest.approx(again[name].max, abs=STUDENT)
         assert row["mean"] <= row["p99"] <= row["max"]
         assert row["speed"] == pytest.approx(row["torch_cpu_seconds"] / row["cpu_seconds"])
     assert told["files"]["model.onnx"]["max"] < 1e-4 < told["files"]["model.int8.onnx"]["max"]
-    assert 1e-4 < told["files"]["int8.safetensors"]["max"] < 0.03
+    assert 1e-4 < told["files"]["int8.safetensors"]["max"] < HALF_PRECISION
     assert "`model.int8.onnx`" in (made.out / "parity.md").read_text()
 
 
@@ -195,7 +197,9 @@ def test_channels_evened_out_give_the_same_float_network() -> None:
     with torch.no_grad():
         even = evened(convolutions, spectra)
         for spectrum in spectra:
-            torch.testing.assert_close(even(spectrum), convolutions(spectrum), rtol=1e-4, atol=1e-4)
+            expected = convolutions(spectrum)
+            atol = rounding(9 * 128, expected.abs().max(), layers=12)
+            torch.testing.assert_close(even(spectrum), expected, rtol=0, atol=atol)
         spread = []
         for network in (convolutions, even):
             power_C = network[1](network[0](spectra[0])).square().mean(dim=(0, 2, 3))

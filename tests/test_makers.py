@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 import soundfile
 
+from data_specs.io.errors import UserError
 from pipeline import makers
+from pipeline.__main__ import main
 
 needs_synthesizers = pytest.mark.skipif(
     not (shutil.which("flite") and shutil.which("espeak-ng")),
@@ -67,7 +69,7 @@ def test_a_missing_synthesizer_names_its_package(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
-    with pytest.raises(RuntimeError, match="apt-get install espeak-ng"):
+    with pytest.raises(UserError, match="apt-get install espeak-ng"):
         makers.make_speech(tmp_path / "speech", clips=1)
 
 
@@ -146,5 +148,5 @@ def test_the_command_writes_a_folder(tmp_path: Path, capsys: pytest.CaptureFixtu
 def test_the_command_says_what_is_wrong_in_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert makers.main(["rooms", "--out", str(tmp_path), "--count", "-1"]) == 2
+    assert main(["corpora", "rooms", "--out", str(tmp_path), "--count", "-1"]) == 2
     assert capsys.readouterr().err == "error: --count must not be negative, is -1\n"

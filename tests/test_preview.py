@@ -14,6 +14,7 @@ from fake_dataset import _record, fake_plan, write_dataset
 from data_specs.recipe import load_recipe
 from data_specs.sample import CROP_SAMPLES, SampleRecord
 from pipeline import preview
+from pipeline.__main__ import main
 from pipeline.audio import decode_flac
 from pipeline.job import prepare
 from pipeline.render import render_group
@@ -57,7 +58,7 @@ def test_what_is_wrong_is_named(
         tar.unlink()
     if break_it == "truncated":
         tar.write_bytes(tar.read_bytes()[:100_000])
-    assert preview.main([str(folder), "--out", str(tmp_path / "p.html")]) == 2
+    assert main(["preview", str(folder), "--out", str(tmp_path / "p.html")]) == 2
     said = capsys.readouterr().err
     assert said.startswith("error: ") and str(folder) in said and message in said
     assert not (tmp_path / "p.html").exists()

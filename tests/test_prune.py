@@ -22,6 +22,7 @@ from torch import nn
 from torch.nn import functional
 from train_helpers import CROP, kill, killed, tone_pcm, write_dataset, write_rated
 
+from tests.tolerance import STUDENT, rounding
 from train import bench_prune, files
 from train import prune as pruning
 from train.files import load_checkpoint, write_weights
@@ -322,7 +323,7 @@ def test_a_pruned_run_is_a_scorer(labels, tmp_path):
     with torch.no_grad():
         expected = subject.network.eval()(waves_BT).tolist()
     scored = load(tmp_path / "pruned-60").score_windows([wave.numpy() for wave in waves_BT])
-    assert scored == pytest.approx(expected, abs=1e-5)
+    assert scored == pytest.approx(expected, abs=STUDENT)
 
 
 def test_the_lowest_scores_go_and_the_living_are_untouched(labels):
@@ -543,7 +544,7 @@ def test_gradients_flow_through_what_the_teacher_computes(tmp_path):
         for row, length in enumerate(batch.lengths_B.tolist())
     ]
     mos_B = subject.network.eval()(waves_BT, batch.lengths_B)
-    torch.testing.assert_close(mos_B, 1 + 4 * torch.cat(expected).sigmoid(), rtol=0, atol=1e-5)
+    torch.testing.assert_close(mos_B, 1 + 4 * torch.cat(expected).sigmoid(), rtol=0, atol=STUDENT)
     mos_B.sum().backward()
     names = prunable(subject.network)
     assert all(subject.network.get_parameter(name).grad.any() for name in names)
@@ -565,7 +566,8 @@ def test_micro_batches_are_one_batch_and_the_head_stays(tmp_path, labels):
         assert all(torch.equal(after[name], tensor) for name, tensor in head.items())
     for ours in gradients[1:]:
         for mine, whole in zip(ours, gradients[0], strict=True):
-            torch.testing.assert_close(mine, whole, rtol=1e-4, atol=1e-6)
+            atol = rounding(4 * 50, whole.abs().max(), layers=40)  # clips x frames, and back
+            torch.testing.assert_close(mine, whole, rtol=0, atol=atol)
     with pytest.raises(ValueError, match="--micro-batch: a batch norm counts the whole batch"):
         Pruner(subject, config.model_copy(update={"train_head": True}))
     Pruner(subject, config.model_copy(update={"train_head": True, "batch_norm": "frozen"}))
@@ -597,7 +599,7 @@ def test_a_teacher_is_pruned_stopped_continued_and_loads_again(tmp_path, labels,
     with torch.no_grad():
         expected_B = network(waves_BT, batch.lengths_B)
     scored_B = torch.from_numpy(again.score(waves_BT)[0])
-    torch.testing.assert_close(scored_B, expected_B, rtol=0, atol=1e-5)
+    torch.testing.assert_close(scored_B, expected_B, rtol=0, atol=STUDENT)
     assert again.calibration == whole[1].calibration
 
 

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from train_helpers import SHARED, needs_shared, tone_pcm
 
+from tests.tolerance import HALF_PRECISION, STUDENT, rounding
 from train.audio import clip_of, open_clip, read_mono, to_16k
 from train.models.features import compressed_spectrum
 from train.models.student import Student, load_v7, variant
@@ -68,7 +69,7 @@ def test_v7_is_the_published_package_for_every_length(v7, published):
         wave_T = uneven(10)[:samples]
         with torch.inference_mode():
             expected = float(published(torch.from_numpy(wave_T)[None]))
-        assert v7.score(wave_T, 16_000) == pytest.approx(expected, abs=1e-4)
+        assert v7.score(wave_T, 16_000) == pytest.approx(expected, abs=STUDENT)
 
 
 @needs_shared
@@ -79,8 +80,8 @@ def test_bf16_and_fast_are_near_the_published_scores_of_speech(v7, published):
     with torch.inference_mode():
         expected = float(published(torch.from_numpy(speech_T)[None]))
     low = load("v7", precision="bf16")
-    assert v7.score(speech_T, 16_000) == pytest.approx(expected, abs=1e-4)
-    assert low.score(speech_T, 16_000) == pytest.approx(expected, abs=0.01)
+    assert v7.score(speech_T, 16_000) == pytest.approx(expected, abs=STUDENT)
+    assert low.score(speech_T, 16_000) == pytest.approx(expected, abs=HALF_PRECISION)
     assert low.score(speech_T, 16_000, mode="fast") == pytest.approx(expected, abs=0.25)
 
 
@@ -97,7 +98,7 @@ def test_the_engine_is_the_network_whatever_is_silent(name, samples):
     with torch.inference_mode():
         expected = float(student(padded_1T))
     engine = Engine(student, torch.float32, torch.device("cpu"))
-    assert engine.scores([wave_T]) == [pytest.approx(expected, abs=1e-5)]
+    assert engine.scores([wave_T]) == [pytest.approx(expected, abs=STUDENT)]
 
 
 def _student(name):
@@ -122,7 +123,8 @@ def test_convolutions_of_short_clips_stop_after_them():
 def test_a_mixed_batch_is_its_clips_one_by_one(small):
     clips = [uneven(seconds) for seconds in (0.1, 7.68, 3, 3, 5.5)]
     together = small.score_windows(clips)
-    assert together == pytest.approx([small.score_windows([clip])[0] for clip in clips], abs=1e-6)
+    alone = [small.score_windows([clip])[0] for clip in clips]
+    assert together == pytest.approx(alone, abs=STUDENT)
 
 
 def test_changed_weights_are_noticed():
@@ -142,7 +144,7 @@ def test_shared_convolutions_are_those_of_the_stretch():
         pieces = engine._tokens_in_chunks(spectrum)
         whole = engine._tokens(spectrum)
     assert pieces.shape == whole.shape
-    assert torch.allclose(pieces, whole, atol=1e-5)
+    assert torch.allclose(pieces, whole, atol=rounding(9 * 128, whole.abs().max(), layers=12))
 
 
 # --- windows and fast mode -----------------------------------------------------------------------
@@ -201,7 +203,7 @@ def test_the_curve_covers_the_clip(small):
     assert curve[0].start_seconds == 0
     assert curve[-1].end_seconds == pytest.approx(20.5)
     assert np.mean([window.mos for window in curve]) == pytest.approx(
-        small.score(uneven(20.5), 16_000)
+        small.score(uneven(20.5), 16_000), abs=rounding(16, 5)
     )
 
 
@@ -255,7 +257,7 @@ def test_gain_changes_nothing(exponent, seconds):
     scorer = _random_scorer()
     clip_T = uneven(seconds)
     assert scorer.score(clip_T * 2.0**exponent, 16_000) == pytest.approx(
-        scorer.score(clip_T, 16_000), abs=1e-4
+        scorer.score(clip_T, 16_000), abs=STUDENT
     )
 
 
@@ -298,7 +300,7 @@ def test_a_batch_of_unequal_waves_and_rates(small):
     rates = [16_000, 16_000, 48_000, 8000]
     scores = small.score_batch(waves, rates, batch=3)
     alone = [small.score(*pair) for pair in zip(waves, rates, strict=True)]
-    assert [score.mos for score in scores] == pytest.approx(alone, abs=1e-6)
+    assert [score.mos for score in scores] == pytest.approx(alone, abs=STUDENT)
     assert [score.seconds for score in scores] == pytest.approx([0.1, 9, 2, 0.05])
     for score in scores:
         assert (score.model, score.weights_sha256) == ("small", "0" * 64)
@@ -317,8 +319,9 @@ def test_channels_of_a_file(small, tmp_path):
     (mono,) = small.score_files([stereo])
     each = [score.mos for score in small.score_files([stereo], channels="each")]
     other = [score.mos for score in small.score_files([turned], channels="each")]
-    assert each == pytest.approx([small.score(left, 16_000), small.score(right, 16_000)])
-    assert other == pytest.approx(each[::-1])
+    alone = [small.score(left, 16_000), small.score(right, 16_000)]
+    assert each == pytest.approx(alone, abs=STUDENT)
+    assert other == pytest.approx(each[::-1], abs=STUDENT)
     assert each[0] != each[1]
     assert mono.mos == each[0]
     assert small.score_file(stereo, channel=1).mos == each[1]
@@ -338,7 +341,8 @@ def test_a_long_file_in_blocks_is_the_whole_file(tmp_path, monkeypatch, rate):
     assert open_clip(path, long_seconds=2).samples == len(joined_T)
     assert abs(len(joined_T) - len(whole_T)) <= (1 if rate == 7999 else 0)
     same = min(len(joined_T), len(whole_T)) - (100 if rate == 7999 else 0)
-    assert np.allclose(joined_T[:same], whole_T[:same], atol=1e-4 if rate == 7999 else 1e-6)
+    # soxr's filters are of 20 bits; at an odd rate their phase is interpolated between 2^13 steps.
+    assert np.allclose(joined_T[:same], whole_T[:same], atol=2**-13 if rate == 7999 else 4 * 2**-20)
 
 
 @pytest.mark.parametrize("mode", ["exact", "fast"])
@@ -358,7 +362,7 @@ def test_a_long_file_is_scored_in_blocks_and_never_held_whole(small, tmp_path, m
     monkeypatch.setattr(cutting.np, "concatenate", counted)
     monkeypatch.setattr("train.scoring.scorer.open_clip", lambda p, c=0: open_clip(p, c, 1.0))
     (score,) = small.score_files([path], mode=mode)
-    assert score.mos == pytest.approx(expected.mos, abs=0.02 if mode == "fast" else 1e-6)
+    assert score.mos == pytest.approx(expected.mos, abs=0.02 if mode == "fast" else STUDENT)
     assert len(score.windows) == window_count(60 * 16_000)
     assert max(held) <= CROP + 2 * 2 * 16_000 + 16_000
 

@@ -14,6 +14,7 @@ import soundfile
 import torch
 from train_helpers import tone_pcm
 
+from tests.tolerance import rounding
 from train.__main__ import main
 from train.models.student import Student, variant
 from train.score import Scorer, find_files
@@ -120,7 +121,7 @@ def test_a_torn_table_is_repaired(scored, clips, tmp_path, ending, kept):
     scored.clear()
     assert main(["score", *options, "--out", str(torn)]) == 0
     assert torn.read_bytes() == text
-    assert 0 < len(scored) < 4 or kept == 0.3
+    assert 0 < len(scored) < (5 if kept == 0.3 else 4)
 
 
 def test_the_rows_of_one_file_are_whole_or_not_there(scored, clips, tmp_path):
@@ -160,7 +161,7 @@ def test_a_curve_has_a_row_a_window(scored, tmp_path):
     assert (clip["scope"], clip["start_seconds"], clip["end_seconds"]) == ("clip", 0, 12)
     assert len(curve) == 6 == clip["rows"] - 1
     assert {row["scope"] for row in curve} == {"window"}
-    assert np.mean([row["mos"] for row in curve]) == pytest.approx(clip["mos"], abs=1e-5)
+    assert np.mean([row["mos"] for row in curve]) == pytest.approx(clip["mos"], abs=rounding(16, 5))
     assert curve[-1]["end_seconds"] == pytest.approx(12, abs=0.1)
 
 

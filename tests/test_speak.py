@@ -27,6 +27,7 @@ import soundfile
 import torch
 
 from data_specs.corpus import find_corpus
+from data_specs.io.errors import UserError
 from data_specs.strict import SpecError
 from data_specs.voice import NOT_STATED, VoiceSpec, load_voices
 from pipeline import speak
@@ -176,7 +177,7 @@ def test_a_wrong_spec_is_told_by_its_place(tmp_path: Path) -> None:
 def test_a_missing_library_says_what_to_run(monkeypatch: pytest.MonkeyPatch) -> None:
     speak.listed.cache_clear()
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(RuntimeError, match="coqui-tts is not installed: run make setup"):
+    with pytest.raises(UserError, match="coqui-tts is not installed: run make setup"):
         speak.listed()
 
 
@@ -395,7 +396,7 @@ def test_terms_are_never_agreed_to_for_the_user(
     monkeypatch.setenv("TTS_HOME", str(tmp_path))
     monkeypatch.delenv("COQUI_TOS_AGREED", raising=False)
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked at the keyboard"))
-    with pytest.raises(RuntimeError, match="set COQUI_TOS_AGREED=1"):
+    with pytest.raises(UserError, match="set COQUI_TOS_AGREED=1"):
         speak.load_coqui("tts_models/multilingual/multi-dataset/xtts_v2")
     assert "COQUI_TOS_AGREED" not in os.environ and not list(tmp_path.iterdir())
 
@@ -407,7 +408,7 @@ def test_a_cut_off_download_names_the_folder_to_remove(
     folder.mkdir(parents=True)
     (folder / "config.json").write_text("{}")
     monkeypatch.setenv("TTS_HOME", str(tmp_path))
-    with pytest.raises(RuntimeError, match=f"Model file not found.*cut off, remove {folder}"):
+    with pytest.raises(UserError, match=f"Model file not found.*cut off, remove {folder}"):
         speak.load_coqui(LJ)
     assert os.environ["TTS_HOME"] == str(tmp_path)
 

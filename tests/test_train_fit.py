@@ -16,6 +16,7 @@ import torch
 import two_ranks
 from train_helpers import write_dataset, write_rated
 
+from tests.tolerance import rounding
 from train.__main__ import main
 from train.augment import augment, filled
 from train.files import load_checkpoint
@@ -352,7 +353,8 @@ def test_two_processes_have_the_gradients_of_one(folder, tmp_path):
     for rank in range(2):
         ours = load_checkpoint(tmp_path / f"gradients-{rank}.pt")
         for name, gradient in alone.items():
-            torch.testing.assert_close(ours[name], gradient, rtol=0, atol=1e-6)
+            atol = rounding(384, gradient.abs().max(), layers=40)  # tokens, and back
+            torch.testing.assert_close(ours[name], gradient, rtol=0, atol=max(atol, 1e-6))
 
 
 STOPS_AT_FOUR = """

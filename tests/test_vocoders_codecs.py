@@ -28,12 +28,15 @@ from pipeline.audio import resample
 from pipeline.degrade import encodec, hifigan, runtime
 from pipeline.degrade.interface import noncommercial
 from tests.conftest import talk
+from tests.tolerance import rounding
 from train.models import weights
 
 BANDWIDTHS_KBPS = (1.5, 3.0, 6.0, 12.0, 24.0)
 RATES_HZ = (16_000, 22_050)
 MODULES = {"encodec": encodec, "hifigan": hifigan}
 MAX_LAG = 16  # 1 ms
+LOG_MEL = rounding(1024) * 10 ** (40 / 20) / np.log(10)
+"""Of a band 40 dB below its frame, as the hiss in the clips is: of log10, in a sum of 1024."""
 
 # --- random weights, as the official files lie on disk --------------------------------------------
 
@@ -408,7 +411,7 @@ def test_hifigan_random_weights_speecht5_is_transformers_own_output(
         theirs = network(batch["input_values"])[:, : waves.shape[1]].numpy()
     ours = hifigan.process(waves, [{"rate_hz": 16_000.0}] * 4)
     mel = vocoder_of(hifigan.SPEECHT5).mel(waves[0])
-    assert np.abs(mel - batch["input_values"][0].numpy()).max() < 1e-4
+    assert np.abs(mel - batch["input_values"][0].numpy()).max() < LOG_MEL
     assert difference_db(ours, theirs) < -90
 
 
@@ -422,7 +425,7 @@ def test_hifigan_random_weights_speecht5_s_features_are_what_they_say(
     expected = np.log10(np.maximum(1e-10, bands @ spectrum)).T
     mel = vocoder_of(hifigan.SPEECHT5).mel(waves[0])
     assert mel.shape == (1 + waves.shape[1] // 256, 80)
-    assert np.abs(mel - expected).max() < 1e-3
+    assert np.abs(mel - expected).max() < LOG_MEL
 
 
 def coqui_s_own(folder: Path, wave: np.ndarray) -> np.ndarray:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
+import textwrap
 
-from data_specs.io.cli import run_command
+from data_specs.io.cli import EXIT_STATUSES, run_command
 from data_specs.io.output import visible_output
 
 VERBS = {
@@ -51,7 +52,13 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m train",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="\n".join(f"{name:14} {about}" for name, (_, about) in VERBS.items()),
+        epilog="\n".join(
+            [
+                *(f"{name:14} {about}" for name, (_, about) in VERBS.items()),
+                "",
+                textwrap.fill(EXIT_STATUSES, 80),
+            ]
+        ),
     )
     parser.add_argument("verb", choices=VERBS)
     with visible_output():

@@ -17,7 +17,6 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from data_specs.io.errors import UserError
 from train.comparing.rows import SHARDS_SHORT
 from train.metrics import agreement
 
@@ -49,7 +48,7 @@ def draws(groups: Sequence[str], seed: int, resamples: int = RESAMPLES) -> Doubl
     function of its arguments. ``ValueError`` without clips.
     """
     if not len(groups):
-        raise UserError("no clips to draw from")
+        raise ValueError("no clips to draw from")
     names, member_N = np.unique(np.asarray(groups), return_inverse=True)
     generator = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, len(names)])))
     counts_RG = generator.multinomial(len(names), np.full(len(names), 1 / len(names)), resamples)

@@ -39,9 +39,9 @@ def fit_universal(logits_N: ArrayLike, mos_N: ArrayLike) -> Affine:
     """
     logits, mos = np.asarray(logits_N, np.float64), np.asarray(mos_N, np.float64)
     if logits.shape != mos.shape or logits.ndim != 1:
-        raise UserError(f"logits of shape {logits.shape} for ratings of shape {mos.shape}")
+        raise ValueError(f"logits of shape {logits.shape} for ratings of shape {mos.shape}")
     if not np.isfinite(logits).all() or not np.isfinite(mos).all():
-        raise UserError("a universal scale needs logits and ratings that are finite")
+        raise ValueError("a universal scale needs logits and ratings that are finite")
     if not len(logits) or np.ptp(logits) == 0:
         raise UserError("a universal scale needs clips with at least two different logits")
     centre, spread = float(logits.mean()), float(logits.std())

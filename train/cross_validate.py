@@ -34,6 +34,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from data_specs.io.addresses import path_here
 from data_specs.io.errors import UserError
 from data_specs.io.files import write_text
+from data_specs.io.parse import json_field, json_object
 from data_specs.io.progress import progress_bar
 from data_specs.rated import RatedClip, read_rated
 from data_specs.strict import digest, unknown
@@ -305,7 +306,7 @@ def claim(out: Path, plan: Plan, clips: Sequence[RatedClip]) -> None:
     """Write ``config.json``; ``ValueError`` naming the field that is not the same in one there."""
     path, now = out / "config.json", plan.identity(clips)
     if path.is_file():
-        require_same(out, json.loads(path.read_text("utf-8")), now)
+        require_same(out, json_object(path.read_bytes(), path), now)
     out.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps(now, indent=2) + "\n")
 
@@ -335,9 +336,9 @@ def _predicted(
         content = {"fit": config.model_dump(), "clips": rows}
         write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
     shutil.rmtree(run, ignore_errors=True)
-    content = json.loads(path.read_text("utf-8"))
-    require_same(path, content["fit"], config.model_dump())
-    found: list[dict[str, Any]] = content["clips"]
+    content = json_object(path.read_bytes(), path, "delete it and run again")
+    require_same(path, json_field(content, "fit", dict, path), config.model_dump())
+    found: list[dict[str, Any]] = json_field(content, "clips", list, path)
     return found
 
 

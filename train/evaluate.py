@@ -198,7 +198,7 @@ def load_judges(names: Sequence[str], options: Options) -> tuple[list[Judge], li
         if not others:
             try:
                 judges.append(_ours(name, options.device))
-            except ValueError as error:
+            except UserError as error:
                 if name not in teacher_table().teachers and not name.startswith(MEAN):
                     raise
                 reason, _, command = str(error).rpartition(": run ")

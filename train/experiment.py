@@ -28,6 +28,7 @@ from torch import nn
 from data_specs.io.addresses import path_here
 from data_specs.io.errors import UserError
 from data_specs.io.files import write_text
+from data_specs.io.parse import json_object
 from data_specs.rated import RatedClip, read_rated
 from train import charts
 from train import fit as fitting
@@ -224,13 +225,7 @@ def is_done(run: Run) -> bool:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error}): delete it and run again") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: must be a JSON object: delete it and run again")
-    return content
+    return json_object(path.read_bytes(), path, "delete it and run again")
 
 
 @contextmanager

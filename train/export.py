@@ -17,6 +17,7 @@ from typing import Any
 from data_specs.io.addresses import path_here
 from data_specs.io.errors import UserError
 from data_specs.io.files import sha256_of, write_text
+from data_specs.io.parse import json_object
 from train import bundle
 from train.command import command_of
 from train.exporting import page
@@ -63,7 +64,7 @@ def _described(path: Path) -> dict[str, Any]:
     if is_pruned(path):
         return dict(read_about(path))
     file = path / bundle.DESCRIPTION if path.is_dir() else path.with_suffix(".json")
-    return dict(json.loads(file.read_bytes())) if file.is_file() else {}
+    return json_object(file.read_bytes(), file) if file.is_file() else {}
 
 
 def write_model(source: Source, out: Path) -> str:

@@ -8,7 +8,6 @@ import io
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from pickle import UnpicklingError  # what torch.load raises
 from typing import Any
 
 import safetensors.torch
@@ -61,8 +60,10 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: not a checkpoint, or truncated; delete it to start again")
     try:
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, UnpicklingError) as error:
+    except Exception as error:  # of a damaged file, torch raises whatever comes
         raise UserError(f"{path}: not a readable checkpoint: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: not a checkpoint of this project")
     return content
 
 

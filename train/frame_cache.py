@@ -427,7 +427,7 @@ def _decoded(
 def _decode(row: Row, path: Path) -> tuple[Row, Wave | None]:
     try:
         return row, middle(to_16k(*read_mono(path)))
-    except ValueError as error:
+    except UserError as error:
         return row.model_copy(update={"bad": str(error).removeprefix(f"{path}: ")}), None
 
 

@@ -8,8 +8,6 @@ import numpy as np
 import scipy.stats
 from numpy.typing import ArrayLike, NDArray
 
-from data_specs.io.errors import UserError
-
 
 @dataclass(frozen=True)
 class Agreement:
@@ -33,7 +31,7 @@ def agreement(truth: ArrayLike, predicted: ArrayLike) -> Agreement:
     truth_B = np.asarray(truth, np.float64)
     predicted_B = np.asarray(predicted, np.float64)
     if truth_B.shape != predicted_B.shape:
-        raise UserError(f"{len(predicted_B)} predictions for {len(truth_B)} true scores")
+        raise ValueError(f"{len(predicted_B)} predictions for {len(truth_B)} true scores")
     clips = len(truth_B)
     if not clips:
         return Agreement(0, None, None, None, "no clips")

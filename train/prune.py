@@ -198,7 +198,7 @@ class Subject:
         if isinstance(self.network, Student):
             return {"kind": "student", "config": self.network.config.model_dump(mode="json")}
         if self.teacher is None:
-            raise UserError(f"{self.name}: a network without its teacher cannot be written")
+            raise ValueError(f"{self.name}: a network without its teacher cannot be written")
         return describe(self.teacher)
 
 

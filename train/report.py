@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
-import json
 import math
 import platform
 from collections import defaultdict
@@ -27,6 +26,7 @@ from data_specs.io.addresses import path_here
 from data_specs.io.errors import UserError
 from data_specs.io.files import write_text
 from data_specs.io.listen import data_uri, in_words, spectrogram_png, split_unit
+from data_specs.io.parse import json_object
 from data_specs.recipe import Recipe
 from data_specs.sample import CROP_SAMPLES, DATASET_FILE, SAMPLE_RATE, SampleRecord
 from data_specs.strict import describe
@@ -171,13 +171,7 @@ def _json(path: Path, make: str) -> dict[str, Any]:
         raise Missing(f"{path} is not there. It is made by: {make}")
     if (size := path.stat().st_size) > MOST_INFO_BYTES:
         raise UserError(f"{path}: {size} bytes are too many; make it again: {make}")
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not JSON ({error}); make it again: {make}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: must be a JSON object; make it again: {make}")
-    return content
+    return json_object(path.read_bytes(), path, f"make it again: {make}")
 
 
 MAKE_RUN = "python -m train fit --student v2 --shards SHARDS --out RUN"
@@ -202,10 +196,7 @@ def read_log(run: Path) -> list[dict[str, Any]]:
 
 def _log_line(line: str, where: str) -> dict[str, Any]:
     """A line with its step, and numbers in all that is drawn."""
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{where}: not JSON ({error}); remove the line") from error
+    row = json_object(line, where, "remove the line")
     drawn = [name for _, _, series in CURVES for names in series.values() for name in names]
     also = [name.replace("val_", "validation_") for name in drawn]
     numbers = {name: row[name] for name in (*drawn, *also) if row.get(name) is not None}

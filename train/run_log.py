@@ -13,6 +13,7 @@ from torch import Tensor
 
 from data_specs.io.errors import UserError
 from data_specs.io.files import write_text
+from data_specs.io.parse import json_field, json_object
 from data_specs.strict import unknown
 
 
@@ -129,7 +130,7 @@ class RunLog:
         if logger not in LOGGERS:
             raise UserError(unknown("logger", logger, LOGGERS))
         self.path = out / "log.jsonl"
-        kept = [line for line in _lines(self.path) if json.loads(line)["step"] <= step]
+        kept = [line for line in _lines(self.path) if _step(line, self.path) <= step]
         write_text(self.path, "".join(line + "\n" for line in kept))
         self._board = LOGGERS[logger](out, step, config or {})
 
@@ -149,6 +150,11 @@ def _lines(path: Path) -> list[str]:
     if not path.is_file():
         return []
     return [line for line in path.read_text("utf-8").split("\n")[:-1] if line.endswith("}")]
+
+
+def _step(line: str, path: Path) -> int:
+    step: int = json_field(json_object(line, path, "remove the line"), "step", int, path)
+    return step
 
 
 class Meter:

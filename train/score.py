@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from torch import Tensor
 from data_specs.io.addresses import path_here
 from data_specs.io.errors import UserError
 from data_specs.io.files import sha256_of
+from data_specs.io.parse import json_object
 from data_specs.io.progress import progress_bar
 from data_specs.sample import CROP_SAMPLES, SAMPLE_RATE
 from data_specs.teacher import MEAN, teacher_table
@@ -161,10 +161,11 @@ def _from_tensors(path: Path) -> tuple[object, dict[str, Tensor]]:
     about = path.with_suffix(".json")
     if not about.is_file():
         raise UserError(f"{about} is missing: it says what student {path.name} is")
+    described = json_object(about.read_bytes(), about)
     try:
-        return json.loads(about.read_bytes()).get("config"), safetensors.torch.load_file(path)
-    except (ValueError, safetensors.SafetensorError) as error:
-        raise UserError(f"{path} or {about.name} is damaged: {error}") from error
+        return described.get("config"), safetensors.torch.load_file(path)
+    except safetensors.SafetensorError as error:
+        raise UserError(f"{path} is damaged: {error}") from error
 
 
 def _from_pt(path: Path) -> tuple[object, dict[str, Tensor]]:

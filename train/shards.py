@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from pydantic import ValidationError
 
 from data_specs.io.cache import Descriptor, FileCache, RemoteFile, default_cache
 from data_specs.io.errors import UserError
+from data_specs.io.parse import json_object
 from data_specs.io.storage import LocalFolder, NotFound, RemoteFolder, open_folder
 from data_specs.io.tars import BLOCK
 from data_specs.sample import DATASET_FILE
@@ -78,7 +78,7 @@ def read_dataset_info(folder: Path | str) -> DatasetInfo:
         raise UserError(
             f"{error}: is {place.shown()} the output of `python -m pipeline shards`?"
         ) from None
-    content = _json_object(data, path)
+    content = json_object(data, path)
     for key in ("recipe_hash", "recipe", "teacher"):
         if key not in content:
             raise UserError(f"{path}: no key {key!r}; make the dataset again")
@@ -113,7 +113,7 @@ def list_shards(folder: Path | str, cache: FileCache | None = None) -> list[Shar
         )
     records = place.read([_record_name(tar) for tar in whole], MOST_INFO_BYTES)
     shards = [
-        _shard(place, tar, sizes[tar], _json_object(record, place.shown(_record_name(tar))), cache)
+        _shard(place, tar, sizes[tar], json_object(record, place.shown(_record_name(tar))), cache)
         for tar, record in zip(whole, records, strict=True)
     ]
     if not any(shard.samples for shard in shards):
@@ -171,13 +171,3 @@ def _sha256(record: dict[str, Any], where: str) -> str | None:
     if value is not None and not re.fullmatch("[0-9a-f]{64}", str(value)):
         raise UserError(f"{where}: 'tar_sha256' is no SHA-256; make the shard again")
     return value
-
-
-def _json_object(data: bytes, where: str) -> dict[str, Any]:
-    try:
-        content = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{where}: not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{where}: not a JSON object")
-    return content

@@ -241,7 +241,7 @@ class Batches(Dataset[Batch]):
         world: int = 1,
     ) -> None:
         if not 0 <= rank < world:
-            raise UserError(f"rank {rank} of world {world}: must be 0 to {world - 1}")
+            raise ValueError(f"rank {rank} of world {world}: must be 0 to {world - 1}")
         if order.batch % world:  # a world larger than the batch, too
             raise UserError(
                 f"a batch of {order.batch} cannot be shared by {world} processes: give a --batch "

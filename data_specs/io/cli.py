@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import signal
 import sys
 import threading
@@ -12,11 +13,16 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from types import FrameType
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 from data_specs.io.errors import UserError
 
 BAD_INPUT = 2
+EXIT_STATUSES = (
+    "exit status: 0 done; 1 not whole, or a mistake of the program (its traceback is shown); 2 "
+    "wrong input, options or environment (one sentence says what to do); 130 Ctrl-C, 143 SIGTERM "
+    "or SIGHUP: the same command goes on"
+)
 STOPPED = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 143}
 """Exit status by signal, as shells have it; a closed terminal ends a command as ``kill`` does."""
 
@@ -72,13 +78,26 @@ def end(status: int) -> NoReturn:
 
 def _status_of(error: Exception) -> int:
     """Say a user's error and give its exit status; raise ours again."""
-    if isinstance(error, BrokenPipeError):  # `| head` has seen enough
+    if isinstance(error, BrokenPipeError) and _is_unread(sys.stdout):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return STOPPED[signal.SIGTERM]
-    of_the_machine = isinstance(error, OSError) and error.errno in (None, *OF_THE_MACHINE)
-    if not isinstance(error, UserError) and not of_the_machine:
+    if not isinstance(error, UserError) and not _is_of_the_machine(error):
         raise error
     return _say(error)
+
+
+def _is_of_the_machine(error: Exception) -> bool:
+    """Whether the system said it of a file or a connection, or one of ours in words of its own."""
+    if not isinstance(error, OSError):
+        return False
+    return not error.errno or error.errno in OF_THE_MACHINE or error.filename is not None
+
+
+def _is_unread(stream: TextIO) -> bool:
+    """Whether the pipe's reader has gone: ``| head`` has seen enough."""
+    poll = select.poll()
+    poll.register(stream, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def _say(error: Exception) -> int:

@@ -104,7 +104,7 @@ def _problem(option: Option, using: Run | None) -> str | None:
     try:
         (using or run)(kind, tone[None].astype(np.float32), [params])
         PROCESSORS[kind].weights()  # of every network it may draw, not of the one run here alone
-    except (ImportError, OSError, DropSample) as error:
+    except (UserError, ImportError, OSError, DropSample) as error:
         return str(error).removeprefix(f"{kind}: ")
     except Exception as error:  # a guard's says of which type it was
         return f"{type(error).__name__}: {error}" if using is None else str(error)
@@ -146,7 +146,7 @@ def run(kind: str, waves_BT: Waves, params: Sequence[Params]) -> Waves:
     tenth of a short clip is a tenth of what is heard, whatever it is padded to. Raises
     ``DropSample`` where the processor raises or its output is not finite, ``ContractError`` for a
     wrong shape. A missing file or library and memory that is short are no sample's own fault:
-    ``OSError``, ``ImportError`` and such pass through.
+    ``OSError``, ``UserError`` and such pass through.
     """
     lengths_B = np.array([heard_samples(wave_T) for wave_T in waves_BT], dtype=int)
     out_BT = np.zeros_like(waves_BT)
@@ -168,7 +168,7 @@ def _run(kind: str, waves_BT: Waves, params: Sequence[Params]) -> Waves:
 def _process(kind: str, waves_BT: Waves, params: Sequence[Params]) -> Waves:
     try:
         return PROCESSORS[kind].process(waves_BT, params)
-    except (DropSample, OSError, ImportError, MemoryError):
+    except (DropSample, UserError, OSError, ImportError, MemoryError):
         raise
     except Exception as error:  # opuslib raises a bare Exception, networks what they like
         if "out of memory" in str(error) or "can't allocate memory" in str(error):

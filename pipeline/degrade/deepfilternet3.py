@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import pickle
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from data_specs.io.errors import UserError
 from data_specs.sample import SAMPLE_RATE
 from pipeline.audio import resample
 from pipeline.degrade.interface import Params, Processor, Waves
@@ -148,7 +148,7 @@ def _load_weights(model: Any, path: Path) -> None:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         missing, _ = model.load_state_dict(state, strict=False)  # old ones hold unused states
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+    except Exception as error:  # of a damaged file, torch raises whatever comes
         raise OSError(f"{path} is damaged, or of another network: {error}") from error
     if missing:
         raise OSError(f"{path} is of another network: it has no {', '.join(sorted(missing))}")
@@ -157,7 +157,7 @@ def _load_weights(model: Any, path: Path) -> None:
 def _import_package() -> None:
     """Import ``df`` beside a torchaudio that no longer has a module it takes one type from."""
     if not (importlib.util.find_spec("df") and importlib.util.find_spec("libdf")):
-        raise ImportError(f"DeepFilterNet3 needs the deepfilternet package: {INSTALL}")
+        raise UserError(f"DeepFilterNet3 needs the deepfilternet package: {INSTALL}")
     from loguru import logger
 
     logger.disable("df")  # its messages only; handlers stay as they are

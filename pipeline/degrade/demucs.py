@@ -11,7 +11,6 @@ the project's own dependencies. What is imported of it needs nothing but torch.
 from __future__ import annotations
 
 import math
-import pickle
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -21,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from data_specs.io.errors import UserError
 from data_specs.sample import SAMPLE_RATE
 from pipeline.degrade import runtime
 from pipeline.degrade.interface import Params, Processor, Waves
@@ -177,7 +177,7 @@ def _network(path: Path, hidden: int, device: Any, precision: str) -> Network:
         from denoiser.demucs import Demucs
         from denoiser.resample import kernel_upsample2
     except ImportError as error:
-        raise ImportError(f"Demucs needs the denoiser package: {INSTALL}") from error
+        raise UserError(f"Demucs needs the denoiser package: {INSTALL}") from error
     keep_freed_memory()
     # Building the network draws weights that are then replaced: not from the caller's generator.
     with torch.random.fork_rng(devices=[]):
@@ -200,12 +200,11 @@ def _load_weights(network: Any, path: Path, hidden: int) -> None:
     """Load a plain state dict. Raises ``OSError`` where it is damaged or another network's."""
     import torch
 
-    damaged = (OSError, RuntimeError, EOFError, LookupError, TypeError, pickle.UnpicklingError)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         if len(state[FIRST_LAYER]) == hidden:
             network.load_state_dict(state)
-    except damaged as error:
+    except Exception as error:  # of a damaged file, torch raises whatever comes
         raise OSError(f"{path} is damaged, or of another network: {error!r}") from error
     if (width := len(state[FIRST_LAYER])) != hidden:
         raise OSError(f"{path} is of a network {width} channels wide, not {hidden}")

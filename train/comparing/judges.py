@@ -14,6 +14,7 @@ from typing import Protocol
 
 import numpy as np
 
+from data_specs.io.errors import UserError
 from data_specs.io.progress import progress_bar
 from data_specs.rated import RatedClip
 from data_specs.sample import SAMPLE_RATE
@@ -119,7 +120,7 @@ class OtherJudge:
         for path in paths:
             try:
                 wave_T, rate = read_mono(path)
-            except ValueError as error:
+            except UserError as error:
                 yield Heard(None, str(error))
                 continue
             yield self._heard(wave_T, rate, str(path))
@@ -131,7 +132,7 @@ class OtherJudge:
     def _heard(self, wave_T: Wave, rate: int, where: str) -> Heard:
         try:
             return Heard(self.other.score(wave_T, rate))
-        except ValueError as error:
+        except UserError as error:
             return Heard(None, f"{where}: {error}")
 
 

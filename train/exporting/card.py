@@ -5,7 +5,6 @@ What is not known is left for the user to fill, in words, not guessed.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import jinja2
 
 from data_specs.io.errors import UserError
 from data_specs.io.names import code, markdown
+from data_specs.io.parse import json_object
 from train.exporting.parity import Parity, as_markdown
 from train.models.student import StudentConfig, count
 
@@ -65,9 +65,9 @@ def read_results(folder: Path) -> list[dict[str, str]]:
     if not path.is_file():
         raise UserError(f"{path} is missing: make it: python -m train evaluate --out {folder}")
     try:
-        sets = json.loads(path.read_bytes())["sets"]
+        sets = json_object(path.read_bytes(), path)["sets"]
         return [{name: _shown(row.get(name)) for name in RESULT_COLUMNS} for row in sets]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: not the results of `python -m train evaluate`") from error
 
 

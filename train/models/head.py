@@ -217,7 +217,7 @@ class TransformerHead(nn.Module):
         """Logits (B,); ``ValueError`` where the sequence is longer than ``tokens``."""
         length = features_BLC.shape[1]
         if length > self.tokens:
-            raise UserError(f"sequence of {length} tokens: this head takes at most {self.tokens}")
+            raise ValueError(f"sequence of {length} tokens: this head takes at most {self.tokens}")
         x_BCL = self.norm_projection(self.norm_input(features_BLC.transpose(-1, -2)))
         x_BLD = self.projection(x_BCL.transpose(-1, -2)) + self.positions[:, :length]
         x_BLD = self.encoder(x_BLD)
@@ -272,7 +272,7 @@ def build_head(config: HeadConfig) -> TransformerHead:
 def config_of(head: TransformerHead) -> HeadConfig:
     """The dimensions of a head whose layers are all alike."""
     if isinstance(head.encoder, SlimEncoder):
-        raise UserError("a head that parts were removed from has no HeadConfig")
+        raise ValueError("a head that parts were removed from has no HeadConfig")
     first: Any = head.encoder.layers[0]
     return HeadConfig(
         features=head.projection.in_features,

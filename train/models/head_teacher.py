@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from torch.nn import functional
 
 from data_specs.io.errors import UserError
 from data_specs.io.files import sha256_of
+from data_specs.io.parse import json_object
 from data_specs.strict import digest
 from data_specs.teacher import PublishedHead
 from train.models import weights
@@ -225,11 +225,11 @@ def _read_head(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     for name in (HEAD_JSON, HEAD_WEIGHTS):
         if not (folder / name).is_file():
             raise UserError(f"{folder}: no {name}: not the folder of a trained head")
+    about = json_object((folder / HEAD_JSON).read_bytes(), folder / HEAD_JSON)
     try:
-        about: dict[str, Any] = json.loads((folder / HEAD_JSON).read_bytes())
         return about, safetensors.torch.load_file(folder / HEAD_WEIGHTS)
-    except (ValueError, safetensors.SafetensorError) as error:
-        raise UserError(f"{folder}: damaged: {error}") from error
+    except safetensors.SafetensorError as error:
+        raise UserError(f"{folder / HEAD_WEIGHTS}: damaged: {error}") from error
 
 
 # --- whose encoder was pruned ---------------------------------------------------------------------

@@ -245,7 +245,7 @@ class Student(nn.Module):
         ``ValueError`` for another shape: cut or pad the clip first (``train.score.windows``).
         """
         if waves_BT.ndim != 2 or waves_BT.shape[1] != CROP_SAMPLES:
-            raise UserError(f"waves of shape {tuple(waves_BT.shape)}: need (B, {CROP_SAMPLES})")
+            raise ValueError(f"waves of shape {tuple(waves_BT.shape)}: need (B, {CROP_SAMPLES})")
         spectrum_B2FT = compressed_spectrum(peak_normalise(waves_BT))
         logits_B: Tensor = self.head(self.tokens(spectrum_B2FT)).float()
         return logits_B

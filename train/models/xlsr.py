@@ -9,7 +9,6 @@ more, because that norm falls on the last one; it is neither loaded nor run.)
 from __future__ import annotations
 
 import hashlib
-import json
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from data_specs.io.errors import UserError
+from data_specs.io.parse import json_field, json_object
 from data_specs.strict import digest
 
 NORMAL_FLOOR = 1e-7
@@ -208,11 +208,9 @@ def read_config(folder: Path) -> Any:
     """``config.json`` as transformers' ``Wav2Vec2Config``. ``ValueError`` if it is no XLS-R's."""
     path = folder / "config.json"
     try:
-        values = json.loads(path.read_bytes())
+        values = json_object(path.read_bytes(), path)
     except FileNotFoundError:
         raise UserError(f"{path} is missing: {folder} holds no model") from None
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON: {error}") from error
     return config_from(values, path)
 
 
@@ -317,7 +315,8 @@ def _files(folder: Path) -> list[Path]:
     for name in CHECKPOINTS:
         index = folder / f"{name}{INDEX_ENDING}"
         if index.is_file():
-            shards = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
+            names = json_field(json_object(index.read_bytes(), index), "weight_map", dict, index)
+            shards = sorted(set(map(str, names.values())))
             return [folder / Path(shard).name for shard in shards]
         if (folder / name).is_file():
             return [folder / name]

@@ -26,7 +26,7 @@ def layers_of(network: nn.Module) -> tuple[str, nn.ModuleList]:
         return "head.encoder.layers.", network.head.encoder.layers
     found = encoder_in(network)
     if found is None:
-        raise UserError(f"{type(network).__name__} has no layers to drop: give a student or XLS-R")
+        raise ValueError(f"{type(network).__name__} has no layers to drop: give a student or XLS-R")
     prefix, encoder = found
     if len(encoder.layers) > 1:
         raise UserError(f"the head reads layers {encoder.layers}: none of them can be dropped")
@@ -60,7 +60,7 @@ def keep_layers(network: nn.Module, count: int) -> None:
     """
     _, layers = layers_of(network)
     if not 1 <= count <= len(layers):
-        raise UserError(f"{count} of {len(layers)} layers cannot be kept")
+        raise ValueError(f"{count} of {len(layers)} layers cannot be kept")
     kept = nn.ModuleList(list(layers)[:count])
     if isinstance(network, Student):
         network.head.encoder.layers, network.head.encoder.num_layers = kept, count

@@ -49,7 +49,7 @@ def parts_of(module: nn.Module) -> dict[str, tuple[str, ...]]:
         return STUDENT_PARTS
     found = encoder_in(module)
     if found is None:
-        raise UserError(
+        raise ValueError(
             f"{type(module).__name__}: only students and XLS-R encoders can be pruned by name"
         )
     return {"encoder": (found[0],)}
@@ -87,7 +87,7 @@ class Masks:
         masks = {}
         for name in names:
             if name not in parameters:
-                raise UserError(f"{type(module).__name__} has no weight {name!r}")
+                raise ValueError(f"{type(module).__name__} has no weight {name!r}")
             weight = parameters[name]
             masks[name] = torch.ones(weight.shape, dtype=torch.bool, device=weight.device)
         return cls(masks)
@@ -132,7 +132,7 @@ class Masks:
         for name, mask in self.masks.items():
             if name not in parameters or parameters[name].shape != mask.shape:
                 owner = type(module).__name__
-                raise UserError(f"{owner} has no weight {name!r} of the mask's shape")
+                raise ValueError(f"{owner} has no weight {name!r} of the mask's shape")
             yield parameters[name], mask
 
     def to(self, device: torch.device | str) -> Masks:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from data_specs.io.errors import UserError
+from data_specs.io.parse import json_object
 from train.pruning.storage import ABOUT_FILE
 
 
@@ -53,8 +53,8 @@ def _of_run(run: Path) -> list[PrunedModel]:
 
 
 def _read(folder: Path) -> PrunedModel:
+    about = json_object((folder / ABOUT_FILE).read_bytes(), folder / ABOUT_FILE)
     try:
-        about = json.loads((folder / ABOUT_FILE).read_bytes())
         return PrunedModel(
             Path(about["prune"]["model"]).name,
             about["prune"]["method"],

@@ -50,7 +50,7 @@ class TaylorScores:
         for name, average in self.averages.items():
             weight = parameters[name]
             if weight.grad is None:
-                raise UserError(f"{name} has no gradient: scores are gathered after backward")
+                raise ValueError(f"{name} has no gradient: scores are gathered after backward")
             change = weight.grad * weight
             average.mul_(self.factor).addcmul_(change, change, value=1 - self.factor)
 

@@ -83,7 +83,7 @@ def find_threshold(
         found += _histogram(_bits(living_M) >> LOW_BITS, HIGH_BINS)
     living = int(found.sum())
     if not 1 <= count <= living:
-        raise UserError(f"{count} of {living} living weights cannot be selected")
+        raise ValueError(f"{count} of {living} living weights cannot be selected")
     high, before = _bin_of(found, count)
     found = torch.zeros(LOW + 1, dtype=torch.int64)
     for _, score_N, alive_N in _chunks(scores, alive):
@@ -123,7 +123,7 @@ def _chunks(
     """Name, scores (N,) and mask (N,), a view, of at most ``CHUNK`` weights at a time."""
     for name, score in scores.items():
         if score.dtype != torch.float32 or score.shape != alive[name].shape:
-            raise UserError(f"{name}: scores must be float32 in the shape of the mask")
+            raise ValueError(f"{name}: scores must be float32 in the shape of the mask")
         score_N, alive_N = score.reshape(-1), alive[name].view(-1)
         for start in range(0, len(score_N), CHUNK):
             part = slice(start, start + CHUNK)

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from data_specs.io.errors import UserError
 from data_specs.io.files import sha256_of, write_atomically, write_text
+from data_specs.io.parse import json_object
 from train.files import version
 from train.models.student import Student, student_of
 
@@ -130,7 +131,7 @@ def save_pruned(
         content |= parts
         header[name] = stored.model_dump()
     if strange := sorted(masks.masks.keys() - weights.keys()):
-        raise UserError(f"a mask for {strange[0]!r}, but no such weights")
+        raise ValueError(f"a mask for {strange[0]!r}, but no such weights")
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / SPARSE_FILE
     metadata = {HEADER: json.dumps(header, sort_keys=True)}
@@ -154,11 +155,11 @@ def _stored(name: str, tensor: Tensor, mask: Tensor | None) -> tuple[dict[str, T
 
 def _checked(name: str, tensor: Tensor, mask: Tensor) -> Tensor:
     if mask.shape != tensor.shape or mask.dtype != torch.bool:
-        raise UserError(
+        raise ValueError(
             f"mask of {name!r}: {mask.dtype} {tuple(mask.shape)}, not bool {tuple(tensor.shape)}"
         )
     if bool(tensor[~mask].any()):
-        raise UserError(f"tensor {name!r}: a dead weight is not zero: apply the masks first")
+        raise ValueError(f"tensor {name!r}: a dead weight is not zero: apply the masks first")
     return mask
 
 
@@ -181,14 +182,9 @@ def read_about(folder: Path) -> dict[str, Any]:
     """``model.json`` of a model's folder; ``ValueError`` naming it if it is missing or damaged."""
     path = folder / ABOUT_FILE
     try:
-        about = json.loads(path.read_bytes())
+        return json_object(path.read_bytes(), path)
     except FileNotFoundError:
         raise UserError(f"{path} is missing: it says what model is in the folder") from None
-    except ValueError as error:
-        raise UserError(f"{path} is damaged: {error}") from error
-    if not isinstance(about, dict):
-        raise UserError(f"{path} is damaged: not a JSON object")
-    return about
 
 
 def load_pruned(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

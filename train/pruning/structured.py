@@ -566,9 +566,9 @@ def _require_fit(layout: Layout, units: Units) -> None:
     counts = layout.counts
     for name, gone_U in units.items():
         if name not in counts:
-            raise UserError(f"no units {name!r}: there are {', '.join(counts)}")
+            raise ValueError(f"no units {name!r}: there are {', '.join(counts)}")
         if gone_U.shape != (counts[name],) or gone_U.all():
-            raise UserError(
+            raise ValueError(
                 f"units {name!r}: {int(gone_U.sum())} of {counts[name]} cannot go (given for "
                 f"{len(gone_U)}): at least one must stay"
             )

@@ -25,7 +25,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from data_specs.io.errors import UserError
 from data_specs.sample import CROP_SAMPLES
 from train.audio import Wave
 from train.models.features import (
@@ -128,7 +127,7 @@ class Engine:
         ``ValueError`` for more than a window.
         """
         if samples > CROP_SAMPLES:
-            raise UserError(f"a window of {samples} samples: at most {CROP_SAMPLES}")
+            raise ValueError(f"a window of {samples} samples: at most {CROP_SAMPLES}")
         heard = math.ceil((samples + (WINDOW_SAMPLES - HOP_SAMPLES) / 2) / HOP_SAMPLES)
         first_silent = math.ceil((heard + self.reach) / self.stride)
         needed = first_silent * self.stride + self.reach

@@ -268,7 +268,7 @@ class Scorer:
             if channels == "each":
                 try:
                     count = channels_of(path)
-                except ValueError as error:
+                except UserError as error:
                     yield _Pending(self._unscored(path), -1), str(error)
                     continue
             for channel in range(count):
@@ -291,7 +291,7 @@ class Scorer:
             pending.count = window_count(clip.samples)
             for part in self._parts(clip, short, mode):
                 yield pending, part
-        except ValueError as error:
+        except UserError as error:
             yield pending, str(error)
 
     def _unscored(self, path: Path | None, channel: int = 0) -> Score:

@@ -179,7 +179,7 @@ class LineTable:
             raise UserError(f"{path}: another run writes to it") from error
         try:
             self._resume()
-        except ValueError:
+        except UserError:
             self.file.close()
             raise
 

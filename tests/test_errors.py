@@ -1,0 +1,254 @@
+"""A user's error is one sentence and exit status 2; a mistake of ours is a traceback and 1."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import soundfile
+import torch
+
+from data_specs.io.cli import run_command
+from pipeline import makers
+from pipeline.__main__ import main as pipeline
+from train.__main__ import main as train
+
+ROOT = Path(__file__).parent.parent
+
+BROKEN = """
+import sys
+{setup}
+def broken(*_):
+    raise {error}
+{target} = broken
+sys.exit(main({argv!r}))
+"""
+CLIS = {
+    "pipeline": (
+        "from pipeline.__main__ import main; from pipeline import verbs",
+        'verbs.VERBS["verify"]',
+        ["verify", "."],
+    ),
+    "train": (
+        "from train.__main__ import main; import train.variants",
+        "train.variants.run",
+        ["variants"],
+    ),
+}
+OURS = ("RuntimeError('shapes')", "ValueError('shapes')", "KeyError('x')", "OSError(9, 'bad')")
+
+
+def ended(code: str, *words: str) -> subprocess.CompletedProcess[str]:
+    """A Python program that has ended."""
+    return subprocess.run(
+        [sys.executable, "-c", code, *words], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.parametrize("cli", CLIS)
+@pytest.mark.parametrize("error", ["RuntimeError('shapes')", "ValueError('shapes')"])
+def test_a_mistake_of_ours_shows_its_traceback(cli: str, error: str) -> None:
+    setup, target, argv = CLIS[cli]
+    done = ended(BROKEN.format(setup=setup, target=target, argv=argv, error=error))
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+    assert error.partition("(")[0] in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("cli", CLIS)
+@pytest.mark.parametrize("error", ["UserError('a.wav: mend it')", "OSError(28, 'full', 'a.wav')"])
+def test_an_error_of_the_users_is_a_sentence(cli: str, error: str) -> None:
+    setup, target, argv = CLIS[cli]
+    setup += "; from data_specs.io.errors import UserError"
+    done = ended(BROKEN.format(setup=setup, target=target, argv=argv, error=error))
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: a.wav: ")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("cli", CLIS)
+def test_ctrl_c_ends_both_programs_alike(cli: str) -> None:
+    setup, target, argv = CLIS[cli]
+    done = ended(BROKEN.format(setup=setup, target=target, argv=argv, error="KeyboardInterrupt"))
+    assert (done.returncode, "Traceback" in done.stderr) == (130, False)
+    assert done.stderr.startswith("interrupted")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("x"), ValueError("x"), KeyError("x"), TypeError("x"), OSError(9, "bad file")],
+)
+def test_what_no_user_can_mend_is_not_caught(error: Exception) -> None:
+    def work() -> int:
+        raise error
+
+    with pytest.raises(type(error)):
+        run_command(work)
+
+
+def test_a_pipe_of_our_own_that_breaks_is_not_the_readers_end() -> None:
+    """``| head`` ends a command without a word; a worker that died is another thing."""
+    code = "from data_specs.io.cli import run_command; import sys, os\n"
+    own = code + "def work():\n  r, w = os.pipe(); os.close(r); os.write(w, b'x')\n"
+    assert "Traceback" in ended(own + "sys.exit(run_command(work))").stderr
+    reader, writer = os.pipe()
+    os.close(reader)
+    out = code + "def work():\n  print('x', flush=True)\nsys.exit(run_command(work))"
+    done = subprocess.run(
+        [sys.executable, "-c", out], cwd=ROOT, stdout=writer, stderr=subprocess.PIPE, check=False
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (143, b"")
+
+
+@pytest.mark.parametrize("run", [pipeline, train])
+def test_help_says_the_exit_statuses(run: object, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        run(["--help"])  # type: ignore[operator]
+    said = " ".join(capsys.readouterr().out.split())
+    assert "exit status: 0 done; 1 not whole" in said
+    assert "130 Ctrl-C, 143 SIGTERM or SIGHUP" in said
+
+
+# --- users' errors of each sort, through the commands ---------------------------------------------
+
+
+def model_with(folder: Path, about: bytes, weights: bytes) -> Path:
+    """A run's folder with these files."""
+    (folder / "model.json").write_bytes(about)
+    (folder / "model.safetensors").write_bytes(weights)
+    return folder
+
+
+def checkpoint(folder: Path, content: object) -> Path:
+    """A .pt file with this content."""
+    torch.save(content, folder / "best.pt")
+    return folder / "best.pt"
+
+
+def dataset_with(folder: Path, content: bytes) -> Path:
+    """A dataset's folder with this description."""
+    (folder / "dataset.json").write_bytes(content)
+    return folder
+
+
+def recipe_with(folder: Path, text: bytes) -> Path:
+    """A recipe's file."""
+    (folder / "recipe.yaml").write_bytes(text)
+    return folder / "recipe.yaml"
+
+
+DEEP = b'{"a":' * 100_000
+
+
+def score(folder: Path, model: Path | str) -> int:
+    """Score a clip of half a second."""
+    soundfile.write(folder / "x.wav", [0.1] * 8000, 16000)
+    words = [str(folder / "x.wav"), "--out", str(folder / "t.csv"), "--model", str(model)]
+    return train(["score", *words])
+
+
+BAD_MODELS = {
+    "a list, not an object": (b"[1]", b""),
+    "not JSON": (b"{", b""),
+    "not UTF-8": (b"\xff\xfe{", b""),
+    "nested too deeply": (DEEP, b""),
+    "no config": (b"{}", b"\x02\0\0\0\0\0\0\0{}"),
+    "no safetensors": (b'{"config": {}}', b"nothing"),
+}
+
+
+@pytest.mark.parametrize("sort", BAD_MODELS)
+def test_a_damaged_model_is_told_by_its_file(
+    sort: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    model = model_with(tmp_path, *BAD_MODELS[sort])
+    assert score(tmp_path, model) == 2
+    assert capfd.readouterr().err.startswith(f"error: {tmp_path}")
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["x", 3, {"weights": 3}, {"weights": {"a": 1}}, [1], {"weights": {}, "student_config": 7}],
+)
+def test_a_foreign_checkpoint_is_told_by_its_file(
+    content: object, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = checkpoint(tmp_path, content)
+    assert score(tmp_path, path) == 2
+    assert capfd.readouterr().err.startswith(f"error: {path}")
+
+
+BAD_DATASETS = (
+    b"[]",
+    b"{",
+    b"\xff\xfe",
+    DEEP,
+    b'{"identity": {}, "recipe_hash": "x"}',
+    b'{"identity": {}, "recipe_hash": "x", "recipe": {"name": 3}, "samples": 1}',
+)
+
+
+@pytest.mark.parametrize("verb", ["verify", "card", "status", "preview"])
+@pytest.mark.parametrize("number", range(len(BAD_DATASETS)))
+def test_a_damaged_description_is_told_by_its_file(
+    verb: str, number: int, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    dataset = dataset_with(tmp_path, BAD_DATASETS[number])
+    (tmp_path / "shard-000000.tar").write_bytes(b"")
+    (tmp_path / "shard-000000.json").write_bytes(b"{}")
+    assert pipeline([verb, str(dataset)]) == 2
+    said = capfd.readouterr().err
+    assert said.startswith(f"error: {tmp_path}")
+    assert "Traceback" not in said
+
+
+def test_a_description_without_its_recipe_is_told(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    dataset_with(
+        tmp_path, b'{"identity": {}, "recipe_hash": "x", "recipe": {"name": "a"}, "samples": 1}'
+    )
+    assert pipeline(["verify", str(tmp_path)]) == 2
+    said = capfd.readouterr().err
+    assert "dataset.json: recipe: " in said
+
+
+def test_a_missing_synthesizer_is_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(makers.shutil, "which", lambda program: None)
+    assert pipeline(["corpora", "speech", "--out", str(tmp_path), "--count", "1"]) == 2
+    said = capfd.readouterr().err
+    assert said.startswith("error: ")
+    assert "is not installed: run" in said
+
+
+def test_a_mistake_in_scoring_is_no_fault_of_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was once written into the table as what is wrong with the clip."""
+    from train.scoring import scorer
+
+    def broken(*_: object) -> None:
+        raise ValueError("operands could not be broadcast together")
+
+    monkeypatch.setattr(scorer.Scorer, "_parts", broken)
+    with pytest.raises(ValueError, match="broadcast"):
+        score(tmp_path, "v7")
+
+
+def test_a_checkpoint_damaged_anywhere_is_told_by_its_file(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """torch's reader of pickles raises whatever the bytes lead it to."""
+    path = checkpoint(tmp_path, {"weights": {"a": torch.zeros(2)}, "student_config": {"x": 1}})
+    whole = path.read_bytes()
+    first = whole.index(b"\x80\x02")
+    for place in range(first, first + 60):
+        path.write_bytes(whole[:place] + b"\xff" + whole[place + 1 :])
+        assert score(tmp_path, path) == 2, place
+        assert capfd.readouterr().err.startswith(f"error: {path}"), place
