@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from data_specs.io.addresses import path_here
 from data_specs.io.errors import UserError
-from data_specs.io.files import sha256_of, write_text
+from data_specs.io.files import LOCK_FILE, only_writer, replace_folder, sha256_of, write_text
 from train import bundle
 from train.command import command_of
 from train.exporting import page
@@ -145,17 +148,55 @@ def run(args: argparse.Namespace) -> int:
     _check(args)
     runtime = page.read_runtime(args.onnxruntime_web) if args.web else None
     source = open_source(args.model)
-    args.out.mkdir(parents=True, exist_ok=True)
-    _remove_old(args.out)
-    files = write_networks(source, args.out, write_model(source, args.out), args)
-    parity = write_parity(source, args.out, files, args)
-    write_card(source, args.out, parity, args.evaluation)
-    bundle.write_checksums(args.out)
+    with _bundle_for(args.out) as made:
+        files = write_networks(source, made, write_model(source, made), args)
+        parity = write_parity(source, made, files, args)
+        write_card(source, made, parity, args.evaluation)
+        bundle.write_checksums(made)
     print(f"bundle: {args.out} ({command_of('export', args, add_arguments)})")
     if runtime:
-        made = page.write_page(args.web, files[1 if args.web_int8 else 0], runtime)
-        print(f"page: {made} ({made.stat().st_size / 1e6:.1f} MB; open it in a browser)")
+        name = files[1 if args.web_int8 else 0].name
+        page_file = page.write_page(args.web, args.out / name, runtime)
+        size = page_file.stat().st_size / 1e6
+        print(f"page: {page_file} ({size:.1f} MB; open it in a browser)")
     return 0
+
+
+@contextmanager
+def _bundle_for(out: Path) -> Iterator[Path]:
+    """A new folder beside ``out`` to fill, which then takes its place whole.
+
+    One export at a time: the folder around it, ``.NAME.export``, is locked. ``UserError`` where
+    ``out`` is something else than a bundle as it was exported.
+    """
+    out = out.resolve()
+    bundle.require_replaceable(out)
+    work = out.with_name(f".{out.name}.export")
+    with only_writer(work):
+        if not out.exists() and (old := work / f"{out.name}.old").is_dir():  # see replace_folder
+            old.rename(out)
+        for left in work.iterdir():  # of an export that was killed
+            if left.name != LOCK_FILE:
+                shutil.rmtree(left)
+        made = work / out.name
+        try:
+            made.mkdir()
+            yield made
+            bundle.require_replaceable(out)
+            _take_place(made, out)
+        finally:
+            shutil.rmtree(work)
+
+
+def _take_place(made: Path, out: Path) -> None:
+    try:
+        replace_folder(made, out)
+    except OSError as error:
+        if not out.is_mount():
+            raise
+        raise UserError(
+            f"{out}: cannot be replaced whole ({error.strerror}): give a folder in it as --out"
+        ) from error
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -169,9 +210,6 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError("--web-int8 needs --web and --int8")
     if args.out.exists() and args.out.resolve() == Path(args.model).resolve():
         raise UserError(f"{args.out}: is the model itself: give another --out")
-
-
-def _remove_old(out: Path) -> None:
-    """Files of an export before this one: a bundle never mixes two."""
-    for name in (bundle.CHECKSUMS, *bundle.FILES):
-        (out / name).unlink(missing_ok=True)
+    bundle.require_replaceable(args.out)
+    if args.web:
+        page.require_own(args.web)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import hashlib
 import json
 import os
 import secrets
+import shutil
 import socket
 import sys
 import time
@@ -26,6 +28,9 @@ LOCK_FILE = ".lock"
 
 HELD = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
 """What flock answers where another process holds the lock; anything else: no locks here."""
+
+AT_WORKING_FOLDER, EXCHANGE = -100, 2
+"""Of Linux: AT_FDCWD and RENAME_EXCHANGE."""
 
 UNSYNCABLE = (errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EPERM, errno.EBADF)
 """What file systems answer that cannot sync a folder."""
@@ -113,6 +118,43 @@ def _umask() -> int:
     return 0o022
 
 
+def replace_folder(made: Path, folder: Path) -> None:
+    """Put ``made`` in the place of ``folder``, beside it, in one step; what was there is removed.
+
+    Whenever it is interrupted there is the old folder or the new one under the name. Where the
+    file system cannot exchange two names, the old one is away for a moment, as ``made`` + ".old".
+    """
+    for path in made.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+    sync_folder(made)
+    if not folder.exists():
+        made.rename(folder)
+        return sync_folder(folder.parent)
+    try:
+        _exchange(made, folder)
+        old = made
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+            raise
+        old = made.with_name(made.name + ".old")
+        folder.rename(old)
+        made.rename(folder)
+    sync_folder(folder.parent)
+    shutil.rmtree(old)
+
+
+def _exchange(one: Path, other: Path) -> None:
+    """Let two names on one file system change places, at once (``renameat2``)."""
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if rename is None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS), str(other))
+    names = (AT_WORKING_FOLDER, os.fsencode(one), AT_WORKING_FOLDER, os.fsencode(other))
+    if rename(*names, EXCHANGE):
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(other))
+
+
 def sync_folder(folder: Path) -> None:
     """Make names in a folder last; where the file system cannot, they last as long as it likes."""
     handle = os.open(folder, os.O_RDONLY)
@@ -140,7 +182,7 @@ def only_writer(folder: Path) -> Iterator[None]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / LOCK_FILE, "a+b") as file:
-        locks = _lock(file, folder)
+        locks = lock(file, folder, _holder(file))
         try:
             _write_holder(file)
             yield
@@ -151,19 +193,22 @@ def only_writer(folder: Path) -> Iterator[None]:
                 fcntl.flock(file, fcntl.LOCK_UN)
 
 
-def _lock(file: IO[bytes], folder: Path) -> bool:
-    """Whether the file system has locks. ``UserError`` where another process holds this one."""
+def lock(file: IO[bytes], path: Path, holder: dict[str, Any] | None = None) -> bool:
+    """Lock an open file that stands for ``path``; whether its file system has locks.
+
+    ``UserError`` where another process holds it, or ``holder`` (its record, if any) is alive.
+    Without locks a warning says so.
+    """
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        holder = _holder(file)
-        if error.errno in HELD or _is_alive(holder):
+        if error.errno in HELD or _is_alive(holder or {}):
             raise UserError(
-                f"{folder}: another command writes to it ({_shown(holder)}): wait for it or stop "
-                "it, or give another --out"
+                f"{path}: another command writes to it ({_shown(holder or {})}): wait for it or "
+                "stop it, or give another --out"
             ) from error
         print(
-            f"warning: {folder}: its file system has no locks ({error.strerror}): make sure that "
+            f"warning: {path}: its file system has no locks ({error.strerror}): make sure that "
             "no other command writes to it",
             file=sys.stderr,
         )
