@@ -1,4 +1,4 @@
-"""``train export --out DIR``: a bundle is made beside and swapped in whole; nothing else is lost."""
+"""``train export --out DIR``: a bundle is made beside it and swapped in whole."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from train.files import write_weights
 from train.score import load
 
 CHANGES = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "ctypes.dlsym"}
-"""What Python tells an audit hook before a folder changes (``renameat2`` is looked up each time)."""
+"""What an audit hook is told before a folder changes; ``renameat2`` is looked up each time."""
 
 
 @pytest.fixture(autouse=True)
@@ -120,7 +120,7 @@ def killed_at(moment: int, run: Path, out: Path) -> bool:
         left = [moment]
 
         def watch(event: str, arguments: tuple[object, ...]) -> None:
-            if event in CHANGES and str(out.parent) in str(arguments) or event == "ctypes.dlsym":
+            if (event in CHANGES and str(out.parent) in str(arguments)) or event == "ctypes.dlsym":
                 left[0] -= 1
                 if left[0] < 0:
                     os.kill(os.getpid(), signal.SIGKILL)

@@ -85,6 +85,11 @@ def verify(folder: Path, names: Iterable[str] | None = None) -> None:
             raise UserError(f"{folder / name}: missing or not what {CHECKSUMS} says: get it again")
 
 
+def verify_model(path: Path) -> None:
+    """Hold a model file of a bundle, and its description, to the bundle's checksums."""
+    verify(path.parent, TO_LOAD if path.name == WEIGHTS else (path.name,))
+
+
 def require_replaceable(folder: Path) -> None:
     """``UserError`` unless a folder is not there, empty, or a bundle that nobody has changed."""
     if not folder.exists() and not folder.is_symlink():

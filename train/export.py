@@ -30,8 +30,9 @@ from train.exporting.onnx_file import require_packages, write_onnx
 from train.exporting.parity import Parity, as_json, as_markdown, compare
 from train.files import version, write_weights
 from train.models.student import Student
+from train.models.tensors import read_about, write_about
 from train.onnx_scorer import Facts
-from train.pruning.storage import is_pruned, read_about
+from train.pruning import storage
 from train.score import Scorer, load
 from train.scoring.int8 import INT8_FILE
 
@@ -55,18 +56,23 @@ def open_source(model: str) -> Source:
     if not isinstance(student, Student):
         raise UserError(f"{model}: only students are exported, not teachers or exported files")
     about = {**_described(Path(model)), "config": student.config.model_dump(mode="json")}
-    name = model if model == "v7" else Path(model).resolve().name
+    name = model if model == "v7" else _last_part(scorer.name)
     made_from = about.get("made_from", {"model": name, "weights_sha256": scorer.weights_sha256})
     about |= {"made_from": made_from, "version": version()}
     return Source(scorer, student, about)
 
 
+def _last_part(name: str) -> str:
+    """Of a path or of an address, whose credentials ``load`` has taken out."""
+    return name.rstrip("/").rpartition("/")[2] if "://" in name else Path(name).resolve().name
+
+
 def _described(path: Path) -> dict[str, Any]:
     """What stands beside the weights of a run folder or model file, if anything."""
-    if is_pruned(path):
-        return dict(read_about(path))
+    if storage.is_pruned(path):
+        return storage.read_about(path)
     file = path / bundle.DESCRIPTION if path.is_dir() else path.with_suffix(".json")
-    return dict(json.loads(file.read_bytes())) if file.is_file() else {}
+    return read_about(file) if file.is_file() else {}
 
 
 def write_model(source: Source, out: Path) -> str:
@@ -74,8 +80,7 @@ def write_model(source: Source, out: Path) -> str:
     weights = out / bundle.WEIGHTS
     write_weights(weights, source.student.state_dict())
     sha256 = sha256_of(weights)
-    about = source.about | {"weights_sha256": sha256}
-    write_text(out / bundle.DESCRIPTION, json.dumps(about, indent=1) + "\n")
+    write_about(out / bundle.DESCRIPTION, source.about | {"weights_sha256": sha256})
     return sha256
 
 

@@ -129,12 +129,12 @@ def replace_folder(made: Path, folder: Path) -> None:
             with path.open("rb") as file:
                 os.fsync(file.fileno())
     sync_folder(made)
-    if not folder.exists():
-        made.rename(folder)
-        return sync_folder(folder.parent)
+    old = made
     try:
-        _exchange(made, folder)
-        old = made
+        if folder.exists():
+            _exchange(made, folder)
+        else:
+            made.rename(folder)
     except OSError as error:
         if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
             raise
@@ -142,7 +142,8 @@ def replace_folder(made: Path, folder: Path) -> None:
         folder.rename(old)
         made.rename(folder)
     sync_folder(folder.parent)
-    shutil.rmtree(old)
+    if old.exists():
+        shutil.rmtree(old)
 
 
 def _exchange(one: Path, other: Path) -> None:

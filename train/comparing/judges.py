@@ -68,11 +68,11 @@ class Judge(Protocol):
 class OurJudge:
     """A scorer of ``train.score``: v7, a run, a model file, a teacher."""
 
-    def __init__(self, scorer: Scorer, parameters: int | None = None) -> None:
+    def __init__(self, scorer: Scorer) -> None:
         self.scorer = scorer
         self.name, self.weights_sha256 = scorer.name, scorer.weights_sha256
         self.version = f"distill-mos-factory {version()}"
-        self.parameters = parameters
+        self.parameters = scorer.parameters
 
     @property
     def outputs(self) -> tuple[Output, ...]:

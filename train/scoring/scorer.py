@@ -118,6 +118,8 @@ class Scorer:
     """
 
     precision = "fp32"
+    parameters: int | None = None
+    """Of a pruned model those that are alive; None where the network does not tell (ONNX)."""
     int8: Int8Convolutions | None = None
     _engine: Engine | None = None
     _made_of: tuple[tuple[int, int], ...] = ()
@@ -130,8 +132,12 @@ class Scorer:
         device: str = "cpu",
         precision: str = "fp32",
         int8: Int8Convolutions | None = None,
+        parameters: int | None = None,
     ) -> None:
-        """With ``int8``, a student's convolutions are these, and ``precision`` that of the rest."""
+        """With ``int8``, a student's convolutions are these, and ``precision`` that of the rest.
+
+        ``parameters``: how many are alive, if not all of the network's.
+        """
         self.name = name
         self.weights_sha256 = weights_sha256
         self.device = torch.device(device)
@@ -139,6 +145,8 @@ class Scorer:
         self.precision = "int8" if int8 else PRECISION_NAMES[self.dtype]
         self.int8 = int8
         self.network = network.to(self.device).eval()
+        dense = sum(parameter.numel() for parameter in network.parameters())
+        self.parameters = dense if parameters is None else parameters
 
     def score(
         self,
@@ -353,6 +361,7 @@ class TeacherScorer(Scorer):
         self.teacher = teacher
         self.name, self.weights_sha256 = teacher.name, teacher.weights_sha256
         self.precision = PRECISION_NAMES.get(getattr(teacher, "dtype", torch.float32), "fp32")
+        self.parameters = getattr(teacher, "parameter_count", None)
 
     def windows(self, wave_T: Wave, short: Short) -> Iterator[Wave]:
         """See ``Scorer.windows``."""
