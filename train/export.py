@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from data_specs.io.addresses import path_here
 from data_specs.io.errors import UserError
 from data_specs.io.files import LOCK_FILE, only_writer, replace_folder, sha256_of, write_text
@@ -108,6 +110,9 @@ def write_parity(
     if not args.parity:
         return {}
     waves = read_clips(args.parity, args.parity_clips)
+    if not torch.cpu._is_vnni_supported() and out / INT8_FILE in files:
+        print(f"{INT8_FILE} is not compared: this CPU has no VNNI, which it needs")
+        files = [path for path in files if path.name != INT8_FILE]
     found = compare(source.scorer, files, waves)
     write_text(out / bundle.PARITY, json.dumps(as_json(found, args.parity.name), indent=1) + "\n")
     write_text(out / bundle.PARITY_TEXT, as_markdown(found))

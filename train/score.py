@@ -239,8 +239,11 @@ def run(args: argparse.Namespace) -> int:
         todo = [path for path in files if not table.is_done(path, settings, stamps[path])]
         errors = _score_into(table, scorer, settings, {path: stamps[path] for path in todo}, args)
     finally:
-        table.close()
-    return _tell(len(files) - len(todo), len(todo) - len(errors), errors, args.out)
+        lost = table.close()
+        if lost:
+            print(f"warning: {lost}", file=sys.stderr)
+    status = _tell(len(files) - len(todo), len(todo) - len(errors), errors, args.out)
+    return max(status, SOME_FAILED) if lost else status
 
 
 def _settings(scorer: Scorer, args: argparse.Namespace) -> Settings:
