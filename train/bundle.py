@@ -228,7 +228,7 @@ def _from_hub(place: Address) -> Path:
         from huggingface_hub import snapshot_download
     except ImportError:
         raise UserError(
-            f"{place.folder}: reading hf:// needs a package: pip install huggingface_hub"
+            f"{redacted(place.folder)}: reading hf:// needs a package: pip install huggingface_hub"
         ) from None
     folder = Path(_snapshot(snapshot_download, repository, revision, place.wanted))
     verify(folder, place.wanted)

@@ -184,7 +184,7 @@ def load_judges(names: Sequence[str], options: Options) -> tuple[list[Judge], li
         others = others_named(name)
         for family, outputs in others:
             try:
-                judges.append(OtherJudge(load_other(family, outputs, options)))
+                judges.append(OtherJudge(load_other(family, outputs, options), options.device))
             except NotAvailable as error:
                 missing.append(Unavailable(family, error.reason, error.command))
         if not others:

@@ -86,9 +86,12 @@ class OnnxScorer(Scorer):
     def __init__(self, path: Path | str, threads: int | None = None) -> None:
         path = Path(path)
         self.session = open_session(path, threads)
+        import onnxruntime  # it is there: a session is open
+
         self.facts = facts_of(self.session.get_modelmeta().custom_metadata_map, path)
         self.name = f"{self.facts.model} (onnx {self.facts.precision})"
         self.weights_sha256 = sha256_of(path)
+        self.runtime = f"onnxruntime {onnxruntime.__version__} cpu"
 
     def score_windows(self, waves: Sequence[Wave]) -> list[float]:
         """See ``Scorer.score_windows``."""

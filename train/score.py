@@ -249,6 +249,7 @@ def run(args: argparse.Namespace) -> int:
 def _settings(scorer: Scorer, args: argparse.Namespace) -> Settings:
     return Settings(
         scorer.weights_sha256,
+        scorer.version,
         scorer.precision,
         args.mode,
         args.short,

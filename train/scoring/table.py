@@ -54,6 +54,7 @@ class Settings(NamedTuple):
     """What, besides the file, decides a score."""
 
     weights_sha256: str
+    version: str
     precision: str
     mode: str
     short: str
@@ -82,7 +83,7 @@ def rows_of(path: Path, scores: Sequence[Score], settings: Settings, stamp: Stam
     rows: list[Row] = []
     for score in scores:
         same = {"path": str(path), "channel": score.channel, "model": score.model}
-        same |= {"version": score.version, "error": score.error}
+        same |= {"error": score.error}
         same |= settings._asdict() | stamp._asdict()
         end = None if score.mos is None else score.seconds
         start = None if end is None else 0.0
