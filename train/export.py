@@ -56,7 +56,9 @@ def open_source(model: str) -> Source:
     scorer = load(model)
     student = getattr(scorer, "network", None)
     if not isinstance(student, Student):
-        raise UserError(f"{scorer.name}: only students are exported, not teachers or exported files")
+        raise UserError(
+            f"{scorer.name}: only students are exported, not teachers or exported files"
+        )
     about = {**_described(Path(model)), "config": student.config.model_dump(mode="json")}
     name = model if model == "v7" else _last_part(scorer.name)
     made_from = about.get("made_from", {"model": name, "weights_sha256": scorer.weights_sha256})
