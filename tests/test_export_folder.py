@@ -130,6 +130,7 @@ def killed_at(moment: int, run: Path, out: Path) -> bool:
     return os.WIFSIGNALED(os.waitpid(child, 0)[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("exchange", [True, False])
 def test_whenever_it_is_killed_one_bundle_is_there_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchange: bool

@@ -27,7 +27,7 @@ OPERATIONS = frozenset(
     (
         *("Abs", "Add", "Clip", "Concat", "Conv", "DequantizeLinear", "Div", "Gemm", "Identity"),
         *("LayerNormalization", "LeakyRelu", "MatMul", "Mul", "Pad", "Pow", "QuantizeLinear"),
-        *("ReduceMax", "ReduceMean", "ReduceSum", "Relu", "Reshape", "Sigmoid", "Slice"),
+        *("Reciprocal", "ReduceMax", "ReduceMean", "ReduceSum", "Relu", "Reshape", "Sigmoid"),
         *("Softmax", "Split", "Sqrt", "Squeeze", "Sub", "Transpose", "Unsqueeze"),
     )
 )

@@ -49,6 +49,9 @@ Positive = Annotated[int, Field(ge=1, le=1 << 16)]
 
 MOST_LAYERS = 256
 
+Layerwise = Annotated[tuple[Positive, ...], Field(max_length=MOST_LAYERS)]
+"""A dimension of every layer of the head."""
+
 OF_SHRUNK_ONES = ("head_dim", "norm_width", "pool")
 """Fields that only a student has which parts were removed from."""
 
@@ -68,9 +71,9 @@ class StudentConfig(BaseModel):
     channels: Annotated[tuple[Positive, ...], Field(min_length=1, max_length=MOST_LAYERS)]
     strides: tuple[tuple[Positive, Positive], ...]
     dim: Annotated[int, Field(ge=2, le=1 << 16, multiple_of=2)]
-    heads: Positive | tuple[Positive, ...]
+    heads: Positive | Layerwise
     layers: Annotated[int, Field(ge=1, le=MOST_LAYERS)]
-    feedforward: Positive | tuple[Positive, ...] | None = None
+    feedforward: Positive | Layerwise | None = None
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     head_dim: Positive | None = None
     norm_width: Positive | None = None
