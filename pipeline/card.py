@@ -8,7 +8,9 @@ folder of a machine, and drops by their reason alone, for details quote paths.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -16,8 +18,9 @@ from typing import Any
 import pyarrow.compute as pc
 import yaml
 
-from data_specs.io.addresses import place
+from data_specs.io.addresses import place, shown
 from data_specs.io.names import code, markdown
+from data_specs.io.storage import NotFound
 from data_specs.sample import CROP_SAMPLES, DATASET_FILE, SAMPLE_RATE
 from pipeline import ledger
 from pipeline.degrade import PROCESSORS
@@ -28,6 +31,10 @@ from pipeline.summary import MOS_BINS, UNKNOWN
 
 CARD = "README.md"
 """Where model and dataset hubs look for it."""
+
+MARK = b"\n<!-- Written by python -m pipeline; a changed card is not written again. SHA-256: "
+
+MOST_CARD_BYTES = 16 << 20
 
 HUB_LICENCES = {
     name.upper(): name.lower()
@@ -44,12 +51,39 @@ SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_
 FREE = r"\b(MIT|APACHE|BSD|CC0|PUBLIC DOMAIN|UNLICENSE|ISC|MPL)\b"
 
 
-def write_card(job: Job) -> None:
-    """Write the card of a dataset folder from the records of its whole shards."""
+def write_card(job: Job) -> bool:
+    """Write the card of a dataset folder from the records of its whole shards.
+
+    False, with a warning, where the folder has a README.md that is not such a card.
+    """
     planned = (len(job.shard_range(shard)) for shard in range(job.shard_count))
     held = ledger.load(job.out, job.dataset_hash, planned)
+    if not _is_own(job):
+        print(
+            f"warning: {job.folder.shown(CARD)}: is no card as it was written here, and stays as "
+            "it is; for a card move it away and run python -m pipeline card "
+            f"{shown(job.out)}",
+            file=sys.stderr,
+        )
+        return False
     with job.folder.writing(CARD) as file:
-        file.write((card(job, held) + "\n").encode())
+        file.write(_signed((card(job, held) + "\n").encode()))
+    return True
+
+
+def _is_own(job: Job) -> bool:
+    """Whether the folder's README.md is a card that nobody has changed, or there is none."""
+    try:
+        (found,) = job.folder.read([CARD], MOST_CARD_BYTES)
+    except (NotFound, FileNotFoundError):
+        return True
+    text, mark, _ = found.rpartition(MARK)
+    return bool(mark) and _signed(text) == found
+
+
+def _signed(text: bytes) -> bytes:
+    """A card and its hash in a comment: whatever is different was written by somebody else."""
+    return text + MARK + hashlib.sha256(text).hexdigest().encode() + b" -->\n"
 
 
 def card(job: Job, held: Tally) -> str:
@@ -298,6 +332,7 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m pipeline card", description=main.__doc__)
     parser.add_argument("dataset", type=place, metavar="DATASET", help="folder, or its address")
     job = reopen(parser.parse_args(argv).dataset, {})
-    write_card(job)
+    if not write_card(job):
+        return 1
     print(job.folder.shown(CARD))
     return 0

@@ -13,7 +13,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import soundfile
-import torch
 from test_report import Reader
 from train_helpers import needs_shared, write_dataset
 
@@ -32,7 +31,7 @@ class Fake:
     def __init__(self, name, noise, broken=()):
         self.name, self.noise, self.broken = name, noise, broken
         self.weights_sha256 = hashlib.sha256(name.encode()).hexdigest()
-        self.network = torch.nn.Linear(1000, 10)
+        self.parameters, self.version, self.precision = 10_010, "1.0", "fp32"
         self.heard = []
 
     def score_files(self, paths, short="zero", batch=8):
@@ -47,9 +46,6 @@ class Fake:
 
     def score_windows(self, waves):
         return [float(np.clip(1 + 9 * np.abs(wave).max(), 1, 5)) for wave in waves]
-
-
-Fake.__module__ = "train.fake"  # its parameters are counted as our own scorers' are
 
 
 def write_labels(folder, name="toy", clips=CLIPS):

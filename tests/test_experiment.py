@@ -207,8 +207,8 @@ def test_the_second_question():
 
 
 def test_parameters_of_scorers_and_teachers():
-    assert experiment.parameters_of(load("v7")) == count(variant("v7"))[0]
-    assert experiment.parameters_of(load("distillmos")) == count(variant("v7"))[0]
+    assert load("v7").parameters == count(variant("v7"))[0]
+    assert load("distillmos").parameters == count(variant("v7"))[0]
 
 
 # --- figures --------------------------------------------------------------------------------------

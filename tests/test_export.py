@@ -142,7 +142,8 @@ def test_the_parity_report_is_what_is_measured_again(made: SimpleNamespace) -> N
         assert row["mean"] <= row["p99"] <= row["max"]
         assert row["speed"] == pytest.approx(row["torch_cpu_seconds"] / row["cpu_seconds"])
     assert told["files"]["model.onnx"]["max"] < 1e-4 < told["files"]["model.int8.onnx"]["max"]
-    assert 1e-4 < told["files"]["int8.safetensors"]["max"] < HALF_PRECISION
+    if torch.cpu._is_vnni_supported():  # else PyTorch's int8 does not run here
+        assert 1e-4 < told["files"]["int8.safetensors"]["max"] < HALF_PRECISION
     assert "`model.int8.onnx`" in (made.out / "parity.md").read_text()
 
 

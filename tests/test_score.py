@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import sys
 import threading
 import types
@@ -15,11 +16,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from train_helpers import SHARED, needs_shared, tone_pcm
 
+from data_specs.io.errors import UserError
 from tests.tolerance import HALF_PRECISION, STUDENT, rounding
 from train.audio import clip_of, open_clip, read_mono, to_16k
 from train.models.features import compressed_spectrum
 from train.models.student import Student, load_v7, variant
 from train.score import Scorer, load, window_count, window_starts, windows
+from train.scoring import code
+from train.scoring import scorer as scorer_module
 from train.scoring import windows as cutting
 from train.scoring.background import ahead
 from train.scoring.engine import Engine
@@ -428,3 +432,98 @@ def test_windows_are_padded_or_repeated():
     zeros, again = next(windows(wave(1))), next(windows(wave(1), "repeat"))
     assert not zeros[16_000:].any()
     assert np.array_equal(again[16_000:32_000], wave(1))
+
+
+# --- every type of samples -----------------------------------------------------------------------
+
+AUDIO_TYPES = ["f2", "f4", "f8", "g", "i2", "i4"]
+TORCH_TYPES = sorted(
+    {str(t) for t in vars(torch).values() if isinstance(t, torch.dtype)}
+    - {"torch.float4_e2m1fn_x2"}
+)
+
+
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("kind", AUDIO_TYPES)
+def test_samples_of_any_byte_order_are_the_same_clip(small, kind, order):
+    clip_T = uneven(0.2)
+    scale = {"i2": 2**15, "i4": 2**31}.get(kind, 1)
+    samples = np.round(clip_T * scale * 0.5) if scale > 1 else clip_T
+    as_floats = samples.astype(np.dtype(kind)).astype(np.float64) / scale
+    given = samples.astype(np.dtype(kind).newbyteorder(order))
+    assert small.score(given, 16_000) == pytest.approx(small.score(as_floats, 16_000), abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", sorted(set(np.typecodes["All"]) - set("efdghil")))
+def test_other_numpy_types_are_refused_by_name(small, kind):
+    if np.dtype(kind).newbyteorder("=") in (np.dtype("i2"), np.dtype("i4")):
+        pytest.skip("audio")
+    with pytest.raises(UserError, match="give floats, int16 or int32"):
+        small.score(np.zeros(1600, kind), 16_000)
+
+
+@pytest.mark.parametrize("name", TORCH_TYPES)
+def test_every_torch_type_is_scored_or_refused(small, name):
+    dtype = getattr(torch, name.removeprefix("torch."))
+    try:
+        tensor = torch.zeros(1600).to(dtype) if "q" not in name else _quantized(dtype)
+    except (RuntimeError, TypeError):
+        pytest.skip(f"PyTorch makes no tensor of {name}")
+    if dtype.is_floating_point or dtype in (torch.int16, torch.int32):
+        assert 1 <= small.score(tensor, 16_000) <= 5
+    else:
+        with pytest.raises(UserError, match="give floats, int16 or int32"):
+            small.score(tensor, 16_000)
+
+
+def _quantized(dtype):
+    return torch.quantize_per_tensor(torch.zeros(1600), 0.1, 0, dtype)
+
+
+def test_bfloat16_is_the_clip_it_holds(small):
+    clip_T = torch.from_numpy(uneven(0.2)).bfloat16()
+    assert small.score(clip_T, 16_000) == small.score(clip_T.float(), 16_000)
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    as_numpy = clip_T.float().numpy().astype(ml_dtypes.bfloat16)
+    assert small.score(as_numpy, 16_000) == small.score(clip_T.float(), 16_000)
+
+
+@pytest.mark.parametrize("bad", [[[1.0], [1.0, 2.0]], None, "speech", torch.zeros(3).to_sparse()])
+def test_what_is_no_array_of_samples(small, bad):
+    with pytest.raises(UserError, match="wave"):
+        small.score(bad, 16_000)
+
+
+# --- what stored scores are keyed by -------------------------------------------------------------
+
+
+def test_a_score_says_what_code_and_runtime_made_it(small, monkeypatch, tmp_path):
+    """Changed code, another PyTorch or another kind of device is another version."""
+    said = small.version
+    assert torch.__version__ in said and said.endswith(" cpu")
+    for name in code.SOURCES:
+        source = code.ROOT / name
+        copy = shutil.copytree if source.is_dir() else shutil.copy
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        copy(source, tmp_path / name)
+    monkeypatch.setattr(code, "ROOT", tmp_path)
+    try:
+        code.code_sha256.cache_clear()
+        assert small.version == said  # wherever the code is
+        for name in ("train/scoring/engine.py", "train/models/head.py", "train/audio.py"):
+            (tmp_path / name).write_text((tmp_path / name).read_text() + "# changed\n")
+            code.code_sha256.cache_clear()
+            assert small.version != said
+            said = small.version
+    finally:
+        code.code_sha256.cache_clear()
+    monkeypatch.setattr(torch, "__version__", "9.9")
+    assert scorer_module.torch_on(torch.device("cuda")).split() == ["torch", "9.9", "cuda"]
+
+
+def test_a_model_without_finite_scores_is_an_error(tmp_path):
+    student = _student("v1")
+    student.head.pool.output.bias.data.fill_(math.nan)
+    scorer = Scorer(student, "broken", "0" * 64)
+    with pytest.raises(UserError, match="broken gives no finite score"):
+        scorer.score(uneven(0.5), 16_000)

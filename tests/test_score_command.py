@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
 import os
+import resource
+import shutil
 import sys
 
 import numpy as np
@@ -18,7 +21,8 @@ from tests.tolerance import rounding
 from train.__main__ import main
 from train.models.student import Student, variant
 from train.score import Scorer, find_files
-from train.scoring.table import COLUMNS, LineTable
+from train.scoring import table as tables
+from train.scoring.table import COLUMNS, LineTable, open_table
 
 ENDINGS = [".csv", ".jsonl", ".parquet"]
 
@@ -234,3 +238,116 @@ def test_a_path_that_is_not_utf8_and_one_with_a_comma(scored, tmp_path):
     assert len(scored) == 1
     assert main(["score", odd, "--out", str(tmp_path / "s.parquet")]) == 0
     assert len(rows_in(tmp_path / "s.parquet")) == 1
+
+
+def remove_meanwhile(monkeypatch, act):
+    """Do something to the table once two files are scored."""
+    original = Scorer.score_files
+
+    def watched(self, paths, *options):
+        for number, score in enumerate(original(self, paths, *options)):
+            if number == 2:
+                act()
+            yield score
+
+    monkeypatch.setattr(Scorer, "score_files", watched)
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+@pytest.mark.parametrize("what", ["table", "folder", "replaced"])
+def test_a_table_removed_meanwhile_is_told_and_its_rows_are_kept(
+    scored, clips, tmp_path, monkeypatch, capsys, ending, what
+):
+    out = tmp_path / "results" / f"s{ending}"
+    out.parent.mkdir()
+    assert main(["score", str(clips / "a.wav"), "--out", str(out)]) == 0
+
+    def act():
+        if what == "folder":
+            shutil.rmtree(out.parent)
+            return
+        for path in out.parent.iterdir():  # a Parquet table's journal, too
+            path.unlink()
+        if what == "replaced":
+            out.write_text("another's")
+
+    remove_meanwhile(monkeypatch, act)
+    (clips / "e.wav").write_bytes((clips / "a.wav").read_bytes())
+    assert main(["score", str(clips), "--out", str(out)]) == 1
+    said = capsys.readouterr().err
+    assert f"{out}: was removed or replaced" in said
+    place = out
+    if what == "replaced":
+        assert out.read_text() == "another's"
+        (place,) = [path for path in out.parent.iterdir() if path != out]
+    assert str(place) in said
+    assert sorted(names(rows_in(place))) == ["a.wav", "b.flac", "c.ogg", "d.wav", "e.wav"]
+    assert {path.name for path in out.parent.iterdir()} == {out.name, place.name}
+
+
+def rows_for(path, number):
+    """A row of a file, without scoring it."""
+    row = dict.fromkeys(COLUMNS) | {"path": f"{path}/{number}.wav", "mos": 3.0, "rows": 1}
+    return [row | dict.fromkeys(tables.Settings._fields, "x")]
+
+
+def test_a_parquet_table_is_locked_until_it_is_written(tmp_path, monkeypatch):
+    out, refused = tmp_path / "s.parquet", []
+    original = tables.write_atomically
+
+    def watched(path, write):
+        with pytest.raises(ValueError, match="another run"):
+            open_table(out)
+        refused.append(path)
+        original(path, write)
+
+    monkeypatch.setattr(tables, "write_atomically", watched)
+    for number in range(3):
+        table = open_table(out)
+        table.append(rows_for(tmp_path, number))
+        assert table.close() == ""
+    assert len(refused) == len(rows_in(out)) == 3
+
+
+def test_a_journal_that_went_while_it_was_waited_for_is_not_written_to(tmp_path, monkeypatch):
+    out = tmp_path / "s.parquet"
+    first = open_table(out)
+    first.append(rows_for(tmp_path, 0))
+    original = tables.lock
+
+    def late(file, path):
+        monkeypatch.setattr(tables, "lock", original)
+        first.close()  # the second run has opened the journal that goes now
+        return original(file, path)
+
+    monkeypatch.setattr(tables, "lock", late)
+    second = open_table(out)
+    second.append(rows_for(tmp_path, 1))
+    second.close()
+    assert names(rows_in(out)) == ["0.wav", "1.wav"]
+
+
+def test_a_file_system_without_locks_is_warned_of(scored, clips, tmp_path, monkeypatch, capsys):
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("data_specs.io.files.fcntl.flock", no_locks)
+    out = tmp_path / "s.csv"
+    assert main(["score", str(clips), "--out", str(out)]) == 0
+    said = capsys.readouterr().err
+    assert f"warning: {out}" in said and "no locks" in said and "another run" not in said
+    assert len(rows_in(out)) == 4
+
+
+def test_a_file_that_cannot_grow_is_told_with_the_tables_path(scored, clips, tmp_path, capsys):
+    """A file may not be larger than a limit here: what a full disk or a quota answers is alike."""
+    out = tmp_path / "s.csv"
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300, limits[1]))
+    try:
+        assert main(["score", str(clips), "--out", str(out)]) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert f"{out}: File too large" in capsys.readouterr().err
+    assert main(["score", str(clips), "--out", str(out)]) == 0
+    assert len(rows_in(out)) == 4

@@ -581,6 +581,29 @@ def test_a_whole_dataset_gets_its_card_again(job: Job) -> None:
     assert front((job.out / card.CARD).read_text())["size_categories"] == ["n<1K"]
 
 
+@pytest.mark.parametrize("change", ["mine", "edited", "without its end"])
+def test_a_readme_that_is_not_the_card_stays(
+    job: Job, capsys: pytest.CaptureFixture[str], change: str
+) -> None:
+    make(job, 0, 1)
+    path = job.out / card.CARD
+    text = written_card(job)
+    assert written_card(job) == text  # its own is written again
+    make(job, 2, 3)
+    changed = {
+        "mine": "my notes\n",
+        "edited": text.replace("license: other", "license: mit"),
+        "without its end": text[: text.rindex("<!--")],
+    }[change]
+    assert changed != text
+    path.write_text(changed)
+    assert main(["card", str(job.out)]) == 1
+    assert path.read_text() == changed
+    assert str(path) in capsys.readouterr().err
+    path.unlink()
+    assert main(["card", str(job.out)]) == 0
+
+
 # --- summaries ------------------------------------------------------------------------------------
 
 

@@ -85,6 +85,32 @@ def verify(folder: Path, names: Iterable[str] | None = None) -> None:
             raise UserError(f"{folder / name}: missing or not what {CHECKSUMS} says: get it again")
 
 
+def verify_model(path: Path) -> None:
+    """Hold a model file of a bundle, and its description, to the bundle's checksums."""
+    verify(path.parent, TO_LOAD if path.name == WEIGHTS else (path.name,))
+
+
+def require_replaceable(folder: Path) -> None:
+    """``UserError`` unless a folder is not there, empty, or a bundle that nobody has changed."""
+    if not folder.exists() and not folder.is_symlink():
+        return
+    if not folder.is_dir():
+        raise UserError(f"{folder}: is no folder: give another --out")
+    names = {path.name for path in folder.iterdir()}
+    if not names:
+        return
+    path = folder / CHECKSUMS
+    sums = _parsed(path.read_bytes(), str(path)).files if path.is_file() else {}
+    strange = sorted(names - {CHECKSUMS, *sums}) if sums else sorted(names)
+    changed = [name for name, entry in sums.items() if not _is_whole(folder / name, entry)]
+    if strange or changed:
+        what = f"{strange[0]} is there" if strange else f"{changed[0]} was changed since"
+        raise UserError(
+            f"{folder}: not a bundle as `python -m train export` left it ({what}); it would be "
+            "lost: give another --out, or move it away"
+        )
+
+
 def _is_whole(path: Path, entry: Entry) -> bool:
     return path.is_file() and path.stat().st_size == entry.bytes and sha256_of(path) == entry.sha256
 
@@ -202,7 +228,7 @@ def _from_hub(place: Address) -> Path:
         from huggingface_hub import snapshot_download
     except ImportError:
         raise UserError(
-            f"{place.folder}: reading hf:// needs a package: pip install huggingface_hub"
+            f"{redacted(place.folder)}: reading hf:// needs a package: pip install huggingface_hub"
         ) from None
     folder = Path(_snapshot(snapshot_download, repository, revision, place.wanted))
     verify(folder, place.wanted)

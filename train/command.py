@@ -6,6 +6,8 @@ import argparse
 import shlex
 from collections.abc import Callable
 
+from data_specs.io.addresses import redacted
+
 
 def command_of(
     verb: str, args: argparse.Namespace, add: Callable[[argparse.ArgumentParser], None]
@@ -19,5 +21,7 @@ def command_of(
             continue
         parts.append(f"--{name.replace('_', '-')}")
         if value is not True:
-            parts += [str(one) for one in (value if isinstance(value, list) else [value])]
+            # What is shown is written into pages and results: no address with its credentials.
+            given = value if isinstance(value, list) else [value]
+            parts += [redacted(str(one)) for one in given]
     return shlex.join(parts)

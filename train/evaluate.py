@@ -192,12 +192,12 @@ def load_judges(names: Sequence[str], options: Options) -> tuple[list[Judge], li
         others = others_named(name)
         for family, outputs in others:
             try:
-                judges.append(OtherJudge(load_other(family, outputs, options)))
+                judges.append(OtherJudge(load_other(family, outputs, options), options.device))
             except NotAvailable as error:
                 missing.append(Unavailable(family, error.reason, error.command))
         if not others:
             try:
-                judges.append(_ours(name, options.device))
+                judges.append(OurJudge(load(name, options.device)))
             except UserError as error:
                 if name not in teacher_table().teachers and not name.startswith(MEAN):
                     raise
@@ -210,13 +210,6 @@ def load_judges(names: Sequence[str], options: Options) -> tuple[list[Judge], li
         raise UserError(f"none of the scorers can be had here: {said}")
     _require_once([output.name for judge in judges for output in judge.outputs])
     return judges, missing
-
-
-def _ours(name: str, device: str) -> OurJudge:
-    from train.experiment import parameters_of  # it imports this module
-
-    scorer = load(name, device)
-    return OurJudge(scorer, parameters_of(scorer))
 
 
 def _require_once(models: Sequence[str]) -> None:

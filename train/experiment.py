@@ -23,7 +23,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from markupsafe import Markup
-from torch import nn
 
 from data_specs.io.addresses import path_here
 from data_specs.io.errors import UserError
@@ -276,31 +275,8 @@ def models_of(runs: Sequence[Run], pruned: Sequence[PrunedModel], teacher: Score
         found.append(Model(run.name, run.variant, run.kind, parameters, sha256))
     for one in pruned:
         found.append(Model(one.name, None, one.series, one.parameters, one.weights_sha256))
-    own = Model(teacher.name, None, "teacher", parameters_of(teacher), teacher.weights_sha256)
+    own = Model(teacher.name, None, "teacher", teacher.parameters, teacher.weights_sha256)
     return [*found, own]
-
-
-COPIES = ("_engine", "int8")
-"""Of a scorer: the same network again, as it is run."""
-
-
-def parameters_of(scorer: Scorer) -> int | None:
-    """Parameters of a loaded model; None where it is no PyTorch network (DNSMOS)."""
-    networks = list(_networks(scorer))
-    return sum(p.numel() for one in networks for p in one.parameters()) if networks else None
-
-
-def _networks(part: object) -> Iterator[nn.Module]:
-    """The networks of a scorer: its own, its teacher's, that one's front end and head."""
-    if isinstance(part, nn.Module):
-        yield part
-    elif isinstance(part, tuple):  # the teachers of a mean
-        for one in part:
-            yield from _networks(one)
-    elif type(part).__module__.startswith("train."):
-        for name, value in vars(part).items():
-            if name not in COPIES:
-                yield from _networks(value)
 
 
 def score_all(

@@ -10,14 +10,18 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from data_specs.io.addresses import path_here
 from data_specs.io.errors import UserError
-from data_specs.io.files import sha256_of, write_text
-from data_specs.io.parse import json_object
+from data_specs.io.files import LOCK_FILE, only_writer, replace_folder, sha256_of, write_text
 from train import bundle
 from train.command import command_of
 from train.exporting import page
@@ -28,8 +32,9 @@ from train.exporting.onnx_file import require_packages, write_onnx
 from train.exporting.parity import Parity, as_json, as_markdown, compare
 from train.files import version, write_weights
 from train.models.student import Student
+from train.models.tensors import read_about, write_about
 from train.onnx_scorer import Facts
-from train.pruning.storage import is_pruned, read_about
+from train.pruning import storage
 from train.score import Scorer, load
 from train.scoring.int8 import INT8_FILE
 
@@ -51,20 +56,27 @@ def open_source(model: str) -> Source:
     scorer = load(model)
     student = getattr(scorer, "network", None)
     if not isinstance(student, Student):
-        raise UserError(f"{model}: only students are exported, not teachers or exported files")
+        raise UserError(
+            f"{scorer.name}: only students are exported, not teachers or exported files"
+        )
     about = {**_described(Path(model)), "config": student.config.model_dump(mode="json")}
-    name = model if model == "v7" else Path(model).resolve().name
+    name = model if model == "v7" else _last_part(scorer.name)
     made_from = about.get("made_from", {"model": name, "weights_sha256": scorer.weights_sha256})
     about |= {"made_from": made_from, "version": version()}
     return Source(scorer, student, about)
 
 
+def _last_part(name: str) -> str:
+    """Of a path or of an address, whose credentials ``load`` has taken out."""
+    return name.rstrip("/").rpartition("/")[2] if "://" in name else Path(name).resolve().name
+
+
 def _described(path: Path) -> dict[str, Any]:
     """What stands beside the weights of a run folder or model file, if anything."""
-    if is_pruned(path):
-        return dict(read_about(path))
+    if storage.is_pruned(path):
+        return storage.read_about(path)
     file = path / bundle.DESCRIPTION if path.is_dir() else path.with_suffix(".json")
-    return json_object(file.read_bytes(), file) if file.is_file() else {}
+    return read_about(file) if file.is_file() else {}
 
 
 def write_model(source: Source, out: Path) -> str:
@@ -72,8 +84,7 @@ def write_model(source: Source, out: Path) -> str:
     weights = out / bundle.WEIGHTS
     write_weights(weights, source.student.state_dict())
     sha256 = sha256_of(weights)
-    about = source.about | {"weights_sha256": sha256}
-    write_text(out / bundle.DESCRIPTION, json.dumps(about, indent=1) + "\n")
+    write_about(out / bundle.DESCRIPTION, source.about | {"weights_sha256": sha256})
     return sha256
 
 
@@ -101,6 +112,9 @@ def write_parity(
     if not args.parity:
         return {}
     waves = read_clips(args.parity, args.parity_clips)
+    if not torch.cpu._is_vnni_supported() and out / INT8_FILE in files:
+        print(f"{INT8_FILE} is not compared: this CPU has no VNNI, which it needs")
+        files = [path for path in files if path.name != INT8_FILE]
     found = compare(source.scorer, files, waves)
     write_text(out / bundle.PARITY, json.dumps(as_json(found, args.parity.name), indent=1) + "\n")
     write_text(out / bundle.PARITY_TEXT, as_markdown(found))
@@ -146,17 +160,55 @@ def run(args: argparse.Namespace) -> int:
     _check(args)
     runtime = page.read_runtime(args.onnxruntime_web) if args.web else None
     source = open_source(args.model)
-    args.out.mkdir(parents=True, exist_ok=True)
-    _remove_old(args.out)
-    files = write_networks(source, args.out, write_model(source, args.out), args)
-    parity = write_parity(source, args.out, files, args)
-    write_card(source, args.out, parity, args.evaluation)
-    bundle.write_checksums(args.out)
+    with _bundle_for(args.out) as made:
+        files = write_networks(source, made, write_model(source, made), args)
+        parity = write_parity(source, made, files, args)
+        write_card(source, made, parity, args.evaluation)
+        bundle.write_checksums(made)
     print(f"bundle: {args.out} ({command_of('export', args, add_arguments)})")
     if runtime:
-        made = page.write_page(args.web, files[1 if args.web_int8 else 0], runtime)
-        print(f"page: {made} ({made.stat().st_size / 1e6:.1f} MB; open it in a browser)")
+        name = files[1 if args.web_int8 else 0].name
+        page_file = page.write_page(args.web, args.out / name, runtime)
+        size = page_file.stat().st_size / 1e6
+        print(f"page: {page_file} ({size:.1f} MB; open it in a browser)")
     return 0
+
+
+@contextmanager
+def _bundle_for(out: Path) -> Iterator[Path]:
+    """A new folder beside ``out`` to fill, which then takes its place whole.
+
+    One export at a time: the folder around it, ``.NAME.export``, is locked. ``UserError`` where
+    ``out`` is something else than a bundle as it was exported.
+    """
+    out = out.resolve()
+    bundle.require_replaceable(out)
+    work = out.with_name(f".{out.name}.export")
+    with only_writer(work):
+        if not out.exists() and (old := work / f"{out.name}.old").is_dir():  # see replace_folder
+            old.rename(out)
+        for left in work.iterdir():  # of an export that was killed
+            if left.name != LOCK_FILE:
+                shutil.rmtree(left)
+        made = work / out.name
+        try:
+            made.mkdir()
+            yield made
+            bundle.require_replaceable(out)
+            _take_place(made, out)
+        finally:
+            shutil.rmtree(work)
+
+
+def _take_place(made: Path, out: Path) -> None:
+    try:
+        replace_folder(made, out)
+    except OSError as error:
+        if not out.is_mount():
+            raise
+        raise UserError(
+            f"{out}: cannot be replaced whole ({error.strerror}): give a folder in it as --out"
+        ) from error
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -170,9 +222,6 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError("--web-int8 needs --web and --int8")
     if args.out.exists() and args.out.resolve() == Path(args.model).resolve():
         raise UserError(f"{args.out}: is the model itself: give another --out")
-
-
-def _remove_old(out: Path) -> None:
-    """Files of an export before this one: a bundle never mixes two."""
-    for name in (bundle.CHECKSUMS, *bundle.FILES):
-        (out / name).unlink(missing_ok=True)
+    bundle.require_replaceable(args.out)
+    if args.web:
+        page.require_own(args.web)

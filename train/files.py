@@ -17,6 +17,7 @@ from torch import Tensor
 from data_specs.io.errors import UserError
 from data_specs.io.files import write_atomically
 from data_specs.io.names import cell, plain
+from train.models import tensors
 
 DISTRIBUTION = "distill-mos-factory"
 
@@ -55,15 +56,31 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read what ``save_checkpoint`` wrote; ``ValueError`` naming the file if it is damaged."""
-    if not zipfile.is_zipfile(path):  # what torch.save writes; a truncated one is none
-        raise UserError(f"{path}: not a checkpoint, or truncated; delete it to start again")
+    """Read what ``save_checkpoint`` wrote; ``UserError`` naming the file if it is damaged.
+
+    Every member is held to the checksum that ``torch.save`` gave it (``torch.load`` does not look),
+    and none is packed: what is read is no larger than the file.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    tensors.require_room(path, path.stat().st_size)
     try:
-        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # of a damaged file, torch raises whatever comes
+        with zipfile.ZipFile(path) as archive:
+            packed = any(one.compress_type != zipfile.ZIP_STORED for one in archive.infolist())
+            damaged = None if packed else archive.testzip()
+        if packed or damaged:
+            raise zipfile.BadZipFile("packed" if packed else f"checksum of {damaged}")
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except zipfile.BadZipFile as error:
+        raise UserError(
+            f"{path}: not a checkpoint, or truncated or damaged ({error}); delete it to start again"
+        ) from error
+    except MemoryError as error:
+        raise UserError(f"{path}: does not fit into memory") from error
+    except Exception as error:  # strangers' pickles end in errors of any kind
         raise UserError(f"{path}: not a readable checkpoint: {error}") from error
     if not isinstance(content, dict):
-        raise UserError(f"{path}: not a checkpoint of this project")
+        raise UserError(f"{path}: not a checkpoint: it holds a {type(content).__name__}")
     return content
 
 

@@ -41,6 +41,7 @@ from train.loading import loader
 from train.metrics import agreement
 from train.models.memory import keep_freed_memory
 from train.models.student import Student, StudentConfig, count, variant
+from train.models.tensors import write_about
 from train.order import Order
 from train.parallel import (
     STOP_EVERY,
@@ -381,7 +382,7 @@ def export(out: Path, config: FitConfig, info: DatasetInfo) -> None:
         "weights_sha256": sha256_of(path),
         "version": version(),
     }
-    write_text(out / "model.json", json.dumps(about, indent=2) + "\n")
+    write_about(out / "model.json", about)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -14,15 +14,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import get_args
 
-import safetensors
-import safetensors.torch
 import torch
-from torch import Tensor
 
-from data_specs.io.addresses import path_here
+from data_specs.io.addresses import path_here, redacted
 from data_specs.io.errors import UserError
 from data_specs.io.files import sha256_of
-from data_specs.io.parse import json_object
 from data_specs.io.progress import progress_bar
 from data_specs.sample import CROP_SAMPLES, SAMPLE_RATE
 from data_specs.teacher import MEAN, teacher_table
@@ -30,9 +26,11 @@ from train.files import load_checkpoint
 from train.models.head_teacher import HEAD_JSON
 from train.models.memory import keep_freed_memory
 from train.models.precision import PRECISIONS
-from train.models.student import Student, load_v7, student_of, v7_weights_path
+from train.models.student import Student, load_v7, read_student, student_of, v7_weights_path
 from train.models.teacher import load_teacher
-from train.pruning.storage import SPARSE_FILE, is_pruned, load_pruned, read_about
+from train.models.tensors import read_about
+from train.pruning import storage
+from train.pruning.storage import SPARSE_FILE, is_pruned, load_student, parameters_left
 from train.scoring.files import AUDIO_ENDINGS, find_files
 from train.scoring.int8 import EXPORT, INT8_FILE, read_int8
 from train.scoring.result import Score, Window
@@ -96,7 +94,8 @@ def load(model: str | Path, device: str = "cpu", precision: str = "fp32") -> Sco
     if str(model) == "v7":
         return Scorer(load_v7(), "v7", sha256_of(v7_weights_path()), device, precision)
     if "://" in str(model):
-        return _load_path(_fetched(str(model)), str(model), device, precision)
+        # The address may carry credentials, and names go into tables, cards and files of models.
+        return _load_path(_fetched(str(model)), redacted(str(model)), device, precision)
     return _load_path(Path(model), str(model), device, precision)
 
 
@@ -105,11 +104,15 @@ def _load_int8(model: str, device: str) -> Scorer:
     folder = _fetched(model, int8=True) if "://" in model else Path(model)
     if device != "cpu":
         raise UserError(f"precision int8 is for CPUs; on {device} take auto")
+    name = redacted(model)
     if model == "v7" or not folder.is_dir():
-        raise UserError(f"precision int8: {model} is no bundle's folder: make one: {EXPORT}")
-    student = student_in(_load_path(folder, model, device, "fp32"))
+        raise UserError(f"precision int8: {name} is no bundle's folder: make one: {EXPORT}")
+    scorer = _load_path(folder, name, device, "fp32")
+    student = student_in(scorer)
+    _hold_to_checksums(folder / INT8_FILE)
     int8 = read_int8(folder, student, sha256_of(_model_in(folder)))
-    return Scorer(student, model, sha256_of(folder / INT8_FILE), device, "auto", int8)
+    sha256 = sha256_of(folder / INT8_FILE)
+    return Scorer(student, name, sha256, device, "auto", int8, scorer.parameters)
 
 
 def _fetched(address: str, int8: bool = False) -> Path:
@@ -127,12 +130,13 @@ def _load_path(path: Path, name: str, device: str, precision: str) -> Scorer:
         path = _model_in(path)
     if not path.is_file():
         raise UserError(f"{path}: no such model; give v7, a run folder, a model file or a teacher")
+    _hold_to_checksums(path)
     if path.suffix == ".onnx":
         from train.onnx_scorer import OnnxScorer  # only who gives such a file needs onnxruntime
 
         return OnnxScorer(path)
-    config, weights = _from_tensors(path) if path.suffix == ".safetensors" else _from_pt(path)
-    return Scorer(student_of(path, config, weights), name, sha256_of(path), device, precision)
+    student, parameters = _student_in(path)
+    return Scorer(student, name, sha256_of(path), device, precision, parameters=parameters)
 
 
 def student_in(scorer: Scorer) -> Student:
@@ -144,7 +148,7 @@ def student_in(scorer: Scorer) -> Student:
 
 
 def _is_pruned_teacher(folder: Path) -> bool:
-    return is_pruned(folder) and read_about(folder).get("kind") == "teacher"
+    return is_pruned(folder) and storage.read_about(folder).get("kind") == "teacher"
 
 
 def _model_in(folder: Path) -> Path:
@@ -154,25 +158,26 @@ def _model_in(folder: Path) -> Path:
     raise UserError(f"{folder}: holds no model.safetensors or best.pt: train it first")
 
 
-def _from_tensors(path: Path) -> tuple[object, dict[str, Tensor]]:
+def _hold_to_checksums(path: Path) -> None:
+    """A bundle's file is what the bundle's checksums say; other files have none beside them."""
+    if (path.parent / "checksums.json").is_file():
+        from train.bundle import verify_model  # only who has a bundle needs it
+
+        verify_model(path)
+
+
+def _student_in(path: Path) -> tuple[Student, int | None]:
+    """The student in a model file; of a pruned one also how many parameters are left."""
     if path.name == SPARSE_FILE:
-        weights, described = load_pruned(path.parent)
-        return described.get("config"), weights
-    about = path.with_suffix(".json")
-    if not about.is_file():
-        raise UserError(f"{about} is missing: it says what student {path.name} is")
-    described = json_object(about.read_bytes(), about)
-    try:
-        return described.get("config"), safetensors.torch.load_file(path)
-    except safetensors.SafetensorError as error:
-        raise UserError(f"{path} is damaged: {error}") from error
-
-
-def _from_pt(path: Path) -> tuple[object, dict[str, Tensor]]:
+        student, _ = load_student(path.parent)
+        return student, parameters_left(path.parent, student)
+    if path.suffix == ".safetensors":
+        return read_student(path, read_about(path.with_suffix(".json"))), None
     content = load_checkpoint(path)
-    if "weights" in content:
-        return content.get("student_config"), content["weights"]
-    raise UserError(f"{path}: holds no model; give the run's best.pt or its folder")
+    weights = content.get("weights")
+    if not isinstance(weights, dict):
+        raise UserError(f"{path}: holds no model; give the run's best.pt or its folder")
+    return student_of(path, content.get("student_config"), weights), None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -234,13 +239,17 @@ def run(args: argparse.Namespace) -> int:
         todo = [path for path in files if not table.is_done(path, settings, stamps[path])]
         errors = _score_into(table, scorer, settings, {path: stamps[path] for path in todo}, args)
     finally:
-        table.close()
-    return _tell(len(files) - len(todo), len(todo) - len(errors), errors, args.out)
+        lost = table.close()
+        if lost:
+            print(f"warning: {lost}", file=sys.stderr)
+    status = _tell(len(files) - len(todo), len(todo) - len(errors), errors, args.out)
+    return max(status, SOME_FAILED) if lost else status
 
 
 def _settings(scorer: Scorer, args: argparse.Namespace) -> Settings:
     return Settings(
         scorer.weights_sha256,
+        scorer.version,
         scorer.precision,
         args.mode,
         args.short,

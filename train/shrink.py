@@ -37,6 +37,7 @@ from train.metrics import Agreement, agreement
 from train.models.front_end import XlsrFrontEnd
 from train.models.head_teacher import HeadTeacher, XlsrFromMemory, describe, weights_of
 from train.models.student import Student, macs_of
+from train.models.tensors import write_about
 from train.presets import make_config
 from train.pruning.masks import Masks
 from train.pruning.storage import ABOUT_FILE, DENSE_FILE, SPARSE_FILE, save_pruned
@@ -316,7 +317,7 @@ def write_student(shrinking: Shrinking, out: Path, tuned: Mapping[str, Any]) -> 
         "weights_sha256": sha256_of(path),
         "version": version(),
     }
-    write_text(out / ABOUT_FILE, json.dumps(about, indent=2) + "\n")
+    write_about(out / ABOUT_FILE, about)
 
 
 def _run_student(source: Scorer, args: argparse.Namespace) -> int:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from data_specs.io.addresses import shown
 from data_specs.io.errors import UserError
 from data_specs.rated import RatedClip, read_rated
 from data_specs.strict import digest, unknown
@@ -105,13 +106,13 @@ def open_sources(
         held_info = read_dataset_info(validation)
         if held_info.teacher != info.teacher:
             raise UserError(
-                f"{validation}: labelled by {held_info.teacher!r}, but {shards} by "
+                f"{shown(validation)}: labelled by {held_info.teacher!r}, but {shown(shards)} by "
                 f"{info.teacher!r}: label both with one teacher"
             )
         return Sources(info, found, list_shards(validation), clips, held_info.recipe_hash)
     if len(found) < 2:
         raise UserError(
-            f"{shards}: holds one shard; holding one out for validation needs two: "
+            f"{shown(shards)}: holds one shard; holding one out for validation needs two: "
             "make more shards or give --validation"
         )
     held = max(1, round(len(found) * HOLD_OUT))

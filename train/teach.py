@@ -53,6 +53,7 @@ from train.models.front_end import load_front_end
 from train.models.head import HeadConfig, build_head
 from train.models.memory import keep_freed_memory
 from train.models.student import mos_of
+from train.models.tensors import write_about
 from train.run_log import Meter, RunLog
 from train.stopping import INTERRUPTED, stop_signals
 
@@ -569,7 +570,7 @@ def export(trainer: HeadTrainer, data: RatedFrames, out: Path) -> None:
         "weights_sha256": sha256_of(path),
         "version": version(),
     }
-    write_text(out / "head.json", json.dumps(about, indent=2, allow_nan=False) + "\n")
+    write_about(out / "head.json", about)
 
 
 def results(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import hashlib
@@ -9,6 +10,7 @@ import json
 import os
 import re
 import secrets
+import shutil
 import socket
 import sys
 import time
@@ -44,6 +46,9 @@ TEMPORARY = re.compile(r"^(\..+)\.(\d+)(?:\.[0-9a-f]{8})?\.tmp$")
 
 ABANDONED_S = 86_400.0
 """A temporary file of another machine, or of an older version, that is so old is nobody's."""
+
+AT_WORKING_FOLDER, EXCHANGE = -100, 2
+"""Of Linux: AT_FDCWD and RENAME_EXCHANGE."""
 
 
 def here() -> str:
@@ -147,6 +152,44 @@ def _umask() -> int:
         if line.startswith("Umask:"):
             return int(line.split()[1], 8)
     return 0o022
+
+
+def replace_folder(made: Path, folder: Path) -> None:
+    """Put ``made`` in the place of ``folder``, beside it, in one step; what was there is removed.
+
+    Whenever it is interrupted there is the old folder or the new one under the name. Where the
+    file system cannot exchange two names, the old one is away for a moment, as ``made`` + ".old".
+    """
+    for path in made.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                _sync(file.fileno(), path)
+    sync_folder(made)
+    old = made
+    try:
+        if folder.exists():
+            _exchange(made, folder)
+        else:
+            made.rename(folder)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+            raise
+        old = made.with_name(made.name + ".old")
+        folder.rename(old)
+        made.rename(folder)
+    sync_folder(folder.parent)
+    if old.exists():
+        shutil.rmtree(old)
+
+
+def _exchange(one: Path, other: Path) -> None:
+    """Let two names on one file system change places, at once (``renameat2``)."""
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if rename is None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS), str(other))
+    names = (AT_WORKING_FOLDER, os.fsencode(one), AT_WORKING_FOLDER, os.fsencode(other))
+    if rename(*names, EXCHANGE):
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(other))
 
 
 def sync_folder(folder: Path) -> None:

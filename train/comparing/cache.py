@@ -1,9 +1,9 @@
 """Scores that were made before, so that another run scores only what is new.
 
 ``cache.jsonl`` in the results' folder has a line a clip, written as soon as it is scored: whose
-weights, what version of the code around them, how short clips were filled, the hash of the clip's
-bytes, and the scores. A name or a path is no part of it, so renamed models and moved clips count as
-known. A line that a crash cut is left out.
+weights, by what code, packages, precision and device (``version``), how short clips were filled,
+the hash of the clip's bytes, and the scores. A name or a path is no part of it, so renamed models
+and moved clips count as known. A line that a crash cut is left out.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import IO, Any
 
 Key = tuple[str, str, str, str]
-"""SHA-256 of the weights, version of the code, way with short clips, SHA-256 of the clip."""
+"""SHA-256 of the weights, ``Judge.version``, way with short clips, SHA-256 of the clip."""
 
 FIELDS = ("weights", "version", "short", "clip")
 

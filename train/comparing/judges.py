@@ -6,6 +6,7 @@ the tables. Clips that were scored before come out of the cache.
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+import torch
 
 from data_specs.io.errors import UserError
 from data_specs.io.progress import progress_bar
@@ -22,8 +24,9 @@ from train.audio import Wave, read_mono
 from train.comparing.cache import Key, ScoreCache
 from train.comparing.others import Other, Output
 from train.comparing.rows import OWN_SHORT, SHARDS_SHORT, ClipScore, Failure
-from train.files import version
 from train.score import WINDOWS_A_BATCH, Scorer, Short
+from train.scoring.code import made_with
+from train.scoring.scorer import torch_on
 from train.shards import list_shards
 from train.stream import PCM_SCALE, ShardSamples
 from train.tars import Span, read_pcm, read_record
@@ -69,11 +72,11 @@ class Judge(Protocol):
 class OurJudge:
     """A scorer of ``train.score``: v7, a run, a model file, a teacher."""
 
-    def __init__(self, scorer: Scorer, parameters: int | None = None) -> None:
+    def __init__(self, scorer: Scorer) -> None:
         self.scorer = scorer
         self.name, self.weights_sha256 = scorer.name, scorer.weights_sha256
-        self.version = f"distill-mos-factory {version()}"
-        self.parameters = parameters
+        self.version = f"distill-mos-factory {scorer.version} {scorer.precision}"
+        self.parameters = scorer.parameters
 
     @property
     def outputs(self) -> tuple[Output, ...]:
@@ -95,16 +98,19 @@ class OurJudge:
         return [self._heard(mos) for mos in self.scorer.score_windows(waves)]
 
     def _heard(self, mos: float | None, error: str = "") -> Heard:
+        if mos is not None and not math.isfinite(mos):
+            mos, error = None, f"{self.name} gives no finite score ({mos})"
         return Heard(None, error) if mos is None else Heard({self.name: mos})
 
 
 class OtherJudge:
     """A scorer of other people."""
 
-    def __init__(self, other: Other) -> None:
+    def __init__(self, other: Other, device: str = "cpu") -> None:
         self.other = other
         self.name, self.weights_sha256 = other.name, other.weights_sha256
-        self.version, self.parameters = other.version, other.parameters
+        self.parameters = other.parameters
+        self.version = f"{other.version}, {made_with(torch_on(torch.device(device)))}"
 
     @property
     def outputs(self) -> tuple[Output, ...]:

@@ -24,6 +24,8 @@ SCRIPT, WASM = "ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm"
 
 HOW_TO_GET = "npm install onnxruntime-web, then --onnxruntime-web node_modules/onnxruntime-web/dist"
 PAGE = "index.html"
+MADE_BY = b'<meta name="generator" content="distill-mos-factory">'
+"""In every page that is written here."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,13 @@ def read_runtime(dist: Path | None) -> Runtime:
     script, wasm = ((dist / name).read_bytes() for name in (SCRIPT, WASM))
     worker = as_worker_script(script.decode("utf-8")).encode("utf-8")
     return Runtime(str(version), packed(worker), packed(wasm))
+
+
+def require_own(folder: Path) -> None:
+    """``UserError`` where writing the page would overwrite another one."""
+    path = folder / PAGE
+    if path.is_file() and MADE_BY not in path.read_bytes():
+        raise UserError(f"{path}: is another page; it would be lost: give another --web")
 
 
 def write_page(folder: Path, model: Path, runtime: Runtime) -> Path:

@@ -61,6 +61,7 @@ class MfccFrontEnd:
     """
 
     name = "mfcc"
+    parameter_count = 0
     channels = 40
     tokens = TEACHER_TOKENS
 
@@ -104,6 +105,7 @@ class XlsrFrontEnd:
         self.weights_sha256 = digest([sha256, list(layers)])
         self.channels = int(encoder.feature_projection.projection.out_features)
         self.encoder = encoder.to(self.device)
+        self.parameter_count = sum(p.numel() for p in encoder.parameters())
 
     @torch.inference_mode()
     def frames(self, waves_BT: Tensor) -> Tensor:
@@ -137,6 +139,7 @@ class StudentFrontEnd:
         self._network = load_v7().to(self.device, self.dtype)
         self._network.convolutions.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.channels = self._network.config.features
+        self.parameter_count = sum(p.numel() for p in self._network.parameters())
 
     @torch.inference_mode()
     def frames(self, waves_BT: Tensor) -> Tensor:

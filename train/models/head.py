@@ -247,7 +247,7 @@ class FusionHead(TransformerHead):
         return super().forward(self.mix(torch.stack(normed, dim=-1)).squeeze(-1))
 
 
-Positive = Annotated[int, Field(ge=1)]
+Positive = Annotated[int, Field(ge=1, le=1 << 16)]
 
 
 class HeadConfig(BaseModel):
@@ -257,9 +257,9 @@ class HeadConfig(BaseModel):
 
     features: Positive
     tokens: Positive = TEACHER_TOKENS
-    dim: Annotated[int, Field(ge=2, multiple_of=2)] = 32
+    dim: Annotated[int, Field(ge=2, le=1 << 16, multiple_of=2)] = 32
     heads: Positive = 4
-    layers: Positive = 4
+    layers: Annotated[int, Field(ge=1, le=256)] = 4
     feedforward: Positive | None = None
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
 

@@ -8,16 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors
-import safetensors.torch
 import torch
 from pydantic import ValidationError
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from data_specs.io.errors import UserError
 from data_specs.io.files import sha256_of
-from data_specs.io.parse import json_object
 from data_specs.strict import digest
 from data_specs.teacher import PublishedHead
 from train.models import weights
@@ -33,7 +30,8 @@ from train.models.head import (
     head_state,
 )
 from train.models.precision import resolve_precision
-from train.models.student import mos_of
+from train.models.student import MOST_LAYERS, mos_of
+from train.models.tensors import read_about, read_weights, require_finite
 from train.models.xlsr import Encoder, config_from, encoder_of
 
 PUBLISHED_FOLDER = "models/sqa-v2"
@@ -66,6 +64,8 @@ class HeadTeacher:
         self.device = front_end.device
         self.head = head.to(self.device).eval().requires_grad_(False)
         self.calibration = calibration
+        own = sum(parameter.numel() for parameter in self.head.parameters())
+        self.parameter_count = getattr(front_end, "parameter_count", 0) + own
         self.weights_sha256 = _sha256(front_end.weights_sha256, head_sha256, calibration)
 
     def score(self, waves_BT: Waves) -> tuple[Floats, Floats | None]:
@@ -225,11 +225,8 @@ def _read_head(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     for name in (HEAD_JSON, HEAD_WEIGHTS):
         if not (folder / name).is_file():
             raise UserError(f"{folder}: no {name}: not the folder of a trained head")
-    about = json_object((folder / HEAD_JSON).read_bytes(), folder / HEAD_JSON)
-    try:
-        return about, safetensors.torch.load_file(folder / HEAD_WEIGHTS)
-    except safetensors.SafetensorError as error:
-        raise UserError(f"{folder / HEAD_WEIGHTS}: damaged: {error}") from error
+    about = read_about(folder / HEAD_JSON)
+    return about, read_weights(folder / HEAD_WEIGHTS, about)
 
 
 # --- whose encoder was pruned ---------------------------------------------------------------------
@@ -245,6 +242,7 @@ class XlsrFromMemory(XlsrFrontEnd):
         self.name = name
         self.device = torch.device(device)
         self.encoder = encoder.to(self.device)
+        self.parameter_count = sum(p.numel() for p in encoder.parameters())
         projection = encoder.feature_projection.projection
         self.dtype, self.channels = projection.weight.dtype, int(projection.out_features)
         self.weights_sha256 = digest([sha256, list(encoder.layers)])  # as ``identify_pruned``
@@ -290,12 +288,14 @@ def load_pruned_teacher(
 
     ``ValueError`` naming what is missing or damaged.
     """
-    from train.pruning.storage import ABOUT_FILE, load_pruned
+    from train.pruning.storage import ABOUT_FILE, load_pruned, parameters_left
 
     dtype = resolve_precision(precision, torch.device(device))
     state, about = load_pruned(folder)
+    require_finite(folder, state)
     sha256 = about["weights_sha256"]
     try:
+        _require_few(about["layers"])
         config = config_from(about["encoder"], folder / ABOUT_FILE)
         encoder = encoder_of(config, about["layers"], _under(ENCODER, state), dtype)
         head = _head_for(HeadConfig.model_validate(about["head"]), _under(HEAD, state))
@@ -304,7 +304,16 @@ def load_pruned_teacher(
     except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
         raise UserError(f"{folder / ABOUT_FILE}: does not describe a teacher: {error}") from error
     front_end = XlsrFromMemory(_known_as(name), encoder, sha256, device)
-    return HeadTeacher(_known_as(name), front_end, head.eval(), sha256, calibration)
+    teacher = HeadTeacher(_known_as(name), front_end, head.eval(), sha256, calibration)
+    network = nn.ModuleList([encoder, head])
+    teacher.parameter_count = parameters_left(folder, network)
+    return teacher
+
+
+def _require_few(layers: list[int]) -> None:
+    """Building even an empty network of a million layers takes all memory."""
+    if not 0 < len(layers) <= 2 or max(layers) > MOST_LAYERS:
+        raise UserError(f"layers {layers}: one or two of at most {MOST_LAYERS}")
 
 
 def identify_pruned(name: str, folder: Path) -> Identity:

@@ -32,12 +32,25 @@ from train.models.features import (
     peak_normalise,
 )
 from train.models.head import Slim, TransformerHead, head_state
+from train.models.tensors import (
+    read_weights,
+    require_finite,
+    require_room,
+    require_shapes,
+    shapes_of,
+)
 
 KERNEL = 3
 LEAK = 0.1
 """Negative slope of the LeakyReLU (published code)."""
 
-Positive = Annotated[int, Field(ge=1)]
+Positive = Annotated[int, Field(ge=1, le=1 << 16)]
+"""A dimension: no network of this kind comes near the limit."""
+
+MOST_LAYERS = 256
+
+Layerwise = Annotated[tuple[Positive, ...], Field(max_length=MOST_LAYERS)]
+"""A dimension of every layer of the head."""
 
 OF_SHRUNK_ONES = ("head_dim", "norm_width", "pool")
 """Fields that only a student has which parts were removed from."""
@@ -55,12 +68,12 @@ class StudentConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    channels: Annotated[tuple[Positive, ...], Field(min_length=1)]
+    channels: Annotated[tuple[Positive, ...], Field(min_length=1, max_length=MOST_LAYERS)]
     strides: tuple[tuple[Positive, Positive], ...]
-    dim: Annotated[int, Field(ge=2, multiple_of=2)]
-    heads: Positive | tuple[Positive, ...]
-    layers: Positive
-    feedforward: Positive | tuple[Positive, ...] | None = None
+    dim: Annotated[int, Field(ge=2, le=1 << 16, multiple_of=2)]
+    heads: Positive | Layerwise
+    layers: Annotated[int, Field(ge=1, le=MOST_LAYERS)]
+    feedforward: Positive | Layerwise | None = None
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     head_dim: Positive | None = None
     norm_width: Positive | None = None
@@ -342,14 +355,41 @@ def load_v7() -> Student:
 def student_of(where: Path, config: object, weights: Mapping[str, Tensor]) -> Student:
     """A student of a configuration as files have it, with these weights, in eval mode.
 
-    ``ValueError`` naming ``where`` they come from if they do not fit.
+    ``UserError`` naming ``where`` they come from if they do not fit or are not finite numbers, or
+    if the student is larger than this machine; nothing is made before that is known.
     """
-    try:
-        student = Student(StudentConfig.model_validate(config))
-        student.load_state_dict(weights)
-    except (ValidationError, RuntimeError) as error:
-        raise UserError(f"{where}: does not fit a student: {error}") from error
+    shape = _checked_config(where, config)
+    if not all(isinstance(tensor, Tensor) for tensor in weights.values()):
+        raise UserError(f"{where}: does not fit a student: not all of its weights are tensors")
+    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    require_shapes(where, found, _shapes(shape))
+    require_finite(where, weights)
+    student = Student(shape)
+    student.load_state_dict(weights)
     return student.eval()
+
+
+def read_student(path: Path, about: Mapping[str, Any]) -> Student:
+    """The student in a safetensors file that ``about`` describes. Errors as ``student_of``."""
+    shape = _checked_config(path, about.get("config"))
+    return student_of(path, shape, read_weights(path, about, _shapes(shape)))
+
+
+def _checked_config(where: Path, config: object) -> StudentConfig:
+    """A configuration whose network this machine can hold: weights, and the largest maps."""
+    try:
+        shape = StudentConfig.model_validate(config)
+    except ValidationError as error:
+        raise UserError(f"{where}: does not fit a student: {error}") from error
+    sizes = zip(shape.channels, shape.grids(), strict=True)
+    maps = max(channels * bins * steps for channels, (bins, steps) in sizes)
+    require_room(where, 4 * (count(shape)[0] + 2 * maps))
+    return shape
+
+
+def _shapes(config: StudentConfig) -> dict[str, tuple[int, ...]]:
+    with torch.device("meta"):
+        return shapes_of(Student(config))
 
 
 def _student_state(published: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -91,6 +91,7 @@ class StudentTeacher:
         self.dtype = resolve_precision(precision, self.device)
         self._network = network.to(self.device, self.dtype)
         self._network.convolutions.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.parameter_count = sum(p.numel() for p in network.parameters())
         self._chunk = 1 if self.device.type == "cpu" else 16
 
     @torch.inference_mode()
@@ -126,6 +127,9 @@ class MeanTeacher:
         self.teachers = tuple(teachers)
         mean = _mean_of(teachers)
         self.name, self.weights_sha256 = mean.name, mean.weights_sha256
+        counts = [getattr(teacher, "parameter_count", None) for teacher in teachers]
+        known = [count for count in counts if count is not None]
+        self.parameter_count = sum(known) if len(known) == len(counts) else None
 
     def score(self, waves_BT: Waves) -> tuple[Floats, Floats | None]:
         """See ``Teacher.score``."""
@@ -214,7 +218,10 @@ def _load_whole(folder: Path, device: str, precision: str) -> Teacher:
     if storage.read_about(folder).get("kind") == "teacher":
         return load_pruned_teacher(folder.name, folder, device, precision)
     student, sha256 = storage.load_student(folder)
-    return StudentTeacher(folder.name, student, sha256, device, precision)
+    teacher = StudentTeacher(folder.name, student, sha256, device, precision)
+    if storage.is_pruned(folder):
+        teacher.parameter_count = storage.parameters_left(folder, student)
+    return teacher
 
 
 def _folder(name: str, spec: TrainedHead | None) -> Path:

@@ -14,21 +14,21 @@ import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import numpy as np
 import safetensors
 import safetensors.torch
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError
-from torch import Tensor
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import Tensor, nn
 
 from data_specs.io.errors import UserError
-from data_specs.io.files import sha256_of, write_atomically, write_text
-from data_specs.io.parse import json_object
+from data_specs.io.files import sha256_of, write_atomically
 from train.files import version
-from train.models.student import Student, student_of
+from train.models import tensors
+from train.models.student import Student, read_student, student_of
 
 SPARSE_FILE, DENSE_FILE, ABOUT_FILE = "model.sparse.safetensors", "model.safetensors", "model.json"
 
@@ -60,7 +60,7 @@ class _Stored(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     coding: Coding
-    shape: tuple[int, ...]
+    shape: tuple[Annotated[int, Field(ge=0)], ...]
     crc32: int
 
 
@@ -137,8 +137,7 @@ def save_pruned(
     metadata = {HEADER: json.dumps(header, sort_keys=True)}
     write_atomically(path, lambda part: safetensors.torch.save_file(content, part, metadata))
     described = {**about, "weights_sha256": sha256_of(path), "version": version()}
-    text = json.dumps(described, indent=2, allow_nan=False)
-    write_text(folder / ABOUT_FILE, text + "\n")
+    tensors.write_about(folder / ABOUT_FILE, described)
 
 
 def _stored(name: str, tensor: Tensor, mask: Tensor | None) -> tuple[dict[str, Tensor], _Stored]:
@@ -180,11 +179,7 @@ def is_pruned(folder: Path) -> bool:
 
 def read_about(folder: Path) -> dict[str, Any]:
     """``model.json`` of a model's folder; ``ValueError`` naming it if it is missing or damaged."""
-    path = folder / ABOUT_FILE
-    try:
-        return json_object(path.read_bytes(), path)
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing: it says what model is in the folder") from None
+    return tensors.read_about(folder / ABOUT_FILE)
 
 
 def load_pruned(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -234,13 +229,22 @@ def load_student(folder: Path) -> tuple[Student, str]:
     if is_pruned(folder):
         path = folder / SPARSE_FILE
         weights, about = load_pruned(folder)
-    else:
-        path, about = folder / DENSE_FILE, read_about(folder)
-        try:
-            weights = safetensors.torch.load_file(path)
-        except safetensors.SafetensorError as error:
-            raise UserError(f"{path}: damaged: {error}") from error
-    return student_of(path, about.get("config"), weights), sha256_of(path)
+        return student_of(path, about.get("config"), weights), sha256_of(path)
+    path = folder / DENSE_FILE
+    return read_student(path, read_about(folder)), sha256_of(path)
+
+
+def parameters_left(folder: Path, network: nn.Module) -> int:
+    """Parameters of a pruned model that are alive: as ``model.json`` says, else counted."""
+    stated = read_about(folder).get("parameters")
+    if isinstance(stated, int) and stated > 0:
+        return stated
+    dead, path = 0, folder / SPARSE_FILE
+    with safetensors.safe_open(path, "pt") as file:
+        for name, stored in _header(path, file.metadata() or {}).items():
+            if stored.coding != "whole":
+                dead += math.prod(stored.shape) - file.get_slice(name + VALUES).get_shape()[0]
+    return sum(parameter.numel() for parameter in network.parameters()) - dead
 
 
 def load_masks(folder: Path) -> dict[str, Tensor]:
@@ -266,9 +270,12 @@ def read_sparse(path: Path) -> Iterator[tuple[str, Tensor, Tensor | None]]:
 def _header(path: Path, metadata: Mapping[str, str]) -> dict[str, _Stored]:
     try:
         header = json.loads(metadata[HEADER])
-        return {name: _Stored.model_validate(entry) for name, entry in header.items()}
-    except (KeyError, AttributeError, ValueError, ValidationError) as error:
+        entries = {name: _Stored.model_validate(entry) for name, entry in header.items()}
+    except (KeyError, AttributeError, ValueError, ValidationError, RecursionError) as error:
         raise UserError(f"{path}: not a pruned model: {error!r}") from error
+    weights = sum(math.prod(stored.shape) for stored in entries.values())
+    tensors.require_room(path, 4 * weights)
+    return entries
 
 
 @contextmanager

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from data_specs.io.errors import UserError
 from data_specs.sample import CROP_SAMPLES, SAMPLE_RATE
 from train.audio import Clip, Wave, channels_of, clip_of, open_clip
-from train.files import version
 from train.models.head_teacher import HeadTeacher
 from train.models.precision import resolve_precision
 from train.models.student import Student, mos_of
 from train.models.teacher import Teacher
 from train.scoring.background import ahead
+from train.scoring.code import made_with
 from train.scoring.engine import Engine
 from train.scoring.int8 import Int8Convolutions
 from train.scoring.result import Score, Window
@@ -53,6 +53,12 @@ Samples = NDArray[Any] | Tensor
 FULL_SCALE = {np.dtype(np.int16): 2.0**15, np.dtype(np.int32): 2.0**31}
 """What whole numbers are divided by."""
 
+
+def torch_on(device: torch.device) -> str:
+    """PyTorch's version and the kind of device that it runs on."""
+    return f"torch {torch.__version__} {device.type}"
+
+
 PRECISION_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
@@ -73,6 +79,10 @@ class _Pending:
         if self.error is not None:
             return replace(self.score, seconds=None, error=self.error)
         mos = float(np.mean([window.mos for window in self.windows]))
+        if not math.isfinite(mos):
+            where = self.score.path or "the clip"
+            error = f"{where}: the model {self.score.model} gives no finite score ({mos})"
+            return replace(self.score, seconds=None, error=error)
         return replace(self.score, mos=mos, windows=tuple(self.windows))
 
 
@@ -83,17 +93,34 @@ Work = tuple[_Pending, Part | str]
 def as_wave(wave: Samples, where: str = "wave") -> Wave:
     """Samples (T,) as float32: floats as they are, int16 and int32 divided by full scale.
 
-    ``ValueError`` naming ``where`` for other types, shapes, no samples or values not finite.
+    Of any byte order and, of a tensor, on any device. ``UserError`` naming ``where`` for other
+    types, shapes, no samples or values not finite.
     """
-    array = wave.detach().cpu().numpy() if isinstance(wave, Tensor) else np.asarray(wave)
+    array = _array(wave, where)
     if array.ndim != 1:
         raise UserError(f"{where}: shape {array.shape}; need one channel, shape (T,)")
-    if array.dtype in FULL_SCALE:
-        return (array / FULL_SCALE[array.dtype]).astype(np.float32)
-    if array.dtype.kind != "f":
-        raise UserError(f"{where}: samples of type {array.dtype}: give floats, int16 or int32")
+    dtype = array.dtype.newbyteorder("=")
+    if dtype in FULL_SCALE:
+        return (array / FULL_SCALE[dtype]).astype(np.float32)
+    if dtype.kind != "f" and dtype.name != "bfloat16":  # which NumPy knows from other packages
+        raise UserError(f"{where}: samples of type {dtype}: give floats, int16 or int32")
     with np.errstate(over="ignore"):  # what is too large for float32 is then not finite
         return np.ascontiguousarray(array, np.float32)
+
+
+def _array(wave: Samples, where: str) -> NDArray[Any]:
+    if isinstance(wave, Tensor):
+        if wave.is_floating_point() and wave.dtype != torch.float64:
+            wave = wave.float()  # NumPy has no bfloat16
+        kind = f"{wave.dtype} ({wave.layout})"
+    else:
+        kind = type(wave).__name__
+    try:
+        return wave.numpy(force=True) if isinstance(wave, Tensor) else np.asarray(wave)
+    except (ValueError, TypeError, RuntimeError, NotImplementedError) as error:
+        raise UserError(
+            f"{where}: samples of type {kind}: give floats, int16 or int32: {error}"
+        ) from error
 
 
 def checked_rate(sample_rate: float, where: str = "wave") -> int:
@@ -118,6 +145,10 @@ class Scorer:
     """
 
     precision = "fp32"
+    parameters: int | None = None
+    """Of a pruned model those that are alive; None where the network does not tell (ONNX)."""
+    runtime = ""
+    """What runs the network, its version and the kind of device."""
     int8: Int8Convolutions | None = None
     _engine: Engine | None = None
     _made_of: tuple[tuple[int, int], ...] = ()
@@ -130,15 +161,27 @@ class Scorer:
         device: str = "cpu",
         precision: str = "fp32",
         int8: Int8Convolutions | None = None,
+        parameters: int | None = None,
     ) -> None:
-        """With ``int8``, a student's convolutions are these, and ``precision`` that of the rest."""
+        """With ``int8``, a student's convolutions are these, and ``precision`` that of the rest.
+
+        ``parameters``: how many are alive, if not all of the network's.
+        """
         self.name = name
         self.weights_sha256 = weights_sha256
         self.device = torch.device(device)
         self.dtype = resolve_precision(precision, self.device)
         self.precision = "int8" if int8 else PRECISION_NAMES[self.dtype]
+        self.runtime = torch_on(self.device)
         self.int8 = int8
         self.network = network.to(self.device).eval()
+        dense = sum(parameter.numel() for parameter in network.parameters())
+        self.parameters = dense if parameters is None else parameters
+
+    @property
+    def version(self) -> str:
+        """Of the code and of what runs it; with the weights' hash and the precision, a score's."""
+        return made_with(self.runtime)
 
     def score(
         self,
@@ -295,7 +338,7 @@ class Scorer:
             yield pending, str(error)
 
     def _unscored(self, path: Path | None, channel: int = 0) -> Score:
-        return Score(path, None, None, None, self.name, self.weights_sha256, version(), channel)
+        return Score(path, None, None, None, self.name, self.weights_sha256, self.version, channel)
 
     def _parts(self, clip: Clip, short: Short, mode: Mode) -> Iterator[Part]:
         engine = self.engine()
@@ -353,6 +396,8 @@ class TeacherScorer(Scorer):
         self.teacher = teacher
         self.name, self.weights_sha256 = teacher.name, teacher.weights_sha256
         self.precision = PRECISION_NAMES.get(getattr(teacher, "dtype", torch.float32), "fp32")
+        self.parameters = getattr(teacher, "parameter_count", None)
+        self.runtime = torch_on(getattr(teacher, "device", torch.device("cpu")))
 
     def windows(self, wave_T: Wave, short: Short) -> Iterator[Wave]:
         """See ``Scorer.windows``."""

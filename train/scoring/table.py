@@ -8,16 +8,18 @@ in a JSON-lines journal beside it, and the table is replaced by a whole one at t
 from __future__ import annotations
 
 import csv
-import fcntl
 import io
 import json
 import os
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import IO, Any, NamedTuple, Protocol
 
 from data_specs.io.errors import UserError
-from data_specs.io.files import write_atomically
+from data_specs.io.files import lock, whole_file, write_atomically
 from data_specs.io.names import cell, plain
 from train.scoring.result import Score
 
@@ -53,6 +55,7 @@ class Settings(NamedTuple):
     """What, besides the file, decides a score."""
 
     weights_sha256: str
+    version: str
     precision: str
     mode: str
     short: str
@@ -81,7 +84,7 @@ def rows_of(path: Path, scores: Sequence[Score], settings: Settings, stamp: Stam
     rows: list[Row] = []
     for score in scores:
         same = {"path": str(path), "channel": score.channel, "model": score.model}
-        same |= {"version": score.version, "error": score.error}
+        same |= {"error": score.error}
         same |= settings._asdict() | stamp._asdict()
         end = None if score.mos is None else score.seconds
         start = None if end is None else 0.0
@@ -113,8 +116,8 @@ class Table(Protocol):
     def append(self, rows: Sequence[Row]) -> None:
         """Add all rows of one file."""
 
-    def close(self) -> None:
-        """Make the table whole."""
+    def close(self) -> str:
+        """Make the table whole; says what was lost, or moved, if somebody removed it meanwhile."""
 
 
 class _Done:
@@ -171,21 +174,18 @@ class LineTable:
     def __init__(self, path: Path) -> None:
         self.path, self.is_csv = path, path.suffix == ".csv"
         self.done = _Done()
-        self.file = path.open("ab")
-        try:
-            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self.file.close()
-            raise UserError(f"{path}: another run writes to it") from error
+        self.lost = ""
+        """What became of the table where somebody removed or replaced it meanwhile."""
+        self.file = _opened(path)
         try:
             self._resume()
-        except UserError:
+        except BaseException:
             self.file.close()
             raise
 
     def groups(self) -> Iterator[tuple[list[Row], int]]:
         """(all rows of one file, where they end) for every file that is whole in the table."""
-        return _groups(self.path, _csv_rows if self.is_csv else _json_rows)
+        return _groups(self.path, self.file, _csv_rows if self.is_csv else _json_rows)
 
     def _resume(self) -> None:
         """Take what is whole, cut off the rest; an empty CSV gets its first line."""
@@ -195,16 +195,14 @@ class LineTable:
             self.done.take(rows)
         if not end:
             self._require_ours(head or _json_line(dict.fromkeys(COLUMNS))[:8])
-            with self.path.open("rb") as file:
-                end = len(head) if file.read(len(head)) == head else 0
-        os.truncate(self.path, end)
+            end = len(head) if os.pread(self.file.fileno(), len(head), 0) == head else 0
+        self.file.truncate(end)
         if end < len(head):
             self._write(head)
 
     def _require_ours(self, head: bytes) -> None:
         """Refuse to cut off what no run of ours can have left: it begins otherwise."""
-        with self.path.open("rb") as file:
-            begin = file.read(len(head))
+        begin = os.pread(self.file.fileno(), len(head), 0)
         if not head.startswith(begin):
             raise UserError(f"{self.path}: not a table of scores; give another --out")
 
@@ -223,13 +221,76 @@ class LineTable:
         self.done.take(rows)
 
     def _write(self, text: bytes) -> None:
-        self.file.write(text)
-        self.file.flush()
+        self.keep()
+        with _named_errors(self.path):
+            while text:
+                text = text[self.file.write(text) :]
 
-    def close(self) -> None:
-        """See ``Table``."""
-        os.fsync(self.file.fileno())
+    def keep(self) -> None:
+        """Where the table is no longer under its name, go on with a copy of what is open."""
+        if _is_open_at(self.file, self.path):
+            return
+        place = _own_name(self.path) if self.path.exists() else self.path
+        self.lost = _lost(self.path, place)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        self.file.seek(0)
+        with whole_file(place) as copy:
+            shutil.copyfileobj(self.file, copy)
         self.file.close()
+        self.file, self.path = _opened(place), place
+
+    def close(self) -> str:
+        """See ``Table``."""
+        try:
+            self.keep()
+            with _named_errors(self.path):
+                os.fsync(self.file.fileno())
+        finally:
+            self.file.close()
+        return self.lost
+
+
+def _opened(path: Path) -> FileIO:
+    """The file at ``path``, made if it is not there, locked for as long as it is open.
+
+    ``UserError`` where another run holds it.
+    """
+    while True:
+        file = open(path, "a+b", buffering=0)  # noqa: SIM115, it stays open
+        try:
+            lock(file, path)
+        except UserError as error:
+            file.close()
+            raise UserError(f"{path}: another run writes to it: wait for it or stop it") from error
+        if _is_open_at(file, path):
+            return file
+        file.close()  # whoever held it removed it, as a journal is, or replaced it
+
+
+def _own_name(path: Path) -> Path:
+    """A name beside ``path``, which is another's now."""
+    return path.with_stem(f"{path.stem}.{os.getpid()}")
+
+
+def _lost(path: Path, place: Path) -> str:
+    return f"{path}: was removed or replaced while it was written; its rows are in {place}"
+
+
+@contextmanager
+def _named_errors(path: Path) -> Iterator[None]:
+    """Errors of the system with the path that they are about."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def _is_open_at(file: IO[bytes] | FileIO, path: Path) -> bool:
+    """Whether an open file is the one that has this name."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 class ParquetTable:
@@ -238,9 +299,15 @@ class ParquetTable:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.done = _Done()
-        for rows in self._stored():
-            self.done.take(rows)
+        _pyarrow()
         self.journal = LineTable(path.with_name(f".{path.name}.jsonl"))
+        self.stored = path.open("rb") if path.exists() else None
+        try:
+            for rows in self._stored():
+                self.done.take(rows)
+        except BaseException:
+            self._let_go()
+            raise
 
     def is_done(self, path: Path, settings: Settings, stamp: Stamp) -> bool:
         """See ``Table``."""
@@ -254,19 +321,42 @@ class ParquetTable:
         if not self.done.failed_so(rows):
             self.journal.append(rows)
 
-    def close(self) -> None:
-        """See ``Table``: the old rows and the journal's become one file, then the journal goes."""
-        self.journal.close()
-        if self.journal.done.stamps or not self.path.exists():
-            write_atomically(self.path, self._write_all)
-        self.journal.path.unlink()
+    def close(self) -> str:
+        """See ``Table``: the old rows and the journal's become one file, then the journal goes.
+
+        The journal's lock is held until then: whoever waits for it then reads all rows.
+        """
+        try:
+            self.journal.keep()
+            place, lost = self._place()
+            if self.journal.done.stamps or not place.exists():
+                write_atomically(place, self._write_all)
+            self.journal.path.unlink()
+        finally:
+            self._let_go()
+        return lost
+
+    def _place(self) -> tuple[Path, str]:
+        """Where the table goes, and what to say if that is not as it was when it was opened."""
+        there = self.path.exists()
+        same = _is_open_at(self.stored, self.path) if self.stored else not there
+        if same and not self.journal.lost:
+            return self.path, ""
+        place = self.path if same or not there else _own_name(self.path)
+        return place, _lost(self.path, place)
+
+    def _let_go(self) -> None:
+        self.journal.file.close()
+        if self.stored:
+            self.stored.close()
 
     def _stored(self) -> Iterator[list[Row]]:
         _, parquet = _pyarrow()
-        if not self.path.exists():
+        if not self.stored:
             return
+        self.stored.seek(0)
         try:
-            with parquet.ParquetFile(self.path) as file:
+            with parquet.ParquetFile(self.stored) as file:
                 if file.schema_arrow.names != list(COLUMNS):
                     raise UserError("its columns are others")
                 rows = (row for batch in file.iter_batches() for row in batch.to_pylist())
@@ -328,11 +418,12 @@ def _json_line(row: Row) -> bytes:
 class _Lines:
     """The whole lines of a file, and where the last one that was taken ends."""
 
-    def __init__(self, path: Path) -> None:
-        self.path, self.end, self.number = path, 0, 0
+    def __init__(self, file: FileIO) -> None:
+        self.file, self.end, self.number = file, 0, 0
 
     def __iter__(self) -> Iterator[str]:
-        with self.path.open("rb") as file:
+        with open(os.dup(self.file.fileno()), "rb") as file:  # the open one: it may have no name
+            file.seek(0)
             for line in file:
                 if not line.endswith(b"\n"):
                     return  # torn
@@ -366,8 +457,8 @@ def _json_rows(lines: _Lines) -> Iterator[Row]:
         yield row
 
 
-def _groups(path: Path, parse: Any) -> Iterator[tuple[list[Row], int]]:
-    lines = _Lines(path)
+def _groups(path: Path, file: FileIO, parse: Any) -> Iterator[tuple[list[Row], int]]:
+    lines = _Lines(file)
     held: list[Row] = []
     try:
         for row in parse(lines):

@@ -1,0 +1,114 @@
+"""Credentials in an address land in no file and in no message, whatever is done with a model."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import threading
+from collections.abc import Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from data_specs.io import storage
+from tests.export_helpers import TINY, tiny
+from tests.train_helpers import write_dataset, write_rated
+from train import bundle, export
+from train.__main__ import main
+from train.files import write_weights
+from train.models.tensors import write_about
+
+pytest.importorskip("fsspec", reason="fsspec is not installed: pip install 'fsspec[http]'")
+pytest.importorskip("aiohttp", reason="aiohttp is not installed: pip install 'fsspec[http]'")
+
+SECRETS = ("alice", "pa55word", "5ignature")
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """An address, with a place for a folder's name, of a bundle and of shards."""
+    monkeypatch.setattr(storage, "WAITS_S", ())
+    monkeypatch.setenv("SPEECH_CACHE", str(tmp_path / "cache"))
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.setenv(name, "127.0.0.1")
+    folder = tmp_path / "site" / "tiny"
+    folder.mkdir(parents=True)
+    write_weights(folder / "model.safetensors", tiny().state_dict())
+    write_about(folder / "model.json", {"config": TINY.model_dump(mode="json")})
+    bundle.write_checksums(folder)
+    for tar in write_dataset(tmp_path / "site" / "shards").glob("*.tar"):
+        record = tar.with_suffix(".json")
+        sha256 = hashlib.sha256(tar.read_bytes()).hexdigest()
+        record.write_text(json.dumps(json.loads(record.read_text()) | {"tar_sha256": sha256}))
+    handler = functools.partial(Quiet, directory=str(tmp_path / "site"))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        login = "@".join((":".join(SECRETS[:2]), f"127.0.0.1:{server.server_port}"))
+        yield f"http://{login}/NAME?X-Amz-Signature={SECRETS[2]}"
+        server.shutdown()
+        thread.join()
+
+
+def found_in(folder: Path) -> list[tuple[str, str]]:
+    """Files, and the secrets in their names or bytes."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return [
+        (path.name, secret)
+        for path in files
+        for secret in SECRETS
+        if secret.encode() in path.read_bytes() or secret in str(path.relative_to(folder))
+    ]
+
+
+@pytest.mark.slow
+def test_no_credentials_in_any_output(
+    site: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    model, shards = site.replace("NAME", "tiny"), site.replace("NAME", "shards")
+    rated, out = write_rated(tmp_path / "rated", 8), tmp_path / "out"
+    out.mkdir()
+    seen: list[str] = []
+
+    def networks(source: export.Source, made: Path, sha256: str, args: object) -> list[Path]:
+        name = source.about["made_from"]["model"]
+        seen.append(name)  # what goes into the metadata of an ONNX file
+        return []
+
+    monkeypatch.setattr(export, "write_networks", networks)
+    runs = [
+        ["score", str(rated.parent), "--model", model, "--out", f"{out}/scores.csv"],
+        ["score", str(rated.parent), "--model", model, "--out", f"{out}/scores.parquet"],
+        ["evaluate", "--model", model, "--rated", str(rated), "--out", f"{out}/evaluation"],
+        ["export", "--model", model, "--out", f"{out}/bundle"],
+        [
+            *("fit", "--start", model, "--shards", shards, "--out", f"{out}/run", "--batch", "4"),
+            *("--steps", "2", "--workers", "0", "--validate-every", "1"),
+        ],
+        [
+            "report",
+            "--run",
+            f"{out}/run",
+            "--evaluation",
+            f"{out}/evaluation",
+            "--out",
+            f"{out}/r.html",
+        ],
+        # Errors: no int8 in it; nothing there.
+        ["score", str(rated), "--model", model, "--precision", "int8", "--out", f"{out}/s.csv"],
+        ["score", str(rated), "--model", model.replace("tiny", "no"), "--out", f"{out}/s.csv"],
+    ]
+    statuses = [main(words) for words in runs]
+    said = capfd.readouterr()
+    assert statuses == [0] * 6 + [2] * 2, said.err
+    assert seen == ["tiny"]
+    assert len([path for path in out.rglob("*") if path.is_file()]) > 15
+    assert found_in(out) == [] and found_in(tmp_path / "cache") == []
+    assert [secret for secret in SECRETS if secret in said.out + said.err] == []
