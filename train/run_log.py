@@ -116,6 +116,8 @@ def _package(name: str) -> Any:
 class RunLog:
     """``log.jsonl`` and a logger, continued at a step: lines after it are dropped.
 
+    With ``due``, the step's validation is still to be done: a line of it is dropped too.
+
     ``ValueError`` for an unknown logger, or one whose package is missing.
     """
 
@@ -125,11 +127,12 @@ class RunLog:
         step: int,
         logger: str = "tensorboard",
         config: Mapping[str, Any] | None = None,
+        due: bool = False,
     ) -> None:
         if logger not in LOGGERS:
             raise UserError(unknown("logger", logger, LOGGERS))
         self.path = out / "log.jsonl"
-        kept = [line for line in _lines(self.path) if json.loads(line)["step"] <= step]
+        kept = [line for line in _lines(self.path) if _is_kept(json.loads(line), step, due)]
         write_text(self.path, "".join(line + "\n" for line in kept))
         self._board = LOGGERS[logger](out, step, config or {})
 
@@ -142,6 +145,11 @@ class RunLog:
     def close(self) -> None:
         """Flush the logger."""
         self._board.close()
+
+
+def _is_kept(values: Mapping[str, Any], step: int, due: bool) -> bool:
+    again = due and values["step"] == step and "validation_loss" in values
+    return bool(values["step"] <= step) and not again
 
 
 def _lines(path: Path) -> list[str]:

@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import FrameType
 from typing import NoReturn
 
@@ -45,21 +46,31 @@ def run_command(work: Callable[[], int]) -> int:
 
     A user's error is one sentence; any other error shows its traceback, and Python exits with 1.
     """
-    with _signals():
+    came: list[int] = []
+    with _handled(partial(_stop, came)):
         try:
             return work()
-        except UserError as error:
-            return _say(error)
-        except BrokenPipeError:  # `| head` has seen enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return STOPPED[signal.SIGTERM]
-        except OSError as error:
-            if error.errno is not None and error.errno not in OF_THE_MACHINE:
-                raise
-            return _say(error)
         except KeyboardInterrupt as stop:
-            print(STOPPED_WORDS, file=sys.stderr)
-            return STOPPED[signal.Signals(getattr(stop, "number", signal.SIGINT))]
+            came.append(getattr(stop, "number", signal.SIGINT))
+        except Exception as error:
+            if not came:
+                return _status_of(error)
+            # Else a signal began it: libraries turn its exception into another.
+            if isinstance(error, UserError | OSError):  # the state may not be saved
+                _say(error)
+        print(STOPPED_WORDS, file=sys.stderr)
+        return STOPPED[signal.Signals(came[0])]
+
+
+def _status_of(error: Exception) -> int:
+    """Say a user's error and give its exit status; raise ours again."""
+    if isinstance(error, BrokenPipeError):  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return STOPPED[signal.SIGTERM]
+    of_the_machine = isinstance(error, OSError) and error.errno in (None, *OF_THE_MACHINE)
+    if not isinstance(error, UserError) and not of_the_machine:
+        raise error
+    return _say(error)
 
 
 def _say(error: Exception) -> int:
@@ -71,19 +82,50 @@ def _say(error: Exception) -> int:
 
 
 @contextmanager
-def _signals() -> Iterator[None]:
-    """SIGTERM and SIGHUP end a command as Ctrl-C does; ``nohup`` stays in force."""
+def signals_wait() -> Iterator[list[int]]:
+    """Let signals wait until the block is done: what it does is done whole; yields those that came.
+
+    For what must not be cut in two: an update, a checkpoint, the start of workers.
+    """
+    came: list[int] = []
+    try:
+        with _handled(lambda number, frame: came.append(number)):
+            yield came
+    finally:
+        if came:
+            signal.raise_signal(came[0])
+
+
+@contextmanager
+def signals_end_at_once() -> Iterator[None]:
+    """Let a signal end the process on the spot, where nothing is to be saved yet.
+
+    For imports: they turn an exception into another, or lose it.
+    """
+    with _handled(_end):
+        yield
+
+
+@contextmanager
+def _handled(handler: Callable[[int, FrameType | None], object]) -> Iterator[None]:
+    """Give SIGINT, SIGTERM and SIGHUP to ``handler``; ``nohup`` stays in force."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    wanted = [n for n in STOPPED if signal.getsignal(n) != signal.SIG_IGN]
-    before = {number: signal.signal(number, _stop) for number in wanted}
+    wanted = [n for n in STOPPED if signal.getsignal(n) not in (signal.SIG_IGN, None)]
+    before = {number: signal.signal(number, handler) for number in wanted}
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, handler_before in before.items():
+            signal.signal(number, handler_before)
 
 
-def _stop(number: int, frame: FrameType | None) -> NoReturn:
+def _stop(came: list[int], number: int, frame: FrameType | None) -> NoReturn:
+    came.append(number)
     raise Stopped(number)
+
+
+def _end(number: int, frame: FrameType | None) -> NoReturn:
+    os.write(2, f"{STOPPED_WORDS}\n".encode())
+    os._exit(STOPPED[signal.Signals(number)])

@@ -24,6 +24,10 @@ FIRST_PID_NAMESPACE = "pid:[4026531836]"
 LOCK_FILE = ".lock"
 """In an output folder: held (flock) by the command that writes there; says which one."""
 
+_OPEN: set[IO[bytes]] = set()
+"""Lock files of this process. A child that it forks lets go of them: a worker that outlives a
+killed command would else hold its lock."""
+
 HELD = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
 """What flock answers where another process holds the lock; anything else: no locks here."""
 
@@ -141,14 +145,25 @@ def only_writer(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / LOCK_FILE, "a+b") as file:
         locks = _lock(file, folder)
+        _OPEN.add(file)
         try:
             _write_holder(file)
             yield
         finally:
+            _OPEN.discard(file)
             with suppress(OSError):
                 file.truncate(0)
             if locks:
                 fcntl.flock(file, fcntl.LOCK_UN)
+
+
+def _let_go() -> None:
+    for file in _OPEN:
+        file.close()
+    _OPEN.clear()
+
+
+os.register_at_fork(after_in_child=_let_go)
 
 
 def _lock(file: IO[bytes], folder: Path) -> bool:
