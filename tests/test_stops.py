@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -16,7 +17,7 @@ import torch
 from torch.utils.data import DataLoader
 from train_helpers import write_dataset, write_rated
 
-from data_specs.io.cli import STOPPED, STOPPED_WORDS
+from data_specs.io.cli import STOPPED, STOPPED_WORDS, run_command, signals_wait
 from train import fit as fitting
 from train import loading, teach
 from train import prune as pruning
@@ -154,6 +155,7 @@ def same(ours: Any, theirs: Any) -> bool:
     return bool(ours == theirs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", sorted(RUNS))
 def test_a_run_stopped_at_any_moment_ends_at_the_same_bits(tmp_path, verb):
     write_dataset(tmp_path / "shards", shards=2, samples=5, validation=4)
@@ -162,9 +164,68 @@ def test_a_run_stopped_at_any_moment_ends_at_the_same_bits(tmp_path, verb):
         from test_prune import write_run
 
         write_run(tmp_path / "student")
-    code = f"import sys; from pathlib import Path; import test_stops as t; t.stop_and_go_on({verb!r}, Path(sys.argv[1]))"
+    code = (
+        "import sys, test_stops as t; from pathlib import Path;"
+        "t.stop_and_go_on(sys.argv[1], Path(sys.argv[2]))"
+    )
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
-    subprocess.run([sys.executable, "-c", code, str(tmp_path)], env=environment, check=True)
+    subprocess.run([sys.executable, "-c", code, verb, str(tmp_path)], env=environment, check=True)
     ours, theirs = (load_checkpoint(tmp_path / run / "last.pt") for run in ("broken", "unbroken"))
     assert same(ours, theirs)
     assert logged(tmp_path / "broken") == logged(tmp_path / "unbroken")
+
+
+# --- what a signal does ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [TERM, INT, HUP])
+def test_what_may_not_be_cut_is_done_whole_before_the_signal_counts(number, capsys):
+    done: list[str] = []
+
+    def work() -> int:
+        with signals_wait() as came:
+            signal.raise_signal(number)
+            signal.raise_signal(number)
+            done.append("whole")
+            assert came == [number, number]
+        done.append("never")
+        return 0
+
+    assert run_command(work) == STOPPED[signal.Signals(number)]
+    assert done == ["whole"]
+    assert capsys.readouterr().err == f"{STOPPED_WORDS}\n"
+
+
+def test_what_a_library_makes_of_a_signal_is_still_the_signal(capsys):
+    def work() -> int:
+        try:
+            signal.raise_signal(TERM)
+        except KeyboardInterrupt as error:
+            raise ImportError("numpy.core.multiarray failed to import") from error
+        return 0
+
+    assert run_command(work) == 143
+    assert capsys.readouterr().err == f"{STOPPED_WORDS}\n"
+
+
+def test_a_full_disk_at_a_stop_is_told_too(capsys):
+    def work() -> int:
+        try:
+            signal.raise_signal(TERM)
+        except KeyboardInterrupt as error:
+            raise OSError(errno.ENOSPC, "No space left on device", "run/last.pt") from error
+        return 0
+
+    assert run_command(work) == 143
+    assert "run/last.pt: No space left on device" in capsys.readouterr().err
+
+
+def test_a_signal_during_imports_ends_at_once():
+    code = (
+        "import signal; from data_specs.io.cli import signals_end_at_once\n"
+        "with signals_end_at_once():\n"
+        "    try: signal.raise_signal(signal.SIGTERM)\n"
+        "    except BaseException: print('swallowed')\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (143, "", f"{STOPPED_WORDS}\n")

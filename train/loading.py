@@ -138,6 +138,7 @@ def _from_workers(batches: Batches, steps: range, workers: int, pin: bool) -> It
         worker_init_fn=_start_worker,
         multiprocessing_context="fork",
         pin_memory=pin,
+        generator=torch.Generator(),  # else it draws from the one that a checkpoint holds
     )
     with signals_wait():  # a worker is born with the parent's answer to signals
         feed: Any = iter(made)
