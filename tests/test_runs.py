@@ -181,7 +181,7 @@ def test_a_damaged_shard_is_one_sentence(tmp_path, capsys, workers):
 def test_an_error_of_the_disk_in_a_worker_names_the_file(
     folder, tmp_path, capsys, monkeypatch, workers
 ):
-    def failing(number, size, place):
+    def failing(file, start, size, where):
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr("train.tars._content", failing)

@@ -376,7 +376,7 @@ def test_rated_clips_choose_the_best_with_shards(folder, tmp_path):
     best, student = load_checkpoint(tmp_path / "run/best.pt"), load(tmp_path / "run")
     scores = [student.score_file(clip.path) for clip in sources.rated_validation]
     truth = [clip.mos for clip in sources.rated_validation]
-    errors = [(score - mos) ** 2 for score, mos in zip(scores, truth, strict=True)]
+    errors = [(score.mos - mos) ** 2 for score, mos in zip(scores, truth, strict=True)]
     assert best["metrics"]["loss"] == pytest.approx(sum(errors) / 4, rel=0.02)
     with pytest.raises(UserError, match="one of --validation and --rated-validation"):
         open_sources(folder, folder, None, held)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from data_specs.io.addresses import is_address, shown
+from data_specs.io.addresses import shown
 from data_specs.io.errors import UserError
 from data_specs.io.hardware import cpus
 from data_specs.rated import RatedClip, read_rated
@@ -148,7 +148,7 @@ def _validation_shards(
 
 def sibling(folder: Path | str, name: str) -> Path | str:
     """A folder beside another, by path or address."""
-    if isinstance(folder, Path) or not is_address(folder):
+    if isinstance(folder, Path) or "://" not in folder:
         return Path(folder).absolute().parent / name
     place, question, query = folder.partition("?")
     return f"{place.rstrip('/').rpartition('/')[0]}/{name}{question}{query}"
