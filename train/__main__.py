@@ -6,7 +6,7 @@ import argparse
 import importlib
 import sys
 
-from data_specs.io.cli import run_command, signals_end_at_once
+from data_specs.io.cli import end, run_command, signals_end_at_once
 from train.launch import require_device, require_launch
 
 VERBS = {
@@ -68,4 +68,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    end(main(sys.argv[1:]))

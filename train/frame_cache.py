@@ -36,7 +36,7 @@ from torch import Tensor
 
 from data_specs.io.cli import signals_wait
 from data_specs.io.errors import UserError
-from data_specs.io.files import write_text
+from data_specs.io.files import HELD, write_text
 from data_specs.io.progress import progress_bar
 from data_specs.rated import RatedClip
 from data_specs.sample import SAMPLE_RATE
@@ -182,9 +182,16 @@ def _locked(folder: Path) -> Iterator[None]:
     with (folder / ROWS).open("ab") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"waiting: another process is at {folder}", file=sys.stderr, flush=True)
-            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno in HELD:
+                print(f"waiting: another process is at {folder}", file=sys.stderr, flush=True)
+                fcntl.flock(file, fcntl.LOCK_EX)
+            else:
+                print(
+                    f"warning: {folder}: its file system has no locks ({error.strerror}): make "
+                    "sure that no other command takes features into it",
+                    file=sys.stderr,
+                )
         yield
 
 

@@ -62,6 +62,13 @@ def run_command(work: Callable[[], int]) -> int:
         return STOPPED[signal.Signals(came[0])]
 
 
+def end(status: int) -> NoReturn:
+    """End the process; a second signal (Slurm sends two) no longer changes its exit status."""
+    for number in STOPPED:
+        signal.signal(number, signal.SIG_IGN)
+    sys.exit(status)
+
+
 def _status_of(error: Exception) -> int:
     """Say a user's error and give its exit status; raise ours again."""
     if isinstance(error, BrokenPipeError):  # `| head` has seen enough
@@ -102,7 +109,7 @@ def signals_end_at_once() -> Iterator[None]:
 
     For imports: they turn an exception into another, or lose it.
     """
-    with _handled(_end):
+    with _handled(_end_now):
         yield
 
 
@@ -126,6 +133,6 @@ def _stop(came: list[int], number: int, frame: FrameType | None) -> NoReturn:
     raise Stopped(number)
 
 
-def _end(number: int, frame: FrameType | None) -> NoReturn:
+def _end_now(number: int, frame: FrameType | None) -> NoReturn:
     os.write(2, f"{STOPPED_WORDS}\n".encode())
     os._exit(STOPPED[signal.Signals(number)])
