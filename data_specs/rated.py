@@ -30,6 +30,8 @@ class RatedClip(Strict):
     condition: str | None = None
     system: str | None = None
     votes: int | None = None
+    where: str = ""
+    """Its CSV file and line, for messages."""
 
 
 class Scale(Strict):
@@ -124,6 +126,7 @@ def _clip(row: dict[str, str], csv_path: Path, line: int, scale: Scale) -> Rated
         condition=row.get("condition") or None,
         system=row.get("system") or None,
         votes=_votes(row.get("votes"), where),
+        where=where,
     )
 
 

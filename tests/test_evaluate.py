@@ -212,7 +212,7 @@ def test_ctrl_c_keeps_what_was_scored(fakes, tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(Fake, "score_files", pressed)
     assert evaluate(*models("v7"), "--rated", labels, "--out", out) == 130
-    assert "run the same command again" in capsys.readouterr().out
+    assert "run the same command again" in capsys.readouterr().err
     monkeypatch.setattr(Fake, "score_files", whole)
     fakes["v7"].heard.clear()
     assert evaluate(*models("v7"), "--rated", labels, "--out", out) == 0

@@ -26,7 +26,6 @@ from train.pruning.masks import Masks, prunable
 from train.pruning.runs import pruned_models
 from train.pruning.storage import save_pruned
 from train.score import load
-from train.stopping import INTERRUPTED
 
 # --- intervals ------------------------------------------------------------------------------------
 
@@ -307,7 +306,7 @@ def write_clips(folder, numbers, name, conditions=4, seconds=1.0):
 def data(tmp_path_factory):
     top = tmp_path_factory.mktemp("experiment")
     write_clips(top / "rated", range(12), "wb")
-    write_dataset(top / "train")
+    write_dataset(top / "train", validation=4)
     write_dataset(top / "judge", shards=1, samples=6)
     write_clips(top / "rated", range(20, 30), "nb")
     return top
@@ -413,7 +412,6 @@ def stub_fit(monkeypatch, stub_teacher):
     def fit(config, sources, out, host=None):
         calls.append(out.name)
         write_model(out, len(calls), config)
-        return True
 
     monkeypatch.setattr(fitting, "fit", fit)
     return calls
@@ -499,12 +497,13 @@ def test_ctrl_c_stops_all_and_the_same_command_continues(
 
     def interrupted(config, sources, out, host=None):
         if out.name == "v2-labelled":
-            return False
-        return whole(config, sources, out, host)
+            raise KeyboardInterrupt
+        whole(config, sources, out, host)
 
     monkeypatch.setattr(fitting, "fit", interrupted)
-    assert experiment.run(args) == INTERRUPTED
-    assert "run the same command again to continue" in capsys.readouterr().out
+    with pytest.raises(KeyboardInterrupt):
+        experiment.run(args)
+    capsys.readouterr()
     assert stub_fit == ["v1-labelled", "v1-distilled"]
     assert not (tmp_path / "scores.csv").exists()
 
@@ -519,7 +518,8 @@ def test_ctrl_c_while_scoring(data, tmp_path, stub_fit, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(experiment, "score_rated", pressed)
-    assert experiment.run(arguments(data, tmp_path)) == INTERRUPTED
+    with pytest.raises(KeyboardInterrupt):
+        experiment.run(arguments(data, tmp_path))
 
 
 def test_another_configuration_is_refused(data, tmp_path, stub_fit):

@@ -605,7 +605,7 @@ def run_folder(tmp_path: Path, student: Student) -> Path:
 def test_a_student_is_shrunk_and_tuned_and_a_stopped_run_goes_on(
     tmp_path: Path, run_folder: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    shards = write_dataset(tmp_path / "shards", shards=2, samples=5)
+    shards = write_dataset(tmp_path / "shards", shards=2, samples=5, validation=4)
     arguments = ["--model", run_folder, "--keep-macs", 0.7, "--importance-from", shards]
     arguments += ["--importance-clips", 2, "--shards", shards, "--finetune-steps", 4]
     arguments += ["--batch", 2, "--validate-every", 2, "--lr", 1e-3, "--precision", "fp32"]

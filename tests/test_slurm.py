@@ -163,7 +163,7 @@ def test_a_warning_to_one_task_queues_that_task_alone(
 
 
 def test_training_runs_by_torchrun(here: Here, tmp_path: Path) -> None:
-    shards, out = write_dataset(tmp_path / "shards"), tmp_path / "run"
+    shards, out = write_dataset(tmp_path / "shards", validation=4), tmp_path / "run"
     arguments = [*TRAIN, "--shards", str(shards), "--out", str(out)]
     made = train_submit.submission("slurm", site(here), arguments)
     assert "--nproc-per-node=2" in made.file

@@ -88,7 +88,7 @@ from pathlib import Path
 from tests.train_helpers import write_dataset, write_rated
 from train.__main__ import main
 top = Path({str(tmp_path)!r})
-shards, rated = write_dataset(top / "shards"), write_rated(top / "rated")
+shards, rated = write_dataset(top / "shards", validation=4), write_rated(top / "rated")
 run, out = str(top / "run"), str(top / "results")
 fit = ["fit", "--student", "v1", "--shards", str(shards), "--out", run, "--steps", "2"]
 assert main([*fit, "--batch", "2", "--workers", "0", "--validate-every", "2"]) == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import itertools
 import json
 import os
@@ -142,7 +143,7 @@ def trained(simulation, tmp_path_factory) -> dict[bool, Path]:
             simulation,
         )
         runs[bias_aware] = tmp_path_factory.mktemp("trained") / f"aware-{bias_aware}"
-        assert teach.teach(config, simulation, runs[bias_aware], Host(progress=False))
+        teach.teach(config, simulation, runs[bias_aware], Host(progress=False))
     return runs
 
 
@@ -305,7 +306,7 @@ class SumsFrontEnd:
 
 def train_tiny(out: Path) -> None:
     data = tiny()
-    assert teach.teach(tiny_config(data), data, out, QUIET)
+    teach.teach(tiny_config(data), data, out, QUIET)
 
 
 def dies_at_update(step: int, out: Path) -> None:
@@ -428,20 +429,22 @@ def test_a_cache_killed_while_it_was_filled_goes_on(kills, tmp_path):
 
 
 def test_a_stopped_run_continues(tmp_path, monkeypatch):
-    data, stop = tiny(), threading.Event()
+    data = tiny()
     update = HeadTrainer.update
 
     def stops_at_five(self, batch):
         if self.step == 4:
-            stop.set()
+            signal.raise_signal(signal.SIGINT)
         return update(self, batch)
 
     monkeypatch.setattr(HeadTrainer, "update", stops_at_five)
     config = tiny_config(data)
-    assert not teach.teach(config, data, tmp_path / "run", QUIET, stop)
+    with pytest.raises(KeyboardInterrupt):
+        teach.teach(config, data, tmp_path / "run", QUIET)
+    monkeypatch.undo()
     assert load_checkpoint(tmp_path / "run/last.pt")["step"] == 5
-    assert teach.teach(config, data, tmp_path / "run", QUIET)
-    assert teach.teach(config, data, tmp_path / "unbroken", QUIET)
+    teach.teach(config, data, tmp_path / "run", QUIET)
+    teach.teach(config, data, tmp_path / "unbroken", QUIET)
     ours, theirs = (tmp_path / run / "head.safetensors" for run in ("run", "unbroken"))
     assert ours.read_bytes() == theirs.read_bytes()
 
@@ -529,7 +532,9 @@ def test_nothing_to_hold_out_is_said():
 
 def test_a_clip_must_not_train_and_validate(tmp_path):
     labels = write_rated(tmp_path, clips=4, seconds=0.1)
-    with pytest.raises(ValueError, match=r"4 clips both train and validate, such as .*0\.wav"):
+    with pytest.raises(
+        ValueError, match=r"labels.csv: line 2: .*0\.wav both trains and validates .*4 clips"
+    ):
         gather([labels], [labels], 0)
 
 
@@ -693,10 +698,26 @@ def test_a_second_process_waits_for_the_first(clips, tmp_path, capsys):
 
 
 def test_a_stopped_cache_goes_on(clips, tmp_path):
-    stop, front_end = threading.Event(), SumsFrontEnd(lambda n: stop.set() if n == 2 else None)
-    assert open_cache(tmp_path / "cache", clips, front_end, stop, progress=False) is None
+    times = iter(range(100))
+
+    def pressed(_: int) -> None:
+        if next(times) == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    front_end = SumsFrontEnd(pressed)
+    with pytest.raises(KeyboardInterrupt):
+        open_cache(tmp_path / "cache", clips, front_end, progress=False)
     filled(tmp_path / "cache", clips, front_end)
     assert front_end.clips == 6
+
+
+def test_features_are_taken_where_a_file_system_has_no_locks(clips, tmp_path, monkeypatch, capsys):
+    def none(file, how):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("train.frame_cache.fcntl.flock", none)
+    assert not filled(tmp_path / "cache", clips, SumsFrontEnd()).bad
+    assert f"warning: {tmp_path / 'cache'}: its file system has no locks" in capsys.readouterr().err
 
 
 def test_features_of_two_layers_are_refused(clips, tmp_path):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -16,6 +15,7 @@ import torch
 import two_ranks
 from train_helpers import write_dataset, write_rated
 
+from data_specs.io.errors import UserError
 from tests.tolerance import rounding
 from train.__main__ import main
 from train.augment import augment, filled
@@ -33,7 +33,9 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return write_dataset(tmp_path_factory.mktemp("fit") / "shards", shards=3, samples=5)
+    return write_dataset(
+        tmp_path_factory.mktemp("fit") / "shards", shards=2, samples=5, validation=5
+    )
 
 
 def config_of(folder, **changes) -> FitConfig:
@@ -48,7 +50,7 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
 
 def test_stopped_and_continued_equals_unbroken(folder, tmp_path, monkeypatch):
     config, sources = config_of(folder), open_sources(folder)
-    assert fit(config, sources, tmp_path / "unbroken", QUIET)
+    fit(config, sources, tmp_path / "unbroken", QUIET)
 
     update = Trainer.update
 
@@ -62,7 +64,7 @@ def test_stopped_and_continued_equals_unbroken(folder, tmp_path, monkeypatch):
         fit(config, sources, tmp_path / "broken", QUIET)
     monkeypatch.undo()
     assert load_checkpoint(tmp_path / "broken/last.pt")["step"] == 2
-    assert fit(config, sources, tmp_path / "broken", QUIET)
+    fit(config, sources, tmp_path / "broken", QUIET)
 
     unbroken, broken = weights(tmp_path / "unbroken"), weights(tmp_path / "broken")
     assert unbroken.keys() == broken.keys()
@@ -123,7 +125,7 @@ def test_rated_clips_train_too(folder, tmp_path):
         "v1", sources, steps=2, batch=5, rated_share=0.4, precision="fp32", validate_every=2
     )
     assert config.rated_share == 0.4
-    assert fit(config, sources, tmp_path / "run", QUIET)
+    fit(config, sources, tmp_path / "run", QUIET)
 
 
 def test_presets():
@@ -268,7 +270,7 @@ def test_labelled_only(folder, tmp_path):
     config = make_config("v1", sources, steps=4, batch=4, validate_every=2)
     assert (config.rated_share, config.samples, config.rated_clips) == (1.0, 0, len(names[0]))
     assert config.validation_samples == len(names[1])
-    assert fit(config, sources, tmp_path / "run", QUIET)
+    fit(config, sources, tmp_path / "run", QUIET)
     assert json.loads((tmp_path / "run/model.json").read_text())["teacher"] == "people"
     other = open_sources(None, rated=rated, rated_validation=write_rated(tmp_path / "other"))
     assert len(other.rated) == 8
@@ -279,8 +281,6 @@ def test_labelled_only(folder, tmp_path):
 def test_nothing_to_train_on(folder, tmp_path):
     with pytest.raises(ValueError, match="--shards DIR, --rated"):
         open_sources(None)
-    with pytest.raises(ValueError, match="--rated-validation has no use"):
-        open_sources(folder, rated_validation=write_rated(tmp_path))
     with pytest.raises(ValueError, match="--validation is a folder of shards"):
         open_sources(None, folder, write_rated(tmp_path))
 
@@ -358,10 +358,17 @@ def test_two_processes_have_the_gradients_of_one(folder, tmp_path):
 
 
 STOPS_AT_FOUR = """
-import runpy, sys
+import os, runpy, signal, sys
 from train import fit
 
-fit._Run._stopped = lambda self, stop: self.trainer.step == 4
+agree, fit.STOP_EVERY = fit._Run._agree_to_stop, 1
+
+def stops(self, came):  # a signal to one of the two
+    if self.trainer.step == 4 and os.environ["RANK"] == "1":
+        signal.raise_signal(signal.SIGTERM)
+    agree(self, came)
+
+fit._Run._agree_to_stop = stops
 runpy.run_module("train", run_name="__main__")
 """
 
@@ -389,11 +396,44 @@ def test_a_run_goes_on_with_another_number_of_processes(folder, tmp_path):
         assert line == pytest.approx(other, abs=0.005)
 
 
-def test_one_shard_needs_validation(tmp_path):
-    alone = write_dataset(tmp_path, shards=1, samples=2)
-    with pytest.raises(ValueError, match="--validation"):
+def test_never_validated_on_the_training_shards(tmp_path):
+    """Beside them lies the recipe's validation split, or the user says what validates."""
+    alone = write_dataset(tmp_path / "top/train", shards=3, samples=2)
+    with pytest.raises(UserError, match=r"top/validation: no dataset.*--split speech=validation"):
         open_sources(alone)
-    assert open_sources(alone, alone).validation
+    assert open_sources(alone, alone).validation  # as asked
+    held = write_dataset(tmp_path / "top/validation", shards=2, samples=1, hash_="held")
+    for place in (alone, str(alone), f"{alone}/", alone.as_uri()):
+        sources = open_sources(place)
+        assert sum(shard.samples for shard in sources.shards) == 6  # all of them train
+        assert [shard.tar.parent for shard in sources.validation] == [held, held]
+        assert sources.validation_hash == "held"
+    write_dataset(held, shards=2, samples=1)  # the training split again
+    with pytest.raises(UserError, match="the training split again"):
+        open_sources(alone)
+    about = {"recipe_hash": "held", "recipe": {"name": "other"}, "teacher": "test"}
+    (held / "dataset.json").write_text(json.dumps(about))
+    with pytest.raises(UserError, match="of another recipe"):
+        open_sources(alone)
+
+
+def test_rated_clips_choose_the_best_with_shards(folder, tmp_path):
+    """As in the paper."""
+    held = write_rated(tmp_path / "held", clips=4)
+    sources = open_sources(folder, None, write_rated(tmp_path / "rated"), held)
+    assert (len(sources.shards), len(sources.validation)) == (2, 0)
+    config = make_config("v1", sources, steps=2, batch=5, validate_every=1)
+    assert (config.samples, config.validation_samples) == (10, 4)
+    fit(config, sources, tmp_path / "run", QUIET)
+    best, student = load_checkpoint(tmp_path / "run/best.pt"), load(tmp_path / "run")
+    scores = [student.score_file(clip.path) for clip in sources.rated_validation]
+    truth = [clip.mos for clip in sources.rated_validation]
+    errors = [(score.mos - mos) ** 2 for score, mos in zip(scores, truth, strict=True)]
+    assert best["metrics"]["loss"] == pytest.approx(sum(errors) / 4, rel=0.02)
+    with pytest.raises(UserError, match="one of --validation and --rated-validation"):
+        open_sources(folder, folder, None, held)
+    with pytest.raises(UserError, match=r"labels.csv: line 2: .*both trains and validates"):
+        open_sources(folder, None, held, held)
 
 
 @pytest.mark.parametrize(
@@ -433,11 +473,13 @@ def logged(run: Path) -> list[dict[str, float]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_killed_process_continues(folder, tmp_path, number):
-    """300 steps, killed twice at random: the weights and the log of an unbroken run."""
+@pytest.mark.parametrize(
+    ("number", "steps"), [(signal.SIGINT, (23, 150)), (signal.SIGKILL, (5, 268))]
+)
+def test_killed_process_continues(folder, tmp_path, number, steps):
+    """300 steps, killed twice: the weights and the log of an unbroken run."""
     command, run = command_of(folder, 300), tmp_path / "run"
-    for step in sorted(random.sample(range(5, 280), 2)):
+    for step in steps:
         code = start_and_signal(command, run, step, number)
         assert code == (130 if number == signal.SIGINT else -9)
         assert load_checkpoint(run / "last.pt")["step"] < 300
@@ -452,7 +494,7 @@ def test_killed_process_continues(folder, tmp_path, number):
 
 
 def test_ratings_are_mapped_to_the_scale_of_the_labels(tmp_path, capsys):
-    shards = write_dataset(tmp_path / "shards")
+    shards = write_dataset(tmp_path / "shards", validation=2)
     rated = write_rated(tmp_path / "rated")  # sets set0 and set1
     plain = open_sources(shards, None, rated).rated
     about = json.loads((shards / "dataset.json").read_text())

@@ -81,10 +81,14 @@ def members_of(numbers: range) -> list[tuple[str, bytes]]:
     return members
 
 
-def write_dataset(folder: Path, shards: int = 3, samples: int = 4) -> Path:
-    """A folder of shards as the pipeline writes them."""
+def write_dataset(
+    folder: Path, shards: int = 3, samples: int = 4, validation: int = 0, hash_: str = "abc"
+) -> Path:
+    """A folder of shards as the pipeline writes them, and the recipe's validation split beside."""
+    if validation:
+        write_dataset(folder.parent / "validation", 1, validation, hash_="held")
     folder.mkdir(parents=True, exist_ok=True)
-    about = {"recipe_hash": "abc", "recipe": {"name": "tiny"}, "teacher": "test"}
+    about = {"recipe_hash": hash_, "recipe": {"name": "tiny"}, "teacher": "test"}
     (folder / "dataset.json").write_text(json.dumps(about))
     for shard in range(shards):
         numbers = range(shard * samples, (shard + 1) * samples)

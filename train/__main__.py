@@ -7,8 +7,9 @@ import importlib
 import sys
 import textwrap
 
-from data_specs.io.cli import EXIT_STATUSES, run_command
+from data_specs.io.cli import EXIT_STATUSES, end, run_command, signals_end_at_once
 from data_specs.io.output import visible_output
+from train.launch import require_device, require_launch
 
 VERBS = {
     "fit": ("fit", "train a student, or continue a run"),
@@ -36,15 +37,24 @@ VERBS = {
 """By verb: the module, with ``add_arguments`` and ``run`` (``submit``: ``main``), and what it is
 for."""
 
+ONE_WRITER = ("fit", "teacher", "cross-validate", "experiment", "lengths", "prune", "shrink")
+"""Verbs that nothing but their own means may start several times for one folder."""
+
 
 def _run(verb: str, argv: list[str]) -> int:
     # Only the verb's own module is imported: scoring must not need what training needs.
-    module = importlib.import_module(f"train.{VERBS[verb][0]}")
+    with signals_end_at_once():
+        module = importlib.import_module(f"train.{VERBS[verb][0]}")
     if verb == "submit":  # what follows -- is another verb's
         return int(module.main(argv))
     parser = argparse.ArgumentParser(prog=f"python -m train {verb}", description=module.__doc__)
     module.add_arguments(parser)
-    return int(module.run(parser.parse_args(argv)))
+    args = parser.parse_args(argv)
+    if verb in ONE_WRITER:
+        require_launch(getattr(args, "devices", None), getattr(args, "nodes", 1))
+    if hasattr(args, "device"):
+        require_device(args.device)
+    return int(module.run(args))
 
 
 def main(argv: list[str]) -> int:
@@ -67,4 +77,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    end(main(sys.argv[1:]))

@@ -20,7 +20,6 @@ import dataclasses
 import json
 import shutil
 import sys
-import threading
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -40,12 +39,12 @@ from data_specs.rated import RatedClip, read_rated
 from data_specs.strict import digest, unknown
 from data_specs.teacher import teacher_table
 from train.calibrate import Affine, Doubles
-from train.files import csv_text, load_checkpoint, require_same
+from train.files import csv_text, load_checkpoint, require_same, run_folder
 from train.frame_cache import ROWS, FrameCache, open_cache
 from train.hold_out import groups_of, hold_out
 from train.metrics import agreement
 from train.models.front_end import load_front_end
-from train.stopping import INTERRUPTED, stop_signals
+from train.sources import require_once
 from train.teach import (
     FEW_CLIPS,
     HeadTrainer,
@@ -155,11 +154,7 @@ def read_clips(rated: Sequence[Path]) -> list[RatedClip]:
     ``ValueError`` for a file that is rated twice: one fold would train on it and another judge it.
     """
     clips = [clip for path in rated for clip in read_rated(path)]
-    twice = sorted(
-        path for path, times in Counter(clip.path for clip in clips).items() if times > 1
-    )
-    if twice:
-        raise UserError(f"{len(twice)} clips are rated twice, such as {twice[0]}: rate each once")
+    require_once(clips)
     return sorted(clips, key=lambda clip: (clip.dataset, clip.path.name, str(clip.path)))
 
 
@@ -271,15 +266,14 @@ def cross_validate(
     plan: Plan,
     out: Path,
     host: Host | None = None,
-    stop: threading.Event | None = None,
-) -> list[Result] | None:
+) -> list[Result]:
     """Train all heads whose predictions are not in ``out``, and judge them all.
 
-    ``caches`` has the features of the clips by front end. None after ``stop`` was set: the same
-    call continues, also after a kill, and on a CPU to the same results. ``ValueError`` if ``out``
+    ``caches`` has the features of the clips by front end. After Ctrl-C or a kill the same call
+    continues, and on a CPU to the same results. ``ValueError`` if ``out``
     holds results of another plan, clips or features.
     """
-    host, stop = host or Host(), stop or threading.Event()
+    host = host or Host()
     fold_N = folds_of(clips, plan.folds, plan.settings.seed)
     claim(out, plan, clips)
     parts = plan.parts(caches)
@@ -292,10 +286,8 @@ def cross_validate(
             bar.set_postfix_str(f"{part.front_end} {part.file(out).stem}")
             cache, is_there = caches[part.front_end], part.file(out).is_file()
             data, judged = split(cache, clips, fold_N, part, plan.validation_share)
-            found = _predicted(part.file(out), _config(part, plan, data), data, judged, host, stop)
-            if found is None:
-                return None
-            predicted[part] = found
+            config = _config(part, plan, data)
+            predicted[part] = _predicted(part.file(out), config, data, judged, host)
             bar.update(not is_there)
     results = summarise(predicted)
     _write(out, plan, clips, caches, results)
@@ -322,16 +314,14 @@ def _predicted(
     data: RatedFrames,
     judged: Rows,
     host: Host,
-    stop: threading.Event,
-) -> list[dict[str, Any]] | None:
-    """The predictions in ``path``, which is made by training first; None after ``stop``.
+) -> list[dict[str, Any]]:
+    """The predictions in ``path``, which is made by training first.
 
     Beside ``path`` is the folder of the training, until that is done.
     """
     run = path.with_suffix("")
     if not path.is_file():
-        if not teach(config, data, run, dataclasses.replace(host, progress=False), stop):
-            return None
+        teach(config, data, run, dataclasses.replace(host, progress=False))
         rows = predict(config, data, judged, run, host.device)
         content = {"fit": config.model_dump(), "clips": rows}
         write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
@@ -479,15 +469,11 @@ def run(args: argparse.Namespace) -> int:
             raise UserError(unknown("front end", name, teacher_table().front_ends))
     clips = read_clips(args.rated)
     fold_N = folds_of(clips, plan.folds, plan.settings.seed)
-    claim(args.out, plan, clips)
-    _warn(clips, fold_N, plan)
-    with stop_signals() as stop:
-        caches = _features(args, front_ends, clips, stop)
-        host = Host(args.device)
-        results = cross_validate(caches, clips, plan, args.out, host, stop) if caches else None
-    if results is None:
-        print(f"stopped; run the same command again to continue: {args.out}")
-        return INTERRUPTED
+    with run_folder(args.out):
+        claim(args.out, plan, clips)
+        _warn(clips, fold_N, plan)
+        caches = _features(args, front_ends, clips)
+        results = cross_validate(caches, clips, plan, args.out, Host(args.device))
     print(_summary(clips, plan))
     print(table(results))
     print(f"done: {args.out / 'results.json'}")
@@ -498,15 +484,12 @@ def _features(
     args: argparse.Namespace,
     front_ends: Sequence[str],
     clips: Sequence[RatedClip],
-    stop: threading.Event,
-) -> dict[str, FrameCache] | None:
-    """The features of every front end, which is dropped when they are there; None after a stop."""
+) -> dict[str, FrameCache]:
+    """The features of every front end, which is dropped when they are there."""
     caches = {}
     for name in front_ends:
         folder = (args.cache or args.out / "features") / name
-        cache = open_cache(folder, clips, load_front_end(name, args.device, args.precision), stop)
-        if cache is None:
-            return None
+        cache = open_cache(folder, clips, load_front_end(name, args.device, args.precision))
         if cache.bad:
             print(f"{name}: {len(cache.bad)} clips left out: see {folder / ROWS}", file=sys.stderr)
         caches[name] = cache

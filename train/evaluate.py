@@ -59,7 +59,6 @@ from train.comparing.tables import figure, means, results_md, text_table
 from train.files import csv_text
 from train.score import Scorer, Short, load
 from train.shards import list_shards
-from train.stopping import INTERRUPTED
 from train.stream import ShardSamples
 from train.tars import read_record
 
@@ -398,17 +397,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """``python -m train evaluate``; returns the exit code (130 after Ctrl-C)."""
+    """``python -m train evaluate``; returns the exit code."""
     if args.threads:
         torch.set_num_threads(args.threads)
     sets = read_sets(args.rated, args.shards)
     judges, unavailable = load_judges(args.model, Options(args.device, args.clean_speech))
-    try:
-        with ScoreCache(args.out / "cache.jsonl", args.fresh) as cache:
-            rows, failures = score_all(judges, sets, WAYS[args.short], cache)
-    except KeyboardInterrupt:
-        print(f"stopped; run the same command again to continue: {args.out}")
-        return INTERRUPTED
+    with ScoreCache(args.out / "cache.jsonl", args.fresh) as cache:
+        rows, failures = score_all(judges, sets, WAYS[args.short], cache)
     if not rows:
         why = failures[0].error if failures else "the shards' labels are these models' own"
         raise UserError(f"nothing to compare: {why}")

@@ -43,7 +43,7 @@ from train.bootstrap import (
 )
 from train.command import command_of
 from train.evaluate import SHARDS_SHORT, ClipScore, labelled_by, score_rated, score_shards
-from train.files import csv_rows, csv_text, require_same
+from train.files import csv_rows, csv_text, require_same, run_folder
 from train.hold_out import groups_of, held_apart
 from train.models.student import count, variant
 from train.presets import PRESETS, FitConfig, make_config
@@ -51,7 +51,6 @@ from train.pruning.runs import PrunedModel, pruned_models
 from train.report import environment, figure, versions
 from train.score import Scorer, Short, load
 from train.sources import Sources, chosen, open_sources
-from train.stopping import INTERRUPTED
 
 Kind = Literal["labelled", "distilled"]
 KINDS: tuple[Kind, ...] = ("labelled", "distilled")
@@ -175,7 +174,7 @@ def make_plan(args: argparse.Namespace) -> list[Run]:
             changes = {option: getattr(args, option) for option in CHANGES}
             if kind == "labelled":  # all of its clips are rated
                 changes |= {"rated_share": None, "validate_every": validate_every(args)}
-            config = make_config(name, sources[kind], args.preset, args.device, **changes)
+            config = make_config(name, sources[kind], args.preset, **changes)
             out = args.out / "runs" / f"{name}-{kind}"
             runs.append(Run(name, kind, config, sources[kind], out))
     return runs
@@ -246,21 +245,19 @@ def timed(path: Path, name: str) -> Iterator[None]:
         write_text(path, json.dumps(seconds, indent=2) + "\n")
 
 
-def train_all(runs: Sequence[Run], host: fitting.Host, times: Path) -> bool:
-    """Train what is not done yet, in order; False after Ctrl-C."""
+def train_all(runs: Sequence[Run], host: fitting.Host, times: Path) -> None:
+    """Train what is not done yet, in order."""
     left = [run for run in runs if not is_done(run)]
     while left:
         run, began = left.pop(0), time.monotonic()
         started = (run.out / "last.pt").is_file()
         with timed(times, run.name):
-            if not fitting.fit(run.config, run.sources, run.out, host):
-                return False
+            fitting.fit(run.config, run.sources, run.out, host)
         seconds = time.monotonic() - began
         rest = sum(other.macs for other in left) * seconds / run.macs
         # A run that was continued did only a part of its updates now.
         guess = f"; about {rest / 60:.0f} min for the {len(left)} left, by multiply-adds"
         print(f"{run.name}: {seconds:.0f} s{guess if left and not started else ''}", flush=True)
-    return True
 
 
 # --- scoring --------------------------------------------------------------------------------------
@@ -683,7 +680,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--validation",
         type=path_here,
-        help="shards that choose the best update (default: hold out)",
+        help="shards that choose the best update (default: validation beside --shards)",
     )
     add("--rated", type=path_here, required=True, help="CSV of rated clips to train on")
     add("--rated-set", nargs="+", metavar="NAME", help="take these datasets of it only")
@@ -734,16 +731,8 @@ def run(args: argparse.Namespace) -> int:
     """``python -m train experiment``; returns the exit code."""
     if args.threads:
         torch.set_num_threads(args.threads)
-    args.out.mkdir(parents=True, exist_ok=True)
-    try:
+    with run_folder(args.out):
         return _experiment(args)
-    except KeyboardInterrupt:
-        return _stopped(args)
-
-
-def _stopped(args: argparse.Namespace) -> int:
-    print(f"stopped; run the same command again to continue: {args.out}")
-    return INTERRUPTED
 
 
 def _experiment(args: argparse.Namespace) -> int:
@@ -754,8 +743,7 @@ def _experiment(args: argparse.Namespace) -> int:
     if not args.report_only:
         announce(runs)
         host = fitting.Host(workers=args.workers, device=args.device, cache_gb=args.cache_gb)
-        if not train_all(runs, host, times):
-            return _stopped(args)
+        train_all(runs, host, times)
         with timed(times, "scoring"):
             folders = {one.name: one.out for one in runs} | {one.name: one.folder for one in pruned}
             rows = score_all(folders, teacher, clips, args)

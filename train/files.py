@@ -6,7 +6,8 @@ import csv
 import importlib.metadata
 import io
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,19 @@ import torch
 from torch import Tensor
 
 from data_specs.io.errors import UserError
-from data_specs.io.files import write_atomically
+from data_specs.io.files import only_writer, remove_leftovers, write_atomically
 from data_specs.io.names import cell, plain
 from train.models import tensors
 
 DISTRIBUTION = "distill-mos-factory"
+
+
+@contextmanager
+def run_folder(out: Path) -> Iterator[None]:
+    """Hold a training's folder for as long as it is written to; what kills left there goes."""
+    with only_writer(out):
+        remove_leftovers(out)
+        yield
 
 
 def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -13,12 +13,11 @@ import argparse
 import copy
 import json
 import math
-import os
+import signal
 import sys
-import threading
 import time
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,13 +30,22 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from data_specs.io.addresses import path_here
+from data_specs.io.cli import STOPPED, Stopped, signals_wait
 from data_specs.io.errors import UserError
 from data_specs.io.files import sha256_of, write_text
 from data_specs.io.progress import progress_bar
 from data_specs.sample import CROP_SAMPLES
 from train.augment import augment
-from train.files import load_checkpoint, require_same, save_checkpoint, version, write_weights
-from train.loading import loader
+from train.files import (
+    load_checkpoint,
+    require_same,
+    run_folder,
+    save_checkpoint,
+    version,
+    write_weights,
+)
+from train.launch import is_first_process
+from train.loading import loader, worker_deaths_named
 from train.metrics import agreement
 from train.models.memory import keep_freed_memory
 from train.models.student import Student, StudentConfig, count, variant
@@ -45,18 +53,24 @@ from train.models.tensors import write_about
 from train.order import Order
 from train.parallel import (
     STOP_EVERY,
-    any_rank,
     joint_means,
+    largest,
     make_fabric,
     synchronise_batch_norm,
     whole,
 )
-from train.presets import PRESETS, FitConfig, learning_rate, make_config
+from train.presets import (
+    PRESETS,
+    FitConfig,
+    computed_in_bf16,
+    is_compiled,
+    learning_rate,
+    make_config,
+)
 from train.run_log import LOGGERS, Meter, RunLog
 from train.score import load, student_in
 from train.shards import DatasetInfo
-from train.sources import Samples, Sources, open_sources
-from train.stopping import INTERRUPTED, stop_signals
+from train.sources import Samples, Sources, open_sources, require_readable
 from train.stream import Batch, Batches, to_waves
 
 
@@ -81,7 +95,7 @@ class Trainer:
         self, config: FitConfig, fabric: Fabric | None = None, start: Student | None = None
     ) -> None:
         self.config = config
-        self.fabric = fabric or make_fabric(bf16=config.precision == "bf16")
+        self.fabric = fabric or make_fabric(bf16=computed_in_bf16(config, "cpu"))
         self.device = self.fabric.device
         torch.manual_seed(config.seed)
         student = copy.deepcopy(start) if start else Student(variant(config.student))
@@ -94,12 +108,15 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(
             student.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True
         )
-        network: Any = torch.compile(student) if config.compile else student
+        self.compiled = is_compiled(config, self.device)
+        network: Any = torch.compile(student) if self.compiled else student
         self._network, self._optimizer = self.fabric.setup(network, self.optimizer)
         self.step = 0
         self.best: dict[str, Any] | None = None
         self.untold: list[float] = []
         """Losses of a restored run that its log does not tell yet."""
+        self.due = False
+        """Whether the validation of this step is still to be done."""
 
     def update(self, batch: Batch) -> Tensor:
         """One optimiser step; returns the loss (a scalar tensor, MOS squared) of these rows."""
@@ -176,6 +193,7 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "rng": torch.get_rng_state(),
             "best": self.best,
+            "due": self.due,
         }
 
     def restore(self, path: Path) -> None:
@@ -187,7 +205,7 @@ class Trainer:
         self.optimizer.load_state_dict(content["optimizer"])
         torch.set_rng_state(content["rng"])
         self.step, self.best = content["step"], content["best"]
-        self.untold = content["losses"]
+        self.untold, self.due = content["losses"], content.get("due", False)
 
     def keep_if_best(self, metrics: dict[str, float | None], out: Path) -> bool:
         """Write ``best.pt`` if the validation loss is the lowest so far."""
@@ -225,32 +243,32 @@ def fit(
     out: Path,
     host: Host | None = None,
     start: Student | None = None,
-) -> bool:
-    """Train, or continue the run in ``out``; True when all steps are done.
+) -> None:
+    """Train, or continue the run in ``out``, until all steps are done.
 
-    From a student's weights (``config.start`` is their digest), or from random ones.
-    False after Ctrl-C or SIGTERM: ``last.pt`` is written, and the same call continues. Ends by
-    writing ``model.safetensors`` and ``model.json``. ``ValueError`` if ``out`` holds a run with
-    another configuration, or a shard is damaged.
+    From a student's weights (``config.start`` is their digest), or from random ones. Ctrl-C (and
+    SIGTERM, where it raises too) comes out when ``last.pt`` is written: the same call continues.
+    Ends by writing ``model.safetensors`` and ``model.json``. ``ValueError`` if ``out`` holds a run
+    with another configuration or another command writes there, or if data is damaged.
     """
     host = host or Host()
     keep_freed_memory()
-    out.mkdir(parents=True, exist_ok=True)
-    fabric = make_fabric(host.device, host.devices, host.nodes, config.precision == "bf16")
-    trainer = Trainer(config, fabric, start)
-    if (out / "last.pt").is_file():
-        trainer.restore(out / "last.pt")
-    run = _Run(trainer, sources, out, host)
-    try:
-        with stop_signals() as stop:
-            run.train(stop)
-    finally:
-        run.close()
-    if trainer.step < config.steps:
-        return False
-    if fabric.is_global_zero:
-        export(out, config, sources.info)
-    return True
+    with run_folder(out) if is_first_process() else nullcontext():
+        bf16 = computed_in_bf16(config, host.device)
+        fabric = make_fabric(host.device, host.devices, host.nodes, bf16)
+        trainer = Trainer(config, fabric, start)
+        if (out / "last.pt").is_file():
+            trainer.restore(out / "last.pt")
+        elif fabric.is_global_zero:
+            require_readable([*sources.rated, *sources.rated_validation])
+        run = _Run(trainer, sources, out, host)
+        try:
+            with worker_deaths_named():
+                run.train()
+        finally:
+            run.close()
+        if fabric.is_global_zero:
+            export(out, config, sources.info)
 
 
 class _Run:
@@ -271,13 +289,15 @@ class _Run:
         )
         place = (trainer.fabric.global_rank, trainer.fabric.world_size)
         self.batches = Batches(train_samples, self.order, sources.rated, *place)
+        self.whole = False
+        """Whether the state is that after an update, not within one."""
         self.meter = Meter()
         self.meter.losses += [torch.tensor(loss) for loss in trainer.untold]
         self.log: RunLog | None = None
         if self.first:
             about = config.model_dump()
             write_text(out / "config.json", json.dumps(about, indent=2) + "\n")
-            self.log = RunLog(out, trainer.step, host.logger, about)
+            self.log = RunLog(out, trainer.step, host.logger, about, trainer.due)
         self.bar = progress_bar(
             total=config.steps,
             initial=trainer.step,
@@ -286,27 +306,49 @@ class _Run:
             disable=not (host.progress and self.first),
         )
 
-    def train(self, stop: threading.Event) -> None:
-        """All updates that are left, or those until a stop."""
-        trainer, config, meter = self.trainer, self.trainer.config, self.meter
+    def train(self) -> None:
+        """All updates that are left; after a signal ``last.pt`` holds those that were done."""
+        trainer, first = self.trainer, self.trainer.step
         pin = trainer.device.type == "cuda"
-        feed = iter(loader(self.batches, trainer.step, config.steps, self.host.workers, pin))
-        if config.start and not trainer.step:
+        feed = loader(self.batches, first, trainer.config.steps, self.host.workers, pin)
+        # Several processes must agree on when to stop: there signals wait until they have.
+        alone = trainer.fabric.world_size == 1
+        waiting: AbstractContextManager[list[int]] = nullcontext([]) if alone else signals_wait()
+        with waiting as came, closing(feed):
+            try:
+                self._train(feed, came)
+            except KeyboardInterrupt:
+                if alone and self.whole and trainer.step > first:
+                    with signals_wait():
+                        self._save()
+                raise
+
+    def _train(self, feed: Iterator[Batch], came: list[int]) -> None:
+        trainer, config = self.trainer, self.trainer.config
+        if trainer.due or (config.start and not trainer.step):
             self._validate()  # what it starts with may stay the best
-        while trainer.step < config.steps and not self._stopped(stop):
+        while trainer.step < config.steps:
+            self._agree_to_stop(came)
             asked = time.monotonic()
             batch = next(feed)
-            meter.waited += time.monotonic() - asked
-            meter.losses.append(trainer.update(batch))
-            meter.samples += config.batch
-            self.bar.update()
-            last = trainer.step == config.steps
-            if trainer.step % self.host.log_every == 0 or last:
-                self._log_interval()
-            if trainer.step % config.validate_every == 0 or last:
+            self.meter.waited += time.monotonic() - asked
+            # To compile takes minutes: a signal does not wait for it, and nothing is lost.
+            self.whole = self.whole or not trainer.compiled
+            with signals_wait() if self.whole else nullcontext():
+                self._update(batch)
+            self.whole = True
+            if trainer.due:
                 self._validate()
-        if trainer.step < config.steps:
-            self._save()
+
+    def _update(self, batch: Batch) -> None:
+        trainer, config = self.trainer, self.trainer.config
+        self.meter.losses.append(trainer.update(batch))
+        self.meter.samples += config.batch
+        self.bar.update()
+        last = trainer.step == config.steps
+        if trainer.step % self.host.log_every == 0 or last:
+            self._log_interval()
+        trainer.due = trainer.step % config.validate_every == 0 or last
 
     def close(self) -> None:
         """Flush the log, end the bar."""
@@ -314,13 +356,18 @@ class _Run:
         if self.log:
             self.log.close()
 
-    def _stopped(self, stop: threading.Event) -> bool:
-        if self.trainer.fabric.world_size == 1:
-            return stop.is_set()
-        # All processes must make the same updates: they agree, now and then, on when to stop.
-        if self.trainer.step % STOP_EVERY:
-            return False
-        return any_rank(self.trainer.fabric, stop.is_set())
+    def _agree_to_stop(self, came: list[int]) -> None:
+        """End all processes at one update, now and then, if a signal came to any of them."""
+        fabric = self.trainer.fabric
+        if fabric.world_size == 1 or self.trainer.step % STOP_EVERY:
+            return
+        number = largest(fabric, came[0] if came else 0)
+        if number:
+            came.clear()
+            self._save()
+            if not self.first:  # one process says it
+                sys.exit(STOPPED[signal.Signals(number)])
+            raise Stopped(number)
 
     def _save(self) -> None:
         """``last.pt``, with the losses that no line of the log tells yet."""
@@ -351,10 +398,12 @@ class _Run:
         """Validate, keep the best, and write ``last.pt``."""
         trainer, began = self.trainer, time.monotonic()
         metrics = trainer.validate(self.validation)
-        best = self.first and trainer.keep_if_best(metrics, self.out)
-        # The log first: a run continued from here drops what was logged after it, not before.
-        self._write({f"validation_{name}": value for name, value in metrics.items()})
-        self._save()
+        with signals_wait():
+            trainer.due = False
+            best = self.first and trainer.keep_if_best(metrics, self.out)
+            # The log first: a run continued from here drops what was logged after it, not before.
+            self._write({f"validation_{name}": value for name, value in metrics.items()})
+            self._save()
         self.meter.start += time.monotonic() - began  # the log's rates are those of training
         figures = ", ".join(f"{name} {value or math.nan:.3f}" for name, value in metrics.items())
         if not self.bar.disable:
@@ -391,7 +440,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     network.add_argument("--student", help="v1 to v10 (see: python -m train variants)")
     network.add_argument("--start", help="go on from a student's weights: v7, a run, a shrunk one")
     parser.add_argument("--shards", help="folder that the pipeline wrote, or its address")
-    parser.add_argument("--validation", help="shards to validate on (default: hold out)")
+    parser.add_argument(
+        "--validation", help="shards to validate on (default: validation beside --shards)"
+    )
     parser.add_argument(
         "--rated",
         type=path_here,
@@ -400,7 +451,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rated-validation",
         type=path_here,
-        help="without --shards: CSV of the clips to validate on",
+        help="CSV of the clips to validate on, instead (without --shards the default: hold out)",
     )
     parser.add_argument(
         "--out", type=path_here, required=True, help="run folder; continued if it exists"
@@ -450,7 +501,7 @@ def run(args: argparse.Namespace) -> int:
         start, args.student = student_in(scorer), Path(scorer.name).name
         changes["start"] = scorer.weights_sha256
     shape = start.config if start else variant(args.student)
-    config = make_config(args.student, sources, args.preset, args.device, shape, **changes)
+    config = make_config(args.student, sources, args.preset, shape, **changes)
     host = Host(
         args.workers,
         args.device,
@@ -460,27 +511,20 @@ def run(args: argparse.Namespace) -> int:
         nodes=args.nodes,
         logger=args.logger,
     )
-    if _is_first_process():
-        print(_about(config, shape), flush=True)
-    if not fit(config, sources, args.out, host, start):
-        if _is_first_process():
-            print(f"stopped; run the same command again to continue: {args.out}/last.pt")
-        return INTERRUPTED
-    if _is_first_process():
+    if is_first_process():
+        print(_about(config, shape, args.device), flush=True)
+    fit(config, sources, args.out, host, start)
+    if is_first_process():
         print(f"done: {args.out / 'model.safetensors'}")
     return 0
 
 
-def _is_first_process() -> bool:
-    names = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
-    return all(os.environ.get(name, "0") == "0" for name in names)
-
-
-def _about(config: FitConfig, shape: StudentConfig) -> str:
+def _about(config: FitConfig, shape: StudentConfig, device: str) -> str:
     parameters, macs = count(shape)
+    precision = "bf16" if computed_in_bf16(config, device) else "fp32"
     return (
         f"{config.student}: {parameters:,} parameters, {macs / 1e6:.0f} M multiply-adds a clip; "
         f"{config.samples} samples and {config.rated_clips} rated clips, "
         f"{config.validation_samples} for validation "
-        f"({CROP_SAMPLES / 16_000:.2f} s each), {config.precision}"
+        f"({CROP_SAMPLES / 16_000:.2f} s each), {precision}"
     )

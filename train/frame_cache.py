@@ -19,7 +19,6 @@ import fcntl
 import os
 import shutil
 import sys
-import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -35,8 +34,9 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
+from data_specs.io.cli import signals_wait
 from data_specs.io.errors import UserError
-from data_specs.io.files import write_text
+from data_specs.io.files import HELD, write_text
 from data_specs.io.progress import progress_bar
 from data_specs.rated import RatedClip
 from data_specs.sample import SAMPLE_RATE
@@ -138,12 +138,11 @@ def open_cache(
     folder: Path,
     clips: Sequence[RatedClip],
     front_end: FrontEnd,
-    stop: threading.Event | None = None,
     progress: bool = True,
-) -> FrameCache | None:
+) -> FrameCache:
     """The features of these clips out of ``folder``; what is missing there is taken first.
 
-    None if ``stop`` was set before all were taken: the same call continues. ``ValueError`` for a
+    After Ctrl-C the same call continues. ``ValueError`` for a
     folder of another front end or other clips, and for one that is damaged; ``OSError`` where the
     disk has no room. Clips that cannot be read are listed in ``bad``.
     """
@@ -156,10 +155,8 @@ def open_cache(
         pending = _pending(folder, clips, ledger)
         if pending:
             _require_space(folder, about, len(pending))
-            taken = _fill(folder, about, clips, pending, front_end, stop, progress)
+            taken = _fill(folder, about, clips, pending, front_end, progress)
             ledger |= {row.row: row for row in taken}
-            if len(taken) < len(pending):
-                return None
     frames: Bits = np.memmap(
         folder / FRAMES, np.uint16, "r", shape=(len(clips), about.tokens, about.channels)
     )
@@ -185,9 +182,16 @@ def _locked(folder: Path) -> Iterator[None]:
     with (folder / ROWS).open("ab") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"waiting: another process is at {folder}", file=sys.stderr, flush=True)
-            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno in HELD:
+                print(f"waiting: another process is at {folder}", file=sys.stderr, flush=True)
+                fcntl.flock(file, fcntl.LOCK_EX)
+            else:
+                print(
+                    f"warning: {folder}: its file system has no locks ({error.strerror}): make "
+                    "sure that no other command takes features into it",
+                    file=sys.stderr,
+                )
         yield
 
 
@@ -311,11 +315,12 @@ class _Writer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: object
     ) -> None:
-        try:
-            self.commit()
-        finally:
-            self._frames.close()
-            self._ledger.close()
+        with signals_wait():
+            try:
+                self.commit()
+            finally:
+                self._frames.close()
+                self._ledger.close()
 
     def add(self, row: Row, bits_LC: Bits | None = None) -> None:
         """A row's features, or none for a bad one; committed every ``COMMIT_SECONDS``."""
@@ -347,10 +352,9 @@ def _fill(
     clips: Sequence[RatedClip],
     pending: Sequence[Row],
     front_end: FrontEnd,
-    stop: threading.Event | None,
     progress: bool,
 ) -> list[Row]:
-    """Take the features of the pending rows; returns those that were done."""
+    """Take the features of the pending rows."""
     bar = progress_bar(
         total=len(clips),
         initial=len(clips) - len(pending),
@@ -362,10 +366,9 @@ def _fill(
     with bar, _Writer(folder, about) as writer:
         for rows, waves in _of_one_length(_decoded(clips, pending), size):
             for row, bits_LC in _features(rows, waves, front_end, about):
-                writer.add(row, bits_LC)
+                with signals_wait():
+                    writer.add(row, bits_LC)
             bar.update(len(rows))
-            if stop is not None and stop.is_set():
-                break
     return writer.done
 
 

@@ -29,7 +29,7 @@ from train.audio import Wave
 from train.bootstrap import draws, interval, pearson
 from train.command import command_of
 from train.experiment import ranged
-from train.files import csv_text
+from train.files import csv_text, run_folder
 from train.metrics import agreement
 from train.score import WINDOWS_A_BATCH, Scorer, Short, load
 from train.shards import list_shards
@@ -210,7 +210,6 @@ def left_out(results: Sequence[LengthResult]) -> str:
 
 def write_all(results: Sequence[LengthResult], out: Path, about: dict[str, Any]) -> None:
     """``lengths.json``, ``lengths.csv`` and ``lengths.md``."""
-    out.mkdir(parents=True, exist_ok=True)
     rows = [asdict(row) for row in results]
     content = {"about": about, "results": rows}
     write_text(out / "lengths.json", json.dumps(content, indent=2, allow_nan=False) + "\n")
@@ -246,6 +245,11 @@ def run(args: argparse.Namespace) -> int:
         torch.set_num_threads(args.threads)
     if args.samples is not None and args.samples < 2:
         raise UserError(f"--samples {args.samples}: a correlation needs at least two")
+    with run_folder(args.out):
+        return _measure(args)
+
+
+def _measure(args: argparse.Namespace) -> int:
     scorers = [load(model, args.device) for model in dict.fromkeys(args.model)]
     results = measure(scorers, args.shards, args.seconds, args.seed, args.samples)
     about = {

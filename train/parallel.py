@@ -109,12 +109,10 @@ def joint_means(fabric: Fabric, values: list[float]) -> list[float]:
     return [float(value) for value in told]
 
 
-def any_rank(fabric: Fabric, flag: bool) -> bool:
-    """Whether any process says yes; all must ask."""
-    if fabric.world_size == 1:
-        return flag
-    told: Any = fabric.all_reduce(torch.tensor(float(flag)), reduce_op="sum")
-    return bool(told > 0)
+def largest(fabric: Fabric, number: int) -> int:
+    """The largest of the processes' numbers; all must ask."""
+    told: Any = fabric.all_gather(torch.tensor(number))
+    return int(told.max())
 
 
 def whole(fabric: Fabric, rows: range, values: Tensor, length: int) -> Tensor:

@@ -19,7 +19,8 @@ Share = Annotated[float, Field(ge=0, le=1)]
 class FitConfig(BaseModel):
     """Everything that decides what a run computes: a resumed run must have the same.
 
-    Workers, threads, folders, the device and the number of processes are not in it.
+    Workers, threads, folders, the device and the number of processes are not in it, nor what
+    "auto" means on a device: a run may go on on another.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -34,8 +35,8 @@ class FitConfig(BaseModel):
     weight_decay: Annotated[float, Field(ge=0)]
     clip_norm: Annotated[float, Field(ge=0)]
     ema: Annotated[float, Field(ge=0, lt=1)]
-    precision: Literal["fp32", "bf16"]
-    compile: bool
+    precision: Literal["auto", "fp32", "bf16"]
+    compile: bool | Literal["auto"]
     augment: bool
     crops: Share
     start: str | None = None
@@ -95,7 +96,6 @@ def make_config(
     student: str,
     sources: Sources,
     preset: str = "paper",
-    device: str = "cpu",
     shape: StudentConfig | None = None,
     **changes: Any,
 ) -> FitConfig:
@@ -109,10 +109,6 @@ def make_config(
         raise UserError(f"unknown preset {preset!r}: known are {', '.join(PRESETS)}")
     values = PRESETS[preset] | {"seed": 0, "buffer": 4096}
     values |= {key: value for key, value in changes.items() if value is not None}
-    dtype = resolve_precision(values["precision"], torch.device(device))
-    values["precision"] = "bf16" if dtype == torch.bfloat16 else "fp32"
-    if values["compile"] == "auto":  # on a CPU it would need a C++ compiler
-        values["compile"] = torch.device(device).type == "cuda"
     if preset == "fast" and changes.get("lr") is None:
         values["lr"] = _rate(values["lr"], shape.dim)
     values["rated_share"] = _rated_share(sources, values["rated_share"], changes)
@@ -130,6 +126,16 @@ def make_config(
         rated_clips=len(sources.rated),
         **values,
     )
+
+
+def computed_in_bf16(config: FitConfig, device: str | torch.device) -> bool:
+    """Whether a run computes in bf16 on a device: if asked for, or where the device is fast."""
+    return resolve_precision(config.precision, torch.device(device)) == torch.bfloat16
+
+
+def is_compiled(config: FitConfig, device: torch.device) -> bool:
+    """Whether a run is compiled on a device; on a CPU that needs a C++ compiler: not by itself."""
+    return device.type == "cuda" if config.compile == "auto" else config.compile
 
 
 def _rate(rate: float, width: int) -> float:

@@ -18,10 +18,9 @@ import argparse
 import json
 import math
 import sys
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -35,13 +34,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from data_specs.io.addresses import path_here
+from data_specs.io.cli import signals_wait
 from data_specs.io.errors import UserError
 from data_specs.io.files import write_text
 from data_specs.io.progress import progress_bar
 from data_specs.rated import RatedClip
-from train.files import csv_text, load_checkpoint, require_same, save_checkpoint
+from train.files import csv_text, load_checkpoint, require_same, run_folder, save_checkpoint
 from train.hold_out import HOLD_OUT, held_apart
-from train.loading import loader
+from train.loading import loader, worker_deaths_named
 from train.metrics import agreement
 from train.models.calibration import Affine, Calibration
 from train.models.front_end import XlsrFrontEnd, centre_crop
@@ -66,8 +66,17 @@ from train.pruning.storage import save_pruned
 from train.run_log import LOGGERS, RunLog
 from train.score import MIN_SAMPLES, TeacherScorer, load, student_in
 from train.shards import list_shards, read_dataset_info
-from train.sources import LABELLED_ONLY, Sources, chosen, digest_of, on_labels_scale, open_sources
-from train.stopping import INTERRUPTED, stop_signals
+from train.sources import (
+    LABELLED_ONLY,
+    Sources,
+    chosen,
+    digest_of,
+    on_labels_scale,
+    open_sources,
+    require_apart,
+    require_once,
+    require_readable,
+)
 from train.stream import Batch, Batches, ShardSamples, batch_of, rated_pcm, to_waves
 from train.tars import Pcm
 
@@ -107,7 +116,7 @@ class PruneConfig(BaseModel):
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     batch: Annotated[int, Field(ge=2)] = 20
     micro_batch: Positive = 20
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["auto", "fp32", "bf16"] = "fp32"
     batch_norm: Literal["train", "frozen"] = "train"
     train_head: bool = False
     seed: Annotated[int, Field(ge=0)] = 0
@@ -243,6 +252,7 @@ class Pruner:
         if isinstance(self.network, TeacherNetwork):
             self.network.head.requires_grad_(config.train_head)
         self.device = next(self.network.parameters()).device
+        self.bf16 = resolve_precision(config.precision, self.device) == torch.bfloat16
         self.masks = Masks.full(self.network, prunable(self.network, config.what))
         self.total = self.masks.total()
         self.parameters = sum(p.numel() for p in self.network.parameters())
@@ -325,7 +335,7 @@ class Pruner:
         with ExitStack() as stack:
             if self.device.type == "cpu":  # as in train.fit: the fused one is slow backwards there
                 stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-            if self.config.precision == "bf16":
+            if self.bf16:
                 stack.enter_context(torch.autocast(self.device.type, torch.bfloat16))
             if isinstance(self.network, TeacherNetwork):
                 mos_B: Tensor = self.network(waves_BT, lengths_B)
@@ -483,26 +493,31 @@ def open_data(args: argparse.Namespace, calibration: Calibration | None) -> Sour
     """What to train and to validate on.
 
     Ratings are mapped to the scale of a bias-aware teacher. A run validates on
-    ``--rated-validation``, else on ``--validation`` shards, else on shards that are held out, else
-    on held-out conditions of ``--rated``. ``ValueError`` naming what is missing or in both.
+    ``--rated-validation``, else on ``--validation`` shards, else on the recipe's validation split
+    beside ``--shards``, without shards on held-out conditions of ``--rated``. ``ValueError`` naming
+    what is missing or in both.
     """
     rated = _clips(args.rated, args.rated_set, calibration)
     held = _clips(args.rated_validation, args.rated_validation_set, calibration)
+    require_once(rated)
     if not rated and args.shards is None:
         raise UserError("nothing to fine-tune on: give --rated labels.csv, --shards DIR or both")
     if held and args.validation:
         raise UserError("give one of --validation and --rated-validation")
-    if args.shards is not None:
-        shards = open_sources(args.shards, args.validation)
-        sources = Sources(shards.info, shards.shards, shards.validation, rated, "", held)
+    if args.shards is not None and held:
+        info, shards = read_dataset_info(args.shards), list_shards(args.shards)
+        sources = Sources(info, shards, [], rated, "", held)
+    elif args.shards is not None:
+        on = open_sources(args.shards, args.validation)
+        sources = Sources(on.info, on.shards, on.validation, rated, on.validation_hash)
     elif args.validation is not None:
-        sources = Sources(LABELLED_ONLY, [], list_shards(args.validation), rated, "")
+        of_shards = read_dataset_info(args.validation).recipe_hash
+        sources = Sources(LABELLED_ONLY, [], list_shards(args.validation), rated, of_shards)
     else:
         if not held:
             rated, held = held_apart(rated, 0, args.rated_hold_out)
         sources = Sources(LABELLED_ONLY, [], [], rated, "", held)
-    if both := {clip.path for clip in rated} & {clip.path for clip in held}:
-        raise UserError(f"{min(both)} both trains and validates: name other sets or another CSV")
+    require_apart(rated, held)
     return sources
 
 
@@ -520,10 +535,6 @@ def make_config(args: argparse.Namespace, subject: Subject, sources: Sources) ->
     share = args.rated_share if args.rated_share is not None else RATED_SHARE
     if not sources.rated or sources.labelled_only:
         share = 1.0 if sources.labelled_only else 0.0
-    dtype = resolve_precision(args.precision, next(subject.network.parameters()).device)
-    of_shards = sources.info.recipe_hash
-    if args.validation and not sources.rated_validation:
-        of_shards = read_dataset_info(args.validation).recipe_hash
     held = sources.rated_validation
     return PruneConfig.model_validate(
         values
@@ -532,11 +543,10 @@ def make_config(args: argparse.Namespace, subject: Subject, sources: Sources) ->
             "model_sha256": subject.sha256,
             "what": args.what or ("all" if is_student else "encoder"),
             "micro_batch": min(args.micro_batch or args.batch, args.batch),
-            "precision": "bf16" if dtype == torch.bfloat16 else "fp32",
             "train_head": is_student or args.train_head,
             "rated_share": share,
             "recipe_hash": sources.info.recipe_hash,
-            "validation_hash": digest_of(held) if held else of_shards,
+            "validation_hash": digest_of(held) if held else sources.validation_hash,
             "rated_hash": digest_of(sources.rated),
             "samples": sum(shard.samples for shard in sources.shards),
             "rated_clips": len(sources.rated),
@@ -554,28 +564,30 @@ def prune(
     sources: Sources,
     out: Path,
     host: Host | None = None,
-    stop: threading.Event | None = None,
-) -> bool:
-    """Prune, or continue the run in ``out``; True when all sizes are there.
+) -> None:
+    """Prune, or continue the run in ``out``, until all sizes are there.
 
-    False after ``stop`` was set: ``last.pt`` is written, and the same call continues; so it does
-    after a kill at any point, and on a CPU to the same masks and weights, bit for bit.
-    ``ValueError`` if ``out`` holds a run with another configuration.
+    Ctrl-C (and SIGTERM, where it raises too) comes out when ``last.pt`` is written, and the same
+    call continues; so it does after a kill at any point, and on a CPU to the same masks and
+    weights, bit for bit. ``ValueError`` if ``out`` holds a run with another configuration or
+    another command writes there.
     """
-    host, stop = host or Host(), stop or threading.Event()
+    host = host or Host()
     keep_freed_memory()
-    out.mkdir(parents=True, exist_ok=True)
-    pruner = Pruner(subject, config)
-    if (out / "last.pt").is_file():
-        pruner.restore(out / "last.pt")
-    if host.progress:
-        print(_about(pruner), flush=True)
-    run = _Run(pruner, sources, out, host)
-    try:
-        run.work(stop)
-    finally:
-        run.close()
-    return pruner.step == pruner.steps
+    with run_folder(out):
+        pruner = Pruner(subject, config)
+        if (out / "last.pt").is_file():
+            pruner.restore(out / "last.pt")
+        else:
+            require_readable([*sources.rated, *sources.rated_validation])
+        if host.progress:
+            print(_about(pruner), flush=True)
+        run = _Run(pruner, sources, out, host)
+        try:
+            with worker_deaths_named():
+                run.work()
+        finally:
+            run.close()
 
 
 class _Run:
@@ -594,7 +606,8 @@ class _Run:
         self.began, self.saved = time.monotonic(), pruner.step
         about = config.model_dump(mode="json")
         write_text(out / "config.json", json.dumps(about, indent=2) + "\n")
-        self.log = RunLog(out, pruner.step, host.logger, about)
+        # Of a round whose end is still to be done the log may have a line already.
+        self.log = RunLog(out, pruner.step - self._ends_round(), host.logger, about)
         self.told: dict[str, float | None] = pruner.rows[-1] if pruner.rows else {}
         self.bar = progress_bar(
             total=pruner.steps,
@@ -604,52 +617,79 @@ class _Run:
             disable=not host.progress,
         )
 
-    def work(self, stop: threading.Event) -> None:
-        """All that is left to do, or until a stop."""
-        pruner, config = self.pruner, self.pruner.config
+    def work(self) -> None:
+        """All that is left to do; after a signal ``last.pt`` holds the updates that were done."""
+        pruner, first = self.pruner, self.pruner.step
         pin = pruner.device.type == "cuda"
+        with closing(loader(self.batches, first, pruner.steps, self.host.workers, pin)) as feed:
+            try:
+                self._work(feed)
+            except KeyboardInterrupt:
+                if pruner.step > first:
+                    with signals_wait():
+                        self._save()
+                raise
+        self._write_results()
+
+    def _work(self, feed: Iterator[Batch]) -> None:
+        pruner, config = self.pruner, self.pruner.config
         if not pruner.rows:
             self._row(None, pruner.validate(self.held))
-        feed = iter(loader(self.batches, pruner.step, pruner.steps, self.host.workers, pin))
-        while pruner.step < pruner.steps and not stop.is_set():
-            if pruner.must_remove:
-                pruner.remove()
-            pruner.update(next(feed))
-            self.bar.update()
+        if self._ends_round():  # a signal came first
+            self._end_round()
+            self._save()
+        while pruner.step < pruner.steps:
+            batch = next(feed)
+            with signals_wait():
+                if pruner.must_remove:
+                    pruner.remove()
+                pruner.update(batch)
+                self.bar.update()
             if pruner.step % config.updates == 0:
                 self._end_round()
             elif pruner.step - self.saved >= self.host.checkpoint_every:
-                self._save()
-        if pruner.step < pruner.steps:
-            self._save()
-        self._write_results()
+                with signals_wait():
+                    self._save()
 
     def close(self) -> None:
         """Flush the log, end the bar."""
         self.bar.close()
         self.log.close()
 
+    def _ends_round(self) -> bool:
+        """Whether a round's updates are done, and its end is not."""
+        return bool(self.pruner.losses) and self.pruner.step % self.pruner.config.updates == 0
+
     def _end_round(self) -> None:
         """Log; validate where it is due; write the sizes that are reached, and ``last.pt``."""
         pruner, config = self.pruner, self.pruner.config
         loss = float(torch.stack(pruner.losses).mean())
-        pruner.losses = []
         if not math.isfinite(loss):
             raise UserError(f"the loss is {loss} in round {pruner.round}: lower --lr")
+        due, last = self._sizes_due(), pruner.step == pruner.steps
+        validates = bool(due) or last or pruner.round % config.validate_every == 0
+        metrics = pruner.validate(self.held) if validates else {}  # a signal may end it
+        with signals_wait():
+            self._keep_round(loss, due, metrics)
+        self._tell(loss)
+
+    def _keep_round(
+        self, loss: float, due: list[float], metrics: Mapping[str, float | None]
+    ) -> None:
+        pruner = self.pruner
+        pruner.losses = []
         values: dict[str, float | None] = {"round": pruner.round, "loss": loss}
         values["left"] = pruner.alive / pruner.total
-        due, last = self._sizes_due(), pruner.step == pruner.steps
-        if due or last or pruner.round % config.validate_every == 0:
-            metrics = pruner.validate(self.held)
+        if metrics:
             values |= {f"validation_{name}": value for name, value in metrics.items()}
-            self.told = metrics
-            for size in due:
-                self._reach(size, metrics)
+            self.told = dict(metrics)
+        for size in due:
+            self._reach(size, metrics)
         # The log first: a run that is continued from here drops what was logged after it.
         self.log.write(pruner.step, values)
-        if due or last or pruner.step - self.saved >= self.host.checkpoint_every:
+        waited = pruner.step - self.saved >= self.host.checkpoint_every
+        if due or pruner.step == pruner.steps or waited:
             self._save()
-        self._tell(loss)
 
     def _sizes_due(self) -> list[float]:
         """Sizes that the schedule and the network have come down to, and that have no row yet.
@@ -811,11 +851,7 @@ def run(args: argparse.Namespace) -> int:
         checkpoint_every=args.checkpoint_every,
         logger=args.logger,
     )
-    with stop_signals() as stop:
-        done = prune(config, subject, sources, args.out, host, stop)
-    if not done:
-        print(f"stopped; run the same command again to continue: {args.out / 'last.pt'}")
-        return INTERRUPTED
+    prune(config, subject, sources, args.out, host)
     rows = json.loads((args.out / "results.json").read_text("utf-8"))["rows"]
     print(table(rows))
     if missing := [f"{s:g}" for s in config.sizes if s not in {row["size"] for row in rows}]:

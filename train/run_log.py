@@ -117,6 +117,8 @@ def _package(name: str) -> Any:
 class RunLog:
     """``log.jsonl`` and a logger, continued at a step: lines after it are dropped.
 
+    With ``due``, the step's validation is still to be done: a line of it is dropped too.
+
     ``ValueError`` for an unknown logger, or one whose package is missing.
     """
 
@@ -126,11 +128,12 @@ class RunLog:
         step: int,
         logger: str = "tensorboard",
         config: Mapping[str, Any] | None = None,
+        due: bool = False,
     ) -> None:
         if logger not in LOGGERS:
             raise UserError(unknown("logger", logger, LOGGERS))
         self.path = out / "log.jsonl"
-        kept = [line for line in _lines(self.path) if _step(line, self.path) <= step]
+        kept = [line for line in _lines(self.path) if _is_kept(line, self.path, step, due)]
         write_text(self.path, "".join(line + "\n" for line in kept))
         self._board = LOGGERS[logger](out, step, config or {})
 
@@ -145,16 +148,17 @@ class RunLog:
         self._board.close()
 
 
+def _is_kept(line: str, path: Path, step: int, due: bool) -> bool:
+    values = json_object(line, path, "remove the line")
+    at: int = json_field(values, "step", int, path)
+    return at <= step and not (due and at == step and "validation_loss" in values)
+
+
 def _lines(path: Path) -> list[str]:
     """The whole lines of a log: a last one that was cut by a crash is left out."""
     if not path.is_file():
         return []
     return [line for line in path.read_text("utf-8").split("\n")[:-1] if line.endswith("}")]
-
-
-def _step(line: str, path: Path) -> int:
-    step: int = json_field(json_object(line, path, "remove the line"), "step", int, path)
-    return step
 
 
 class Meter:

@@ -31,7 +31,7 @@ from data_specs.io.progress import progress_bar
 from data_specs.rated import read_rated
 from data_specs.sample import CROP_SAMPLES
 from train.evaluate import score_rated, score_shards
-from train.files import load_checkpoint, version, write_weights
+from train.files import load_checkpoint, run_folder, version, write_weights
 from train.fit import Host, fit
 from train.metrics import Agreement, agreement
 from train.models.front_end import XlsrFrontEnd
@@ -52,7 +52,6 @@ from train.pruning.structured import (
 from train.score import Scorer, TeacherScorer, load, student_in
 from train.shards import list_shards
 from train.sources import RatedSamples, Samples, open_sources
-from train.stopping import INTERRUPTED
 from train.stream import ShardSamples, to_waves
 
 FIT_FOLDER, REPORT_FILE = "fit", "shrink.json"
@@ -172,11 +171,11 @@ def _tell_difference(shrinking: Shrinking, what: str, before_B: Tensor, waves_BT
 # --- fine-tuning ----------------------------------------------------------------------------------
 
 
-def finetune(shrinking: Shrinking, args: argparse.Namespace) -> dict[str, Any] | None:
+def finetune(shrinking: Shrinking, args: argparse.Namespace) -> dict[str, Any]:
     """Let what is left learn from the shards' labels, as ``train fit`` does; its best weights.
 
-    What is trained, and on what, for ``model.json``; None if it was stopped. The run folder
-    ``fit`` lies within ``--out``: the same command goes on with it.
+    What is trained, and on what, for ``model.json``. The run folder ``fit`` lies within ``--out``:
+    the same command goes on with it.
     """
     start, sources = shrinking.student, open_sources(args.shards, args.validation)
     names = ("batch", "lr", "validate_every", "precision", "seed")
@@ -184,7 +183,6 @@ def finetune(shrinking: Shrinking, args: argparse.Namespace) -> dict[str, Any] |
         f"{_name(shrinking.source)}-shrunk",
         sources,
         "fast",
-        args.device,
         start.config,
         steps=args.finetune_steps,
         start=_digest(start),
@@ -192,8 +190,7 @@ def finetune(shrinking: Shrinking, args: argparse.Namespace) -> dict[str, Any] |
         **{name: getattr(args, name) for name in names},
     )
     host = Host(args.workers, args.device, args.cache_gb, logger="none")
-    if not fit(config, sources, args.out / FIT_FOLDER, host, start):
-        return None
+    fit(config, sources, args.out / FIT_FOLDER, host, start)
     tuned = load(args.out / FIT_FOLDER, args.device)
     shrinking.student = student_in(tuned)
     best = load_checkpoint(args.out / FIT_FOLDER / "best.pt")["metrics"]
@@ -325,11 +322,7 @@ def _run_student(source: Scorer, args: argparse.Namespace) -> int:
     waves_BT = clips_of(args.importance_from, args.clips)
     tuned: dict[str, Any] = {}
     if args.finetune_steps:
-        found = finetune(shrinking, args)
-        if found is None:
-            print(f"stopped; run the same command again to continue: {args.out / FIT_FOLDER}")
-            return INTERRUPTED
-        tuned = found
+        tuned = finetune(shrinking, args)
         before_B = scores_of(source.score_windows, waves_BT)
         _tell_difference(shrinking, "fine-tuned", before_B, waves_BT)
     write_student(shrinking, args.out, tuned)
@@ -413,7 +406,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--repeats", type=int, default=7, help="of each measurement of speed")
     parser.add_argument("--finetune-steps", type=int, default=0)
     parser.add_argument("--shards", help="shards to fine-tune on")
-    parser.add_argument("--validation", help="shards to validate on (default: hold out)")
+    parser.add_argument(
+        "--validation", help="shards to validate on (default: validation beside --shards)"
+    )
     parser.add_argument("--batch", type=int, default=20)
     parser.add_argument("--lr", type=float, default=2e-4)
     parser.add_argument("--warmup", type=int, default=50, help="at most a tenth of the steps")
@@ -436,10 +431,12 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("--finetune-steps needs --shards: what to learn from")
     if args.keep_macs is not None and not 0 < args.keep_macs <= 1:
         raise UserError(f"--keep-macs {args.keep_macs}: must be above 0 and at most 1")
+    if args.finetune_steps:
+        open_sources(args.shards, args.validation)  # now, not when all is shrunk
     source = load(args.model, args.device)
-    args.out.mkdir(parents=True, exist_ok=True)
-    if isinstance(source, TeacherScorer):
-        return _run_teacher(source, args)
-    if args.keep_macs is not None and args.importance_from is None:
-        raise UserError("--keep-macs needs clips to judge units by: --importance-from SHARDS")
-    return _run_student(source, args)
+    with run_folder(args.out):
+        if isinstance(source, TeacherScorer):
+            return _run_teacher(source, args)
+        if args.keep_macs is not None and args.importance_from is None:
+            raise UserError("--keep-macs needs clips to judge units by: --importance-from SHARDS")
+        return _run_student(source, args)

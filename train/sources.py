@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 from data_specs.io.addresses import shown
 from data_specs.io.errors import UserError
+from data_specs.io.hardware import cpus
 from data_specs.rated import RatedClip, read_rated
 from data_specs.strict import digest, unknown
+from train.audio import read_mono
 from train.hold_out import held_apart
 from train.models.calibration import Calibration
 from train.shards import DatasetInfo, Shard, list_shards, read_dataset_info
 from train.stream import DecodedCache, ShardSamples, cache_fits, rated_pcm
 from train.tars import Pcm
 
-HOLD_OUT = 0.05
-"""Share of the shards that validate where no ``--validation`` is given."""
+SIBLING = "validation"
+"""The folder beside the training shards in which the recipe's validation split is looked for."""
+
+MOST_TOLD = 10
+"""Of unreadable clips."""
 
 LABELLED_ONLY = DatasetInfo("", None, "people")
 """What a run without shards is trained on: the ratings alone."""
@@ -56,7 +62,7 @@ class RatedSamples:
 class Sources:
     """The shards and rated clips to train on, and those to validate on.
 
-    A run with shards validates on shards; one on rated clips alone on rated clips.
+    A run validates on rated clips where there are any to validate on, else on shards.
     """
 
     info: DatasetInfo
@@ -78,7 +84,7 @@ class Sources:
         fits = cache_fits(sum(counts), cache_gb)
         caches = [DecodedCache(number) if fits and number else None for number in counts]
         train = ShardSamples(self.shards, caches[0])
-        if self.labelled_only:
+        if self.rated_validation:
             return train, RatedSamples(self.rated_validation)
         return train, ShardSamples(self.validation, caches[1])
 
@@ -91,32 +97,104 @@ def open_sources(
 ) -> Sources:
     """Find shards and rated clips.
 
-    Without a folder of validation shards the last 5 % of the shards (at least one) are held
-    out. Without shards the run is on rated clips alone (the paper's labelled-only baseline) and
-    validates on ``rated_validation``, or on conditions of ``rated`` that are held out.
-    ``ValueError`` naming what is missing or damaged.
+    A run with shards validates on those of ``validation`` or on ``rated_validation`` (as in the
+    paper), else on the recipe's validation split, where it lies beside the training split as
+    ``validation``: never on a part of the training shards, whose speakers it has heard. Without
+    shards the run is on rated clips alone (the paper's labelled-only baseline) and validates on
+    ``rated_validation``, or on conditions of ``rated`` that are held out. ``ValueError`` naming
+    what is missing or damaged, or a clip that both trains and validates.
     """
     if shards is None:
         return _labelled_only(rated, rated_validation, validation)
-    if rated_validation is not None:
-        raise UserError("a run with shards validates on shards: --rated-validation has no use")
+    if validation is not None and rated_validation is not None:
+        raise UserError("give one of --validation and --rated-validation")
     info, found = read_dataset_info(shards), list_shards(shards)
     clips = on_labels_scale(read_rated(rated) if rated else [], info.calibration)
-    if validation is not None:
-        held_info = read_dataset_info(validation)
-        if held_info.teacher != info.teacher:
-            raise UserError(
-                f"{shown(validation)}: labelled by {held_info.teacher!r}, but {shown(shards)} by "
-                f"{info.teacher!r}: label both with one teacher"
-            )
-        return Sources(info, found, list_shards(validation), clips, held_info.recipe_hash)
-    if len(found) < 2:
+    require_once(clips)
+    if rated_validation is not None:
+        held = on_labels_scale(read_rated(rated_validation), info.calibration)
+        require_apart(clips, held)
+        return Sources(info, found, [], clips, digest_of(held), held)
+    place, held_info = _validation_shards(shards, info, validation)
+    if held_info.teacher != info.teacher:
         raise UserError(
-            f"{shown(shards)}: holds one shard; holding one out for validation needs two: "
-            "make more shards or give --validation"
+            f"{shown(place)}: labelled by {held_info.teacher!r}, but {shown(shards)} by "
+            f"{info.teacher!r}: label both with one teacher"
         )
-    held = max(1, round(len(found) * HOLD_OUT))
-    return Sources(info, found[:-held], found[-held:], clips, info.recipe_hash)
+    return Sources(info, found, list_shards(place), clips, held_info.recipe_hash)
+
+
+def _validation_shards(
+    shards: Path | str, info: DatasetInfo, validation: Path | str | None
+) -> tuple[Path | str, DatasetInfo]:
+    """The shards to validate on: those given, else the recipe's split beside the training one."""
+    if validation is not None:
+        return validation, read_dataset_info(validation)
+    beside = sibling(shards, SIBLING)
+    try:
+        held = read_dataset_info(beside)
+    except (UserError, OSError):
+        why = "no dataset is there, or none that can be read"
+    else:
+        if held.recipe == info.recipe and held.recipe_hash != info.recipe_hash:
+            return beside, held
+        why = "of another recipe" if held.recipe != info.recipe else "the training split again"
+    raise UserError(
+        f"{shown(shards)}: nothing to validate on ({shown(beside)}: {why}): make the recipe's "
+        f"validation split (python -m pipeline shards RECIPE --split speech=validation --out "
+        f"{shown(beside)}), or give --validation SHARDS or --rated-validation CSV"
+    )
+
+
+def sibling(folder: Path | str, name: str) -> Path | str:
+    """A folder beside another, by path or address."""
+    if isinstance(folder, Path) or "://" not in folder:
+        return Path(folder).absolute().parent / name
+    place, question, query = folder.partition("?")
+    return f"{place.rstrip('/').rpartition('/')[0]}/{name}{question}{query}"
+
+
+def require_apart(clips: Sequence[RatedClip], held: Sequence[RatedClip]) -> None:
+    """``UserError`` for a clip that both trains and validates."""
+    training = {clip.path: clip for clip in clips}
+    if both := [clip for clip in held if clip.path in training]:
+        raise UserError(
+            f"{both[0].where}: {both[0].path} both trains and validates "
+            f"({training[both[0].path].where}), as {len(both)} clips do: name other sets or "
+            "another CSV"
+        )
+
+
+def require_once(clips: Sequence[RatedClip]) -> None:
+    """``UserError`` for a clip that is there twice: it would count twice."""
+    first: dict[Path, RatedClip] = {}
+    for clip in clips:
+        if clip.path in first:
+            raise UserError(
+                f"{clip.where}: {clip.path} is there twice ({first[clip.path].where}): take one out"
+            )
+        first[clip.path] = clip
+
+
+def require_readable(clips: Sequence[RatedClip]) -> None:
+    """``UserError`` naming the clips that cannot be read: before the first update, not midway."""
+    with ThreadPoolExecutor(cpus()) as pool:
+        found = [why for why in pool.map(_unreadable, clips) if why]
+    if found:
+        more = [f"and {len(found) - MOST_TOLD} more"] if len(found) > MOST_TOLD else []
+        told = "; ".join([*found[:MOST_TOLD], *more])
+        raise UserError(f"rated clips cannot be read: {told}: mend them, or take their lines out")
+
+
+def _unreadable(clip: RatedClip) -> str | None:
+    """Why a clip cannot be read, with its line and file."""
+    try:
+        read_mono(clip.path)
+    except UserError as error:
+        return f"{clip.where}: {error}"
+    except OSError as error:
+        return f"{clip.where}: {clip.path}: {error.strerror or error}"
+    return None
 
 
 def _labelled_only(
@@ -127,8 +205,10 @@ def _labelled_only(
     if validation is not None:
         raise UserError("--validation is a folder of shards: without --shards it has no use")
     clips = read_rated(rated)
+    require_once(clips)
     if rated_validation is not None:
         held = read_rated(rated_validation)
+        require_apart(clips, held)
     else:
         clips, held = held_apart(clips, seed=0)
     return Sources(LABELLED_ONLY, [], [], clips, digest_of(held), held)

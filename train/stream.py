@@ -131,9 +131,15 @@ class ShardSamples:
             pcm_T[:] = kept[0]
             return kept[1]
         shard = self._shard(number)
-        where, file, span = self.shards[shard].where, self._file(shard), self._span(shard, number)
-        mos = record_of(file, where, span).mos
-        decode(file, where, span, pcm_T)
+        where = self.shards[shard].where
+        try:
+            file, span = self._file(shard), self._span(shard, number)
+            mos = record_of(file, where, span).mos
+            decode(file, where, span, pcm_T)
+        except OSError as error:  # reads by descriptor name no file
+            if error.errno is None:
+                raise
+            raise OSError(error.errno, error.strerror, error.filename or where) from error
         if self._cache:
             self._cache.put(number, pcm_T, mos)
         return mos

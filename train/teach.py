@@ -19,7 +19,6 @@ import io
 import json
 import math
 import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -38,6 +37,7 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from data_specs.io.addresses import path_here
+from data_specs.io.cli import signals_wait
 from data_specs.io.errors import UserError
 from data_specs.io.files import sha256_of, write_text
 from data_specs.io.names import cell
@@ -45,7 +45,14 @@ from data_specs.io.progress import progress_bar
 from data_specs.rated import RatedClip, read_rated
 from data_specs.strict import digest
 from train.calibrate import Affine, Calibration, Doubles, fit_universal
-from train.files import load_checkpoint, require_same, save_checkpoint, version, write_weights
+from train.files import (
+    load_checkpoint,
+    require_same,
+    run_folder,
+    save_checkpoint,
+    version,
+    write_weights,
+)
 from train.frame_cache import ROWS, About, Bits, FrameCache, from_bits, open_cache
 from train.hold_out import hold_out
 from train.metrics import agreement
@@ -55,7 +62,7 @@ from train.models.memory import keep_freed_memory
 from train.models.student import mos_of
 from train.models.tensors import write_about
 from train.run_log import Meter, RunLog
-from train.stopping import INTERRUPTED, stop_signals
+from train.sources import require_apart, require_once
 
 FEW_CLIPS = 300
 """Fewer, of a few conditions, say little about where a universal scale lies."""
@@ -173,12 +180,8 @@ def gather(
     """
     training = [clip for path in rated for clip in read_rated(path)]
     judging = [clip for path in validation for clip in read_rated(path)]
-    both = {clip.path for clip in training} & {clip.path for clip in judging}
-    if both:
-        raise UserError(
-            f"{len(both)} clips both train and validate, such as {min(both)}: take them out of "
-            "--rated or of --validation"
-        )
+    require_apart(training, judging)
+    require_once([*training, *judging])
     held = [False] * len(training) if judging else hold_out(training, seed)
     pairs = [*zip(training, held, strict=True), *((clip, True) for clip in judging)]
     pairs.sort(key=lambda pair: (pair[0].dataset, pair[0].path.name, str(pair[0].path)))
@@ -303,6 +306,8 @@ class HeadTrainer:
         )
         self.step = 0
         self.best: dict[str, Any] | None = None
+        self.due = False
+        """Whether the validation of this step is still to be done."""
 
     def update(self, batch: Batch) -> Tensor:
         """One optimiser step; returns the loss (a scalar tensor, MOS squared)."""
@@ -367,6 +372,7 @@ class HeadTrainer:
             "scales": self.scales.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "best": self.best,
+            "due": self.due,
         }
 
     def restore(self, path: Path) -> None:
@@ -376,6 +382,7 @@ class HeadTrainer:
         self.load_weights(content)
         self.optimizer.load_state_dict(content["optimizer"])
         self.step, self.best = content["step"], content["best"]
+        self.due = content.get("due", False)
 
     def load_weights(self, content: Mapping[str, Any]) -> None:
         """Head and scales of a checkpoint."""
@@ -411,41 +418,35 @@ def teach(
     data: RatedFrames,
     out: Path,
     host: Host | None = None,
-    stop: threading.Event | None = None,
-) -> bool:
-    """Train a head, or continue the run in ``out``; True when all is done.
+) -> None:
+    """Train a head, or continue the run in ``out``, until all is done.
 
-    False after ``stop`` was set: ``last.pt`` is written, and the same call continues; so it does
-    after a kill at any point, and on a CPU to the same bits. Ends by writing ``head.safetensors``,
-    ``head.json`` and ``validation.csv``. ``ValueError`` if ``out`` holds a run with another
-    configuration.
+    Ctrl-C (and SIGTERM, where it raises too) comes out when ``last.pt`` is written, and the same
+    call continues; so it does after a kill at any point, and on a CPU to the same bits. Ends by
+    writing ``head.safetensors``, ``head.json`` and ``validation.csv``. ``ValueError`` if ``out``
+    holds a run with another configuration.
     """
-    host, stop = host or Host(), stop or threading.Event()
+    host = host or Host()
     keep_freed_memory()
     out.mkdir(parents=True, exist_ok=True)
     trainer = HeadTrainer(config, data.training_counts, host.device)
     if (out / "last.pt").is_file():
         trainer.restore(out / "last.pt")
     write_text(out / "config.json", json.dumps(config.model_dump(), indent=2) + "\n")
-    log = RunLog(out, trainer.step)
+    log, first = RunLog(out, trainer.step, due=trainer.due), trainer.step
     try:
-        _run(trainer, data, out, host, log, stop)
+        _run(trainer, data, out, host, log)
+    except KeyboardInterrupt:
+        if trainer.step > first:
+            with signals_wait():
+                save_checkpoint(out / "last.pt", trainer.checkpoint())
+        raise
     finally:
         log.close()
-    if trainer.step < config.steps:
-        return False
     export(trainer, data, out)
-    return True
 
 
-def _run(
-    trainer: HeadTrainer,
-    data: RatedFrames,
-    out: Path,
-    host: Host,
-    log: RunLog,
-    stop: threading.Event,
-) -> None:
+def _run(trainer: HeadTrainer, data: RatedFrames, out: Path, host: Host, log: RunLog) -> None:
     config, meter = trainer.config, Meter()
     draws = Draws(data, config.cap, config.batch, config.seed)
     bar = progress_bar(
@@ -456,37 +457,33 @@ def _run(
         disable=not host.progress,
     )
     with bar, ThreadPoolExecutor(1) as reader:  # reads one batch ahead
+        if trainer.due:
+            _validate(trainer, data, out, log, bar)
         ahead = reader.submit(draws.read, trainer.step)
-        while trainer.step < config.steps and not stop.is_set():
+        while trainer.step < config.steps:
             asked = time.monotonic()
             batch = ahead.result()
             meter.waited += time.monotonic() - asked
             ahead = reader.submit(draws.read, trainer.step + 1)
-            meter.losses.append(trainer.update(batch))
-            meter.samples += config.batch
-            bar.update()
-            _after_update(trainer, data, out, host, log, meter, bar)
-    if trainer.step < config.steps:
-        save_checkpoint(out / "last.pt", trainer.checkpoint())
+            with signals_wait():
+                meter.losses.append(trainer.update(batch))
+                meter.samples += config.batch
+                bar.update()
+                _after_update(trainer, out, host, log, meter, bar)
+            if trainer.due:
+                _validate(trainer, data, out, log, bar)
+                meter.reset()
 
 
 def _after_update(
-    trainer: HeadTrainer,
-    data: RatedFrames,
-    out: Path,
-    host: Host,
-    log: RunLog,
-    meter: Meter,
-    bar: tqdm[Any],
+    trainer: HeadTrainer, out: Path, host: Host, log: RunLog, meter: Meter, bar: tqdm[Any]
 ) -> None:
-    """Log, validate and write ``last.pt``, each where it is due."""
+    """Log and write ``last.pt``, each where it is due."""
     last = trainer.step == trainer.config.steps
     if trainer.step % host.log_every == 0 or last:
         _log_interval(trainer, meter, log, bar)
-    if trainer.step % trainer.config.validate_every == 0 or last:
-        _validate(trainer, data, out, log, bar)
-        meter.reset()
-    elif trainer.step % host.checkpoint_every == 0:
+    trainer.due = trainer.step % trainer.config.validate_every == 0 or last
+    if trainer.step % host.checkpoint_every == 0 and not trainer.due:
         save_checkpoint(out / "last.pt", trainer.checkpoint())
 
 
@@ -505,10 +502,12 @@ def _validate(
 ) -> None:
     """Validate, keep the best, and write ``last.pt``."""
     metrics = judge(trainer, data, trainer.raw_logits(data))
-    best = trainer.keep_if_best(metrics, out)
-    # The log first: a run that is continued from here drops what was logged after it, not before.
-    log.write(trainer.step, {f"validation_{name}": value for name, value in metrics.items()})
-    save_checkpoint(out / "last.pt", trainer.checkpoint())
+    with signals_wait():
+        trainer.due = False
+        best = trainer.keep_if_best(metrics, out)
+        # The log first: a run that is continued from here drops what was logged after it.
+        log.write(trainer.step, {f"validation_{name}": value for name, value in metrics.items()})
+        save_checkpoint(out / "last.pt", trainer.checkpoint())
     figures = ", ".join(
         f"{name} {'-' if metrics[name] is None else format(metrics[name], '.3f')}"
         for name in ("loss", "rmse", "pcc")
@@ -686,39 +685,35 @@ def run(args: argparse.Namespace) -> int:
         if getattr(args, name) < 1:
             raise UserError(f"{name} {getattr(args, name)}: must be at least 1")
     clips, held = gather(args.rated, args.validation, settings.seed)
-    with stop_signals() as stop:
-        cache = _features(args, clips, stop)
-        if cache is None:
-            print(f"stopped; run the same command again to continue: {args.out}")
-            return INTERRUPTED
-        data = usable(cache, clips, held)
-        config = make_config(settings, data)
-        print(_summary(config, data), flush=True)
-        if config.bias_aware and len(data.validation_rows) < FEW_CLIPS:
-            print(
-                f"warning: the universal scale is fitted on {len(data.validation_rows)} validation "
-                f"clips; with fewer than {FEW_CLIPS} it may be far off: give more --validation",
-                file=sys.stderr,
-            )
-        host = Host(args.device, args.checkpoint_every, args.log_every)
-        done = teach(config, data, args.out, host, stop)
-    told = _told(cache, clips)
-    if told:
+    with run_folder(args.out):
+        return _teach(args, settings, clips, held)
+
+
+def _teach(
+    args: argparse.Namespace, settings: Settings, clips: Sequence[RatedClip], held: Sequence[bool]
+) -> int:
+    cache = _features(args, clips)
+    data = usable(cache, clips, held)
+    config = make_config(settings, data)
+    print(_summary(config, data), flush=True)
+    if config.bias_aware and len(data.validation_rows) < FEW_CLIPS:
+        print(
+            f"warning: the universal scale is fitted on {len(data.validation_rows)} validation "
+            f"clips; with fewer than {FEW_CLIPS} it may be far off: give more --validation",
+            file=sys.stderr,
+        )
+    if told := _told(cache, clips):  # now, not after the training
         print(f"left out: {told}; see {ROWS} in the folder of features", file=sys.stderr)
-    if not done:
-        print(f"stopped; run the same command again to continue: {args.out / 'last.pt'}")
-        return INTERRUPTED
+    teach(config, data, args.out, Host(args.device, args.checkpoint_every, args.log_every))
     print(table(json.loads((args.out / "head.json").read_text("utf-8"))["metrics"]["sets"]))
     print(f"done: {args.out / 'head.safetensors'}")
     return 0
 
 
-def _features(
-    args: argparse.Namespace, clips: Sequence[RatedClip], stop: threading.Event
-) -> FrameCache | None:
+def _features(args: argparse.Namespace, clips: Sequence[RatedClip]) -> FrameCache:
     """The clips' features; the front end is dropped when they are there: it may fill the memory."""
     front_end = load_front_end(args.front_end, args.device, args.precision)
-    return open_cache(args.cache or args.out / "features", clips, front_end, stop)
+    return open_cache(args.cache or args.out / "features", clips, front_end)
 
 
 def _summary(config: TeachConfig, data: RatedFrames) -> str:
@@ -732,6 +727,9 @@ def _told(cache: FrameCache, clips: Sequence[RatedClip], most: int = 10) -> str:
     """What was left out and why."""
     if not cache.bad:
         return ""
-    lines = [f"  {clips[row].path}: {why}" for row, why in list(cache.bad.items())[:most]]
+    lines = [
+        f"  {clips[row].where}: {clips[row].path}: {why}"
+        for row, why in list(cache.bad.items())[:most]
+    ]
     more = [f"  and {len(cache.bad) - most} more"] if len(cache.bad) > most else []
     return "\n".join([f"{len(cache.bad)} clips that have no features:", *lines, *more])
