@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from data_specs.io.errors import UserError
-from data_specs.rated import RatedClip, read_rated
+from data_specs.rated import RatedClip, read_rated, require_heard
 from data_specs.strict import digest, unknown
 from train.hold_out import held_apart
 from train.models.calibration import Calibration
@@ -101,6 +101,7 @@ def open_sources(
         raise UserError("a run with shards validates on shards: --rated-validation has no use")
     info, found = read_dataset_info(shards), list_shards(shards)
     clips = on_labels_scale(read_rated(rated) if rated else [], info.calibration)
+    require_heard(clips)
     if validation is not None:
         held_info = read_dataset_info(validation)
         if held_info.teacher != info.teacher:
@@ -130,6 +131,7 @@ def _labelled_only(
         held = read_rated(rated_validation)
     else:
         clips, held = held_apart(clips, seed=0)
+    require_heard([*clips, *held])
     return Sources(LABELLED_ONLY, [], [], clips, digest_of(held), held)
 
 
