@@ -14,7 +14,7 @@ import numpy as np
 import soundfile
 
 RATE = 16_000
-SECONDS = 0.5
+SECONDS = 1.25
 
 FORMATS = {
     "wav": ("WAV", "PCM_16"),

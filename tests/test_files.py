@@ -141,7 +141,8 @@ def test_all_that_is_found_is_heard_whole_or_told_why_not(folder: Awkward) -> No
 @pytest.mark.parametrize("ending", FORMATS)
 def test_a_good_file_is_read_as_soundfile_reads_it(tmp_path: Path, ending: str) -> None:
     path = put(tmp_path, f"x.{ending}", encoded(3, ending, 2.0))
-    plain, rate = soundfile.read(path, dtype="float32", always_2d=True)
+    with soundfile.SoundFile(path) as file:
+        plain, rate = file.read(file.frames, "float32", True), file.samplerate
     with open_audio(path) as recording:
         assert np.array_equal(recording.whole(), plain)
     with soundfile.SoundFile(path) as file, open_audio(path) as recording:
@@ -198,15 +199,15 @@ def test_a_bit_of_a_flacs_length_makes_it_neither_longer_nor_shorter(
     try:
         assert header_of(path).frames == len(tone(9))
     except BadAudio as told:
-        assert told.reason.startswith("cut short: ends after 8000 of ")
+        assert told.reason.startswith("cut short: ends after 20000 of ")
 
 
 def test_a_flac_of_unknown_length_costs_no_other_a_sample(tmp_path: Path) -> None:
     put(tmp_path, "good.flac", encoded(10, "flac"))
     put(tmp_path, "unknown.flac", with_flac_total(encoded(11, "flac"), lambda total: 0))
     table = scan("speech", find_corpus("speech", "test"), [tmp_path], progress=False).table
-    assert table["frames"].to_pylist() == [8_000, 8_000]
-    assert len(read_part(tmp_path / "unknown.flac", 4_000, 8_000)) == 4_000
+    assert table["frames"].to_pylist() == [20_000, 20_000]
+    assert len(read_part(tmp_path / "unknown.flac", 4_000, 30_000)) == 16_000
     assert np.array_equal(
         read_mono(tmp_path / "unknown.flac")[0],
         soundfile.read(io.BytesIO(encoded(11, "flac")), dtype="float32")[0],

@@ -71,12 +71,12 @@ def open_clip(path: Path, channel: int = 0, long_seconds: float = LONG_SECONDS) 
         frames, rate = recording.header.frames, recording.header.sample_rate_hz
         wide = max(1.0, recording.header.channels / MANY_CHANNELS)
         if frames * wide <= long_seconds * rate:
-            wave_TC = recording.read(0, frames)
+            wave_TC = recording.whole()
             return clip_of(np.ascontiguousarray(wave_TC[:, channel]), rate, str(path))
     return Clip(
         math.ceil(SAMPLE_RATE * frames / rate),
         frames / rate,
-        lambda: _resampled(_blocks(path, channel, frames), rate, frames),
+        lambda: _resampled(_blocks(path, channel), rate, frames),
     )
 
 
@@ -101,11 +101,9 @@ def _opened(path: Path | str) -> Iterator[Recording]:
         raise BadAudio(str(path), error.strerror or str(error)) from error
 
 
-def _blocks(path: Path, channel: int, frames: int) -> Iterator[Wave]:
+def _blocks(path: Path, channel: int) -> Iterator[Wave]:
     with _opened(path) as recording:
-        count = BLOCK_SECONDS * recording.header.sample_rate_hz
-        for start in range(0, frames, count):
-            wave_TC = recording.read(start, count)
+        for wave_TC in recording.blocks(BLOCK_SECONDS * recording.header.sample_rate_hz):
             wave_T = np.ascontiguousarray(wave_TC[:, channel])
             check_wave(wave_T, str(path))
             yield wave_T

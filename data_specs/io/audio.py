@@ -234,7 +234,7 @@ class Recording:
         for number, link in enumerate(self._links):
             first, last = max(start, begin), min(end, begin + link.frames)
             if first < last:
-                found.append(self._read(number, first - begin, last - first))
+                found.append(self._read(number, first - begin, last - first, seek=True))
             begin += link.frames
         return found[-1] if len(found) <= 2 else np.concatenate(found)
 
@@ -244,11 +244,21 @@ class Recording:
         if header.frames * header.channels * 4 > LARGEST_BYTES:
             hours = header.frames / header.sample_rate_hz / 3600
             raise BadAudio(self._source.name, f"too long: {hours:.1f} h are not held in memory")
-        return self.read(0, header.frames)
+        found = list(self.blocks(max(1, header.frames)))
+        return found[0] if len(found) == 1 else np.concatenate([self.read(0, 0), *found])
 
-    def _read(self, number: int, start: int, count: int) -> Samples:
+    def blocks(self, count: int) -> Iterator[Samples]:
+        """All of it from the beginning, at most ``count`` samples at a time.
+
+        Nothing is sought, which changes what libmpg123 decodes in the last bit.
+        """
+        for number, link in enumerate(self._links):
+            for start in range(0, link.frames, count):
+                yield self._read(number, start, min(count, link.frames - start))
+
+    def _read(self, number: int, start: int, count: int, seek: bool = False) -> Samples:
         try:
-            file = self._at(number, start)
+            file = self._at(number, start, seek)
             data = np.asarray(file.read(count, dtype="float32", always_2d=True))
         except soundfile.SoundFileError as error:
             raise _told(self._source.name, error, "damaged") from error
@@ -261,14 +271,14 @@ class Recording:
         said = f"ends after {self._place} of {self._links[number].frames} samples"
         return BadAudio(self._source.name, f"cut short: {said}")
 
-    def _at(self, number: int, start: int) -> soundfile.SoundFile:
+    def _at(self, number: int, start: int, seek: bool) -> soundfile.SoundFile:
         """A link, open at a sample; one that cannot be sought is read up to there."""
         file = self._file
         if file is None or number != self._number or (start < self._place and not file.seekable()):
             self.close()
             file = self._file = _sound(self._source, self._links[number])
             self._number, self._place = number, 0
-        if start != self._place and file.seekable():
+        if (start != self._place or (seek and not start)) and file.seekable():
             self._place = file.seek(start)
         while self._place < start:
             skipped = len(file.read(min(BLOCK, start - self._place), dtype="float32"))
@@ -323,8 +333,8 @@ def require_sound(path: Path | str) -> None:
     with open_audio(path) as recording:
         if not recording.header.frames:
             raise BadAudio(str(path), "no samples")
-        for start in range(0, recording.header.frames, BLOCK):
-            if not np.isfinite(recording.read(start, BLOCK)).all():
+        for block in recording.blocks(BLOCK):
+            if not np.isfinite(block).all():
                 raise BadAudio(str(path), "samples that are not finite (NaN or infinite)")
 
 
@@ -340,8 +350,9 @@ def examine(source: Source) -> Layout:
     if not head:
         raise BadAudio(source.name, "no audio header: the file is empty")
     try:
+        spans = ogg_links(source.at, source.size) if head.startswith(b"OggS") else []
         with source.sound() as file:
-            layout = _layout(source, file, head)
+            layout = _layout(source, file, head, spans)
     except (soundfile.SoundFileError, TypeError) as error:  # TypeError: a bare .raw
         raise _told(source.name, error, "no audio header") from error
     except Damage as damage:
@@ -360,13 +371,15 @@ def _told(name: str, error: Exception, kind: str) -> Exception:
     return BadAudio(name, f"{kind}: {error.error_string.strip() or 'of no known format'}")
 
 
-def _layout(source: Source, file: soundfile.SoundFile, head: bytes) -> Layout:
+def _layout(
+    source: Source, file: soundfile.SoundFile, head: bytes, spans: Sequence[tuple[int, int]]
+) -> Layout:
     if file.format == "FLAC":
         links = _of_flac(source, file)
     elif file.format == "MP3":
         links = _of_mp3(source, file)
-    elif file.format == "OGG":
-        return _of_ogg(source, file)
+    elif len(spans) > 1:
+        links = _of_ogg(source, file, spans)
     else:
         _require_all_there(source, file, head)
         links = [Link(file.frames)]
@@ -431,14 +444,13 @@ def _of_mp3(source: Source, file: soundfile.SoundFile) -> list[Link]:
         return [Link(sound.frames, pieces)]
 
 
-def _of_ogg(source: Source, file: soundfile.SoundFile) -> Layout:
-    spans = ogg_links(source.at, source.size)
-    if len(spans) == 1:
-        return _joined(source, file, [Link(file.frames)])
+def _of_ogg(
+    source: Source, file: soundfile.SoundFile, spans: Sequence[tuple[int, int]]
+) -> list[Link]:
     links = []
     for span in spans:
         with soundfile.SoundFile(_Pieces(source, (span,))) as part:
             if (part.samplerate, part.channels) != (file.samplerate, file.channels):
                 raise Damage("damaged: its streams differ in sample rate or channels")
             links.append(Link(part.frames, (span,)))
-    return _joined(source, file, links)
+    return links
