@@ -128,6 +128,11 @@ def _lengths(made: Awkward) -> None:
         made.good(f"lengths/piped {number}.wav", with_data_size(wav, size))
     made.bad("lengths/claims more.wav", with_data_size(wav, 10 * len(wav)), "cut short")
     made.good("lengths/joined.mp3", mp3 + mp3, 2 * SECONDS)
+    for ending in ("flac", "wav", "au", "caf", "aiff"):
+        made.bad(f"lengths/joined.{ending}", encoded(129, ending) * 2, "")
+    longer = encoded(119, "flac", 2.0)
+    made.bad("lengths/joined to a longer one.flac", flac + longer, "damaged: several files")
+    made.bad("lengths/joined to a shorter one.flac", longer + flac, "damaged: several files")
     made.good("lengths/without tag.mp3", without_tag(mp3))
     made.good("lengths/chained.ogg", ogg + encoded(124, "ogg", 1.0) + ogg, 1.0 + 2 * SECONDS)
     made.good("lengths/chained.opus", encoded(125, "opus") * 2, 2 * SECONDS)

@@ -374,7 +374,7 @@ def test_a_file_that_ends_early_fails_whole(small, tmp_path, monkeypatch):
     assert bad.mos is None and "cut short" in bad.error
 
 
-def _early(path, channel):
+def _early(path, channel, frames):
     yield uneven(9)
     raise ValueError(f"{path}: cut short")
 

@@ -76,7 +76,7 @@ def open_clip(path: Path, channel: int = 0, long_seconds: float = LONG_SECONDS) 
     return Clip(
         math.ceil(SAMPLE_RATE * frames / rate),
         frames / rate,
-        lambda: _resampled(_blocks(path, channel), rate, frames),
+        lambda: _resampled(_blocks(path, channel, frames), rate, frames),
     )
 
 
@@ -101,8 +101,10 @@ def _opened(path: Path | str) -> Iterator[Recording]:
         raise BadAudio(str(path), error.strerror or str(error)) from error
 
 
-def _blocks(path: Path, channel: int) -> Iterator[Wave]:
+def _blocks(path: Path, channel: int, frames: int) -> Iterator[Wave]:
     with _opened(path) as recording:
+        if recording.header.frames != frames:
+            raise BadAudio(str(path), "damaged: it changed while it was read")
         for wave_TC in recording.blocks(BLOCK_SECONDS * recording.header.sample_rate_hz):
             wave_T = np.ascontiguousarray(wave_TC[:, channel])
             check_wave(wave_T, str(path))

@@ -56,6 +56,14 @@ CLAIMED = re.compile(
 )
 """What libsndfile's log says of a length that the file does not have."""
 
+SAMPLE_BYTES = {
+    **{"PCM_S8": 1, "PCM_U8": 1, "PCM_16": 2, "PCM_24": 3, "PCM_32": 4},
+    **{"FLOAT": 4, "DOUBLE": 8, "ULAW": 1, "ALAW": 1},
+}
+"""Bytes of a sample, where all have the same."""
+
+JOINED = "damaged: several files joined, of which the first alone is heard"
+
 NIST_SAMPLES = re.compile(rb"sample_count -i (\d+)")
 
 POINTERS = {
@@ -221,8 +229,8 @@ class Recording:
 
     def __init__(self, source: Source, layout: Layout) -> None:
         self._source, self._links, self.header = source, layout.links, layout.header
-        self._number, self._file, self._place = -1, None, 0
-        self._file: soundfile.SoundFile | None
+        self._number, self._place = -1, 0
+        self._file: soundfile.SoundFile | None = None
 
     def read(self, start: int, count: int) -> Samples:
         """``count`` samples from ``start``, fewer where the recording ends.
@@ -382,6 +390,7 @@ def _layout(
         links = _of_ogg(source, file, spans)
     else:
         _require_all_there(source, file, head)
+        _require_alone(source, file, head)
         links = [Link(file.frames)]
     return _joined(source, file, links)
 
@@ -389,6 +398,15 @@ def _layout(
 def _joined(source: Source, file: soundfile.SoundFile, links: Sequence[Link]) -> Layout:
     frames = sum(link.frames for link in links)
     return Layout(Header(frames, file.samplerate, file.channels, source.size), tuple(links))
+
+
+def _require_alone(source: Source, file: soundfile.SoundFile, head: bytes) -> None:
+    """``Damage`` where the file's first letters come again behind its samples."""
+    width = SAMPLE_BYTES.get(file.subtype) if file.format not in ("WAV", "WAVEX") else None
+    if width:
+        end = file.frames * file.channels * width
+        if head[:4] in source.at(max(4, end), BLOCK):
+            raise Damage(JOINED)
 
 
 def _require_all_there(source: Source, file: soundfile.SoundFile, head: bytes) -> None:
@@ -409,14 +427,29 @@ def _require_all_there(source: Source, file: soundfile.SoundFile, head: bytes) -
 def _of_flac(source: Source, file: soundfile.SoundFile) -> list[Link]:
     """The length that the last frame shows; where that is not the header's, what can be read."""
     flac = Flac.found(source.at, source.size)
-    if flac is None or (flac.total and flac.last_frame_ends(source.at, source.size) == flac.total):
+    if flac is None:
         return [Link(file.frames)]
+    ends = flac.last_frame_ends(source.at, source.size)
+    goes_back = flac.goes_back(source.at, source.size)
+    if flac.total and ends == flac.total and not goes_back and _is_read(file, flac.total - 1):
+        return [Link(file.frames)]
+    if flac.is_joined(source.at, source.size):
+        raise Damage(JOINED)
     counted, why = _counted(source, flac, file.samplerate)
     if counted < flac.total:
         raise Damage(f"cut short: ends after {counted} of {flac.total} samples{why}")
     if not counted:
         raise Damage(f"damaged: no sample can be read{why}")
     return [Link(counted, flac.with_total(source.size, counted))]
+
+
+def _is_read(file: soundfile.SoundFile, place: int) -> bool:
+    """Whether a sample can be decoded."""
+    try:
+        file.seek(place)
+        return len(file.read(1, dtype="float32")) == 1
+    except soundfile.SoundFileError:
+        return False
 
 
 def _counted(source: Source, flac: Flac, rate_hz: int) -> tuple[int, str]:

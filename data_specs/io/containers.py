@@ -101,6 +101,26 @@ class Flac:
             place = tail.rfind(b"\xff", 0, place)
         return None
 
+    def is_joined(self, at: At, size: int) -> bool:
+        """Whether another FLAC follows in the file."""
+        return _Window(at).find(b"fLaC\0\0\0\x22", self.place, size) >= 0
+
+    def goes_back(self, at: At, size: int) -> bool:
+        """Whether a frame comes before one of a lower number, at three places of the file."""
+        found = [self._frame_after(at, size * quarter // 4) for quarter in (1, 2, 3)]
+        ends = [end for end in found if end is not None]
+        return ends != sorted(ends)
+
+    def _frame_after(self, at: At, start: int) -> int | None:
+        data = at(max(start, self.place + 34), TAIL_BYTES)
+        place = data.find(b"\xff")
+        while place >= 0:
+            end = self._frame_end(data[place : place + 16])
+            if end is not None:
+                return end
+            place = data.find(b"\xff", place + 1)
+        return None
+
     def _frame_end(self, head: bytes) -> int | None:
         """The sample after a frame; None for what is no header of one (RFC 9639, section 9.1)."""
         if len(head) < 6 or head[1] not in (0xF8, 0xF9) or head[3] & 1 or head[3] >> 4 > 10:
