@@ -12,8 +12,6 @@ from pydantic import AfterValidator, Field
 from data_specs.io.errors import UserError
 from data_specs.strict import HERE, Name, SpecError, Strict, load, unknown
 
-AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3")
-
 
 def _compiles(pattern: str) -> str:
     try:

@@ -1,6 +1,6 @@
 """Rated sets: clips that people scored, in one CSV form.
 
-Columns ``path, mos`` (required) and ``votes, condition, system, dataset`` (optional); paths are
+Columns ``path, mos`` (required) and ``votes, ci, condition, system, dataset`` (optional); paths are
 relative to the CSV file; further columns are ignored. A set on another scale (MUSHRA, 0 to 100) is
 mapped linearly to 1 to 5.
 """
@@ -8,17 +8,29 @@ mapped linearly to 1 to 5.
 from __future__ import annotations
 
 import csv
+import io
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
+from data_specs.io.audio import BadAudio, require_sound
 from data_specs.io.errors import UserError
+from data_specs.io.hardware import cpus
 from data_specs.io.names import plain
+from data_specs.io.text import read_text
 from data_specs.strict import HERE, SpecError, Strict, load
+
+COLUMNS = ("path", "mos", "votes", "ci", "condition", "system", "dataset")
+
+MOST_VOTES = 1_000_000
+
+TOLD = 20
+"""Clips that cannot be read and are named."""
 
 
 class RatedClip(Strict):
@@ -88,12 +100,10 @@ def read_rated(csv_path: Path | str, scale: Scale | None = None) -> list[RatedCl
     csv_path = Path(csv_path)
     if not csv_path.is_file():
         raise SpecError(f"{csv_path}: no such file; a rated set is a CSV with columns path, mos")
-    with csv_path.open(newline="", encoding="utf-8-sig") as file, _named_errors(csv_path):
-        reader = csv.DictReader(file, skipinitialspace=True)
-        columns = reader.fieldnames or []
-        for needed in ("path", "mos"):
-            if needed not in columns:
-                raise SpecError(f"{csv_path}: no column {needed!r}; it has {', '.join(columns)}")
+    text = io.StringIO(read_text(csv_path), newline="")
+    with _named_errors(csv_path):
+        reader = csv.DictReader(text, skipinitialspace=True, strict=True)
+        _require_columns(csv_path, reader.fieldnames or [])
         clips = [
             _clip(row, csv_path, reader.line_num, scale or Scale())
             for row in reader
@@ -101,33 +111,100 @@ def read_rated(csv_path: Path | str, scale: Scale | None = None) -> list[RatedCl
         ]
     if not clips:
         raise SpecError(f"{csv_path}: no rows")
+    _require_once(clips)
     return clips
+
+
+def require_heard(clips: Sequence[RatedClip]) -> None:
+    """Decode every clip, so that none fails a run that has begun.
+
+    ``SpecError`` with table, line and reason for those that cannot be read.
+    """
+    with ThreadPoolExecutor(cpus()) as pool:
+        wrong = [why for why in pool.map(_unheard, clips) if why]
+    if wrong:
+        more = [f"and {len(wrong) - TOLD} more"] if len(wrong) > TOLD else []
+        lines = "\n  ".join([*wrong[:TOLD], *more])
+        raise SpecError(
+            f"{len(wrong)} rated clips cannot be read; mend them or take out their rows:\n  {lines}"
+        )
+
+
+def _unheard(clip: RatedClip) -> str:
+    try:
+        require_sound(clip.path)
+    except (BadAudio, OSError) as error:
+        return f"{clip.where}: {error}".removeprefix(": ")
+    return ""
+
+
+def _require_columns(csv_path: Path, columns: Sequence[str]) -> None:
+    for needed in ("path", "mos"):
+        if needed not in columns:
+            raise SpecError(f"{csv_path}: no column {needed!r}; it has {', '.join(columns)}")
+    for name in COLUMNS:
+        if list(columns).count(name) > 1:
+            raise SpecError(f"{csv_path}: line 1: two columns are called {name!r}")
+
+
+def _require_once(clips: Sequence[RatedClip]) -> None:
+    seen: dict[tuple[str, Path], str] = {}
+    for clip in clips:
+        first = seen.setdefault((clip.dataset, clip.path), clip.where)
+        if first != clip.where:
+            raise SpecError(
+                f"{clip.where}: {clip.path} is rated twice in {clip.dataset!r}, first in "
+                f"{first.rpartition(': ')[2]}: give one row a clip"
+            )
 
 
 @contextmanager
 def _named_errors(csv_path: Path) -> Iterator[None]:
     try:
         yield
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise SpecError(f"{csv_path}: not a CSV in UTF-8: {error}") from error
+    except csv.Error as error:
+        raise SpecError(f"{csv_path}: not a CSV: {error}") from error
 
 
-def _clip(row: dict[str, str], csv_path: Path, line: int, scale: Scale) -> RatedClip:
+def _clip(row: dict[str | None, Any], csv_path: Path, line: int, scale: Scale) -> RatedClip:
     where = f"{csv_path}: line {line}"
+    if None in row:
+        raise SpecError(
+            f"{where}: more cells than columns; a comma in a number, or a missing quote?"
+        )
     path = csv_path.parent / (row["path"] or "").strip()
-    if not path.is_file():
-        path = csv_path.parent / plain((row["path"] or "").strip())  # as our tables write it
-    if not path.is_file():
+    try:
+        if not path.is_file():
+            path = csv_path.parent / plain((row["path"] or "").strip())  # as our tables write it
+        is_there = path.is_file()
+    except OSError as error:
+        raise SpecError(f"{where}: {path}: {error.strerror}") from error
+    if not is_there:
         raise SpecError(f"{where}: no such audio file: {path}")
+    _number(row.get("ci"), "ci", where, 0, math.inf)
+    votes = _number(row.get("votes"), "votes", where, 1, MOST_VOTES)
     return RatedClip(
         path=path.resolve(),
         mos=_rating(row["mos"], where, scale),
         dataset=row.get("dataset") or csv_path.stem,
         condition=row.get("condition") or None,
         system=row.get("system") or None,
-        votes=_votes(row.get("votes"), where),
+        votes=None if votes is None else int(votes),
         where=where,
     )
+
+
+def _number(text: str | None, name: str, where: str, low: float, high: float) -> float | None:
+    """A cell of a column that may be empty. ``SpecError`` for what is no number or out of range."""
+    if not (text or "").strip():
+        return None
+    try:
+        number = float(text or "")
+    except ValueError:
+        raise SpecError(f"{where}: {name} {text!r} is not a number") from None
+    if not math.isfinite(number) or not low <= number <= high:
+        raise SpecError(f"{where}: {name} {text!r} is not a number from {low:g} to {high:g}")
+    return number
 
 
 def _rating(text: str | None, where: str, scale: Scale) -> float:
@@ -135,15 +212,6 @@ def _rating(text: str | None, where: str, scale: Scale) -> float:
         rating = float(text or "")
     except ValueError:
         raise SpecError(f"{where}: mos {text!r} is not a number") from None
-    if not math.isfinite(rating) or not scale.low <= rating <= scale.high:
+    if not scale.low <= rating <= scale.high:  # NaN is not, either
         raise SpecError(f"{where}: mos {rating} is not on the scale {scale.low:g}-{scale.high:g}")
     return scale.to_mos(rating)
-
-
-def _votes(text: str | None, where: str) -> int | None:
-    if not text:
-        return None
-    try:
-        return int(float(text))
-    except ValueError:
-        raise SpecError(f"{where}: votes {text!r} is not a number") from None

@@ -1,15 +1,12 @@
-"""The only file of the pipeline that reads, writes or resamples audio (soundfile and soxr)."""
+"""Audio of the pipeline: parts of recordings at 16 kHz, what shards hold, and resampling."""
 
 from __future__ import annotations
 
-import errno
 import io
 import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +14,16 @@ import soundfile
 import soxr
 from numpy.typing import NDArray
 
+from data_specs.io.audio import (
+    BadAudio,
+    Header,
+    Recording,
+    header_of,
+    open_audio,
+    remote_header_of,
+)
 from data_specs.io.cache import RemoteFile, remote_clip
 from data_specs.io.errors import UserError
-from data_specs.io.storage import patiently
 from data_specs.sample import CROP_SAMPLES, SAMPLE_RATE
 
 Wave = NDArray[np.float32]
@@ -55,59 +59,22 @@ class DropSample(Exception):
         return type(self), (self.reason, self.detail)
 
 
-SF_ERR_SYSTEM = 2
-"""libsndfile's code for an error of the operating system (``sndfile.h``)."""
-
-
-@dataclass(frozen=True)
-class Header:
-    """What a file's header says."""
-
-    frames: int
-    sample_rate_hz: int
-    channels: int
-    size_bytes: int
-
-
-def read_header(path: Path) -> Header:
-    """Read a header. Raises ``ValueError`` with soundfile's words where it is none."""
-    return patiently(partial(_header, path))
-
-
-def _header(path: Path) -> Header:
-    size_bytes = os.stat(path).st_size
-    try:
-        info = soundfile.info(str(path))
-    except soundfile.LibsndfileError as error:
-        _raise_system_error(path, error)
-        raise UserError(error.error_string.strip()) from error
-    return Header(info.frames, info.samplerate, info.channels, size_bytes)
-
-
 def read_remote_header(root: str, path: str) -> Header:
-    """Read a header below an address: only the parts of the file that it takes.
+    """Read a header below an address: of most formats only the parts of the file that it takes.
 
     Over HTTP the whole file is fetched into the cache, for many servers send nothing less. Raises
-    as ``read_header`` does, and ``OSError`` where the store cannot be read.
+    ``BadAudio`` where not all can be heard, and ``OSError`` where the store cannot be read.
     """
     clip = remote_clip(root, path)
     if root.startswith("http"):
         with _local(clip) as name:
-            return _remote_header(name, clip.size)
+            return header_of(name)
     parts = Parts(clip)
     try:
-        return _remote_header(parts, clip.size)
+        return remote_header_of(parts, str(clip), clip.size)
     finally:
         if parts.error:  # soundfile swallows it, and says that there is no header
             raise parts.error
-
-
-def _remote_header(file: str | Parts, size_bytes: int) -> Header:
-    try:
-        info = soundfile.info(file)
-    except soundfile.LibsndfileError as error:
-        raise UserError(error.error_string.strip()) from error
-    return Header(info.frames, info.samplerate, info.channels, size_bytes)
 
 
 class Parts:
@@ -172,22 +139,6 @@ def _local(file: AudioFile) -> Iterator[str]:
         yield f"/proc/self/fd/{descriptor.number}"
 
 
-def _raise_system_error(path: AudioFile, error: soundfile.LibsndfileError) -> None:
-    """What the system refused (too many files, no permission, a server that is away) is no fault
-    of the file; soundfile says no more of it than "System error", so that it is asked for again."""
-    if error.code != SF_ERR_SYSTEM:
-        return
-    try:
-        with _local(path) as name, open(name, "rb") as file:
-            while file.read(1 << 20):
-                pass
-    except OSError as told:
-        if told.errno is None:  # a store's, which names its address
-            raise
-        raise OSError(told.errno, told.strerror, str(path)) from error
-    raise OSError(errno.EIO, os.strerror(errno.EIO), str(path)) from error  # gone by now
-
-
 def read_part(path: AudioFile, start: int, count: int, speed: float = 1.0) -> Wave:
     """Read part of the first channel at 16 kHz.
 
@@ -197,12 +148,11 @@ def read_part(path: AudioFile, start: int, count: int, speed: float = 1.0) -> Wa
     for a file that cannot be opened.
     """
     try:
-        with _local(path) as name, soundfile.SoundFile(name) as file:
-            rate_hz = file.samplerate
-            wave, before = _read_native(file, start, int(np.ceil(count * speed)), path)
-    except soundfile.LibsndfileError as error:
-        _raise_system_error(path, error)
-        raise DropSample("unreadable", f"{path}: {error.error_string.strip()}") from error
+        with _local(path) as name, open_audio(name) as file:
+            rate_hz = file.header.sample_rate_hz
+            wave, before = _read_native(file, start, int(np.ceil(count * speed)))
+    except BadAudio as error:
+        raise DropSample("unreadable", f"{path}: {error.reason}") from error
     if not np.isfinite(wave).all():
         raise DropSample("non_finite", f"{path}: NaN or infinity in the audio")
     if rate_hz * speed != SAMPLE_RATE:
@@ -211,25 +161,20 @@ def read_part(path: AudioFile, start: int, count: int, speed: float = 1.0) -> Wa
     return np.ascontiguousarray(wave[first : first + count], dtype=np.float32)
 
 
-def _read_native(
-    file: soundfile.SoundFile, start: int, count: int, path: AudioFile
-) -> tuple[Wave, int]:
+def _read_native(file: Recording, start: int, count: int) -> tuple[Wave, int]:
     """Samples at the file's own rate, and how many 16 kHz samples lie before ``start``.
 
     Reading begins where a sample of the file and one at 16 kHz fall together, so that a part is in
     place to a fraction of a sample at every rate.
     """
-    common = math.gcd(file.samplerate, SAMPLE_RATE)
-    native_step, step = file.samplerate // common, SAMPLE_RATE // common
+    rate_hz, frames = file.header.sample_rate_hz, file.header.frames
+    common = math.gcd(rate_hz, SAMPLE_RATE)
+    native_step, step = rate_hz // common, SAMPLE_RATE // common
     edge = int(EDGE_SECONDS * SAMPLE_RATE)
     first = max(0, start - edge) // step
-    begin = min(first * native_step, file.frames)
-    end = min(file.frames, -(-(start + count + edge) * native_step // step))
-    file.seek(begin)
-    data = file.read(end - begin, dtype="float32", always_2d=True)
-    if len(data) < end - begin:
-        raise DropSample("unreadable", f"{path}: ends after {len(data)} of {end - begin} samples")
-    return data[:, 0], start - first * step
+    begin = min(first * native_step, frames)
+    end = min(frames, -(-(start + count + edge) * native_step // step))
+    return file.read(begin, end - begin)[:, 0], start - first * step
 
 
 def read_whole(path: AudioFile, limit_seconds: float) -> Wave:

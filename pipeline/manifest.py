@@ -6,11 +6,11 @@ import hashlib
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fnmatch import fnmatch
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path, PurePosixPath
 from typing import IO
 
@@ -18,16 +18,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from data_specs.corpus import AUDIO_SUFFIXES, Corpus, Part
+from data_specs.corpus import Corpus, Part
 from data_specs.io.addresses import Place, is_address, shown
+from data_specs.io.audio import BadAudio, Header, header_of
 from data_specs.io.errors import UserError
 from data_specs.io.files import whole_file
 from data_specs.io.names import inside
 from data_specs.io.progress import progress_bar
-from data_specs.io.storage import LocalFolder, NotFound, RemoteFolder
+from data_specs.io.storage import LocalFolder, NotFound, RemoteFolder, patiently
+from data_specs.io.text import printable
+from data_specs.io.walk import HIDDEN, UNREAD_ENDINGS, Found, LeftOut, kind_of, unread, walk
 from data_specs.recipe import Holdout
 from data_specs.strict import digest
-from pipeline.audio import Header, read_header, read_remote_header
+from pipeline.audio import read_remote_header
 
 SCHEMA = pa.schema(
     [
@@ -55,6 +58,9 @@ NOT_HASHED = ("licence", "rejected", "stamp")
 
 MOST_BYTES, MOST_FILES, MOST_TEXT_BYTES = 1 << 30, 20_000_000, 1 << 31
 """Of a manifest that is read: its file, its rows, and each column of text once it is decoded."""
+
+NO_PART = "in no part of the corpus: its include patterns do not fit"
+NOT_UNICODE = "name is not UTF-8: rename it"
 
 HEADER_THREADS = 16
 """Reading headers waits for the disk or the network, not for the processor."""
@@ -94,10 +100,15 @@ class Manifest:
         """Who speaks, or what was recorded together, in the files that are used, sorted."""
         return sorted(set(self.usable["speaker"].to_pylist()))
 
+    def left_out(self) -> list[LeftOut]:
+        """What is left out, and why."""
+        table = self.table.filter(pc.not_equal(self.table["rejected"], ""))
+        columns = (table[name].to_pylist() for name in ("path", "rejected"))
+        return [LeftOut(*pair) for pair in zip(*columns, strict=True)]
+
     def rejections(self) -> Counter[str]:
         """How many files were left out, by reason."""
-        reasons = self.table["rejected"].to_pylist()
-        return Counter(reason.split(":")[0] for reason in reasons if reason)
+        return Counter(one.kind for one in self.left_out())
 
     def summary(self) -> str:
         """One line: files, hours, speakers, and what was left out."""
@@ -216,25 +227,51 @@ def scan(
     """
     if not roots:
         raise CorpusError(f"corpus {name!r} has no folder: give --corpus {name}=DIR")
-    found = [(i, path, part) for i, root in enumerate(roots) for path, part in _walk(corpus, root)]
+    found, left_out = _found(corpus, roots)
+    rejected = [_empty_row(index, one) | {"stamp": ""} for index, one in left_out]
     made_by = {"scan": str(SCAN_VERSION), "corpus": digest(corpus.model_dump(mode="json"))}
     with ThreadPoolExecutor(HEADER_THREADS) as pool:
         stamps = _stamps(roots, [(i, path) for i, path, _ in found], pool)
         kept = _kept(known, made_by, stamps)
-        if known and len(kept) == len(found) == len(known.table):
+        if known and len(kept) == len(found) and _left_out_of(known) == _keys(rejected):
             return known
-        rows = pool.map(lambda f: kept.get(f[:2]) or _row(corpus, roots[f[0]], *f), found)
+        looked_at = pool.map(lambda f: kept.get(f[:2]) or _row(corpus, roots[f[0]], *f), found)
         bar = progress_bar(
-            rows, total=len(found), desc=f"scan {name}", unit="file", disable=not progress
+            looked_at, total=len(found), desc=f"scan {name}", unit="file", disable=not progress
         )
         stamped = [_stamped(row, *stamp) for row, stamp in zip(bar, stamps.values(), strict=True)]
-        table = pa.Table.from_pylist(stamped, schema=SCHEMA.with_metadata(made_by))
+        rows = sorted([*stamped, *rejected], key=lambda row: (row["root"], row["path"]))
+        table = pa.Table.from_pylist(rows, schema=SCHEMA.with_metadata(made_by))
     manifest = Manifest(name, table)
     if not len(manifest.usable):
         where = ", ".join(shown(root) for root in roots)
-        reasons = "; ".join(f"{row['path']}: {row['rejected']}" for row in table.to_pylist()[:3])
+        rejected = [row for row in table.to_pylist() if row["rejected"]]
+        reasons = "; ".join(f"{row['path']}: {row['rejected']}" for row in rejected[:3])
         raise CorpusError(f"corpus {name!r}: no usable audio file in {where}. {reasons}".strip())
     return manifest
+
+
+def _found(
+    corpus: Corpus, roots: Sequence[Place]
+) -> tuple[list[tuple[int, str, Part]], list[tuple[int, LeftOut]]]:
+    """Every file below the folders that a part includes, and what is left out: (folder, ...)."""
+    found, left_out = [], []
+    for index, root in enumerate(roots):
+        below = _found_below(root)
+        parts = {path: _part_of(corpus, path) for path in below.files}
+        found += [(index, path, part) for path, part in parts.items() if part]
+        left_out += [(index, one) for one in below.left_out]
+        left_out += [(index, LeftOut(path, NO_PART)) for path, part in parts.items() if not part]
+    return found, left_out
+
+
+def _left_out_of(known: Manifest) -> set[tuple[object, ...]]:
+    """What a walk left out then; files that were looked at have a stamp."""
+    return _keys(known.table.filter(pc.equal(known.table["stamp"], "")).to_pylist())
+
+
+def _keys(rows: Iterable[Mapping[str, object]]) -> set[tuple[object, ...]]:
+    return {(row["root"], row["path"], row["rejected"]) for row in rows}
 
 
 def _stamps(
@@ -279,43 +316,52 @@ def _stamped(row: dict[str, object], size: int | None, stamp: str) -> dict[str, 
     return row | {"stamp": stamp, "size_bytes": row["size_bytes"] or size or 0}
 
 
-def _walk(corpus: Corpus, root: Place) -> Iterator[tuple[str, Part]]:
-    """Relative paths of the audio files below ``root`` that a part includes, sorted."""
-    for path in sorted(_audio_files(root)):
-        part = next((p for p in corpus.parts if _included(path, p.include)), None)
-        if part is not None:
-            yield path, part
+def _part_of(corpus: Corpus, path: str) -> Part | None:
+    """The first part that includes a path."""
+    return next((part for part in corpus.parts if _included(path, part.include)), None)
 
 
-def _audio_files(root: Place) -> Iterator[str]:
-    for path in _files(root):
-        name = path.rpartition("/")[2]
-        if name.lower().endswith(AUDIO_SUFFIXES) and not name.startswith("."):
-            yield path
-
-
-def _files(root: Place) -> Iterable[str]:
-    """Relative paths of all files below a folder. ``CorpusError`` where it is not there."""
+def _found_below(root: Place) -> Found:
+    """The audio files below a folder. ``CorpusError`` where it is not there."""
     if is_address(root):
-        found = RemoteFolder(str(root)).tree()
-    elif Path(root).is_dir():
-        return _local_files(Path(root))
-    else:
-        found = {}
-    if not found:
-        raise CorpusError(f"{shown(root)}: no such folder, or it is empty")
+        return _found_at(RemoteFolder(str(root)))
+    try:
+        found = walk(root)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise CorpusError(f"{root}: no such folder, or it is empty") from error
+    except OSError as error:
+        raise CorpusError(f"{root}: the folder cannot be read: {error.strerror}") from error
+    named = [path for path in found.files if _is_unicode(path)]
+    others = [LeftOut(path, NOT_UNICODE) for path in found.files if not _is_unicode(path)]
+    return Found(named, sorted([*found.left_out, *others]))
+
+
+def _is_unicode(path: str) -> bool:
+    return path.encode("utf-8", "surrogateescape") == path.encode("utf-8", "replace")
+
+
+def _found_at(folder: RemoteFolder) -> Found:
+    tree = sorted(folder.tree())
+    if not tree:
+        raise CorpusError(f"{folder.shown()}: no such folder, or it is empty")
+    found = Found()
+    for path in filter(kind_of, tree):
+        if any(name.startswith(".") for name in path.split("/")):
+            found.left_out.append(LeftOut(path, HIDDEN))
+        elif kind_of(path) in UNREAD_ENDINGS:
+            found.left_out.append(LeftOut(path, unread(path)))
+        else:
+            found.files.append(path)
     return found
-
-
-def _local_files(root: Path) -> Iterator[str]:
-    for folder, _, names in os.walk(root, followlinks=True):
-        for name in names:
-            yield (Path(folder) / name).relative_to(root).as_posix()
 
 
 def _included(path: str, globs: Iterable[str]) -> bool:
     # fnmatch's * crosses folders, so that only a leading **/ needs care: it may stand for nothing.
-    return any(fnmatch(path, glob) or fnmatch(path, glob.removeprefix("**/")) for glob in globs)
+    # An ending in capitals is the same ending: all of TIMIT has it.
+    stem, ending = os.path.splitext(path)
+    names = {path, stem + ending.lower()}
+    both = [each for glob in globs for each in (glob, glob.removeprefix("**/"))]
+    return any(fnmatch(name, glob) for name in names for glob in both)
 
 
 def _row(corpus: Corpus, root: Place, index: int, path: str, part: Part) -> dict[str, object]:
@@ -329,17 +375,26 @@ def _row(corpus: Corpus, root: Place, index: int, path: str, part: Part) -> dict
     }
     try:
         header = _header(root, path)
-    except UserError as error:
-        empty = {"frames": 0, "sample_rate_hz": 0, "channels": 0, "size_bytes": 0}
-        return row | empty | {"rejected": f"no audio header: {error}"}
+    except BadAudio as error:
+        return _empty_row(index, LeftOut(path, error.reason)) | row
+    except (PermissionError, FileNotFoundError) as error:
+        return _empty_row(index, LeftOut(path, f"cannot be read: {error.strerror}")) | row
     return row | vars(header) | {"rejected": _reason(corpus, header.frames, header.sample_rate_hz)}
+
+
+def _empty_row(index: int, left_out: LeftOut) -> dict[str, object]:
+    """The row of a file that is left out. Parquet holds Unicode only: other bytes are escaped."""
+    path, reason = (printable(text) for text in (left_out.path, left_out.reason))
+    row: dict[str, object] = {"root": index, "path": path, "rejected": reason}
+    numbers = dict.fromkeys(("frames", "sample_rate_hz", "channels", "size_bytes"), 0)
+    return row | numbers | {"speaker": path, "language": "", "licence": ""}
 
 
 def _header(root: Place, path: str) -> Header:
     inside(path)
     if is_address(root):
         return read_remote_header(str(root), path)
-    return read_header(Path(root) / path)
+    return patiently(partial(header_of, Path(root) / path))
 
 
 def _reason(corpus: Corpus, frames: int, sample_rate_hz: int) -> str:

@@ -34,6 +34,7 @@ from data_specs.io.files import whole_file
 from data_specs.io.hardware import cpus, require_device
 from data_specs.io.names import visible
 from data_specs.io.storage import NotFound
+from data_specs.io.walk import first_of_each_kind
 from data_specs.recipe import Recipe, load_recipe
 from data_specs.sample import SampleRecord, parse_sample
 from data_specs.strict import checked
@@ -88,9 +89,8 @@ def manifest(options: argparse.Namespace) -> int:
     for name, corpus in found.items():
         corpus.save(options.out / f"{name}.parquet")
         print(corpus.summary())
-        for row in corpus.table.to_pylist():
-            if row["rejected"]:
-                print(f"  left out: {visible(row['path'])}: {row['rejected']}")
+        for line in first_of_each_kind(corpus.left_out()):
+            print(visible(line))
     print(f"written to {options.out}")
     return 0
 

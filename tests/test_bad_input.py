@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -102,9 +103,21 @@ def test_every_rejection_is_in_the_manifest_file_and_on_the_screen(
 # --- what rendering finds -------------------------------------------------------------------------
 
 
-def test_a_truncated_flac(speech: Path, corpora: Corpora, tmp_path: Path) -> None:
+def test_a_truncated_flac(
+    speech: Path, corpora: Corpora, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = write(speech / "cut.flac", talk(60, 2))
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 10])
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 10])
+    assert scanned(speech)["cut.flac"].startswith("cut short")
+    path.write_bytes(whole)
+    render = engines.run  # it is cut after its header was read
+
+    def cut_before(*arguments: Any, **options: Any) -> Any:
+        path.write_bytes(whole[: len(whole) // 10])
+        return render(*arguments, **options)
+
+    monkeypatch.setattr(engines, "run", cut_before)
     assert dropped(corpora, speech, tmp_path / "out") == {"cut.flac": "unreadable"}
 
 

@@ -15,14 +15,16 @@ from typing import Any
 import pytest
 import soundfile
 
-from data_specs.io import files, storage
+from data_specs.corpus import find_corpus
+from data_specs.io import audio, files, storage
 from data_specs.io.cache import FileCache, RemoteFile
 from data_specs.io.errors import UserError
 from data_specs.io.files import only_writer, remove_leftovers, whole_file, write_text
 from data_specs.io.hardware import require_device
 from data_specs.io.storage import LocalFolder, RemoteFolder, is_passing, is_transient, patiently
-from pipeline import audio, makers, ray_place, run, speak
+from pipeline import makers, ray_place, run, speak
 from pipeline.__main__ import main
+from pipeline.manifest import scan
 from tests.conftest import ROOT, talk, write
 
 
@@ -201,28 +203,43 @@ def test_and_what_stays_is_told_at_once(number: int) -> None:
 def test_a_network_that_fails_twice_costs_no_clip(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clip, left = write(tmp_path / "a.wav", talk(1, 0)), [1, 2]
-    real = soundfile.info
+    left, real = [1, 2], audio._Local.sound
+    write(tmp_path / "a.wav", talk(1, 0))
 
-    def info(name: str) -> Any:
+    def sound(self: audio._Local) -> Any:
         if left and left.pop():
             raise soundfile.LibsndfileError(audio.SF_ERR_SYSTEM)
-        return real(name)
+        return real(self)
 
-    monkeypatch.setattr(soundfile, "info", info)
-    assert audio.read_header(clip).frames == 16_000 and left == []
+    monkeypatch.setattr(audio._Local, "sound", sound)
+    found = scan("speech", find_corpus("speech", "a test"), [tmp_path])
+    assert found.table["frames"].to_pylist() == [16_000] and left == []
 
 
 def test_what_the_system_refuses_is_told_with_path_and_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clip = write(tmp_path / "a.wav", talk(1, 0))
+    clip, real = write(tmp_path / "a.wav", talk(1, 0)), audio._Local.at
     said = soundfile.LibsndfileError(audio.SF_ERR_SYSTEM)
     assert "System error" in str(said)
-    monkeypatch.setattr("builtins.open", failing(errno.EMFILE))
+
+    def at(self: audio._Local, start: int, count: int) -> bytes:
+        if count > 1024:  # not the look at the format
+            raise OSError(errno.EMFILE, "Too many open files")
+        return real(self, start, count)
+
+    monkeypatch.setattr(audio._Local, "at", at)
+    monkeypatch.setattr(audio._Local, "sound", failing_with(said))
     with pytest.raises(OSError) as told:
-        audio._raise_system_error(clip, said)
+        audio.header_of(clip)
     assert (told.value.errno, told.value.filename) == (errno.EMFILE, str(clip))
+
+
+def failing_with(error: Exception) -> Any:
+    def fail(*_: object) -> None:
+        raise error
+
+    return fail
 
 
 class ServerError(Exception):

@@ -1,6 +1,6 @@
 """Audio for scoring: read and resampled as the published ``distillmos`` command does it.
 
-The pipeline has its own reader (``pipeline/audio.py``, soxr). Here the resampler must be the
+The pipeline resamples otherwise (``pipeline/audio.py``, soxr). Here the resampler must be the
 published one, because scores are compared with the published network's to 1e-4. A long file is
 read and resampled block by block: the samples are those of the whole file at once.
 """
@@ -8,19 +8,19 @@ read and resampled block by block: the samples are those of the whole file at on
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-import soundfile
 import soxr
 import torch
 import torchaudio
 from numpy.typing import NDArray
 
+from data_specs.io.audio import BadAudio, Recording, open_audio
 from data_specs.io.errors import UserError
 from data_specs.sample import SAMPLE_RATE
 
@@ -34,6 +34,9 @@ LONG_SECONDS = 180.0
 
 BLOCK_SECONDS = 30
 """Audio a block."""
+
+MANY_CHANNELS = 8
+"""A file of more channels counts as longer: all of them are read."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +58,8 @@ def clip_of(wave_T: Wave, rate: int, where: str = "wave") -> Clip:
 
 def channels_of(path: Path) -> int:
     """Channels of an audio file; ``ValueError`` naming a file that cannot be read."""
-    with _opened(path) as file:
-        return int(file.channels)
+    with _opened(path) as recording:
+        return recording.header.channels
 
 
 def open_clip(path: Path, channel: int = 0, long_seconds: float = LONG_SECONDS) -> Clip:
@@ -64,10 +67,11 @@ def open_clip(path: Path, channel: int = 0, long_seconds: float = LONG_SECONDS) 
 
     ``ValueError`` naming the file as ``read_mono`` raises it, here or while the blocks are read.
     """
-    with _opened(path) as file:
-        frames, rate = int(file.frames), int(file.samplerate)
-        if frames <= long_seconds * rate:
-            wave_TC = _read(file, path, -1)
+    with _opened(path) as recording:
+        frames, rate = recording.header.frames, recording.header.sample_rate_hz
+        wide = max(1.0, recording.header.channels / MANY_CHANNELS)
+        if frames * wide <= long_seconds * rate:
+            wave_TC = recording.whole()
             return clip_of(np.ascontiguousarray(wave_TC[:, channel]), rate, str(path))
     return Clip(
         math.ceil(SAMPLE_RATE * frames / rate),
@@ -81,42 +85,29 @@ def read_mono(path: Path | str) -> tuple[Wave, int]:
 
     ``ValueError`` naming the file: not readable as audio, no samples, or values not finite.
     """
-    with _opened(path) as file:
-        wave_TC, rate = _read(file, path, -1), int(file.samplerate)
+    with _opened(path) as recording:
+        wave_TC, rate = recording.whole(), recording.header.sample_rate_hz
     wave_T: Wave = np.ascontiguousarray(wave_TC[:, 0])
     check_wave(wave_T, str(path))
     return wave_T, rate
 
 
-def _opened(path: Path | str) -> soundfile.SoundFile:
+@contextmanager
+def _opened(path: Path | str) -> Iterator[Recording]:
     try:
-        str(path).encode()
-        name: str | bytes = str(path)
-    except UnicodeEncodeError:  # a name that is not UTF-8
-        name = os.fsencode(path)
-    try:
-        return soundfile.SoundFile(name)
-    except (soundfile.SoundFileError, OSError, TypeError) as error:  # TypeError: a bare .raw
-        raise UserError(f"{path}: cannot be read as audio: {error}") from error
-
-
-def _read(file: soundfile.SoundFile, path: Path | str, frames: int) -> NDArray[np.float32]:
-    try:
-        return np.asarray(file.read(frames, dtype="float32", always_2d=True))
-    except (soundfile.SoundFileError, OSError) as error:
-        raise UserError(f"{path}: cannot be read as audio: {error}") from error
+        with open_audio(path) as recording:
+            yield recording
+    except OSError as error:
+        raise BadAudio(str(path), error.strerror or str(error)) from error
 
 
 def _blocks(path: Path, channel: int, frames: int) -> Iterator[Wave]:
-    left = frames
-    with _opened(path) as file:
-        while left:
-            wave_TC = _read(file, path, min(left, BLOCK_SECONDS * file.samplerate))
-            if not len(wave_TC):
-                raise UserError(f"{path}: ends {left} samples before its header says; cut short?")
+    with _opened(path) as recording:
+        if recording.header.frames != frames:
+            raise BadAudio(str(path), "damaged: it changed while it was read")
+        for wave_TC in recording.blocks(BLOCK_SECONDS * recording.header.sample_rate_hz):
             wave_T = np.ascontiguousarray(wave_TC[:, channel])
             check_wave(wave_T, str(path))
-            left -= len(wave_T)
             yield wave_T
 
 

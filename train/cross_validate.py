@@ -40,7 +40,7 @@ from data_specs.strict import digest, unknown
 from data_specs.teacher import teacher_table
 from train.calibrate import Affine, Doubles
 from train.files import csv_text, load_checkpoint, require_same, run_folder
-from train.frame_cache import ROWS, FrameCache, open_cache
+from train.frame_cache import ROWS, FrameCache, bad_clips, open_cache
 from train.hold_out import groups_of, hold_out
 from train.metrics import agreement
 from train.models.front_end import load_front_end
@@ -492,6 +492,7 @@ def _features(
         cache = open_cache(folder, clips, load_front_end(name, args.device, args.precision))
         if cache.bad:
             print(f"{name}: {len(cache.bad)} clips left out: see {folder / ROWS}", file=sys.stderr)
+            print("\n".join(bad_clips(cache, clips)), file=sys.stderr)
         caches[name] = cache
     return caches
 

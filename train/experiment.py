@@ -28,7 +28,7 @@ from data_specs.io.addresses import path_here
 from data_specs.io.errors import UserError
 from data_specs.io.files import write_text
 from data_specs.io.parse import json_object
-from data_specs.rated import RatedClip, read_rated
+from data_specs.rated import RatedClip, read_rated, require_heard
 from train import charts
 from train import fit as fitting
 from train.bootstrap import (
@@ -121,7 +121,9 @@ def split_rated(args: argparse.Namespace) -> tuple[Path, Path]:
         held = read_rated(args.rated_validation)
     else:
         clips, held = held_apart(clips, 0, args.rated_hold_out)
-    _require_apart([*clips, *held], test_clips(args), args)
+    tests = test_clips(args)
+    _require_apart([*clips, *held], tests, args)
+    require_heard([*clips, *held, *tests])
     paths = args.out / "rated.csv", args.out / "rated-validation.csv"
     return write_rated(paths[0], clips), write_rated(paths[1], held)
 

@@ -34,6 +34,7 @@ from data_specs.io.cli import STOPPED, Stopped, signals_wait
 from data_specs.io.errors import UserError
 from data_specs.io.files import sha256_of, write_text
 from data_specs.io.progress import progress_bar
+from data_specs.rated import require_heard
 from data_specs.sample import CROP_SAMPLES
 from train.augment import augment
 from train.files import (
@@ -70,7 +71,7 @@ from train.presets import (
 from train.run_log import LOGGERS, Meter, RunLog
 from train.score import load, student_in
 from train.shards import DatasetInfo
-from train.sources import Samples, Sources, open_sources, require_readable
+from train.sources import Samples, Sources, open_sources
 from train.stream import Batch, Batches, to_waves
 
 
@@ -260,7 +261,7 @@ def fit(
         if (out / "last.pt").is_file():
             trainer.restore(out / "last.pt")
         elif fabric.is_global_zero:
-            require_readable([*sources.rated, *sources.rated_validation])
+            require_heard([*sources.rated, *sources.rated_validation])
         run = _Run(trainer, sources, out, host)
         try:
             with worker_deaths_named():

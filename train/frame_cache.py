@@ -123,6 +123,13 @@ class FrameCache:
     bad: dict[int, str]
 
 
+def bad_clips(cache: FrameCache, clips: Sequence[RatedClip], most: int = 10) -> list[str]:
+    """Lines that name the clips without features, with their table's line and the reason."""
+    named = [(clips[row], why) for row, why in list(cache.bad.items())[:most]]
+    lines = ["  " + f"{clip.where}: {clip.path}: {why}".removeprefix(": ") for clip, why in named]
+    return [*lines, *([f"  and {len(cache.bad) - most} more"] if len(cache.bad) > most else [])]
+
+
 def to_bits(frames: Tensor) -> Bits:
     """Float features of any shape, rounded to bf16, as bit patterns."""
     bits: Bits = frames.to(torch.bfloat16).cpu().contiguous().view(torch.int16).numpy()

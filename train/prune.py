@@ -38,7 +38,7 @@ from data_specs.io.cli import signals_wait
 from data_specs.io.errors import UserError
 from data_specs.io.files import write_text
 from data_specs.io.progress import progress_bar
-from data_specs.rated import RatedClip
+from data_specs.rated import RatedClip, require_heard
 from train.files import csv_text, load_checkpoint, require_same, run_folder, save_checkpoint
 from train.hold_out import HOLD_OUT, held_apart
 from train.loading import loader, worker_deaths_named
@@ -75,7 +75,6 @@ from train.sources import (
     open_sources,
     require_apart,
     require_once,
-    require_readable,
 )
 from train.stream import Batch, Batches, ShardSamples, batch_of, rated_pcm, to_waves
 from train.tars import Pcm
@@ -579,7 +578,7 @@ def prune(
         if (out / "last.pt").is_file():
             pruner.restore(out / "last.pt")
         else:
-            require_readable([*sources.rated, *sources.rated_validation])
+            require_heard([*sources.rated, *sources.rated_validation])
         if host.progress:
             print(_about(pruner), flush=True)
         run = _Run(pruner, sources, out, host)

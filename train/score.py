@@ -11,15 +11,19 @@ import argparse
 import itertools
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
 import torch
 
 from data_specs.io.addresses import path_here, redacted
+from data_specs.io.audio import UNREADABLE
 from data_specs.io.errors import UserError
 from data_specs.io.files import sha256_of
 from data_specs.io.progress import progress_bar
+from data_specs.io.text import printable
+from data_specs.io.walk import LeftOut, counts, tell_left_out
 from data_specs.sample import CROP_SAMPLES, SAMPLE_RATE
 from data_specs.teacher import MEAN, teacher_table
 from train.files import load_checkpoint
@@ -31,7 +35,7 @@ from train.models.teacher import load_teacher
 from train.models.tensors import read_about
 from train.pruning import storage
 from train.pruning.storage import SPARSE_FILE, is_pruned, load_student, parameters_left
-from train.scoring.files import AUDIO_ENDINGS, find_files
+from train.scoring.files import AUDIO_ENDINGS, choose_files, find_files
 from train.scoring.int8 import EXPORT, INT8_FILE, read_int8
 from train.scoring.result import Score, Window
 from train.scoring.scorer import WINDOWS_A_BATCH, Channels, Scorer, TeacherScorer, as_wave
@@ -228,22 +232,26 @@ def run(args: argparse.Namespace) -> int:
     keep_freed_memory()
     if not args.batch_seconds > 0:
         raise UserError(f"--batch-seconds {args.batch_seconds}: must be positive")
-    files = find_files(args.paths)
-    if not files:
+    chosen = choose_files(args.paths)
+    files = list(chosen.files)
+    lost = chosen.lost()
+    if not files and not lost:
         raise UserError(f"no audio file in {', '.join(map(str, args.paths))}")
     scorer = load(args.model, args.device, args.precision)
     settings = _settings(scorer, args)
     table = open_table(args.out)
     try:
+        errors = _leave_out(table, scorer, settings, lost)
         stamps = {path: stamp_of(path) for path in files}
         todo = [path for path in files if not table.is_done(path, settings, stamps[path])]
-        errors = _score_into(table, scorer, settings, {path: stamps[path] for path in todo}, args)
+        failed = _score_into(table, scorer, settings, {path: stamps[path] for path in todo}, args)
     finally:
-        lost = table.close()
-        if lost:
-            print(f"warning: {lost}", file=sys.stderr)
-    status = _tell(len(files) - len(todo), len(todo) - len(errors), errors, args.out)
-    return max(status, SOME_FAILED) if lost else status
+        gone = table.close()
+        if gone:
+            print(f"warning: {gone}", file=sys.stderr)
+    tell_left_out("folders", chosen.harmless())
+    status = _tell(len(files) - len(todo), len(todo) - len(failed), [*failed, *errors], args.out)
+    return max(status, SOME_FAILED) if gone else status
 
 
 def _settings(scorer: Scorer, args: argparse.Namespace) -> Settings:
@@ -258,20 +266,31 @@ def _settings(scorer: Scorer, args: argparse.Namespace) -> Settings:
     )
 
 
+def _leave_out(
+    table: Table, scorer: Scorer, settings: Settings, lost: dict[Path, str]
+) -> list[LeftOut]:
+    """Put what cannot be scored in the table, too; returns what is wrong with each."""
+    for path, reason in lost.items():
+        score = replace(scorer.unscored(path), error=f"{path}: {reason}")
+        table.append(rows_of(path, [score], settings, stamp_of(path)))
+    return [LeftOut(str(path), reason) for path, reason in lost.items()]
+
+
 def _score_into(
     table: Table,
     scorer: Scorer,
     settings: Settings,
     todo: dict[Path, Stamp],
     args: argparse.Namespace,
-) -> list[str]:
+) -> list[LeftOut]:
     """Score files into a table; returns what went wrong with those that failed."""
-    errors: list[str] = []
+    errors: list[LeftOut] = []
     batch = max(1, round(args.batch_seconds / WINDOW_SECONDS))
     scores = scorer.score_files(todo, args.short, batch, args.channels, args.mode)
     for path, of_file in _with_progress(scores, len(todo)):
         table.append(rows_of(path, of_file, settings, todo[path]))
-        errors += [score.error for score in of_file if score.error][:1]
+        wrong = [score.error for score in of_file if score.error][:1]
+        errors += [LeftOut(str(path), why.removeprefix(f"{path}: ")) for why in wrong]
     return errors
 
 
@@ -289,13 +308,15 @@ def _with_progress(scores: Iterator[Score], files: int) -> Iterator[tuple[Path, 
             bar.set_postfix_str(f"{heard_seconds / elapsed:.1f}x real time")
 
 
-def _tell(before: int, scored: int, errors: Sequence[str], out: Path) -> int:
+def _tell(before: int, scored: int, errors: Sequence[LeftOut], out: Path) -> int:
     """Say how it went; returns the exit code."""
     for error in errors[:FAILURES_TOLD]:
-        print(f"not scored: {error}", file=sys.stderr)
+        print(printable(f"not scored: {error.path}: {error.reason}"), file=sys.stderr)
     if len(errors) > FAILURES_TOLD:
         print(f"and {len(errors) - FAILURES_TOLD} more: see {out}", file=sys.stderr)
-    print(f"{scored} scored, {before} scored before, {len(errors)} not: {out}")
+    kinds = [LeftOut("", error.reason.removeprefix(UNREADABLE)) for error in errors]
+    why = f" ({counts(kinds)})" if errors else ""
+    print(f"{scored} scored, {before} scored before, {len(errors)} not{why}: {out}")
     if errors and not scored and not before:
         return NONE_SCORED
     return SOME_FAILED if errors else DONE

@@ -28,7 +28,7 @@ from data_specs.io.addresses import path_here
 from data_specs.io.errors import UserError
 from data_specs.io.files import sha256_of, write_text
 from data_specs.io.progress import progress_bar
-from data_specs.rated import read_rated
+from data_specs.rated import read_rated, require_heard
 from data_specs.sample import CROP_SAMPLES
 from train.evaluate import score_rated, score_shards
 from train.files import load_checkpoint, run_folder, version, write_weights
@@ -92,7 +92,9 @@ def clips_of(where: Path | str | None, count: int, seed: int = 0) -> Tensor:
 
 def _samples(where: Path | str) -> Samples:
     if str(where).endswith(".csv"):
-        return RatedSamples(read_rated(where))
+        clips = read_rated(where)
+        require_heard(clips)
+        return RatedSamples(clips)
     return ShardSamples(list_shards(where))
 
 

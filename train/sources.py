@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 from data_specs.io.addresses import shown
 from data_specs.io.errors import UserError
-from data_specs.io.hardware import cpus
 from data_specs.rated import RatedClip, read_rated
 from data_specs.strict import digest, unknown
-from train.audio import read_mono
 from train.hold_out import held_apart
 from train.models.calibration import Calibration
 from train.shards import DatasetInfo, Shard, list_shards, read_dataset_info
@@ -174,27 +171,6 @@ def require_once(clips: Sequence[RatedClip]) -> None:
                 f"{clip.where}: {clip.path} is there twice ({first[clip.path].where}): take one out"
             )
         first[clip.path] = clip
-
-
-def require_readable(clips: Sequence[RatedClip]) -> None:
-    """``UserError`` naming the clips that cannot be read: before the first update, not midway."""
-    with ThreadPoolExecutor(cpus()) as pool:
-        found = [why for why in pool.map(_unreadable, clips) if why]
-    if found:
-        more = [f"and {len(found) - MOST_TOLD} more"] if len(found) > MOST_TOLD else []
-        told = "; ".join([*found[:MOST_TOLD], *more])
-        raise UserError(f"rated clips cannot be read: {told}: mend them, or take their lines out")
-
-
-def _unreadable(clip: RatedClip) -> str | None:
-    """Why a clip cannot be read, with its line and file."""
-    try:
-        read_mono(clip.path)
-    except UserError as error:
-        return f"{clip.where}: {error}"
-    except OSError as error:
-        return f"{clip.where}: {clip.path}: {error.strerror or error}"
-    return None
 
 
 def _labelled_only(

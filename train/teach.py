@@ -53,7 +53,7 @@ from train.files import (
     version,
     write_weights,
 )
-from train.frame_cache import ROWS, About, Bits, FrameCache, from_bits, open_cache
+from train.frame_cache import ROWS, About, Bits, FrameCache, bad_clips, from_bits, open_cache
 from train.hold_out import hold_out
 from train.metrics import agreement
 from train.models.front_end import load_front_end
@@ -727,9 +727,5 @@ def _told(cache: FrameCache, clips: Sequence[RatedClip], most: int = 10) -> str:
     """What was left out and why."""
     if not cache.bad:
         return ""
-    lines = [
-        f"  {clips[row].where}: {clips[row].path}: {why}"
-        for row, why in list(cache.bad.items())[:most]
-    ]
-    more = [f"  and {len(cache.bad) - most} more"] if len(cache.bad) > most else []
-    return "\n".join([f"{len(cache.bad)} clips that have no features:", *lines, *more])
+    lines = bad_clips(cache, clips, most)
+    return "\n".join([f"{len(cache.bad)} clips that have no features:", *lines])

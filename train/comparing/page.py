@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import soundfile
 
+from data_specs.io.audio import BadAudio, open_audio
 from data_specs.io.files import write_text
 from data_specs.rated import RatedClip
 from train.comparing import figures
@@ -87,15 +88,15 @@ def _reversed_bits(number: int) -> int:
 def _ogg(path: Path) -> tuple[bytes, bool] | None:
     """A clip as Ogg Vorbis and whether it was cut; None where it cannot be read."""
     try:
-        with soundfile.SoundFile(path) as file:
-            most = int(LONGEST_SECONDS * file.samplerate)
-            wave_T = file.read(most, dtype="float32", always_2d=True)[:, 0]
-            cut, rate = len(file) > most, file.samplerate
+        with open_audio(path) as file:
+            rate = file.header.sample_rate_hz
+            most = int(LONGEST_SECONDS * rate)
+            wave_T, cut = file.read(0, most)[:, 0], file.header.frames > most
         made = io.BytesIO()
         soundfile.write(
             made, wave_T, rate, format="OGG", subtype="VORBIS", compression_level=VORBIS
         )
-    except (soundfile.SoundFileError, OSError):
+    except (BadAudio, soundfile.SoundFileError, OSError):
         return None
     return made.getvalue(), cut
 

@@ -3,72 +3,104 @@
 from __future__ import annotations
 
 import glob
+import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from data_specs.io.errors import UserError
+from data_specs.io.text import names_in, read_text, text_of
+from data_specs.io.walk import AUDIO_ENDINGS, LeftOut, folders, walk
 
-AUDIO_ENDINGS = {
-    ".wav",
-    ".flac",
-    ".ogg",
-    ".oga",
-    ".opus",
-    ".mp3",
-    ".aiff",
-    ".aif",
-    ".au",
-    ".caf",
-    ".w64",
-}
-"""What is taken out of a folder; a file that is named is always tried."""
+__all__ = ["AUDIO_ENDINGS", "Chosen", "choose_files", "find_files"]
 
 STANDARD_INPUT = "-"
 
 
+@dataclass
+class Chosen:
+    """The files that a command line means, and what was left out of its folders."""
+
+    files: dict[Path, None] = field(default_factory=dict)
+    left_out: dict[Path, LeftOut] = field(default_factory=dict)
+
+    def lost(self) -> dict[Path, str]:
+        """Audio of folders that is not among the files, and why."""
+        found = {path: one.reason for path, one in self.left_out.items() if one.is_loss}
+        return {path: reason for path, reason in found.items() if path not in self.files}
+
+    def harmless(self) -> list[LeftOut]:
+        """What else was left out, by its whole path."""
+        found = {str(path): one for path, one in self.left_out.items() if not one.is_loss}
+        return [LeftOut(path, one.reason) for path, one in found.items()]
+
+    def take(self, files: Iterable[Path]) -> None:
+        """Add files that are named; a file comes once, where it is first named."""
+        self.files.update(dict.fromkeys(files))
+
+    def take_folder(self, folder: Path) -> None:
+        """Add the audio files below a folder."""
+        try:
+            found = walk(folder)
+        except OSError as error:
+            raise UserError(f"{folder}: cannot be read: {error.strerror}") from error
+        self.take(sorted(folder / name for name in found.files))
+        self.left_out.update((folder / one.path, one) for one in found.left_out)
+
+
 def find_files(paths: Sequence[Path | str], lines: Iterable[str] | None = None) -> list[Path]:
+    """The files of ``choose_files``."""
+    return list(choose_files(paths, lines).files)
+
+
+def choose_files(paths: Sequence[Path | str], lines: Iterable[str] | None = None) -> Chosen:
     """Audio files of files, folders (recursive, sorted), globs and ``.txt`` lists (a path a line).
 
     Lines of a list are relative to it; "-" reads a list from ``lines`` (standard input), relative
-    to the working folder. Every file comes once, where it is first named. ``ValueError`` for a
+    to the working folder. Every file comes once, where it is first named. ``UserError`` for a
     list that cannot be read as text, and a glob that nothing fits.
     """
-    found: dict[Path, None] = {}
-    for path in paths:
-        for file in _files_of(path, sys.stdin if lines is None else lines):
-            found.setdefault(file)
-    return list(found)
+    chosen = Chosen()
+    for name in paths:
+        path = Path(name)
+        if str(name) == STANDARD_INPUT:
+            chosen.take(names_in(_standard_input() if lines is None else "\n".join(lines)))
+        elif path.is_dir():
+            chosen.take_folder(path)
+        elif glob.has_magic(str(name)) and not os.path.lexists(path):
+            _take_fitting(chosen, str(name))
+        elif path.suffix.lower() == ".txt":
+            chosen.take(names_in(read_text(path, "surrogateescape"), path.parent))
+        else:
+            chosen.take([path])
+    return chosen
 
 
-def _files_of(name: Path | str, lines: Iterable[str]) -> list[Path]:
-    if str(name) == STANDARD_INPUT:
-        return [Path(line.rstrip("\r\n")) for line in lines if line.strip()]
-    path = Path(name)
-    if path.is_dir():
-        return _in_folder(path)
-    if glob.has_magic(str(name)) and not path.exists():
-        return _fitting(str(name))
-    return _listed(path) if path.suffix == ".txt" else [path]
+def _standard_input() -> str:
+    data = getattr(sys.stdin, "buffer", None)
+    if data is None:  # replaced by one that gives text
+        return sys.stdin.read()
+    return text_of(data.read(), "standard input", "surrogateescape")
 
 
-def _in_folder(folder: Path) -> list[Path]:
-    files = (file for file in folder.rglob("*") if file.suffix.lower() in AUDIO_ENDINGS)
-    return sorted(file for file in files if file.is_file())
-
-
-def _fitting(pattern: str) -> list[Path]:
-    matches = [Path(match) for match in sorted(glob.glob(pattern, recursive=True))]
+def _take_fitting(chosen: Chosen, pattern: str) -> None:
+    matches = sorted(set(_matches(pattern)))
     if not matches:
         raise UserError(f"{pattern}: no file fits this pattern")
-    return [
-        file for match in matches for file in (_in_folder(match) if match.is_dir() else [match])
-    ]
+    for match in matches:
+        if os.path.isdir(match):
+            chosen.take_folder(Path(match))
+        else:
+            chosen.take([Path(match)])
 
 
-def _listed(path: Path) -> list[Path]:
-    try:
-        lines = path.read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not a readable list of files: {error}") from error
-    return [path.parent / line.strip() for line in lines if line.strip()]
+def _matches(pattern: str) -> Iterator[str]:
+    """As ``glob.glob``, but ``**`` stands for every real folder once, whatever links there are."""
+    head, stars, tail = pattern.partition("**/")
+    if not stars or (head and not head.endswith("/")):
+        yield from glob.glob(pattern)
+        return
+    for top in glob.glob(head) if head else [""]:
+        for folder in folders(top or "."):
+            yield from _matches(os.path.join(glob.escape(os.path.join(top, folder)), tail))

@@ -312,7 +312,7 @@ class Scorer:
                 try:
                     count = channels_of(path)
                 except UserError as error:
-                    yield _Pending(self._unscored(path), -1), str(error)
+                    yield _Pending(self.unscored(path), -1), str(error)
                     continue
             for channel in range(count):
                 yield from self._clip_work(
@@ -327,7 +327,7 @@ class Scorer:
         short: Short,
         mode: Mode,
     ) -> Iterator[Work]:
-        pending = _Pending(self._unscored(path, channel), -1)
+        pending = _Pending(self.unscored(path, channel), -1)
         try:
             clip = opened()
             pending.score = replace(pending.score, seconds=clip.seconds)
@@ -337,7 +337,8 @@ class Scorer:
         except UserError as error:
             yield pending, str(error)
 
-    def _unscored(self, path: Path | None, channel: int = 0) -> Score:
+    def unscored(self, path: Path | None, channel: int = 0) -> Score:
+        """What is known of a file before it is scored."""
         return Score(path, None, None, None, self.name, self.weights_sha256, self.version, channel)
 
     def _parts(self, clip: Clip, short: Short, mode: Mode) -> Iterator[Part]:
