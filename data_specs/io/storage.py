@@ -515,7 +515,8 @@ def _require_stored(system: Any, at: str, sums: Sums) -> None:
         return
     with _scratch_file() as file:
         system.get_file(at, str(_path_of(file)))
-        if hashlib.file_digest(file, "sha256").hexdigest() != sums.sha256:
+        digest = hashlib.file_digest(file, "sha256")  # type: ignore[arg-type]  # IO has readinto
+        if digest.hexdigest() != sums.sha256:
             raise OSError("what is stored there is not what was sent")
 
 
