@@ -97,7 +97,7 @@ def fetch(name: str, entry: Weights) -> None:
 @contextmanager
 def _alone(folder: Path, name: str) -> Iterator[None]:
     """Keep other processes from fetching the same entry; a dead one's lock is let go of."""
-    with (folder / LOCK_FILE).open("w") as file:
+    with (folder / LOCK_FILE).open("wb") as file:
         told = f"{name}: another process is fetching it; waiting for that"
         wait_for_lock(file, folder, told)
         yield
