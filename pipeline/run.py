@@ -510,6 +510,13 @@ def _start_ray(workers: int, address: str = "") -> None:
                 raise UserError(
                     f"--ray-address {address}: no Ray cluster answers: {error}"
                 ) from error
+        except Exception as error:  # of no class of its own
+            if "timed out during startup" not in str(error):
+                raise
+            raise UserError(
+                "Ray does not start here within its own limit of half a minute: is this machine "
+                "busy? Run the same command again, or with --engine local"
+            ) from error
 
 
 def _own_ray(workers: int) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import soundfile
@@ -505,3 +506,43 @@ def test_a_lock_file_goes_with_its_holder_and_who_opened_it_before_takes_the_new
     with only_writer(tmp_path):
         assert len(takes) == 2 and json.loads(path.read_text())["pid"] == os.getpid()
     assert os.listdir(tmp_path) == []
+
+
+def test_a_ray_that_hangs_does_not_hold_who_watches(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    limits: list[float | None] = []
+
+    def get(_: object, timeout: float | None = None) -> None:
+        limits.append(timeout)
+        raise ray.exceptions.GetTimeoutError
+
+    monkeypatch.setattr(ray, "get", get)
+    assert run._read_count(MagicMock()) is None
+    assert limits == [run.ANSWER_S]
+
+
+OWN_RAY = """
+import psutil
+from pipeline import run
+run._start_ray(1)
+import ray
+ray.get(ray.remote(int).remote())
+for process in psutil.Process().children(recursive=True):
+    for one in process.net_connections("inet"):
+        if one.status == psutil.CONN_LISTEN:
+            print(one.laddr.ip)
+ray.shutdown()
+"""
+
+
+@pytest.mark.slow
+def test_a_ray_of_ones_own_listens_on_loopback_alone(tmp_path: Path) -> None:
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "HOME": str(tmp_path)}
+    ran = subprocess.run(
+        [sys.executable, "-c", OWN_RAY], cwd=ROOT, env=env, capture_output=True, text=True
+    )
+    listening = ran.stdout.split()
+    assert listening, ran.stderr
+    assert {ip.removeprefix("::ffff:") for ip in listening} == {"127.0.0.1"}
+    assert (tmp_path / ".ray" / "auth_token").stat().st_mode & 0o777 == 0o600

@@ -41,7 +41,7 @@ from data_specs.io.addresses import (
     scrubbed,
 )
 from data_specs.io.errors import UserError
-from data_specs.io.files import sync_folder, temporary_name, whole_file
+from data_specs.io.files import sha256_of, sync_folder, temporary_name, whole_file
 from data_specs.io.names import ENCODED
 
 WAITS_S = (0.5, 1.0, 2.0, 4.0)
@@ -515,8 +515,7 @@ def _require_stored(system: Any, at: str, sums: Sums) -> None:
         return
     with _scratch_file() as file:
         system.get_file(at, str(_path_of(file)))
-        digest = hashlib.file_digest(file, "sha256")  # type: ignore[arg-type]  # IO has readinto
-        if digest.hexdigest() != sums.sha256:
+        if sha256_of(_path_of(file)) != sums.sha256:
             raise OSError("what is stored there is not what was sent")
 
 
