@@ -109,9 +109,12 @@ class Guard:
         if kind in self._loaded:
             return
         seconds = self.limit_s if kind in self._late else LOAD_SECONDS
-        self._late.add(kind)
-        self._ask((kind, PROBE, params), kind, seconds, "did not start within")
-        self._late.discard(kind)
+        try:
+            self._ask((kind, PROBE, params), kind, seconds, "did not start within")
+        except DropSample as drop:
+            if drop.reason == "processor_timeout":
+                self._late.add(kind)
+            raise
         self._loaded.add(kind)
 
     def _ask(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,18 @@ def pytest_runtest_setup() -> None:
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def checked_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The self-check before a job runs here: the child that it has takes seconds to start.
+
+    ``test_prepare`` has the child.
+    """
+    if "pipeline.job" in sys.modules:
+        from pipeline.degrade import self_check
+
+        monkeypatch.setattr("pipeline.job.check_processors", lambda recipe, *_: self_check(recipe))
 
 
 @pytest.fixture(scope="session")

@@ -22,6 +22,11 @@ from pipeline.job import check_processors, prepare
 from tests.conftest import small_recipe
 
 
+@pytest.fixture(autouse=True)
+def checked_here() -> None:
+    """The check as it is: see ``conftest``."""
+
+
 def of(*kinds: str, **changes: object) -> Recipe:
     choices = [{"use": {"kind": kind}} for kind in kinds]
     stages = [{"stage": "line", "choices": choices}] if kinds else []

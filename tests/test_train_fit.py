@@ -227,7 +227,7 @@ def test_rotation_joins_end_and_beginning_without_a_click():
         steepest = waves_BT.diff().abs().max()
         out = augment(waves_BT, torch.full((40,), 40_000), 1, 2, crops=0.5)
         plain = torch.stack([wave_T.roll(20_000) for wave_T in waves_BT])
-        assert share_db(plain[0], hz) > -45  # what a hard seam does
+        assert share_db(plain[0], hz) > -30  # what a hard seam does
         for wave_T in out:
             heard = wave_T[: int(wave_T.nonzero()[-1]) + 1]
             # The fade itself turns a tone by up to its height times pi / 2 in 800 samples.

@@ -118,16 +118,25 @@ def _mixed(ends_BF: Tensor, starts_BF: Tensor) -> Tensor:
 
 
 def _meet(ends_BF: Tensor, starts_BF: Tensor) -> list[bool]:
-    """Whether each seam is no rougher than both its sides are within themselves.
+    """Whether each seam is no rougher than both its sides are, and these go on as noise does.
 
-    Rough is what a polynomial of third order does not foresee (fourth differences): of voices and
-    tones hardly anything but their breaks, of noise much.
+    Rough is what a polynomial of third order does not foresee (fourth differences). A voice or a
+    tone is also known by its periods: there a step that is small is one that is heard.
     """
     order = ROUGHNESS_ORDER
     sides = [part.diff(n=order).abs().amax(1) for part in (ends_BF, starts_BF)]
     seam_BN = torch.cat([ends_BF[:, -order:], starts_BF[:, :order]], 1).diff(n=order)
-    found: list[bool] = (seam_BN.abs().amax(1) <= 2 * torch.minimum(*sides)).tolist()
+    smooth_B = seam_BN.abs().amax(1) <= 2 * torch.minimum(*sides)
+    found: list[bool] = (smooth_B & ~_periodic(ends_BF) & ~_periodic(starts_BF)).tolist()
     return found
+
+
+def _periodic(waves_BF: Tensor) -> Tensor:
+    """Whether each wave is half like itself 2 to 25 ms later; white noise is so by a sixth."""
+    fade = waves_BF.shape[1]
+    power = torch.fft.rfft(waves_BF, 2 * fade).abs().square()
+    alike_BF = torch.fft.irfft(power)[:, 32 : fade // 2] > 0.5 * waves_BF.square().sum(1)[:, None]
+    return alike_BF.any(1)
 
 
 def filled(wave_T: Tensor, samples: int, zeros: bool) -> Tensor:

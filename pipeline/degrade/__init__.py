@@ -152,7 +152,9 @@ def run(kind: str, waves_BT: Waves, params: Sequence[Params]) -> Waves:
     out_BT = np.zeros_like(waves_BT)
     for length in np.unique(lengths_B):
         rows = np.flatnonzero(lengths_B == length)
-        out_BT[rows, :length] = _run(kind, waves_BT[rows, :length], [params[int(i)] for i in rows])
+        out_BT[rows, :length] = _run(
+            kind, waves_BT[rows, :length], [params[i] for i in rows.tolist()]
+        )
     return out_BT
 
 

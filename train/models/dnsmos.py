@@ -64,6 +64,8 @@ def require_cpu(device: str, precision: str) -> None:
 
 def weights_path() -> Path:
     """The network's file in the installed package. ``ValueError`` saying what to install."""
+    if importlib.util.find_spec("onnxruntime") is None:
+        raise UserError("teacher 'dnsmos' needs a package that is missing: pip install onnxruntime")
     spec = importlib.util.find_spec("speechmos")
     if spec is None or not spec.submodule_search_locations:
         raise UserError("teacher 'dnsmos' needs a package that is missing: pip install speechmos")
@@ -74,8 +76,6 @@ def weights_path() -> Path:
 
 
 def _onnx_session(path: Path) -> Any:
-    if importlib.util.find_spec("onnxruntime") is None:
-        raise UserError("teacher 'dnsmos' needs a package that is missing: pip install onnxruntime")
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
