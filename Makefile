@@ -311,9 +311,10 @@ fuzz: setup ## INPUTS mutated files (10 000) through the commands, drawn by SEED
 	  --workers $(WORKERS) --out runs/fuzz
 
 .PHONY: nightly
-nightly: setup ## the slow tests with a hundred kills (KILLS), on Ray's clusters and on Slurm
+nightly: setup ## a thousand kills (KILLS): pipeline, trainers, scoring, export; Ray's clusters, Slurm
 	KILLS=$(or $(KILLS),100) $(PY) -m pytest -q -m slow tests/test_kills.py \
 	  tests/test_ray_cluster.py tests/test_slurm.py
+	KILLS=$(or $(KILLS),900) $(PY) -m pytest -q -m slow tests/test_train_kills.py
 
 .PHONY: lint
 lint: setup ## ruff and mypy

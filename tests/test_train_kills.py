@@ -1,0 +1,146 @@
+"""``KILLS`` kills over trainers, scoring and export, at moments that a seed draws: the same command
+goes on, and what it leaves is an undisturbed run's, byte for byte."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import select
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from tests.export_helpers import tiny
+from tests.train_helpers import write_dataset, write_rated
+from train.__main__ import main
+from train.files import write_weights
+
+KILLS = int(os.environ.get("KILLS", "50"))
+IN_A_ROW = 6
+"""Kills of one run before it may end."""
+
+QUIET = ("--device", "cpu", "--threads", "1", "--logger", "none")
+Words = tuple[str, ...]
+
+
+def fit(place: Path) -> Words:
+    """A student on shards; a checkpoint at each of ten validations."""
+    options = ("--student", "v1", "--preset", "fast", "--steps", "10", "--batch", "2", "--warmup")
+    more = ("2", "--validate-every", "1", "--precision", "fp32", "--workers", "0", *QUIET)
+    return ("fit", "--shards", str(place / "shards"), *options, *more)
+
+
+def teacher(place: Path) -> Words:
+    """A head on rated clips; a checkpoint at every second step."""
+    size = ("--dim", "4", "--heads", "2", "--layers", "1", "--batch", "2", "--precision", "fp32")
+    steps = ("--steps", "40", "--checkpoint-every", "2", "--validate-every", "10")
+    return ("teacher", "--front-end", "mfcc", "--rated", str(place / "labels.csv"), *size, *steps)
+
+
+def prune(place: Path) -> Words:
+    """A run's student, round by round."""
+    sizes = ("--rate", "0.1", "--sizes", "60", "--updates", "3", "--batch", "2", "--lr", "1e-3")
+    words = ("--model", str(place / "run"), "--rated", str(place / "labels.csv"), *sizes)
+    return ("prune", *words, "--checkpoint-every", "2", *QUIET)
+
+
+def score(place: Path) -> Words:
+    """A folder of clips into a table."""
+    return ("score", str(place), "--model", str(place / "run"), "--curve", "--batch-seconds", "8")
+
+
+def export(place: Path) -> Words:
+    """A bundle with ONNX."""
+    return ("export", "--model", str(place / "run"))
+
+
+JOBS: dict[str, tuple[Callable[[Path], Words], str, Words]] = {
+    "fit": (fit, "out", ("model.safetensors",)),
+    "teacher": (teacher, "out", ("head.safetensors",)),
+    "prune": (prune, "out", ("pruned-60/model.sparse.safetensors", "results.csv")),
+    "score": (score, "out.csv", ("",)),
+    "export": (export, "out", ("model.safetensors", "model.onnx")),
+}
+"""By name: the command, what it writes, and the files of it that must be the same."""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards, rated clips and a student."""
+    folder = tmp_path_factory.mktemp("kills")
+    write_dataset(folder / "shards", shards=2, samples=4)
+    write_rated(folder, clips=12, seconds=1.0)
+    student = tiny()
+    (folder / "run").mkdir()
+    write_weights(folder / "run/model.safetensors", student.state_dict())
+    about = {"config": student.config.model_dump(mode="json")}
+    (folder / "run/model.json").write_text(json.dumps(about))
+    return folder
+
+
+def forked(words: Words, log: Path, limit_s: float | None = None) -> int | None:
+    """Exit status of the command in a process of its own; None where it was killed in time."""
+    pid = os.fork()
+    if not pid:
+        status = 1
+        try:
+            os.setsid()
+            handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            os.dup2(handle, 1)
+            os.dup2(handle, 2)
+            sys.stdout = sys.stderr = os.fdopen(2, "w", closefd=False)
+            status = main(list(words))
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stderr.flush()
+            os._exit(status)
+    handle = os.pidfd_open(pid)
+    ended = bool(select.select([handle], [], [], limit_s)[0])
+    os.close(handle)
+    if not ended:
+        os.kill(pid, signal.SIGKILL)
+    _, code = os.waitpid(pid, 0)
+    with suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)
+    return os.waitstatus_to_exitcode(code) if ended else None
+
+
+def content(out: Path, files: Words) -> dict[str, bytes]:
+    """The bytes that must be the same."""
+    return {name: (out / name if name else out).read_bytes() for name in files}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(4 * 3600)
+@pytest.mark.parametrize("name", JOBS)
+def test_kills_at_any_moment_leave_the_same_bytes(name: str, place: Path, tmp_path: Path) -> None:
+    command, out, files = JOBS[name]
+    words, log = command(place), tmp_path / "log"
+    began = time.monotonic()
+    (tmp_path / "whole").mkdir()
+    assert forked((*words, "--out", str(tmp_path / "whole" / out)), log) == 0, log.read_text()
+    seconds = time.monotonic() - began
+    expected = content(tmp_path / "whole" / out, files)
+    draw, kills, number = random.Random(name), 0, 0
+    while kills < KILLS // len(JOBS):
+        folder = tmp_path / f"{number}"
+        folder.mkdir()
+        again = (*words, "--out", str(folder / out))
+        for _ in range(IN_A_ROW):
+            if (status := forked(again, log, draw.uniform(0, seconds))) is not None:
+                break
+            kills += 1
+        if status is None:
+            status = forked(again, log)
+        assert status == 0, log.read_text()[-3000:]
+        assert content(folder / out, files) == expected
+        assert not list(folder.rglob("*.tmp")), "left by a process that is dead"
+        number += 1
