@@ -16,6 +16,7 @@ import soundfile
 from test_report import Reader
 from train_helpers import needs_shared, write_dataset
 
+from data_specs.io.errors import UserError
 from train import evaluate as evaluation
 from train.__main__ import main
 from train.comparing import others, page
@@ -71,7 +72,7 @@ def fakes(monkeypatch):
 
     def load(model, device="cpu"):
         if str(model) not in made:
-            raise ValueError(f"{model}: no such model")
+            raise UserError(f"{model}: no such model")
         return made[str(model)]
 
     def refuse(options):
