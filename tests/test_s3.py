@@ -300,6 +300,7 @@ def test_corpora_shards_and_training_by_the_commands(
     told += command("pipeline", "verify", address, "--deep")
     fit = ["fit", "--student", "v1", "--steps", 6, "--batch", 4, "--workers", 1, "--threads", 1]
     fit += ["--validate-every", 3, "--precision", "fp32", "--device", "cpu", "--logger", "none"]
+    fit += ["--validation", tmp_path / "local"]
     told += command("train", *fit, "--shards", address, "--out", tmp_path / "there")
     command("train", *fit, "--shards", tmp_path / "local", "--out", tmp_path / "here")
     ours, theirs = (tmp_path / run / "model.safetensors" for run in ("there", "here"))

@@ -50,7 +50,7 @@ from train.presets import PRESETS, FitConfig, make_config
 from train.pruning.runs import PrunedModel, pruned_models
 from train.report import environment, figure, versions
 from train.score import Scorer, Short, load
-from train.sources import Sources, chosen, open_sources
+from train.sources import Sources, chosen, open_sources, require_apart, require_once
 
 Kind = Literal["labelled", "distilled"]
 KINDS: tuple[Kind, ...] = ("labelled", "distilled")
@@ -117,8 +117,10 @@ def split_rated(args: argparse.Namespace) -> tuple[Path, Path]:
     that is trained on and judged.
     """
     clips = chosen(args.rated, args.rated_set)
+    require_once(clips)
     if args.rated_validation:
         held = read_rated(args.rated_validation)
+        require_apart(clips, held)
     else:
         clips, held = held_apart(clips, 0, args.rated_hold_out)
     tests = test_clips(args)
