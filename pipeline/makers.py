@@ -26,14 +26,13 @@ from numpy.typing import NDArray
 from scipy import signal
 
 from data_specs.io.addresses import path_here
-from data_specs.io.audio import BadAudio, header_of
+from data_specs.io.audio import heard_below
 from data_specs.io.cli import cancelled_early
 from data_specs.io.errors import UserError
 from data_specs.io.files import only_writer, remove_leftovers, whole_file, write_text
 from data_specs.io.hardware import cpus
 from data_specs.io.parse import json_object
 from data_specs.io.progress import progress_bar
-from data_specs.io.walk import LeftOut, tell_left_out, walk
 from data_specs.sample import SAMPLE_RATE
 from data_specs.strict import HERE
 from pipeline.audio import DropSample, encode_flac, read_part, to_pcm
@@ -347,31 +346,6 @@ def _babble(rng: np.random.Generator, samples: int, speech: Sequence[Path]) -> W
     return wave
 
 
-def _speech_files(speech: Path | None) -> list[Path]:
-    if speech is None:
-        return []
-    try:
-        found = walk(speech)
-    except OSError as error:
-        raise UserError(f"{speech}: cannot be read: {error.strerror}; check --from") from error
-    files = []
-    for path in sorted(speech / name for name in found.files):
-        try:
-            if header_of(path).frames:
-                files.append(path)
-            else:
-                found.left_out.append(LeftOut(str(path.relative_to(speech)), "no samples"))
-        except BadAudio as error:
-            found.left_out.append(LeftOut(str(path.relative_to(speech)), error.reason))
-        except OSError as error:
-            reason = f"cannot be read: {error.strerror}"
-            found.left_out.append(LeftOut(str(path.relative_to(speech)), reason))
-    tell_left_out(str(speech), found.left_out)
-    if not files:
-        raise UserError(f"{speech}: no audio files to make babble of; check --from")
-    return files
-
-
 def make_noise(
     out: Path,
     files: int = 60,
@@ -385,7 +359,7 @@ def make_noise(
     from it (which then depends on that folder's files too). Raises ``ValueError`` if ``speech``
     holds no audio or ``out`` the noises of another seed.
     """
-    talkers = _speech_files(speech)
+    talkers = heard_below(speech, "to make babble of; check --from") if speech else []
     kinds: dict[str, Callable[[np.random.Generator, int], Wave]] = {
         "coloured": _coloured,
         "babble": partial(_babble, speech=talkers),

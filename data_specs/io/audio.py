@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from data_specs.io.containers import Damage, Flac, Piece, mp3_pieces, ogg_links
 from data_specs.io.errors import UserError
+from data_specs.io.walk import LeftOut, tell_left_out, walk
 
 Samples = NDArray[np.float32]
 
@@ -345,6 +346,33 @@ def require_sound(path: Path | str) -> None:
         for block in recording.blocks(BLOCK):
             if not np.isfinite(block).all():
                 raise BadAudio(str(path), "samples that are not finite (NaN or infinite)")
+
+
+def heard_below(folder: Path, purpose: str) -> list[Path]:
+    """The audio files below a folder, sorted, whose headers are in order; the others are told.
+
+    ``UserError`` for a folder that cannot be read or has none.
+    """
+    try:
+        found = walk(folder)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be read: {error.strerror}") from error
+    wrong = {name: why for name in found.files if (why := _wrong_with(folder / name))}
+    left_out = [*found.left_out, *(LeftOut(name, why) for name, why in wrong.items())]
+    tell_left_out(str(folder), sorted(left_out))
+    files = sorted(folder / name for name in found.files if name not in wrong)
+    if not files:
+        raise UserError(f"{folder}: no audio files {purpose}")
+    return files
+
+
+def _wrong_with(path: Path) -> str:
+    try:
+        return "" if header_of(path).frames else "no samples"
+    except BadAudio as error:
+        return error.reason
+    except OSError as error:
+        return f"cannot be read: {error.strerror or error}"
 
 
 # --- looking through ------------------------------------------------------------------------------

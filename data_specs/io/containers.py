@@ -225,6 +225,10 @@ HOLE_BYTES = 1 << 12
 """So much that is no frame, between frames, is damage; less may be a tag of some program's."""
 
 
+LARGEST_TAG = 1 << 20
+"""So far is looked for the next frame; what is longer is a tag with pictures, at the end."""
+
+
 @dataclass(frozen=True)
 class _Frame:
     start: int
@@ -292,8 +296,8 @@ def _next_place(at: _Window, place: int, size: int, last: _Frame | None) -> int:
     after = after_id3(at, place)
     if after > place:
         return after
-    begin = place
-    while (place := at.find(b"\xff", place + 1, size)) >= 0:
+    begin, stop = place, min(size, place + LARGEST_TAG)
+    while (place := at.find(b"\xff", place + 1, stop)) >= 0:
         frame = _frame(at, place)
         if frame and _goes_on(at, frame):
             if last and place - begin > HOLE_BYTES:

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
+from data_specs.io.audio import heard_below
 from data_specs.io.errors import UserError
 from data_specs.rated import read_rated
 from data_specs.sample import CROP_SAMPLES, DATASET_FILE
 from train.audio import Wave, read_mono, to_16k
-from train.score import find_files, windows
+from train.score import windows
 from train.shards import list_shards
 from train.stream import PCM_SCALE, ShardSamples
 
@@ -37,11 +38,9 @@ def _opened(source: Path) -> tuple[int, Callable[[int], Wave]]:
     if source.suffix.lower() == ".csv":
         files: Sequence[Path] = [clip.path for clip in read_rated(source)]
     elif source.is_dir():
-        files = find_files([source])
+        files = heard_below(source, "that can be read")
     else:
         raise UserError(f"{source}: give a folder of shards or of audio, or a CSV of rated clips")
-    if not files:
-        raise UserError(f"{source}: no audio file in it")
     return len(files), lambda number: middle_window(files[number])
 
 
