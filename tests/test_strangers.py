@@ -34,6 +34,7 @@ from data_specs.io.errors import UserError
 from data_specs.io.names import below, cell, inside, markdown, plain, visible
 from data_specs.io.output import visible_output
 from data_specs.io.storage import RemoteFolder
+from data_specs.sample import SampleRecord
 from data_specs.strict import Name
 from pipeline import shards, weights
 from pipeline.__main__ import main
@@ -793,3 +794,69 @@ def test_make_lpcnet_builds_no_branch(ref: str, tmp_path: Path) -> None:
     command = ["make", "-f", str(ROOT / "Makefile"), "lpcnet", f"LPCNET_REF={ref}"]
     run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=60)
     assert run.returncode and "LPCNET_REF=<40 hex digits>" in run.stdout + run.stderr
+
+
+# --- files that records and tables name -----------------------------------------------------------
+
+
+def plan_of(path: str) -> Any:
+    from pipeline.plan import SamplePlan
+
+    speech = {"corpus": "speech", "root": 0, "path": path, "start_sample": 0}
+    return SamplePlan.model_validate(
+        {
+            **{"index": 0, "speech": {**speech, "speaker": "x", "language": ""}, "speed": 1},
+            **{"level_dbfs": -20, "room": None, "noise": None, "speech_steps": 0, "steps": ()},
+        }
+    )
+
+
+@pytest.mark.parametrize("path", ["../secret.wav", "link.wav", "folder/secret.wav", "/secret.wav"])
+def test_a_record_puts_no_file_from_outside_the_corpus_into_a_page(
+    path: str, tmp_path: Path
+) -> None:
+    from pipeline import preview
+    from tests.conftest import talk, write
+
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    write(tmp_path / "secret.wav", talk(8, 0))
+    (corpus / "link.wav").symlink_to("../secret.wav")
+    (corpus / "folder").symlink_to("..")
+    plan = plan_of(path.replace("/secret", f"{tmp_path}/secret") if path[0] == "/" else path)
+    record = SampleRecord.model_validate(
+        {
+            **{"key": "000000000", "mos": 3, "logit": None, "teacher": "x", "teacher_sha256": "x"},
+            **{"pcm_sha256": "x", "plan": plan.model_dump(mode="json")},
+        }
+    )
+    with pytest.raises(UserError, match=r"not a path inside|--allow-outside"):
+        preview._original(record, {"speech": [corpus]})
+    if "link" in path or "folder" in path:  # a link of one's own, with the word for it
+        assert preview._original(record, {"speech": [corpus]}, outside=True)["audio"]
+
+
+@pytest.mark.parametrize(
+    "change", [{"speed": 1e-9}, {"index": -1}, {"steps": [{}] * 101}, {"speech_steps": -1}]
+)
+def test_a_plan_of_a_record_is_held_to_what_is_drawn(change: dict[str, Any]) -> None:
+    from pipeline.plan import SamplePlan
+
+    with pytest.raises(ValidationError, match=next(iter(change))):
+        SamplePlan.model_validate(plan_of("x.wav").model_dump(mode="json") | change)
+
+
+def test_the_page_of_a_comparison_holds_no_audio_from_outside_its_tables(tmp_path: Path) -> None:
+    from tests.conftest import talk, write
+    from train.evaluate import read_sets
+
+    folder = tmp_path / "rated"
+    folder.mkdir()
+    for path in (folder / "in.wav", tmp_path / "out.wav"):
+        write(path, talk(1, 0))
+    (folder / "link.wav").symlink_to("../out.wav")
+    lines = ["path,mos", "in.wav,3", "../out.wav,3", f"{tmp_path}/out.wav,3", "link.wav,3"]
+    for number, line in enumerate(lines[1:]):
+        (folder / f"{number}.csv").write_text(f"path,mos\n{line}\n")
+    sets = read_sets([folder / f"{number}.csv" for number in range(4)], [])
+    assert [clip.path.name for clip in sets.below] == ["in.wav"] and len(sets.clips) == 4
