@@ -243,9 +243,8 @@ def prepare(
         manifests = scan_all(recipe, roots, progress, known_manifests(out, before))
     teacher = label.identify(recipe.teacher, teacher_device or device)
     identity = _identity(recipe, manifests, splits or {}, teacher.weights_sha256)
-    identity["assigned"] = _assigned(recipe, manifests, assigned or {})
-    if before and "assigned" not in before["identity"]:  # the folder's own are found anew
-        del identity["assigned"]
+    if before is None or "assigned" in before["identity"]:  # an older folder's are found anew
+        identity["assigned"] = _assigned(recipe, manifests, assigned or {})
     job = Job(
         recipe,
         identity | ({"derived_from": derived_from} if derived_from else {}),
