@@ -36,6 +36,7 @@ from data_specs.io.output import visible_output
 from data_specs.io.storage import RemoteFolder
 from data_specs.sample import SampleRecord
 from data_specs.strict import Name
+from data_specs.weight import Archive, Plain, all_weights
 from pipeline import shards, weights
 from pipeline.__main__ import main
 from pipeline.degrade import lpcnet
@@ -860,3 +861,16 @@ def test_the_page_of_a_comparison_holds_no_audio_from_outside_its_tables(tmp_pat
         (folder / f"{number}.csv").write_text(f"path,mos\n{line}\n")
     sets = read_sets([folder / f"{number}.csv" for number in range(4)], [])
     assert [clip.path.name for clip in sets.below] == ["in.wav"] and len(sets.clips) == 4
+
+
+def test_every_file_that_is_fetched_is_pinned() -> None:
+    """By a hash, or by a commit of the hub; nobody publishes one of Coqui's vocoder."""
+    loose = {
+        name
+        for name, entry in all_weights().items()
+        for file in entry.files
+        if isinstance(entry, Plain | Archive)
+        and not file.published
+        and not (isinstance(entry, Archive) and entry.archive.published)
+    }
+    assert loose == {"hifigan-coqui"}
