@@ -78,7 +78,7 @@ def require_plain(path: Path) -> None:
     Looked at before anything runs: operations, constants, the sizes of all maps of one window.
     """
     import onnx
-    from google.protobuf.message import DecodeError
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
     require_room(path, path.stat().st_size)
     try:
