@@ -25,7 +25,7 @@ from pipeline.audio import AudioFile, DropSample, Wave, read_part, read_whole, t
 from pipeline.degrade.interface import Params, Waves
 from pipeline.mix import add_noise, fit_length, guard_peak, repeat, require_sound, reverberate
 from pipeline.mix import set_level as set_level_dbfs
-from pipeline.plan import NoisePlan, SamplePlan, Step
+from pipeline.plan import NoisePlan, RoomPlan, SamplePlan, SpeechPlan, Step
 
 Roots = dict[str, list[Place]]
 """Corpus name to its folders: paths on this machine, or addresses."""
@@ -98,12 +98,13 @@ def find(roots: Roots, corpus: str, root: int, path: str) -> AudioFile:
 def require_below(plans: Sequence[SamplePlan], roots: Roots) -> None:
     """Raise ``UserError`` for a file of a stranger's record that a link takes out of its corpus."""
     for plan in plans:
-        for part in filter(None, (plan.speech, plan.room, plan.noise)):
-            folders = roots.get(part.corpus, [])
-            if part.root < len(folders) and isinstance(folder := folders[part.root], Path):
-                inside(part.path)
+        parts: list[SpeechPlan | RoomPlan | NoisePlan | None] = [plan.speech, plan.room, plan.noise]
+        for corpus, root, path in [(p.corpus, p.root, p.path) for p in parts if p is not None]:
+            folders = roots.get(corpus, [])
+            if root < len(folders) and isinstance(folder := folders[root], Path):
+                inside(path)
                 try:
-                    below(folder, part.path)
+                    below(folder, path)
                 except UserError as error:
                     raise UserError(
                         f"{error}; where dataset and corpora are your own, give --allow-outside"
