@@ -99,14 +99,13 @@ def find(roots: Roots, corpus: str, root: int, path: str) -> AudioFile:
 def require_below(plans: Sequence[SamplePlan], roots: Roots) -> None:
     """Raise ``UserError`` for a file of a stranger's record that a link takes out of its corpus."""
     for plan in plans:
-        parts: list[SpeechPlan | RoomPlan | NoisePlan | None]
-        parts = [plan.speech, plan.room, plan.noise]
-        for part in filter(None, parts):
-            folders = roots.get(part.corpus, [])
-            if part.root < len(folders) and isinstance(folder := folders[part.root], Path):
-                inside(part.path)
+        parts: list[SpeechPlan | RoomPlan | NoisePlan | None] = [plan.speech, plan.room, plan.noise]
+        for corpus, root, path in [(p.corpus, p.root, p.path) for p in parts if p is not None]:
+            folders = roots.get(corpus, [])
+            if root < len(folders) and isinstance(folder := folders[root], Path):
+                inside(path)
                 try:
-                    below(folder, part.path)
+                    below(folder, path)
                 except UserError as error:
                     raise UserError(
                         f"{error}; where dataset and corpora are your own, give --allow-outside"
