@@ -543,7 +543,8 @@ def test_random_weights_corpus_interrupted_and_run_again_is_the_same(
     assert len(list(tmp_path.rglob("*.flac"))) == after
     assert len((tmp_path / speak.MANIFEST).read_text().splitlines()) == after
     monkeypatch.setattr(speak, "_write", write)
-    (tmp_path / f".clips.jsonl.{socket.gethostname()}.4194305.tmp").touch()  # as a kill leaves it
+    # as a kill leaves it
+    (tmp_path / f".clips.jsonl.{socket.gethostname()}.4194305.0a1b2c3d.tmp").touch()
     outcome = speak.speak(order(spec, tmp_path), 16, spec.models, speak.load_coqui)
     assert (outcome.made, outcome.kept) == (16 - after, after)
     assert hashes(tmp_path) == uninterrupted
