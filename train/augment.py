@@ -134,6 +134,7 @@ def _meet(ends_BF: Tensor, starts_BF: Tensor) -> list[bool]:
 def _periodic(waves_BF: Tensor) -> Tensor:
     """Whether each wave is half like itself 2 to 25 ms later; white noise is so by a sixth."""
     fade = waves_BF.shape[1]
+    waves_BF = waves_BF - waves_BF.mean(1, keepdim=True)
     power = torch.fft.rfft(waves_BF, 2 * fade).abs().square()
     alike_BF = torch.fft.irfft(power)[:, 32 : fade // 2] > 0.5 * waves_BF.square().sum(1)[:, None]
     return alike_BF.any(1)
