@@ -123,7 +123,7 @@ def small_recipe(**changes: object) -> Recipe:
                 "choices": [{"use": {"kind": kind}} for kind in ("clip", "dropout")],
             },
         ],
-        "teacher": {"name": "distillmos", "precision": "bf16"},  # half as long as in fp32
+        "teacher": {"name": "distillmos"},
         "shard_samples": 8,
         "group_samples": 4,
         "max_dropped_share": 0.25,
