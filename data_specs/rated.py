@@ -42,7 +42,7 @@ class RatedClip(Strict):
     condition: str | None = None
     system: str | None = None
     votes: int | None = None
-    where: str = ""
+    where: Annotated[str, Field(exclude=True, repr=False)] = ""
     """Its CSV file and line, for messages."""
 
 

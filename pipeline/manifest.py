@@ -233,7 +233,8 @@ def scan(
     with ThreadPoolExecutor(HEADER_THREADS) as pool:
         stamps = _stamps(roots, [(i, path) for i, path, _ in found], pool)
         kept = _kept(known, made_by, stamps)
-        if known and len(kept) == len(found) and _left_out_of(known) == _keys(rejected):
+        same = known and len(kept) == len(found) == len(known.table) - len(rejected)
+        if known and same and _left_out_of(known) == _keys(rejected):
             return known
         looked_at = pool.map(lambda f: kept.get(f[:2]) or _row(corpus, roots[f[0]], *f), found)
         bar = progress_bar(

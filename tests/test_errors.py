@@ -214,7 +214,7 @@ def test_a_description_without_its_recipe_is_told(
     )
     assert pipeline(["verify", str(tmp_path)]) == 2
     said = capfd.readouterr().err
-    assert "dataset.json: recipe: " in said
+    assert "dataset.json: recipe.sources: " in said
 
 
 def test_a_missing_synthesizer_is_a_sentence(

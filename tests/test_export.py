@@ -245,7 +245,7 @@ def test_the_card_of_v7_and_of_results(tmp_path: Path) -> None:
     }
     text = card_text(about, {"model.safetensors": "e" * 64}, {}, tmp_path)
     assert yaml.safe_load(text.split("---")[1])["license"] == "mit"
-    assert "| v7 | a/b | rated | zero | 78 | 0.906 | - | - |" in text
+    assert "| v7 | a\\|b | rated | zero | 78 | 0.906 | - | - |" in text
     with pytest.raises(ValueError, match="python -m train evaluate"):
         card_text(about, {}, {}, tmp_path / "nowhere")
 

@@ -184,7 +184,7 @@ def test_an_error_of_the_disk_in_a_worker_names_the_file(
     def failing(file, start, size, where):
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr("train.tars._content", failing)
+    monkeypatch.setattr("train.tars.content", failing)
     monkeypatch.setattr("train.fit.Trainer.validate", lambda self, samples: {"loss": 1.0})
     assert begin(folder, tmp_path / "run", "--workers", workers) == 2
     error = capsys.readouterr().err
@@ -282,10 +282,10 @@ def test_files_have_ordinary_permissions_and_leftovers_go(folder, tmp_path):
     out = tmp_path / "run"
     (out / "deeper").mkdir(parents=True)
     left = [
-        out / f".last.pt.{here()}.{ended.pid}.abcd.tmp",
-        out / f"deeper/.x.{here()}.{ended.pid}.e.tmp",
+        out / f".last.pt.{here()}.{ended.pid}.0a1b2c3d.tmp",
+        out / f"deeper/.x.{here()}.{ended.pid}.0a1b2c3e.tmp",
     ]
-    kept = out / f".last.pt.{here()}.{os.getpid()}.abcd.tmp"
+    kept = out / f".last.pt.{here()}.{os.getpid()}.0a1b2c3d.tmp"
     for path in (*left, kept):
         path.touch()
     before = os.umask(0o027)

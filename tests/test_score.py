@@ -384,7 +384,7 @@ def test_a_file_that_ends_early_fails_whole(small, tmp_path, monkeypatch):
 
 def _early(path, channel, frames):
     yield uneven(9)
-    raise ValueError(f"{path}: cut short")
+    raise UserError(f"{path}: cut short")
 
 
 def test_work_ahead_stops_when_it_is_not_wanted():

@@ -651,7 +651,7 @@ def test_cuda_is_asked_for_only_where_it_is(tmp_path: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has a CUDA device")
     argv = ["coqui", "--out", str(tmp_path / "out"), "--clips", "1", "--device", "cuda"]
-    with pytest.raises(ValueError, match="--device cuda: torch finds no such device"):
+    with pytest.raises(ValueError, match="--device cuda: torch finds no GPU here"):
         speak.main(argv)
 
 

@@ -435,6 +435,7 @@ def test_a_weights_cache_at_an_address_is_copied_on_use(
 
 def test_links_and_copies(tmp_path: Path) -> None:
     a, b = LocalFolder(tmp_path / "a"), LocalFolder(tmp_path / "b")
+    a.make(), b.make()
     with a.writing("x") as file:
         file.write(b"1")
     for _ in range(2):  # again, where it is there already

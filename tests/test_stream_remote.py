@@ -429,16 +429,16 @@ def test_a_killed_download_is_made_again(served: Served, folder: Path, tmp_path:
     process.start()
     assert waiting.wait(30) and process.pid
     deadline = time.monotonic() + 30
-    while not [p for p in cache.folder.glob("*.part") if p.stat().st_size]:
+    while not [p for p in cache.folder.glob(".*.tmp") if p.stat().st_size]:
         assert time.monotonic() < deadline
         time.sleep(0.02)
     os.kill(process.pid, signal.SIGKILL)
     process.join()
     go_on.set()
-    assert kept(cache) == [] and len(list(cache.folder.glob("*.part"))) == 1
+    assert kept(cache) == [] and len(list(cache.folder.glob(".*.tmp"))) == 1
     served.misdeed = lambda handler: False
     assert shard.local().read_bytes() == (folder / "shard-000000.tar").read_bytes()
-    assert not list(cache.folder.glob("*.part"))
+    assert not list(cache.folder.glob(".*.tmp"))
 
 
 def test_leftovers_of_killed_downloads_go(served: Served, tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ from data_specs.io.files import write_text
 from data_specs.io.parse import json_field, json_object
 from data_specs.io.progress import progress_bar
 from data_specs.rated import RatedClip, read_rated
-from data_specs.strict import digest, unknown
+from data_specs.strict import checked, digest, unknown
 from data_specs.teacher import teacher_table
 from train.calibrate import Affine, Doubles
 from train.files import csv_text, load_checkpoint, require_same, run_folder
@@ -459,10 +459,9 @@ def run(args: argparse.Namespace) -> int:
     if args.threads:
         torch.set_num_threads(args.threads)
     chosen = Settings.model_fields.keys() - {"front_end", "bias_aware"}
-    plan = Plan(
-        settings=Settings(**{name: getattr(args, name) for name in chosen}),
-        **{name: getattr(args, name) for name in Plan.model_fields if name != "settings"},
-    )
+    settings = checked(Settings, {name: getattr(args, name) for name in chosen}, "options")
+    given = {name: getattr(args, name) for name in Plan.model_fields if name != "settings"}
+    plan = checked(Plan, given | {"settings": settings}, "options")
     front_ends = list(dict.fromkeys(args.front_end))
     for name in front_ends:
         if name not in teacher_table().front_ends:

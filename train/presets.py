@@ -9,6 +9,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from data_specs.io.errors import UserError
+from data_specs.strict import checked
 from train.models.precision import resolve_precision
 from train.models.student import StudentConfig, variant
 from train.sources import Sources, digest_of
@@ -114,18 +115,18 @@ def make_config(
     values["rated_share"] = _rated_share(sources, values["rated_share"], changes)
     if values["crops"] and not values["augment"]:
         raise UserError("--crops is a part of --augment: give both, or neither")
-    return FitConfig(
-        student=student,
-        preset=preset,
-        recipe_hash=sources.info.recipe_hash,
-        validation_hash=sources.validation_hash,
-        rated_hash=digest_of(sources.rated),
-        samples=sum(shard.samples for shard in sources.shards),
-        validation_samples=len(sources.rated_validation)
+    facts = {
+        "student": student,
+        "preset": preset,
+        "recipe_hash": sources.info.recipe_hash,
+        "validation_hash": sources.validation_hash,
+        "rated_hash": digest_of(sources.rated),
+        "samples": sum(shard.samples for shard in sources.shards),
+        "validation_samples": len(sources.rated_validation)
         or sum(shard.samples for shard in sources.validation),
-        rated_clips=len(sources.rated),
-        **values,
-    )
+        "rated_clips": len(sources.rated),
+    }
+    return checked(FitConfig, facts | values, "options")
 
 
 def computed_in_bf16(config: FitConfig, device: str | torch.device) -> bool:

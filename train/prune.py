@@ -39,6 +39,7 @@ from data_specs.io.errors import UserError
 from data_specs.io.files import write_text
 from data_specs.io.progress import progress_bar
 from data_specs.rated import RatedClip, require_heard
+from data_specs.strict import checked
 from train.files import csv_text, load_checkpoint, require_same, run_folder, save_checkpoint
 from train.hold_out import HOLD_OUT, held_apart
 from train.loading import loader, worker_deaths_named
@@ -535,7 +536,8 @@ def make_config(args: argparse.Namespace, subject: Subject, sources: Sources) ->
     if not sources.rated or sources.labelled_only:
         share = 1.0 if sources.labelled_only else 0.0
     held = sources.rated_validation
-    return PruneConfig.model_validate(
+    return checked(
+        PruneConfig,
         values
         | {
             "model": subject.name,
@@ -550,7 +552,8 @@ def make_config(args: argparse.Namespace, subject: Subject, sources: Sources) ->
             "samples": sum(shard.samples for shard in sources.shards),
             "rated_clips": len(sources.rated),
             "validation_samples": len(held) or sum(s.samples for s in sources.validation),
-        }
+        },
+        "options",
     )
 
 

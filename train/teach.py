@@ -43,7 +43,7 @@ from data_specs.io.files import sha256_of, write_text
 from data_specs.io.names import cell
 from data_specs.io.progress import progress_bar
 from data_specs.rated import RatedClip, read_rated
-from data_specs.strict import digest
+from data_specs.strict import checked, digest
 from train.calibrate import Affine, Calibration, Doubles, fit_universal
 from train.files import (
     load_checkpoint,
@@ -680,7 +680,8 @@ def run(args: argparse.Namespace) -> int:
     """``python -m train teacher``; returns the exit code."""
     if args.threads:
         torch.set_num_threads(args.threads)
-    settings = Settings(**{name: getattr(args, name) for name in Settings.model_fields})
+    given = {name: getattr(args, name) for name in Settings.model_fields}
+    settings = checked(Settings, given, "options")
     for name in ("checkpoint_every", "log_every"):
         if getattr(args, name) < 1:
             raise UserError(f"{name} {getattr(args, name)}: must be at least 1")
