@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 
 from data_specs.cluster.needs import EVERY
-from data_specs.io.errors import UserError
 from pipeline import failures, growth, ledger, run
 from pipeline import job as jobs
 from pipeline.__main__ import main
@@ -333,6 +332,6 @@ def test_making_again_a_shard_that_now_fails_keeps_the_old_one(tmp_path: Path) -
     job = sketch_job(tmp_path, 8, max_dropped_share=0.25)
     make_all(job, frozenset({5}))
     before = tars(tmp_path)
-    with pytest.raises(UserError, match="more than max_dropped_share allows"):
+    with pytest.raises(RuntimeError, match="more than max_dropped_share allows"):
         make_all(failures.again(job), frozenset({4, 5, 6}))
     assert tars(tmp_path) == before and job.todo() == []

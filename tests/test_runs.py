@@ -259,8 +259,8 @@ def test_a_worker_that_outlives_a_killed_command_does_not_hold_its_folder(tmp_pa
         "import os, signal, sys; from pathlib import Path;"
         "from data_specs.io.files import only_writer\n"
         "with only_writer(Path(sys.argv[1])):\n"
-        "    if os.fork() == 0: signal.pause()\n"
-        "    print('held', flush=True); signal.pause()\n"
+        "    if os.fork() == 0: print('held', flush=True)\n"  # it has let go of the lock by now
+        "    signal.pause()\n"
     )
     command = [sys.executable, "-c", code, str(tmp_path)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True)

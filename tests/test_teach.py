@@ -337,6 +337,12 @@ def dies_writing(name: str, count: int, half: bool, out: Path) -> None:
     train_tiny(out)
 
 
+def dies_describing(out: Path) -> None:
+    """Die before ``head.json`` is written."""
+    teach.write_about = lambda path, about: kill()
+    train_tiny(out)
+
+
 def kill_training(out: Path) -> None:
     """A run killed again and again, each time further on; not finished."""
     killed(lambda: dies_at_update(1, out))  # nothing saved yet: begins anew
@@ -348,7 +354,7 @@ def kill_training(out: Path) -> None:
     killed(lambda: dies_writing("best.pt", 1, True, out))
     killed(lambda: dies_at_update(11, out))
     killed(lambda: dies_writing("head.safetensors", 1, True, out))  # trained, not yet exported
-    killed(lambda: dies_writing("head.json", 1, False, out))
+    killed(lambda: dies_describing(out))
 
 
 def kill_caching(folder: Path, labels: Path) -> None:

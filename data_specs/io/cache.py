@@ -9,6 +9,7 @@ the files opened longest ago go first.
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import os
 import re
@@ -22,7 +23,7 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 
 from data_specs.io.errors import UserError
-from data_specs.io.files import temporary_name, wait_for_lock
+from data_specs.io.files import is_leftover, temporary_name, wait_for_lock
 from data_specs.io.storage import LEFTOVER_S, RemoteFolder
 
 CACHE_GB = 20.0
@@ -93,6 +94,10 @@ class FileCache:
 
     def _fetched(self, file: RemoteFile) -> Descriptor:
         part = temporary_name(file.local)
+        for other in filter(
+            is_leftover, self.folder.glob(f".{glob.escape(file.local.name)}.*.tmp")
+        ):
+            other.unlink(missing_ok=True)
         self._make_room(file.size, file.where)
         try:
             file.folder.fetch(file.name, part, file.check, file.size)

@@ -120,17 +120,22 @@ def remove_leftovers(folder: Path) -> None:
     and of versions that named them otherwise (``.NAME.part``, ``NAME.PID.copy``).
     """
     for path in folder.rglob(".*.tmp"):
-        named = TEMPORARY.search(path.name)
-        if named is None:
-            continue
-        ended = named[1].endswith(f".{here()}") and _start_of(int(named[2])) is None
-        if ended or _is_abandoned(path):
+        if is_leftover(path):
             path.unlink(missing_ok=True)
     for path in (*folder.rglob(".*.part"), *folder.rglob("*.copy")):
         if _is_abandoned(path) and (
             path.suffix == ".part" or re.search(r"\.\d+\.copy$", path.name)
         ):
             path.unlink(missing_ok=True)
+
+
+def is_leftover(path: Path) -> bool:
+    """Whether no process goes on with a temporary file."""
+    named = TEMPORARY.search(path.name)
+    if named is None:
+        return False
+    ended = named[1].endswith(f".{here()}") and _start_of(int(named[2])) is None
+    return ended or _is_abandoned(path)
 
 
 def _is_abandoned(path: Path) -> bool:
