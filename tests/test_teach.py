@@ -804,7 +804,7 @@ def test_a_killed_process_continues(tmp_path, number):
     while not (run / "last.pt").exists() and time.monotonic() < deadline:
         time.sleep(0.02)
     process.send_signal(number)
-    assert process.wait(60) == (-9 if number == signal.SIGKILL else 130)
+    assert process.wait(60) == (-9 if number == signal.SIGKILL else 143)
     assert load_checkpoint(run / "last.pt")["step"] < 60
     assert not (run / "head.json").exists()
     subprocess.run([*command, str(run)], cwd=ROOT, env=environment, check=True)
