@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import sys
 from pathlib import Path
 
@@ -17,6 +18,17 @@ from data_specs.recipe import Recipe
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("SPEECH_SHARED", ROOT.parent / "shared"))
 RATE_HZ = 16_000
+
+
+def pytest_configure() -> None:
+    """Undo what a shell does to a job in the background, whose Ctrl-C it has ignored."""
+    for number, usual in (
+        (signal.SIGINT, signal.default_int_handler),
+        (signal.SIGTERM, signal.SIG_DFL),
+        (signal.SIGHUP, signal.SIG_DFL),
+    ):
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, usual)
 
 
 @pytest.hookimpl(tryfirst=True)
