@@ -11,7 +11,7 @@ from data_specs.io.addresses import path_here, place
 from data_specs.io.cli import EXIT_STATUSES, end, run_command
 from data_specs.io.output import visible_output
 from pipeline import verbs
-from pipeline.guard import TIME_LIMIT_S
+from pipeline.render.guard import TIME_LIMIT_S
 
 
 def parser() -> argparse.ArgumentParser:

@@ -38,14 +38,17 @@ from data_specs.io.walk import first_of_each_kind
 from data_specs.recipe import Recipe, load_recipe
 from data_specs.sample import SampleRecord, parse_sample
 from data_specs.strict import checked
-from pipeline import failures, label, run, shards
-from pipeline import job as jobs
 from pipeline.audio import encode_flac
-from pipeline.card import CARD, write_card
-from pipeline.degrade import runtime
-from pipeline.degrade.runtime import Runtime
-from pipeline.plan import BLOCK, Block, SamplePlan, plan_block
-from pipeline.render import Rendered, Roots, pcm_sha256, render_group, require_below
+from pipeline.dataset import job as jobs
+from pipeline.dataset import retry as failures
+from pipeline.dataset import shards
+from pipeline.dataset.card import CARD, write_card
+from pipeline.engine import run
+from pipeline.render import label
+from pipeline.render.plan import BLOCK, Block, SamplePlan, plan_block
+from pipeline.render.processors import runtime
+from pipeline.render.processors.runtime import Runtime
+from pipeline.render.render import Rendered, Roots, pcm_sha256, render_group, require_below
 
 SPLITS = ("train", "validation", "test", "all")
 
@@ -475,20 +478,20 @@ def delegate(verb: str, argv: Sequence[str]) -> int:
 
 
 OWN_OPTIONS = {
-    "status": "pipeline.status",
-    "estimate": "pipeline.estimate",
-    "card": "pipeline.card",
-    "relabel": "pipeline.relabel",
-    "extend": "pipeline.growth",
-    "merge": "pipeline.merge",
-    "preview": "pipeline.preview",
-    "corpora": "pipeline.makers",
-    "speak": "pipeline.speak",
-    "rooms": "pipeline.rooms",
-    "weights": "pipeline.weights",
-    "submit": "pipeline.submit",
-    "bench": "pipeline.bench",
-    "bench-degrade": "pipeline.bench_degrade",
+    "status": "pipeline.engine.status",
+    "estimate": "pipeline.cluster.estimate",
+    "card": "pipeline.dataset.card",
+    "relabel": "pipeline.dataset.relabel",
+    "extend": "pipeline.dataset.extend",
+    "merge": "pipeline.dataset.merge",
+    "preview": "pipeline.dataset.preview",
+    "corpora": "pipeline.corpora.synthetic",
+    "speak": "pipeline.corpora.speak",
+    "rooms": "pipeline.corpora.rooms",
+    "weights": "pipeline.corpora.weights",
+    "submit": "pipeline.cluster.submit",
+    "bench": "tests.bench.pipeline",
+    "bench-degrade": "tests.bench.processors",
 }
 """Verbs with a parser of their own, and where it is."""
 

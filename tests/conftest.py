@@ -45,10 +45,12 @@ def checked_here(monkeypatch: pytest.MonkeyPatch) -> None:
 
     ``test_prepare`` has the child.
     """
-    if "pipeline.job" in sys.modules:
-        from pipeline.degrade import self_check
+    if "pipeline.dataset.job" in sys.modules:
+        from pipeline.render.processors import self_check
 
-        monkeypatch.setattr("pipeline.job.check_processors", lambda recipe, *_: self_check(recipe))
+        monkeypatch.setattr(
+            "pipeline.dataset.job.check_processors", lambda recipe, *_: self_check(recipe)
+        )
 
 
 @pytest.fixture(scope="session")
@@ -97,7 +99,7 @@ def corpora(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Path]]:
 @pytest.fixture(scope="session")
 def random_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A weights cache of every neural processor's real architecture, with random weights."""
-    from pipeline import random_weights
+    from pipeline.cluster import random_weights
 
     folder = tmp_path_factory.mktemp("random_weights")
     random_weights.write_all(folder)

@@ -22,10 +22,11 @@ import numpy as np
 from data_specs.cluster.needs import parse_part, parse_stage
 from data_specs.io.cli import end, run_command
 from data_specs.recipe import load_recipe
-from pipeline import run, verbs
-from pipeline.job import Job, Worker, open_folder, prepare
-from pipeline.manifest import SCHEMA, Manifest
-from pipeline.shards import Row, sample_key
+from pipeline import verbs
+from pipeline.corpora.manifest import SCHEMA, Manifest
+from pipeline.dataset.job import Job, Worker, open_folder, prepare
+from pipeline.dataset.shards import Row, sample_key
+from pipeline.engine import run
 
 TWICE = "TWICE"
 

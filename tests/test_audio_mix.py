@@ -10,7 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.audio import DropSample, decode_flac, encode_flac, from_pcm, read_part, to_pcm
-from pipeline.mix import active_dbfs, add_noise, gain, guard_peak, loop, reverberate, set_level
+from pipeline.render.mix import (
+    active_dbfs,
+    add_noise,
+    gain,
+    guard_peak,
+    loop,
+    reverberate,
+    set_level,
+)
 from tests.conftest import talk, write
 
 RATES_HZ = (8_000, 16_000, 22_050, 44_100, 48_000)

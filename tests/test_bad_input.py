@@ -13,11 +13,11 @@ import pytest
 import soundfile
 
 from data_specs.corpus import find_corpus
-from pipeline import run as engines
 from pipeline.__main__ import main
-from pipeline.job import prepare
-from pipeline.manifest import CorpusError, scan
-from pipeline.shards import find_shards, read_record
+from pipeline.corpora.manifest import CorpusError, scan
+from pipeline.dataset.job import prepare
+from pipeline.dataset.shards import find_shards, read_record
+from pipeline.engine import run as engines
 from tests.conftest import ROOT, small_recipe, talk, write
 
 Corpora = dict[str, list[Path]]

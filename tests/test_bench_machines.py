@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.bench_machines import compared, made
+from tests.bench.machines import compared, made
 
 
 def audio(*samples: int) -> np.ndarray:

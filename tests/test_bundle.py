@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 from data_specs.io import storage
-from train import bundle
+from train.scoring import bundle
 
 WEIGHTS, ABOUT = b"weights" * 1000, b'{"student": "tiny"}'
 

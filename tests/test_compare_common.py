@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from train.comparing.cache import ScoreCache
-from train.comparing.common import common_clips, entries_of
-from train.comparing.quoted import quoted_for, table1
-from train.comparing.rows import ClipScore, SetResult
-from train.comparing.tables import means
+from train.evaluation.comparing.cache import ScoreCache
+from train.evaluation.comparing.common import common_clips, entries_of
+from train.evaluation.comparing.quoted import quoted_for, table1
+from train.evaluation.comparing.rows import ClipScore, SetResult
+from train.evaluation.comparing.tables import means
 
 KEY = ("w" * 64, "v", "zero", "c" * 64)
 

@@ -11,10 +11,10 @@ import scipy.stats
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from train.bootstrap import draws
-from train.comparing import significance, statistics
-from train.comparing.mapping import fit_map, resampled_rmse_mapped, rmse_mapped
-from train.comparing.rows import CommonClips, Entry
+from train.evaluation.bootstrap import draws
+from train.evaluation.comparing import significance, statistics
+from train.evaluation.comparing.mapping import fit_map, resampled_rmse_mapped, rmse_mapped
+from train.evaluation.comparing.rows import CommonClips, Entry
 
 CLOSE = 1e-9
 mos = st.integers(100, 500).map(lambda hundredths: hundredths / 100)

@@ -15,9 +15,15 @@ from train_helpers import needs_shared, tone_pcm
 
 from tests.tolerance import STUDENT
 from train.audio import read_mono, to_16k
-from train.comparing import others
-from train.comparing.judges import OtherJudge
-from train.comparing.others import OTHERS, NotAvailable, Options, load_other, others_named
+from train.evaluation.comparing import others
+from train.evaluation.comparing.judges import OtherJudge
+from train.evaluation.comparing.others import (
+    OTHERS,
+    NotAvailable,
+    Options,
+    load_other,
+    others_named,
+)
 
 RATE = 16_000
 
@@ -182,7 +188,7 @@ def test_nisqa_as_torchmetrics_runs_it(monkeypatch, tmp_path):
 
 
 def test_distillmos_is_the_packages_network_and_repeats_v7():
-    from train.score import load
+    from train.scoring.score import load
 
     other = loaded("distillmos")
     said = other.score(wave(2), RATE)["distillmos"]

@@ -18,11 +18,11 @@ import pytest
 from test_teach import frames_of, kill, killed, write_conditions
 
 from data_specs.rated import RatedClip
-from train import cross_validate as cv
 from train import files
-from train.cross_validate import Part, Plan, Result, folds_of, split
-from train.frame_cache import FrameCache
-from train.teach import HeadTrainer, Host, Settings
+from train.teacher import cross_validate as cv
+from train.teacher.cross_validate import Part, Plan, Result, folds_of, split
+from train.teacher.feature_cache import FrameCache
+from train.teacher.fit import HeadTrainer, Host, Settings
 
 ROOT = Path(__file__).parents[1]
 QUIET = Host(progress=False)

@@ -19,8 +19,8 @@ import torch
 from data_specs.io.errors import UserError
 from tests.export_helpers import TINY, tiny
 from tests.train_helpers import tone_pcm
-from train import bundle, export
 from train.__main__ import main
+from train.export import export
 from train.files import load_checkpoint, save_checkpoint, write_weights
 from train.models import tensors
 from train.models.head import HeadConfig, build_head
@@ -28,7 +28,8 @@ from train.models.head_teacher import load_trained
 from train.models.student import Student
 from train.models.tensors import write_about
 from train.pruning.storage import save_pruned
-from train.score import load
+from train.scoring import bundle
+from train.scoring.score import load
 
 WAVE = tone_pcm(3, 8000).astype(np.float32) / 32768
 
@@ -171,8 +172,8 @@ def test_weights_that_are_not_finite_are_refused_by_name(
 def test_onnx_files_that_are_no_exported_student(tmp_path: Path) -> None:
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxscript")
-    from train.exporting.onnx_file import write_onnx
-    from train.onnx_scorer import Facts, OnnxScorer
+    from train.export.onnx_file import write_onnx
+    from train.scoring.onnx_scorer import Facts, OnnxScorer
 
     path, facts = tmp_path / "model.onnx", {"model": "t", "weights_sha256": "0", "version": "1"}
     write_onnx(path, tiny(), Facts(**facts, precision="fp32"))

@@ -26,12 +26,12 @@ import torch
 
 from data_specs.io.errors import UserError
 from pipeline.audio import DropSample, read_part
-from pipeline.degrade import demucs, lpcnet, runtime
-from pipeline.degrade.interface import Processor
-from pipeline.degrade.runtime import Runtime
-from pipeline.mix import fit_length
-from pipeline.random_weights import demucs_network, seeded
-from pipeline.weights import FOLDER_VARIABLE
+from pipeline.cluster.random_weights import demucs_network, seeded
+from pipeline.corpora.weights import FOLDER_VARIABLE
+from pipeline.render.mix import fit_length
+from pipeline.render.processors import demucs, lpcnet, runtime
+from pipeline.render.processors.interface import Processor
+from pipeline.render.processors.runtime import Runtime
 from tests.conftest import SHARED, talk
 from tests.tolerance import rounding
 

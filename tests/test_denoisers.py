@@ -18,10 +18,10 @@ import soundfile
 import torch
 
 from data_specs.io.errors import UserError
-from pipeline import degrade
 from pipeline.audio import read_part, read_whole, resample
-from pipeline.degrade import deepfilternet3, nsnet2
-from pipeline.mix import add_noise, fit_length, set_level
+from pipeline.render import processors as degrade
+from pipeline.render.mix import add_noise, fit_length, set_level
+from pipeline.render.processors import deepfilternet3, nsnet2
 from tests.conftest import SHARED, talk
 from tests.tolerance import rounding
 from train.models.teacher import load_teacher

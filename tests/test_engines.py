@@ -14,9 +14,9 @@ import psutil
 import pytest
 
 from data_specs.recipe import Recipe
-from pipeline import run as engines
-from pipeline.job import Job, Worker, WrongDataset, prepare
-from pipeline.shards import Row, find_shards, read_record, verify_shard
+from pipeline.dataset.job import Job, Worker, WrongDataset, prepare
+from pipeline.dataset.shards import Row, find_shards, read_record, verify_shard
+from pipeline.engine import run as engines
 from tests.conftest import ROOT, small_recipe
 
 SAMPLES = 18  # four shards of four and one of two

@@ -12,8 +12,8 @@ import soundfile
 import torch
 
 from data_specs.io.cli import run_command
-from pipeline import makers
 from pipeline.__main__ import main as pipeline
+from pipeline.corpora import synthetic as makers
 from train.__main__ import main as train
 
 ROOT = Path(__file__).parent.parent
@@ -33,8 +33,8 @@ CLIS = {
         ["verify", "."],
     ),
     "train": (
-        "from train.__main__ import main; import train.variants",
-        "train.variants.run",
+        "from train.__main__ import main; import train.student.variants",
+        "train.student.variants.run",
         ["variants"],
     ),
 }

@@ -14,11 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_specs.recipe import Recipe, load_recipe
-from pipeline import bench_scale, estimate, rates, throughput
 from pipeline.__main__ import main
-from pipeline.job import prepare
-from pipeline.plan import BLOCK, make_table, plan_block
-from pipeline.throughput import Cluster, Rates, Store, predict, slowdown, uses
+from pipeline.cluster import estimate, rates, throughput
+from pipeline.cluster.throughput import Cluster, Rates, Store, predict, slowdown, uses
+from pipeline.dataset.job import prepare
+from pipeline.render.plan import BLOCK, make_table, plan_block
+from tests.bench import scale as bench_scale
 from tests.conftest import small_recipe
 
 
@@ -110,7 +111,7 @@ def test_a_processor_without_a_rate_is_named() -> None:
 
 
 def test_the_shares_are_those_that_the_plan_draws(corpora: dict[str, list[Path]]) -> None:
-    from pipeline.job import scan_all
+    from pipeline.dataset.job import scan_all
 
     recipe = small_recipe()
     manifests = scan_all(recipe, corpora, progress=False)
@@ -240,7 +241,7 @@ def test_a_calibration_measures_what_a_worker_does(
 
 
 def test_what_a_sample_reads_of_its_corpora(corpora: dict[str, list[Path]], tmp_path: Path) -> None:
-    from pipeline.job import Job, scan_all
+    from pipeline.dataset.job import Job, scan_all
 
     recipe = small_recipe()
     manifests = scan_all(recipe, corpora, progress=False)

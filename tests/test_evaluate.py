@@ -17,10 +17,10 @@ from test_report import Reader
 from train_helpers import needs_shared, write_dataset
 
 from data_specs.io.errors import UserError
-from train import evaluate as evaluation
 from train.__main__ import main
-from train.comparing import others, page
-from train.score import Score
+from train.evaluation import evaluate as evaluation
+from train.evaluation.comparing import others, page
+from train.scoring.score import Score
 
 RATE = 16_000
 CLIPS, PER_CONDITION = 24, 4

@@ -20,15 +20,14 @@ pytest.importorskip("onnxruntime")
 
 from tests.export_helpers import TINY, tiny
 from tests.train_helpers import tone_pcm, write_dataset, write_rated
-from train import bundle
 from train.__main__ import main
-from train.export import add_arguments, open_source
-from train.export import run as export
-from train.exporting.card import card_text
-from train.exporting.clips import read_clips
-from train.exporting.int8 import calibrated
-from train.exporting.parity import compare
-from train.exporting.refit import (
+from train.export.card import card_text
+from train.export.clips import read_clips
+from train.export.export import add_arguments, open_source
+from train.export.export import run as export
+from train.export.int8 import calibrated
+from train.export.parity import compare
+from train.export.refit import (
     Int8Convolution,
     as_int8,
     convolutions_of,
@@ -37,8 +36,9 @@ from train.exporting.refit import (
     rounded_weight,
 )
 from train.files import write_weights
-from train.onnx_scorer import OnnxScorer
-from train.score import load
+from train.scoring import bundle
+from train.scoring.onnx_scorer import OnnxScorer
+from train.scoring.score import load
 
 pytest.importorskip("onnxscript")
 

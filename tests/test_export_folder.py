@@ -17,10 +17,11 @@ pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
 from tests.export_helpers import TINY, tiny
-from train import bundle, export
 from train.__main__ import main
+from train.export import export
 from train.files import write_weights
-from train.score import load
+from train.scoring import bundle
+from train.scoring.score import load
 
 CHANGES = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "ctypes.dlsym"}
 """What an audit hook is told before a folder changes; ``renameat2`` is looked up each time."""

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tests.export_helpers import TINY, lively
 from tests.tolerance import STUDENT, spectrum_rounding
-from train.exporting.network import PlainSpectrum, PlainStudent
+from train.export.network import PlainSpectrum, PlainStudent
 from train.models.features import compressed_spectrum, peak_normalise
 from train.models.student import VARIANTS, Student, StudentConfig
 
@@ -65,7 +65,7 @@ def test_the_plain_network_scores_as_the_student(config: StudentConfig) -> None:
 
 
 def test_v7_scores_as_published(shared: Path) -> None:
-    from train.exporting.clips import read_clips
+    from train.export.clips import read_clips
     from train.models.student import load_v7
 
     waves = torch.from_numpy(np.stack(read_clips(shared / "data" / "mos" / "labels.csv", 2)))

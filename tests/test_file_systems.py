@@ -23,9 +23,11 @@ from data_specs.io.errors import UserError
 from data_specs.io.files import only_writer, remove_leftovers, whole_file, write_text
 from data_specs.io.hardware import require_device
 from data_specs.io.storage import LocalFolder, RemoteFolder, is_passing, is_transient, patiently
-from pipeline import makers, ray_place, run, speak
 from pipeline.__main__ import main
-from pipeline.manifest import scan
+from pipeline.corpora import speak
+from pipeline.corpora import synthetic as makers
+from pipeline.corpora.manifest import scan
+from pipeline.engine import ray_place, run
 from tests.conftest import ROOT, talk, write
 
 
@@ -368,7 +370,7 @@ def test_the_same_recipe_twice_into_one_folder_is_refused_and_parts_are_not(tmp_
 
 
 def test_of_two_recipes_begun_together_one_is_refused(tmp_path: Path) -> None:
-    from pipeline.job import DESCRIPTION_LOCK, WrongDataset, require_ours
+    from pipeline.dataset.job import DESCRIPTION_LOCK, WrongDataset, require_ours
     from tests.drill_job import stub_job
 
     job = stub_job(tmp_path, 8)
@@ -524,7 +526,7 @@ def test_a_ray_that_hangs_does_not_hold_who_watches(monkeypatch: pytest.MonkeyPa
 
 OWN_RAY = """
 import psutil
-from pipeline import run
+from pipeline.engine import run
 run._start_ray(1)
 import ray
 ray.get(ray.remote(int).remote())

@@ -26,7 +26,7 @@ from data_specs.rated import read_rated, require_heard
 from data_specs.strict import SpecError
 from pipeline.__main__ import main as pipeline
 from pipeline.audio import read_part
-from pipeline.manifest import scan
+from pipeline.corpora.manifest import scan
 from tests.awkward import (
     FORMATS,
     RATE,
@@ -41,7 +41,7 @@ from tests.conftest import ROOT
 from train.__main__ import main as train
 from train.audio import open_clip, read_mono
 from train.models.student import Student, variant
-from train.score import Scorer, find_files
+from train.scoring.score import Scorer, find_files
 
 FAULTS = ROOT.parent / "shared" / "data" / "faults"
 
@@ -269,7 +269,7 @@ def test_manifest_lists_every_file(
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     scorer = Scorer(Student(variant("v1")), "small", "0" * 64)
-    monkeypatch.setattr("train.score.load", lambda *_: scorer)
+    monkeypatch.setattr("train.scoring.score.load", lambda *_: scorer)
 
 
 def scored(out: Path, *names: str) -> tuple[int, dict[str, dict[str, str]]]:

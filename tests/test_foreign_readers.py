@@ -17,12 +17,12 @@ import soundfile
 import webdataset as wds
 
 from pipeline.audio import encode_flac, to_pcm
-from pipeline.render import pcm_sha256
-from pipeline.shards import Row, commit, sample_key
+from pipeline.dataset.shards import Row, commit, sample_key
+from pipeline.render.render import pcm_sha256
 from tests.conftest import ROOT, talk
-from train.shards import list_shards
-from train.stream import ShardSamples
-from train.tars import read_record
+from train.data.shards import list_shards
+from train.data.stream import ShardSamples
+from train.data.tars import read_record
 
 
 class Seen(NamedTuple):

@@ -14,13 +14,16 @@ from typing import Any
 import pytest
 
 from data_specs.cluster.needs import EVERY
-from pipeline import failures, growth, ledger, run
-from pipeline import job as jobs
 from pipeline.__main__ import main
-from pipeline.job import Job, WrongDataset, reopen
-from pipeline.merge import merge
-from pipeline.run import Outcome
-from pipeline.shards import ShardError, read_ledger, verify_shard
+from pipeline.dataset import extend as growth
+from pipeline.dataset import job as jobs
+from pipeline.dataset import ledger
+from pipeline.dataset import retry as failures
+from pipeline.dataset.job import Job, WrongDataset, reopen
+from pipeline.dataset.merge import merge
+from pipeline.dataset.shards import ShardError, read_ledger, verify_shard
+from pipeline.engine import run
+from pipeline.engine.run import Outcome
 from tests.sketches import make_all, manifests, sketch_job, tars
 
 NOT_ASKED = {"device": "cpu", "teacher_device": "", "time_limit": 60.0, "corpus": []}

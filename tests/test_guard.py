@@ -15,15 +15,15 @@ import numpy as np
 import psutil
 import pytest
 
-from pipeline import degrade
-from pipeline import run as engines
 from pipeline.audio import DropSample
-from pipeline.degrade.interface import Params, Waves
-from pipeline.guard import Guard, GuardError
-from pipeline.job import prepare
-from pipeline.plan import Step
-from pipeline.render import _run_steps
-from pipeline.shards import read_record
+from pipeline.dataset.job import prepare
+from pipeline.dataset.shards import read_record
+from pipeline.engine import run as engines
+from pipeline.render import processors as degrade
+from pipeline.render.guard import Guard, GuardError
+from pipeline.render.plan import Step
+from pipeline.render.processors.interface import Params, Waves
+from pipeline.render.render import _run_steps
 from tests.conftest import small_recipe, talk
 
 LOUD = 0.5
@@ -60,7 +60,7 @@ TROUBLES = {
 
 @pytest.fixture
 def guard(monkeypatch: pytest.MonkeyPatch) -> Guard:
-    monkeypatch.setattr("pipeline.guard.LOAD_SECONDS", 20.0)  # the child starts within it
+    monkeypatch.setattr("pipeline.render.guard.LOAD_SECONDS", 20.0)  # the child starts within it
     return Guard(limit_s=0.3, target="tests.test_guard:trouble")
 
 
@@ -87,10 +87,12 @@ def test_only_the_culprit_is_dropped(kind: str, reason: str, said: str, guard: G
 
 def test_a_child_that_reads_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """More is sent than a pipe holds: to send must end with the time as to wait does."""
-    monkeypatch.setattr("pipeline.guard.CHILD", "import ctypes; ctypes.CDLL(None).sleep(1_000)")
-    monkeypatch.setattr("pipeline.guard.LOAD_SECONDS", 0.3)
+    monkeypatch.setattr(
+        "pipeline.render.guard.CHILD", "import ctypes; ctypes.CDLL(None).sleep(1_000)"
+    )
+    monkeypatch.setattr("pipeline.render.guard.LOAD_SECONDS", 0.3)
     with Guard(limit_s=0.2) as deaf:
-        monkeypatch.setattr("pipeline.guard.PROBE", np.zeros((1, 1 << 21), np.float32))
+        monkeypatch.setattr("pipeline.render.guard.PROBE", np.zeros((1, 1 << 21), np.float32))
         with pytest.raises(DropSample, match=r"clip: did not start within 0\.3 s"):
             deaf.run("clip", np.zeros((1, 160), np.float32), [{}])
         began = time.monotonic()  # that much to start is granted once
@@ -116,7 +118,7 @@ def test_a_group_has_its_usual_time_twice_and_never_its_members_sum_and_more() -
 
 def test_what_a_start_takes_is_not_the_samples_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """A limit far below what Python takes to start, and a child that is started again."""
-    monkeypatch.setattr("pipeline.guard.LOAD_SECONDS", 60.0)
+    monkeypatch.setattr("pipeline.render.guard.LOAD_SECONDS", 60.0)
     with Guard(limit_s=0.1, target="tests.test_guard:trouble") as guard:
         quiet, loud = np.zeros((1, 160), np.float32), np.ones((1, 160), np.float32)
         for _ in range(2):
@@ -169,8 +171,10 @@ def test_a_hanging_processor_costs_one_sample_of_a_run(
     job = prepare(recipe, corpora, tmp_path, 8, progress=False, time_limit_s=2.0)
     victim = next(plan for plan in job.plans(range(8)) if plan.steps[-1].params)
     monkeypatch.setenv("HANG_ON", json.dumps([victim.steps[-1].kind, victim.steps[-1].params]))
-    monkeypatch.setattr("pipeline.guard.LOAD_SECONDS", 12.0)
-    monkeypatch.setattr("pipeline.job.Guard", partial(Guard, target="tests.test_guard:hang_on_one"))
+    monkeypatch.setattr("pipeline.render.guard.LOAD_SECONDS", 12.0)
+    monkeypatch.setattr(
+        "pipeline.dataset.job.Guard", partial(Guard, target="tests.test_guard:hang_on_one")
+    )
     outcome = engines.run(job, "local", 1, progress=False)
     record = read_record(tmp_path, 0)
     assert outcome.failed == {} and record is not None

@@ -18,9 +18,9 @@ import pytest
 import soundfile
 from train_helpers import flac_bytes, members_of, record, tone_pcm, write_tar
 
-from train.shards import list_shards, read_dataset_info
-from train.stream import ShardSamples
-from train.tars import shard_index
+from train.data.shards import list_shards, read_dataset_info
+from train.data.stream import ShardSamples
+from train.data.tars import shard_index
 
 FLAC = flac_bytes(tone_pcm(0))
 PICKLE = b"cos\nsystem\n(S'touch pwned'\ntR."
@@ -398,8 +398,8 @@ def test_memory_stays_bounded(tmp_path: Path) -> None:
 import resource
 from pathlib import Path
 from train.memory import peak_bytes, peak_reset
-from train.shards import list_shards
-from train.stream import ShardSamples
+from train.data.shards import list_shards
+from train.data.stream import ShardSamples
 before = peak_reset()
 for folder in sorted(Path({str(tmp_path)!r}).iterdir()):
     try:

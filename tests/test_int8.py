@@ -15,14 +15,13 @@ from data_specs.io.files import sha256_of
 from tests.export_helpers import TINY, lively, tiny
 from tests.tolerance import HALF_PRECISION, STUDENT
 from tests.train_helpers import tone_pcm
-from train import bundle
-from train.exporting.int8 import write_int8_tensors
-from train.exporting.refit import rounded
+from train.export.int8 import write_int8_tensors
+from train.export.refit import rounded
 from train.files import write_weights
 from train.models.student import LEAK, Student
-from train.score import load
-from train.scoring import int8
+from train.scoring import bundle, int8
 from train.scoring.int8 import INT8_FILE, PIECE_FRAMES, read_int8
+from train.scoring.score import load
 
 pytestmark = pytest.mark.skipif(
     not torch.cpu._is_vnni_supported(), reason="PyTorch's int8 needs a CPU with VNNI"

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipeline.shards import verify_shard
+from pipeline.dataset.shards import verify_shard
 from tests.drill_cluster import (
     Cluster,
     cluster,

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from train_helpers import CROP, tone_mos, tone_pcm, write_dataset
 
-from train import lengths
-from train.score import windows
-from train.shards import list_shards
-from train.stream import ShardSamples
+from train.data.shards import list_shards
+from train.data.stream import ShardSamples
+from train.evaluation import lengths
+from train.scoring.score import windows
 
 RATE = 16_000
 

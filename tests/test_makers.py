@@ -11,8 +11,8 @@ import pytest
 import soundfile
 
 from data_specs.io.errors import UserError
-from pipeline import makers
 from pipeline.__main__ import main
+from pipeline.corpora import synthetic as makers
 
 needs_synthesizers = pytest.mark.skipif(
     not (shutil.which("flite") and shutil.which("espeak-ng")),

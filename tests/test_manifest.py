@@ -16,11 +16,12 @@ import pytest
 from data_specs.corpus import find_corpus
 from data_specs.io.storage import LocalFolder
 from data_specs.recipe import Recipe
-from pipeline import audio, growth
-from pipeline import job as jobs
-from pipeline import manifest as manifests
+from pipeline import audio
 from pipeline.__main__ import main
-from pipeline.manifest import SCHEMA, CorpusError, Manifest, scan
+from pipeline.corpora import manifest as manifests
+from pipeline.corpora.manifest import SCHEMA, CorpusError, Manifest, scan
+from pipeline.dataset import extend as growth
+from pipeline.dataset import job as jobs
 from tests.conftest import small_recipe, talk, write
 from tests.sketches import make_all
 from tests.test_growth import asked

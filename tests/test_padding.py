@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from data_specs.sample import CROP_SAMPLES
-from pipeline import degrade
-from pipeline.degrade import PROCESSORS, SelfCheckError, self_check
-from pipeline.mix import FRAME_SAMPLES, active_dbfs, add_noise, cross_fade, loop, reverberate
-from pipeline.plan import NoisePlan, RoomPlan, SamplePlan, SpeechPlan, Step
-from pipeline.render import render_group
+from pipeline.render import processors as degrade
+from pipeline.render.mix import FRAME_SAMPLES, active_dbfs, add_noise, cross_fade, loop, reverberate
+from pipeline.render.plan import NoisePlan, RoomPlan, SamplePlan, SpeechPlan, Step
+from pipeline.render.processors import PROCESSORS, SelfCheckError, self_check
+from pipeline.render.render import render_group
 from tests.conftest import small_recipe, talk, write
 from tests.test_processors import drawn, stage_of
 

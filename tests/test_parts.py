@@ -20,9 +20,10 @@ from data_specs.cluster.needs import (
     parse_stage,
     require_everywhere,
 )
-from pipeline import run, shards
 from pipeline.__main__ import main
-from pipeline.shards import Row
+from pipeline.dataset import shards
+from pipeline.dataset.shards import Row
+from pipeline.engine import run
 from tests.conftest import ROOT
 from tests.drill_cluster import groups_rendered, locally, tars
 from tests.drill_job import TWICE, StubMaker, stub_job

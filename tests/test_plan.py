@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from data_specs.corpus import find_corpus
 from data_specs.recipe import Holdout, Recipe, load_recipe
 from data_specs.strict import digest
-from pipeline.manifest import CorpusError, exceptions, scan, split_again, split_of
-from pipeline.plan import Tables, make_table, plan_block, plan_range
-from pipeline.render import render_group
+from pipeline.corpora.manifest import CorpusError, exceptions, scan, split_again, split_of
+from pipeline.render.plan import Tables, make_table, plan_block, plan_range
+from pipeline.render.render import render_group
 from tests.conftest import small_recipe
 
 

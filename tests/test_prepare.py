@@ -14,11 +14,11 @@ import torch
 
 from data_specs.io.errors import UserError
 from data_specs.recipe import Recipe
-from pipeline import label
-from pipeline.degrade import SelfCheckError, runtime
-from pipeline.degrade.interface import Params, Waves
-from pipeline.guard import Guard
-from pipeline.job import check_processors, prepare
+from pipeline.dataset.job import check_processors, prepare
+from pipeline.render import label
+from pipeline.render.guard import Guard
+from pipeline.render.processors import SelfCheckError, runtime
+from pipeline.render.processors.interface import Params, Waves
 from tests.conftest import small_recipe
 
 
@@ -53,7 +53,7 @@ def guards(monkeypatch: pytest.MonkeyPatch) -> list[Guard]:
             super().__init__(*args, target="tests.test_prepare:troubled")  # type: ignore[arg-type]
             made.append(self)
 
-    monkeypatch.setattr("pipeline.job.Guard", Recorded)
+    monkeypatch.setattr("pipeline.dataset.job.Guard", Recorded)
     return made
 
 
@@ -83,7 +83,9 @@ def test_the_check_runs_as_the_job_will(
 def test_prepare_checks_the_processors_so(
     corpora: dict[str, list[Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.job.Guard", partial(Guard, target="tests.test_prepare:troubled"))
+    monkeypatch.setattr(
+        "pipeline.dataset.job.Guard", partial(Guard, target="tests.test_prepare:troubled")
+    )
     with pytest.raises(SelfCheckError, match="clip: its process ended with SIGSEGV"):
         prepare(of("clip"), corpora, tmp_path / "out", 8, progress=False)
     assert not (tmp_path / "out").exists()

@@ -13,11 +13,11 @@ from fake_dataset import _record, fake_plan, write_dataset
 
 from data_specs.recipe import load_recipe
 from data_specs.sample import CROP_SAMPLES, SampleRecord
-from pipeline import preview
 from pipeline.__main__ import main
 from pipeline.audio import decode_flac
-from pipeline.job import prepare
-from pipeline.render import render_group
+from pipeline.dataset import preview
+from pipeline.dataset.job import prepare
+from pipeline.render.render import render_group
 from tests.conftest import small_recipe
 
 

@@ -16,18 +16,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
+from data_specs.io.rng import uniforms
 from data_specs.processors import Processor as Spec
 from data_specs.recipe import load_recipe
-from pipeline import degrade
-from pipeline import run as engines
 from pipeline.audio import DropSample
-from pipeline.card import write_card
-from pipeline.degrade import PROCESSORS, SelfCheckError, self_check
-from pipeline.job import prepare
-from pipeline.plan import Step
-from pipeline.render import _run_steps, _stage_order
-from pipeline.rng import uniforms
-from pipeline.shards import samples
+from pipeline.dataset.card import write_card
+from pipeline.dataset.job import prepare
+from pipeline.dataset.shards import samples
+from pipeline.engine import run as engines
+from pipeline.render import processors as degrade
+from pipeline.render.plan import Step
+from pipeline.render.processors import PROCESSORS, SelfCheckError, self_check
+from pipeline.render.render import _run_steps, _stage_order
 from tests.conftest import small_recipe, talk
 
 KINDS = sorted(PROCESSORS)

@@ -20,9 +20,11 @@ from torch import nn
 from torch.nn import functional
 from train_helpers import CROP, kill, killed, tone_pcm, write_dataset, write_rated
 
+from tests.bench import prune as bench_prune
+from tests.bench.random_xlsr import config_of, write_checkpoint
 from tests.tolerance import STUDENT, rounding
-from train import bench_prune, files
-from train import prune as pruning
+from train import files
+from train.data.stream import batch_of
 from train.files import load_checkpoint, write_weights
 from train.models.calibration import Affine, Calibration
 from train.models.front_end import XlsrFrontEnd
@@ -30,15 +32,22 @@ from train.models.head import HeadConfig, build_head
 from train.models.head_teacher import HeadTeacher, load_pruned_teacher
 from train.models.student import VARIANTS, Student, StudentConfig
 from train.models.xlsr import Encoder
-from train.prune import Host, Pruner, Subject, TeacherNetwork, open_data, prune, teacher_subject
+from train.pruning import prune as pruning
 from train.pruning import storage
 from train.pruning.layer_drop import keep_layers, layers_within, weights_by_layers
 from train.pruning.masks import Masks, packed, prunable, unpacked
+from train.pruning.prune import (
+    Host,
+    Pruner,
+    Subject,
+    TeacherNetwork,
+    open_data,
+    prune,
+    teacher_subject,
+)
 from train.pruning.scores import TaylorScores
 from train.pruning.storage import load_pruned
-from train.random_xlsr import config_of, write_checkpoint
-from train.score import load
-from train.stream import batch_of
+from train.scoring.score import load
 
 ROOT = Path(__file__).parents[1]
 QUIET = Host(workers=0, checkpoint_every=2, progress=False, logger="none")

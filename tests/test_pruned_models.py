@@ -16,9 +16,9 @@ from torch import nn
 from torch.nn import functional
 from train_helpers import CROP, tone_pcm, write_dataset, write_rated
 
+from tests.bench.random_xlsr import config_of as xlsr_config_of
+from tests.bench.random_xlsr import write_checkpoint
 from tests.tolerance import STUDENT
-from train import shrink as shrinking
-from train.fit import Trainer
 from train.models import weights as weights_module
 from train.models.calibration import Affine, Calibration
 from train.models.front_end import XlsrFrontEnd
@@ -27,6 +27,7 @@ from train.models.head_teacher import HeadTeacher, describe, weights_of
 from train.models.student import Student, StudentConfig, count, load_v7, macs_of, variant
 from train.models.teacher import load_teacher
 from train.models.xlsr import load_encoder
+from train.pruning import structured_pruning as shrinking
 from train.pruning.masks import Masks
 from train.pruning.storage import (
     SPARSE_FILE,
@@ -46,9 +47,8 @@ from train.pruning.structured import (
     shrink,
     unit_importance,
 )
-from train.random_xlsr import config_of as xlsr_config_of
-from train.random_xlsr import write_checkpoint
-from train.score import load
+from train.scoring.score import load
+from train.student.fit import Trainer
 
 TOLERANCE = STUDENT
 TINY = StudentConfig(

@@ -16,14 +16,15 @@ from pydantic import BaseModel
 from data_specs.recipe import Recipe
 from data_specs.recipe import Teacher as TeacherSpec
 from data_specs.sample import DATASET_FILE, SampleRecord
-from pipeline import label, shards
-from pipeline import run as engines
 from pipeline.__main__ import main
-from pipeline.job import Job, Worker, WrongDataset, prepare, reopen
-from pipeline.preview import page
-from pipeline.relabel import Relabeller
-from pipeline.relabel import prepare as prepare_again
-from pipeline.shards import ShardError, find_shards, read_record
+from pipeline.dataset import shards
+from pipeline.dataset.job import Job, Worker, WrongDataset, prepare, reopen
+from pipeline.dataset.preview import page
+from pipeline.dataset.relabel import Relabeller
+from pipeline.dataset.relabel import prepare as prepare_again
+from pipeline.dataset.shards import ShardError, find_shards, read_record
+from pipeline.engine import run as engines
+from pipeline.render import label
 from tests.conftest import small_recipe, talk, write
 
 SAMPLES = 10  # two shards of four and one of two

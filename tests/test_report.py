@@ -17,8 +17,8 @@ import pytest
 from fake_dataset import write_dataset
 
 from data_specs.io.listen import in_words, quantity, spectrogram_png
-from train import charts, report
 from train.__main__ import main
+from train.report import charts, report
 
 VOID = {"meta", "img", "br", "link", "line", "circle", "rect", "path", "polyline"}
 

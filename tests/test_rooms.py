@@ -16,9 +16,10 @@ import yaml
 from data_specs.corpus import find_corpus
 from data_specs.room import RoomSpec, load_rooms
 from data_specs.strict import SpecError
-from pipeline import makers, rooms, speak
 from pipeline.__main__ import main
-from pipeline.manifest import scan
+from pipeline.corpora import rooms, speak
+from pipeline.corpora import synthetic as makers
+from pipeline.corpora.manifest import scan
 
 
 def small(**changes: object) -> RoomSpec:

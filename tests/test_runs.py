@@ -17,10 +17,10 @@ from train_helpers import write_dataset, write_rated
 from data_specs.io.errors import UserError
 from data_specs.io.files import here, only_writer
 from train.__main__ import VERBS, main
-from train.fit import Host, Trainer, fit
-from train.launch import require_launch
-from train.presets import computed_in_bf16, make_config
-from train.sources import open_sources
+from train.data.sources import open_sources
+from train.loop.launch import require_launch
+from train.student.fit import Host, Trainer, fit
+from train.student.presets import computed_in_bf16, make_config
 
 QUIET = Host(workers=0, progress=False, logger="none")
 
@@ -184,8 +184,8 @@ def test_an_error_of_the_disk_in_a_worker_names_the_file(
     def failing(file, start, size, where):
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr("train.tars.content", failing)
-    monkeypatch.setattr("train.fit.Trainer.validate", lambda self, samples: {"loss": 1.0})
+    monkeypatch.setattr("train.data.tars.content", failing)
+    monkeypatch.setattr("train.student.fit.Trainer.validate", lambda self, samples: {"loss": 1.0})
     assert begin(folder, tmp_path / "run", "--workers", workers) == 2
     error = capsys.readouterr().err
     assert "Traceback" not in error
@@ -196,7 +196,7 @@ def test_a_worker_that_is_killed_is_told(folder, tmp_path, capsys, monkeypatch):
     def killed(self, step, pcm_BT):
         os.kill(os.getpid(), signal.SIGKILL)
 
-    monkeypatch.setattr("train.stream.Batches.read_into", killed)
+    monkeypatch.setattr("train.data.stream.Batches.read_into", killed)
     assert begin(folder, tmp_path / "run", "--workers", 1) == 2
     error = capsys.readouterr().err
     assert "DataLoader worker" in error and "lower --workers" in error.lower()

@@ -18,9 +18,9 @@ import yaml
 from data_specs.io import storage
 from data_specs.io.storage import RemoteFolder
 from pipeline import verbs
-from pipeline.card import write_card
-from pipeline.merge import merge
-from pipeline.shards import commit, read_ledger, verify_shard
+from pipeline.dataset.card import write_card
+from pipeline.dataset.merge import merge
+from pipeline.dataset.shards import commit, read_ledger, verify_shard
 from tests.conftest import ROOT, small_recipe
 from tests.s3_helpers import (
     ACCESS_KEY,
@@ -221,10 +221,10 @@ def test_training_reads_from_the_store(
     do: Callable[..., bool], s3: Proxy, address: str, reference: Path
 ) -> None:
     torch = pytest.importorskip("torch")
-    from train.loading import loader
-    from train.order import Order
-    from train.shards import list_shards
-    from train.stream import Batches, ShardSamples
+    from train.data.loading import loader
+    from train.data.order import Order
+    from train.data.shards import list_shards
+    from train.data.stream import Batches, ShardSamples
 
     merge([reference], address)
     s3.asked.clear()

@@ -21,12 +21,12 @@ from tests.tolerance import HALF_PRECISION, STUDENT, rounding
 from train.audio import clip_of, open_clip, read_mono, to_16k
 from train.models.features import compressed_spectrum
 from train.models.student import Student, load_v7, variant
-from train.score import Scorer, load, window_count, window_starts, windows
 from train.scoring import code
 from train.scoring import scorer as scorer_module
 from train.scoring import windows as cutting
 from train.scoring.background import ahead
 from train.scoring.engine import Engine
+from train.scoring.score import Scorer, load, window_count, window_starts, windows
 
 CROP = 122_880
 
@@ -407,11 +407,14 @@ def test_work_ahead_stops_when_it_is_not_wanted():
 
 def test_addresses_and_onnx_files_go_to_their_modules(monkeypatch, tmp_path, small):
     fetched: list[str] = []
-    bundle, onnx = types.ModuleType("train.bundle"), types.ModuleType("train.onnx_scorer")
+    bundle, onnx = (
+        types.ModuleType("train.scoring.bundle"),
+        types.ModuleType("train.scoring.onnx_scorer"),
+    )
     bundle.fetch = lambda address, more: fetched.append(address) or tmp_path
     onnx.OnnxScorer = lambda path: (small, path)
-    monkeypatch.setitem(sys.modules, "train.bundle", bundle)
-    monkeypatch.setitem(sys.modules, "train.onnx_scorer", onnx)
+    monkeypatch.setitem(sys.modules, "train.scoring.bundle", bundle)
+    monkeypatch.setitem(sys.modules, "train.scoring.onnx_scorer", onnx)
     with pytest.raises(ValueError, match="train it first"):
         load("https://example.org/model")
     assert fetched == ["https://example.org/model"]

@@ -9,9 +9,9 @@ import pytest
 import soundfile
 from train_helpers import tone_pcm
 
-from train import bench_score
+from tests.bench import score as bench_score
+from tests.bench.score import Contender, clips_of, command, moved, race, rows_of, table
 from train.__main__ import main
-from train.bench_score import Contender, clips_of, command, moved, race, rows_of, table
 
 
 @pytest.fixture

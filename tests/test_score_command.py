@@ -20,8 +20,8 @@ from train_helpers import tone_pcm
 from tests.tolerance import rounding
 from train.__main__ import main
 from train.models.student import Student, variant
-from train.score import Scorer, find_files
 from train.scoring import table as tables
+from train.scoring.score import Scorer, find_files
 from train.scoring.table import COLUMNS, LineTable, open_table
 
 ENDINGS = [".csv", ".jsonl", ".parquet"]
@@ -44,7 +44,7 @@ def scored(scorer, monkeypatch):
         seen.extend(path.name for path in paths)
         return original(self, paths, *options)
 
-    monkeypatch.setattr("train.score.load", lambda *_: scorer)
+    monkeypatch.setattr("train.scoring.score.load", lambda *_: scorer)
     monkeypatch.setattr(Scorer, "score_files", watched)
     return seen
 
@@ -105,7 +105,7 @@ def test_a_changed_file_is_scored_again_and_another_model_too(
     soundfile.write(clips / "a.wav", tone_pcm(9, 5000), 16_000)
     assert main(command) == 0
     other = Scorer(scorer.network, "other", "1" * 64)
-    monkeypatch.setattr("train.score.load", lambda *_: other)
+    monkeypatch.setattr("train.scoring.score.load", lambda *_: other)
     assert main(command) == 0
     assert main([*command, "--short", "repeat"]) == 0
     assert main(command) == 0

@@ -15,10 +15,11 @@ import pytest
 from data_specs.io import storage
 from tests.export_helpers import TINY, tiny
 from tests.train_helpers import write_dataset, write_rated
-from train import bundle, export
 from train.__main__ import main
+from train.export import export
 from train.files import write_weights
 from train.models.tensors import write_about
+from train.scoring import bundle
 
 pytest.importorskip("fsspec", reason="fsspec is not installed: pip install 'fsspec[http]'")
 pytest.importorskip("aiohttp", reason="aiohttp is not installed: pip install 'fsspec[http]'")

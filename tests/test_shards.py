@@ -17,10 +17,18 @@ import webdataset as wds
 
 from data_specs.io.files import remove_leftovers
 from data_specs.sample import SampleRecord
-from pipeline import shards
 from pipeline.audio import encode_flac, to_pcm
-from pipeline.render import pcm_sha256
-from pipeline.shards import Row, ShardError, TooManyDropped, commit, is_whole, samples, verify_shard
+from pipeline.dataset import shards
+from pipeline.dataset.shards import (
+    Row,
+    ShardError,
+    TooManyDropped,
+    commit,
+    is_whole,
+    samples,
+    verify_shard,
+)
+from pipeline.render.render import pcm_sha256
 from tests.conftest import ROOT, talk
 
 HASH = "a" * 64
@@ -191,7 +199,7 @@ signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, {resource.RLIM_INFINITY}))
 from pathlib import Path
 from tests.test_shards import row, HASH
-from pipeline.shards import commit
+from pipeline.dataset.shards import commit
 try:
     commit(Path({str(tmp_path)!r}), 0, [row(i) for i in range(3)], HASH, 0.0)
 except OSError as error:

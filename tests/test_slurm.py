@@ -12,9 +12,9 @@ import pytest
 import yaml
 
 from data_specs.cluster.site import Site
-from pipeline import run as engines
-from pipeline import submit as shards_submit
-from pipeline.job import prepare
+from pipeline.cluster import submit as shards_submit
+from pipeline.dataset.job import prepare
+from pipeline.engine import run as engines
 from tests.conftest import ROOT, small_recipe
 from tests.drill_cluster import tars, wait_for, whole
 from tests.slurm_here import Here, missing, slurm

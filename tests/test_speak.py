@@ -30,9 +30,9 @@ from data_specs.corpus import find_corpus
 from data_specs.io.errors import UserError
 from data_specs.strict import SpecError
 from data_specs.voice import NOT_STATED, VoiceSpec, load_voices
-from pipeline import speak
 from pipeline.__main__ import main
-from pipeline.manifest import scan
+from pipeline.corpora import speak
+from pipeline.corpora.manifest import scan
 from tests.conftest import ROOT
 from train.models.weights import cache_folder
 

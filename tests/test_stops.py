@@ -18,11 +18,12 @@ from torch.utils.data import DataLoader
 from train_helpers import write_dataset, write_rated
 
 from data_specs.io.cli import STOPPED, STOPPED_WORDS, run_command, signals_wait
-from train import fit as fitting
-from train import loading, teach
-from train import prune as pruning
 from train.__main__ import main
+from train.data import loading
 from train.files import load_checkpoint
+from train.pruning import prune as pruning
+from train.student import fit as fitting
+from train.teacher import fit as teach
 
 ROOT = Path(__file__).parents[1]
 

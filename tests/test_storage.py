@@ -27,8 +27,8 @@ from data_specs.io.cache import FileCache, remote_clip
 from data_specs.io.storage import LocalFolder, NotFound, RemoteFolder, Sums
 from pipeline.__main__ import main
 from pipeline.audio import Parts, read_part, read_remote_header
-from pipeline.manifest import CorpusError, scan
-from pipeline.shards import FORMAT, ShardRecord, read_ledger
+from pipeline.corpora.manifest import CorpusError, scan
+from pipeline.dataset.shards import FORMAT, ShardRecord, read_ledger
 from pipeline.verbs import parse_roots
 from tests.conftest import small_recipe, talk, write
 from tests.sketches import make_all, sketch_job, tars

@@ -37,9 +37,10 @@ from data_specs.io.storage import RemoteFolder
 from data_specs.sample import SampleRecord
 from data_specs.strict import Name
 from data_specs.weight import Archive, Plain, all_weights
-from pipeline import shards, weights
 from pipeline.__main__ import main
-from pipeline.degrade import lpcnet
+from pipeline.corpora import weights
+from pipeline.dataset import shards
+from pipeline.render.processors import lpcnet
 from tests.conftest import ROOT, small_recipe
 from train.models import weights as places
 
@@ -273,7 +274,7 @@ def limited(code: str, *arguments: str, memory_mb: int = 600) -> subprocess.Comp
     """Run Python with a limit on what it may take of memory beyond its imports."""
     whole = (
         "import resource, sys\nimport numpy, soundfile, aiohttp, fsspec\n"
-        "import data_specs.io.storage, pipeline.shards, pipeline.audio, train.tars\n"
+        "import data_specs.io.storage, pipeline.dataset.shards, pipeline.audio, train.data.tars\n"
         "used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
         f"most = used + ({memory_mb} << 20)\n"
         "resource.setrlimit(resource.RLIMIT_AS, (most, most))\n" + code
@@ -329,7 +330,7 @@ BOMBS = """
 import io, pathlib, tarfile
 from data_specs.io.errors import UserError
 from pipeline.audio import decode_flac
-from pipeline.shards import members
+from pipeline.dataset.shards import members
 
 folder = pathlib.Path(sys.argv[1])
 
@@ -545,7 +546,7 @@ def test_markdown_is_read_as_text() -> None:
 
 @pytest.mark.parametrize("name", ["../x", "a\\b", "a%2fb"])
 def test_a_path_of_a_plan_stays_in_its_corpus(name: str, tmp_path: Path) -> None:
-    from pipeline.render import find
+    from pipeline.render.render import find
 
     with pytest.raises(UserError, match="not a path inside"):
         find({"speech": [tmp_path]}, "speech", 0, name)
@@ -555,9 +556,9 @@ def test_a_path_of_a_plan_stays_in_its_corpus(name: str, tmp_path: Path) -> None
 
 
 def test_a_datasets_card_is_text_whatever_its_records_say(tmp_path: Path) -> None:
-    from pipeline.card import card
-    from pipeline.job import Job
-    from pipeline.ledger import Tally
+    from pipeline.dataset.card import card
+    from pipeline.dataset.job import Job
+    from pipeline.dataset.ledger import Tally
 
     evil = "```\n<script>x</script>\n---\nlicense: mit\n| a | [x](javascript:y) |"
     made = small_recipe().model_copy(update={"about": evil})
@@ -801,7 +802,7 @@ def test_make_lpcnet_builds_no_branch(ref: str, tmp_path: Path) -> None:
 
 
 def plan_of(path: str) -> Any:
-    from pipeline.plan import SamplePlan
+    from pipeline.render.plan import SamplePlan
 
     speech = {"corpus": "speech", "root": 0, "path": path, "start_sample": 0}
     return SamplePlan.model_validate(
@@ -816,7 +817,7 @@ def plan_of(path: str) -> Any:
 def test_a_record_puts_no_file_from_outside_the_corpus_into_a_page(
     path: str, tmp_path: Path
 ) -> None:
-    from pipeline import preview
+    from pipeline.dataset import preview
     from tests.conftest import talk, write
 
     corpus = tmp_path / "corpus"
@@ -841,7 +842,7 @@ def test_a_record_puts_no_file_from_outside_the_corpus_into_a_page(
     "change", [{"speed": 1e-9}, {"index": -1}, {"steps": [{}] * 101}, {"speech_steps": -1}]
 )
 def test_a_plan_of_a_record_is_held_to_what_is_drawn(change: dict[str, Any]) -> None:
-    from pipeline.plan import SamplePlan
+    from pipeline.render.plan import SamplePlan
 
     with pytest.raises(ValidationError, match=next(iter(change))):
         SamplePlan.model_validate(plan_of("x.wav").model_dump(mode="json") | change)
@@ -849,7 +850,7 @@ def test_a_plan_of_a_record_is_held_to_what_is_drawn(change: dict[str, Any]) -> 
 
 def test_the_page_of_a_comparison_holds_no_audio_from_outside_its_tables(tmp_path: Path) -> None:
     from tests.conftest import talk, write
-    from train.evaluate import read_sets
+    from train.evaluation.evaluate import read_sets
 
     folder = tmp_path / "rated"
     folder.mkdir()

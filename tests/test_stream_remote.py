@@ -26,11 +26,11 @@ from data_specs.io import storage
 from data_specs.io.addresses import redacted
 from data_specs.io.cache import FileCache, ReadAhead, default_cache
 from data_specs.io.storage import open_folder
-from train import stream
-from train.loading import loader
-from train.order import Order
-from train.shards import list_shards, read_dataset_info
-from train.stream import Batches, DecodedCache, ShardSamples
+from train.data import stream
+from train.data.loading import loader
+from train.data.order import Order
+from train.data.shards import list_shards, read_dataset_info
+from train.data.stream import Batches, DecodedCache, ShardSamples
 
 fsspec = pytest.importorskip("fsspec", reason="fsspec is not installed: pip install 'fsspec[http]'")
 pytest.importorskip("aiohttp", reason="aiohttp is not installed: pip install 'fsspec[http]'")

@@ -44,7 +44,7 @@ def test_the_pipeline_takes_only_models_from_train() -> None:
 
 @pytest.mark.parametrize(
     ("package", "allowed"),
-    [("ray", {"pipeline/run.py"}), ("soxr", {"pipeline/audio.py", "train/audio.py"})],
+    [("ray", {"pipeline/engine/run.py"}), ("soxr", {"pipeline/audio.py", "train/audio.py"})],
 )
 def test_a_package_has_one_door(package: str, allowed: set[str]) -> None:
     found = {
@@ -58,7 +58,9 @@ def test_a_package_has_one_door(package: str, allowed: set[str]) -> None:
 
 def test_only_the_plan_asks_for_random_numbers() -> None:
     callers = {
-        path.name for path in files("pipeline") if "pipeline.rng.uniforms" in set(imports(path))
+        path.name
+        for path in files("pipeline")
+        if "data_specs.io.rng.uniforms" in set(imports(path))
     }
     assert callers == {"plan.py"}
     drawing = re.compile(r"(?<!fork_)random\.(?!fork_rng)")  # to keep a generator is not to draw
@@ -67,7 +69,7 @@ def test_only_the_plan_asks_for_random_numbers() -> None:
 
 
 def test_planning_reads_no_audio() -> None:
-    code = "import sys, pipeline.plan; print('torch' in sys.modules, 'ray' in sys.modules)"
+    code = "import sys, pipeline.render.plan; print('torch' in sys.modules, 'ray' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.split() == ["False", "False"], done.stderr
 

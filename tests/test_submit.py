@@ -18,11 +18,11 @@ from data_specs.cluster.needs import Stage
 from data_specs.cluster.site import EXAMPLE, Machine, Site, load_site, on_gpus
 from data_specs.recipe import load_recipe
 from data_specs.strict import SpecError
-from pipeline import rates
-from pipeline import submit as shards_submit
 from pipeline.__main__ import main as pipeline_main
-from pipeline.estimate import measured_on
-from pipeline.throughput import Rates, cost_sha256, uses
+from pipeline.cluster import rates
+from pipeline.cluster import submit as shards_submit
+from pipeline.cluster.estimate import measured_on
+from pipeline.cluster.throughput import Rates, cost_sha256, uses
 from tests.conftest import ROOT
 from tests.kubernetes_schemas import JOB, RAY_JOB, SERVICE
 from train import submit as train_submit

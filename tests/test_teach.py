@@ -26,14 +26,25 @@ from train_helpers import kill, killed, tone_mos, tone_pcm, write_rated
 
 from data_specs.rated import RatedClip, read_rated
 from tests.tolerance import STUDENT
-from train import files, frame_cache, teach
+from train import files
 from train.__main__ import main
-from train.calibrate import Affine, Calibration
 from train.files import load_checkpoint
-from train.frame_cache import About, FrameCache, from_bits, open_cache, to_bits
 from train.models.front_end import load_front_end
 from train.models.head import HeadConfig, build_head
-from train.teach import Draws, HeadTrainer, Host, RatedFrames, Settings, gather, hold_out, usable
+from train.teacher import feature_cache as frame_cache
+from train.teacher import fit as teach
+from train.teacher.calibrate import Affine, Calibration
+from train.teacher.feature_cache import About, FrameCache, from_bits, open_cache, to_bits
+from train.teacher.fit import (
+    Draws,
+    HeadTrainer,
+    Host,
+    RatedFrames,
+    Settings,
+    gather,
+    hold_out,
+    usable,
+)
 
 ROOT = Path(__file__).parents[1]
 QUIET = Host(progress=False, log_every=2, checkpoint_every=3)
@@ -721,7 +732,7 @@ def test_features_are_taken_where_a_file_system_has_no_locks(clips, tmp_path, mo
     def none(file, how):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr("train.frame_cache.fcntl.flock", none)
+    monkeypatch.setattr("train.teacher.feature_cache.fcntl.flock", none)
     assert not filled(tmp_path / "cache", clips, SumsFrontEnd()).bad
     assert f"warning: {tmp_path / 'cache'}: its file system has no locks" in capsys.readouterr().err
 

@@ -16,6 +16,7 @@ from train_helpers import SHARED, needs_shared, tone_pcm, write_dataset, write_r
 
 from data_specs.sample import CROP_SAMPLES
 from data_specs.teacher import PublishedHead, XlsR, packages_of, teacher_table
+from tests.bench.random_xlsr import SIZES, config_of, write_checkpoint
 from tests.tolerance import STUDENT, rounding
 from train.__main__ import main
 from train.models import front_end, weights, xlsr
@@ -36,8 +37,7 @@ from train.models.xlsr import (
     read_tensors,
     tensor_names,
 )
-from train.random_xlsr import SIZES, config_of, write_checkpoint
-from train.score import load, windows
+from train.scoring.score import load, windows
 
 TOLERANCE = STUDENT
 HEAD = rounding(1920, layers=16)

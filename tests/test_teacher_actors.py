@@ -17,13 +17,13 @@ import pytest
 from data_specs.cluster.needs import Stage
 from data_specs.recipe import Teacher as TeacherSpec
 from data_specs.sample import CROP_SAMPLES
-from pipeline import run as engines
 from pipeline.__main__ import main
-from pipeline.job import Job, prepare
-from pipeline.relabel import Relabeller
-from pipeline.relabel import prepare as prepare_again
-from pipeline.run import RemoteTeacher, TeacherActors, _torch_threads_kept
-from pipeline.shards import ShardError, find_shards
+from pipeline.dataset.job import Job, prepare
+from pipeline.dataset.relabel import Relabeller
+from pipeline.dataset.relabel import prepare as prepare_again
+from pipeline.dataset.shards import ShardError, find_shards
+from pipeline.engine import run as engines
+from pipeline.engine.run import RemoteTeacher, TeacherActors, _torch_threads_kept
 from tests.conftest import small_recipe
 
 SAMPLES = 26  # six shards of four and one of two: long enough for a teacher to be killed midway

@@ -18,14 +18,14 @@ from train_helpers import write_dataset, write_rated
 from data_specs.io.errors import UserError
 from tests.tolerance import rounding
 from train.__main__ import main
-from train.augment import augment, filled
+from train.data.augment import augment, filled
+from train.data.sources import open_sources
 from train.files import load_checkpoint
-from train.fit import Host, Trainer, fit
+from train.loop.run_log import LOGGERS, RunLog
 from train.models.calibration import Affine, Calibration
-from train.presets import PRESETS, FitConfig, learning_rate, make_config
-from train.run_log import LOGGERS, RunLog
-from train.score import load
-from train.sources import open_sources
+from train.scoring.score import load
+from train.student.fit import Host, Trainer, fit
+from train.student.presets import PRESETS, FitConfig, learning_rate, make_config
 
 QUIET = Host(workers=0, progress=False, log_every=2)
 ROOT = Path(__file__).parents[1]
@@ -359,7 +359,7 @@ def test_two_processes_have_the_gradients_of_one(folder, tmp_path):
 
 STOPS_AT_FOUR = """
 import os, runpy, signal, sys
-from train import fit
+from train.student import fit
 
 agree, fit.STOP_EVERY = fit._Run._agree_to_stop, 1
 

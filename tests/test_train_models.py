@@ -19,7 +19,7 @@ from train.models.features import FREQUENCIES, compressed_spectrum, frames, peak
 from train.models.head import TransformerHead
 from train.models.student import VARIANTS, Student, StudentConfig, count, load_v7, variant
 from train.models.teacher import load_teacher
-from train.score import load
+from train.scoring.score import load
 
 TOLERANCE = STUDENT
 

@@ -13,13 +13,13 @@ import torch
 from train_helpers import tone_pcm, write_dataset, write_rated
 
 from tests.tolerance import STUDENT
-from train import evaluate as evaluation
 from train.__main__ import main
 from train.audio import read_mono, to_16k
-from train.evaluate import SetResult, means
+from train.evaluation import evaluate as evaluation
+from train.evaluation.evaluate import SetResult, means
 from train.metrics import agreement
 from train.models.student import Student, variant
-from train.score import Scorer, find_files, load, window_count, windows
+from train.scoring.score import Scorer, find_files, load, window_count, windows
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def scorer():
 
 @pytest.fixture
 def small_v7(scorer, monkeypatch):
-    monkeypatch.setattr("train.score.load", lambda *_: scorer)
+    monkeypatch.setattr("train.scoring.score.load", lambda *_: scorer)
     monkeypatch.setattr(evaluation, "load", lambda *_: scorer)
     return scorer
 

@@ -24,10 +24,10 @@ from train_helpers import (
 )
 
 from data_specs.rated import read_rated
-from train.loading import _Ring, loader
-from train.order import Order, epoch_order
-from train.shards import list_shards, read_dataset_info
-from train.stream import Batch, Batches, DecodedCache, ShardSamples
+from train.data.loading import _Ring, loader
+from train.data.order import Order, epoch_order
+from train.data.shards import list_shards, read_dataset_info
+from train.data.stream import Batch, Batches, DecodedCache, ShardSamples
 
 
 @pytest.fixture
@@ -194,7 +194,7 @@ def test_a_rank_outside_the_world(folder):
 
 def test_more_shards_than_are_kept_open(folder, monkeypatch):
     expected = list(loader(batches_of(folder), 0, 4, workers=0))
-    monkeypatch.setattr("train.stream.OPEN_SHARDS", 1)
+    monkeypatch.setattr("train.data.stream.OPEN_SHARDS", 1)
     batches = batches_of(folder)
     assert same(expected, list(loader(batches, 0, 4, workers=0)))
     assert len(batches.samples._files) == 1
@@ -286,8 +286,10 @@ def test_a_changed_label_is_not_trained_on(hashed, shard, workers):
 
 def test_a_tar_is_hashed_once_in_a_run_and_again_when_it_changes(hashed, monkeypatch):
     found = []
-    monkeypatch.setattr("train.stream.OPEN_SHARDS", 1)
-    monkeypatch.setattr("train.stream.require_sha256", lambda file, where, _: found.append(where))
+    monkeypatch.setattr("train.data.stream.OPEN_SHARDS", 1)
+    monkeypatch.setattr(
+        "train.data.stream.require_sha256", lambda file, where, _: found.append(where)
+    )
     batches = batches_of(hashed)
     list(loader(batches, 0, 8, workers=0))
     assert sorted(found) == sorted(str(tar) for tar in hashed.glob("*.tar"))

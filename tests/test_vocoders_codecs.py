@@ -23,10 +23,10 @@ import torch
 from scipy.signal import lfilter
 
 from data_specs.weight import all_weights
-from pipeline import random_weights
 from pipeline.audio import resample
-from pipeline.degrade import encodec, hifigan, runtime
-from pipeline.degrade.interface import noncommercial
+from pipeline.cluster import random_weights
+from pipeline.render.processors import encodec, hifigan, runtime
+from pipeline.render.processors.interface import noncommercial
 from tests.conftest import talk
 from tests.tolerance import rounding
 from train.models import weights

@@ -31,8 +31,8 @@ import yaml
 from data_specs import weight
 from data_specs.strict import HERE, SpecError, load
 from data_specs.weight import Archive, Build, HuggingFace, Plain, WeightTable, Wheel, all_weights
-from pipeline import weights
-from pipeline.degrade import deepfilternet3
+from pipeline.corpora import weights
+from pipeline.render.processors import deepfilternet3
 from tests.conftest import ROOT
 from train.models.weights import find
 
@@ -348,7 +348,7 @@ def test_one_entry_that_fails_does_not_keep_the_others_back(
 CHILD = """
 import sys, yaml
 from data_specs import weight
-from pipeline import weights
+from pipeline.corpora import weights
 table = weight.WeightTable.model_validate(yaml.safe_load(open(sys.argv[1]))).weights
 weight.all_weights = lambda: table
 sys.exit(weights.main(sys.argv[2:]))

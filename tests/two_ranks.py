@@ -12,12 +12,12 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
+from train.data.order import Order
+from train.data.sources import open_sources
+from train.data.stream import Batch, Batches
 from train.files import save_checkpoint
-from train.fit import Trainer
-from train.order import Order
-from train.presets import FitConfig, make_config
-from train.sources import open_sources
-from train.stream import Batch, Batches
+from train.student.fit import Trainer
+from train.student.presets import FitConfig, make_config
 
 
 def config_of(folder: Path) -> FitConfig:

@@ -9,7 +9,7 @@ import textwrap
 
 from data_specs.io.cli import EXIT_STATUSES, end, run_command, signals_end_at_once
 from data_specs.io.output import visible_output
-from train.launch import require_device, require_launch
+from train.loop.launch import require_device, require_launch
 
 VERBS = {
     "fit": ("fit", "train a student, or continue a run"),

@@ -29,8 +29,8 @@ def main(argv: Sequence[str]) -> int:
 
 def submission(kind: str, site: Site, job: list[str]) -> submit.Submission:
     """What is handed over. ``ValueError`` for a job that would fail where it runs."""
-    from train import fit
     from train.models.student import variant
+    from train.student import fit
 
     for flag in SAID_BY_SITE:
         if any(word == flag or word.startswith(f"{flag}=") for word in job):

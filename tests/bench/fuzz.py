@@ -332,13 +332,13 @@ def serve(options: argparse.Namespace, base: Path, part: int) -> None:
 def warm(base: Path) -> None:
     """Import what every command needs, once, before the first fork."""
     import pipeline.verbs  # noqa: F401
-    import train.evaluate
-    import train.export
-    import train.fit
-    import train.report
-    import train.score
+    import train.evaluation.evaluate
+    import train.export.export
+    import train.report.report
+    import train.scoring.score
+    import train.student.fit
 
-    train.score.load(str(base / "models/run"))
+    train.scoring.score.load(str(base / "models/run"))
 
 
 def kept(

@@ -25,12 +25,7 @@ from torch import Tensor, nn
 
 from data_specs.io.errors import UserError
 from data_specs.sample import CROP_SAMPLES
-from train.models.features import (
-    FREQUENCIES,
-    compressed_spectrum,
-    frames,
-    peak_normalise,
-)
+from train.models.features import FREQUENCIES, compressed_spectrum, frames, peak_normalise
 from train.models.head import Slim, TransformerHead, head_state
 from train.models.tensors import (
     read_weights,
@@ -255,7 +250,7 @@ class Student(nn.Module):
     def logits(self, waves_BT: Tensor) -> Tensor:
         """Logits (B,), float32, of a (B, 122880) batch at 16 kHz of any level.
 
-        ``ValueError`` for another shape: cut or pad the clip first (``train.score.windows``).
+        ``ValueError`` for another shape: cut or pad the clip first (``train.scoring.score.windows``).
         """
         if waves_BT.ndim != 2 or waves_BT.shape[1] != CROP_SAMPLES:
             raise ValueError(f"waves of shape {tuple(waves_BT.shape)}: need (B, {CROP_SAMPLES})")

@@ -1,1 +1,1 @@
-"""What ``train.score`` is made of: reading, windows, the student's own engine, tables."""
+"""What ``train.scoring.score`` is made of: reading, windows, the student's own engine, tables."""

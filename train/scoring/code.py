@@ -11,8 +11,8 @@ from train.files import version
 ROOT = Path(__file__).resolve().parents[2]
 
 SOURCES = (
-    *("train/scoring", "train/models", "train/audio.py", "train/onnx_scorer.py"),
-    *("train/pruning/storage.py", "train/comparing/others.py", "data_specs"),
+    *("train/scoring", "train/models", "train/audio.py", "train/scoring/onnx_scorer.py"),
+    *("train/pruning/storage.py", "train/evaluation/comparing/others.py", "data_specs"),
 )
 """Files and folders whose code decides what score a clip gets."""
 

@@ -1,0 +1,178 @@
+"""A dataset grows: by more samples, or by more recordings. ``python -m pipeline extend DATASET``.
+
+With the dataset's own corpora, samples are added to it under the next indices: byte for byte what
+one run of the larger number makes (a last shard that was short is made again). With more
+recordings, and ``--out``, a new version is made: its own hash, the old shards as they are, and from
+the next shard on samples drawn from the larger corpora. Interrupted, it goes on where it was: run
+the same command again.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from data_specs.cluster.needs import parse_part
+from data_specs.io.addresses import Place, place, shown
+from data_specs.io.errors import UserError
+from data_specs.io.storage import copy, open_folder
+from pipeline import verbs
+from pipeline.corpora.manifest import Manifest
+from pipeline.dataset import job as jobs
+from pipeline.dataset import shards
+from pipeline.dataset.relabel import require_whole, same_place
+
+
+def grown(dataset: Place, options: argparse.Namespace) -> jobs.Job:
+    """The job that makes what a dataset lacks of ``--samples``, or its new version.
+
+    Raises ``ValueError`` (and kin) where there is nothing to add, or the corpora are others and no
+    ``--out`` is given.
+    """
+    old = jobs.reopen(dataset, {})
+    old = replace(old, roots=verbs.parse_roots(options.corpus, old.recipe))
+    if options.samples < old.samples:
+        raise UserError(
+            f"--samples {options.samples}: {shown(dataset)} has {old.samples} already; --samples "
+            "is how many it shall have in all"
+        )
+    if wrong := list(jobs.changed_manifests(old)):
+        raise jobs.WrongDataset("\n".join(wrong))
+    found = jobs.scan_all(old.recipe, old.roots, True, old.manifests)
+    changed = [n for n, m in found.items() if m.sha256() != old.identity["corpora"].get(n)]
+    out = options.out or dataset
+    if not changed and same_place(out, dataset):
+        _require_adopted(old)
+        return _prepared(old, found, dataset, options, old.identity.get("derived_from"))
+    if same_place(out, dataset):
+        raise jobs.WrongDataset(
+            f"{shown(dataset)}: corpus {', '.join(changed)} is not the one that it was made from, "
+            "and a dataset grows by samples of its own; for a new version with more recordings "
+            "give --out NEW"
+        )
+    if not changed:
+        raise UserError(f"--out {shown(out)}: no corpus has anything new; leave --out away")
+    return _version(old, found, out, options)
+
+
+def _version(
+    old: jobs.Job, found: dict[str, Manifest], out: Place, options: argparse.Namespace
+) -> jobs.Job:
+    """Open ``out`` as a dataset that begins with the shards of ``old``, and put them there."""
+    if old.samples % old.recipe.shard_samples:
+        full = -(-old.samples // old.recipe.shard_samples) * old.recipe.shard_samples
+        raise UserError(
+            f"{shown(old.out)}: its last shard is short; fill it first: python -m pipeline extend "
+            f"{shown(old.out)} --samples {full}"
+        )
+    if options.samples <= old.samples:
+        raise UserError(f"--samples {options.samples}: must be more than the {old.samples} there")
+    for name, manifest in found.items():
+        _require_superset(name, old.manifests[name], manifest)
+    require_whole(old)
+    origin = {
+        "dataset_hash": old.dataset_hash,
+        "samples": old.samples,
+        "corpora": old.identity["corpora"],
+    }
+    if earlier := old.identity.get("derived_from"):
+        origin["derived_from"] = earlier
+    job = _prepared(old, found, out, options, origin)
+    adopt(old, job)
+    return job
+
+
+def _require_adopted(job: jobs.Job) -> None:
+    """Shards that came from an earlier version were drawn from its recordings: made here they would
+    be others."""
+    of_earlier = jobs.first_own_sample(job.identity) // job.recipe.shard_samples
+    if lost := [shard for shard in job.missing() if shard < of_earlier]:
+        names = ", ".join(shards.shard_name(shard) for shard in lost[:5])
+        raise jobs.WrongDataset(
+            f"{shown(job.out)}: {len(lost)} shards of the version that it came from are missing "
+            f"({names}); bring them back first: python -m pipeline extend EARLIER --out "
+            f"{shown(job.out)} --samples {job.samples} --corpus ..."
+        )
+
+
+def _require_superset(name: str, before: Manifest, now: Manifest) -> None:
+    """Old samples name their recordings by folder number and path: those must stay."""
+    columns = ["root", "path", "frames", "size_bytes"]
+    old, new = (
+        {tuple(row.values()) for row in manifest.usable.select(columns).to_pylist()}
+        for manifest in (before, now)
+    )
+    if gone := sorted(old - new):
+        raise UserError(
+            f"corpus {name!r}: {len(gone)} recordings of the dataset are not there, such as "
+            f"{gone[0][1]}: a version only adds; give its folders first, in their order, and the "
+            "new ones behind"
+        )
+
+
+def _prepared(
+    old: jobs.Job,
+    found: dict[str, Manifest],
+    out: Place,
+    options: argparse.Namespace,
+    origin: dict[str, Any] | None,
+) -> jobs.Job:
+    return jobs.prepare(
+        old.recipe,
+        old.roots,
+        out,
+        options.samples,
+        old.identity["splits"],
+        options.device,
+        time_limit_s=options.time_limit,
+        teacher_device=options.teacher_device,
+        derived_from=origin,
+        manifests=found,
+        assigned={role: old.assigned(role) for role in old.recipe.sources.present()},
+    )
+
+
+def adopt(old: jobs.Job, job: jobs.Job) -> None:
+    """Put the shards of ``old`` into ``job``'s folder: their tars as they are, linked or copied,
+    and then each a record that says whose it is now."""
+    there, ledger = shards.read_ledger(job.out), shards.read_ledger(old.out)
+    source, target = open_folder(old.out), job.folder
+    for shard in range(old.shard_count):
+        if not job.is_whole(shard, there):
+            name = shards.shard_name(shard)
+            copy(f"{name}.tar", source, target)
+            record = ledger.records[shard].model_copy(update={"dataset_hash": job.dataset_hash})
+            shards.write_json(job.out, f"{name}.json", record.model_dump(mode="json"))
+
+
+def _parser() -> argparse.ArgumentParser:
+    from pipeline.__main__ import corpus_option, worker_options
+
+    parser = argparse.ArgumentParser(prog="python -m pipeline extend", description=__doc__)
+    parser.add_argument("dataset", type=place, metavar="DATASET", help="folder, or its address")
+    parser.add_argument("--samples", type=int, required=True, help="how many it shall have in all")
+    parser.add_argument(
+        "--out", type=place, metavar="DIR", help="the new version, with more recordings"
+    )
+    corpus_option(parser)
+    verbs.engine_options(parser)
+    worker_options(parser)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """``python -m pipeline extend DATASET --samples N [--out NEW]``; exit status as ``shards``."""
+    options = _parser().parse_args(argv)
+    actors = verbs.teacher_actors(options, options.teacher_device or options.device)
+    part, at = parse_part(options.part), verbs.machines(options, _places(options))
+    return verbs.make(grown(options.dataset, options), options, actors, part, at)
+
+
+def _places(options: argparse.Namespace) -> list[tuple[str, Place]]:
+    """What every machine of a cluster must find under the same name."""
+    recipe = jobs.reopen(options.dataset, {}).recipe
+    out = [("--out", options.out)] if options.out else []
+    corpora = verbs.corpus_places(verbs.parse_roots(options.corpus, recipe))
+    return [("DATASET", options.dataset), *out, *corpora]

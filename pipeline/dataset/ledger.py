@@ -1,0 +1,156 @@
+"""The ledger: what a dataset folder says of itself, without a tar being opened.
+
+Records (``shard-NNNNNN.json``) say what is whole. Beside them, every driver keeps one small file of
+its own in ``attempts/``: what it has in flight, what failed and why, how fast it is. It is written
+anew every ``HEARTBEAT_S`` seconds, so that a job of days costs an object store some thousand small
+writes, and a driver that died is known by its silence. No shard depends on it: lost, or in a folder
+that cannot be written, it only tells less.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections import Counter
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from pydantic import Field
+
+from data_specs.io.addresses import Place
+from data_specs.io.storage import NotFound, open_folder
+from data_specs.strict import Strict
+from pipeline.dataset import shards
+from pipeline.dataset.shards import Ledger, ShardRecord
+from pipeline.dataset.summary import MOS_BINS
+
+ATTEMPTS = "attempts"
+"""Folder of the drivers' files."""
+
+HEARTBEAT_S = 30.0
+LOST_AFTER = 4
+"""Heartbeats of silence after which a driver counts as dead; clocks may differ by some."""
+
+MOST_FAILURES = 1000
+"""Failed shards that a driver's file lists; a job with more has one cause, not a thousand."""
+
+
+class Attempts(Strict):
+    """One driver's file. Times are seconds since 1970; ``running`` gives each shard in flight the
+    time when its attempt began, ``rate`` is of samples a second over the last minutes."""
+
+    format: int = 1
+    run: str
+    began: float
+    updated: float
+    ended: str = ""
+    engine: str
+    workers: int
+    shards: int
+    made: int = 0
+    samples: int = 0
+    rate: float = 0.0
+    retries: int = 0
+    running: dict[int, float] = Field(default_factory=dict)
+    failed: dict[int, str] = Field(default_factory=dict)
+
+    def alive(self, now: float) -> bool:
+        """Whether the driver runs, as far as its file tells."""
+        return not self.ended and now - self.updated < LOST_AFTER * HEARTBEAT_S
+
+
+def new_run(now: float | None = None) -> str:
+    """A name for a driver's run: sorted by time, never twice."""
+    stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(now if now is not None else time.time()))
+    return f"{stamp}-{secrets.token_hex(4)}"
+
+
+def write_attempts(out: Place, attempts: Attempts) -> None:
+    """Write a driver's file, whole or not at all. Raises ``OSError`` where that cannot be."""
+    shards.write_json(out, f"{ATTEMPTS}/{attempts.run}.json", attempts.model_dump(mode="json"))
+
+
+def read_attempts(out: Place) -> list[Attempts]:
+    """Every driver's file, oldest first; one that is not readable as such is left out."""
+    folder = open_folder(out).below(ATTEMPTS)
+    try:
+        names = sorted(name for name in folder.sizes() if name.endswith(".json"))
+        files = folder.read(names, shards.MOST_INFO_BYTES)
+    except NotFound:
+        return []
+    found = []
+    for data in files:
+        with suppress(ValueError):  # another version's
+            found.append(Attempts.model_validate_json(data))
+    return found
+
+
+@dataclass
+class Tally:
+    """The records of a dataset, added up: memory grows with its shards, not with its samples."""
+
+    whole: dict[int, int] = field(default_factory=dict)
+    """Samples of each shard that is whole."""
+    planned: int = 0
+    tar_bytes: int = 0
+    wrong: dict[int, str] = field(default_factory=dict)
+    """Shards that are not whole though something of them is there, and why."""
+    dropped: Counter[str] = field(default_factory=Counter)
+    licences: Counter[str] = field(default_factory=Counter)
+    corpora: Counter[str] = field(default_factory=Counter)
+    languages: Counter[str] = field(default_factory=Counter)
+    processors: Counter[str] = field(default_factory=Counter)
+    mos: list[int] = field(default_factory=lambda: [0] * MOS_BINS)
+    mos_sum: float = 0.0
+    summarised: int = 0
+    """Samples of shards whose records count them; older ones do not."""
+
+    @property
+    def samples(self) -> int:
+        """Samples of all whole shards."""
+        return sum(self.whole.values())
+
+    def add(self, record: ShardRecord) -> None:
+        """Count a whole shard."""
+        self.whole[record.shard] = record.samples
+        self.planned += record.planned
+        self.tar_bytes += record.tar_bytes
+        self.dropped.update(drop["reason"] for drop in record.dropped)
+        self.licences.update(record.licences)
+        found = record.summary
+        if found is None:
+            return
+        self.summarised += record.samples
+        self.corpora.update(found.corpora)
+        self.languages.update(found.languages)
+        self.processors.update(found.processors)
+        self.mos = [a + b for a, b in zip(self.mos, found.mos, strict=True)]
+        self.mos_sum += found.mos_sum
+
+
+def load(out: Place, dataset_hash: str, planned: Iterable[int]) -> Tally:
+    """Read all records of a folder, each held to this dataset, to its tar's size and to the samples
+    that are ``planned`` for its shard (shard k's at position k)."""
+    found, tally, expected = shards.read_ledger(out), Tally(), list(planned)
+    tally.wrong = dict.fromkeys(found.uncommitted, "no record: never committed") | found.wrong
+    for shard, record in found.records.items():
+        wanted = expected[shard] if shard < len(expected) else 0
+        if problem := _problem(found, shard, dataset_hash, wanted):
+            tally.wrong[shard] = problem
+        else:
+            tally.add(record)
+    return tally
+
+
+def _problem(found: Ledger, shard: int, dataset_hash: str, wanted: int) -> str:
+    record = found.records[shard]
+    if record.dataset_hash != dataset_hash:
+        return f"its record belongs to another dataset ({record.dataset_hash[:12]})"
+    if record.planned < wanted:
+        return f"holds {record.planned} of {wanted} planned samples: a shorter run made it"
+    if shard not in found.tars:
+        return "its tar is missing"
+    if (size := found.tars[shard]) not in (record.tar_bytes, None):
+        return f"its tar has {size} bytes, its record says {record.tar_bytes}"
+    return ""

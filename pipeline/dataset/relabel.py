@@ -1,0 +1,232 @@
+"""Labels a dataset's samples again by another teacher. ``python -m pipeline relabel SOURCE``.
+
+No audio is made: a sample's FLAC is copied as it is and of its record only what the teacher says is
+new. Byte for byte, the result is the dataset that ``shards`` would have made with that teacher in
+its recipe. Interrupted, it goes on where it was: run the same command again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from data_specs.cluster.needs import parse_part
+from data_specs.io.addresses import Place, place, shown
+from data_specs.io.errors import UserError
+from data_specs.recipe import Teacher as TeacherSpec
+from data_specs.sample import SampleRecord, parse_sample
+from data_specs.strict import describe
+from data_specs.teacher import packages_of
+from pipeline import verbs
+from pipeline.audio import decode_flac
+from pipeline.dataset import shards
+from pipeline.dataset.job import Job, open_folder, reopen
+from pipeline.dataset.shards import Row, ShardError, sample_key, shard_name
+from pipeline.engine import run
+from pipeline.render import label
+from pipeline.render.processors import audio_packages
+from pipeline.render.render import pcm_sha256
+
+PRECISIONS = get_args(TeacherSpec.model_fields["precision"].annotation)
+
+
+def prepare(source: Job, out: Place, spec: TeacherSpec, device: str = "cpu") -> Job:
+    """The job that labels ``source`` again: its twin with another teacher. Opens ``out``.
+
+    Raises ``ValueError`` (and kin) for a source that is not whole, a teacher that cannot run, an
+    ``out`` that is the source or holds another dataset; ``OSError`` for one that cannot be written.
+    """
+    if same_place(out, source.out):
+        raise UserError(
+            f"--out {shown(out)} is the source itself, whose labels stay: give another folder"
+        )
+    require_whole(source)
+    teacher = label.identify(spec, device)
+    recipe = source.identity["recipe"] | {"teacher": spec.model_dump(mode="json")}
+    changed = {
+        "recipe": recipe,
+        "teacher_sha256": teacher.weights_sha256,
+        "versions": _versions(source, spec),
+    }
+    job = replace(
+        source,
+        recipe=source.recipe.model_copy(update={"teacher": spec}),
+        identity=source.identity | changed,
+        out=out,
+        device=device,
+        teacher_calibration=label.calibration(teacher),
+    )
+    job.require_label_packages()
+    open_folder(job)
+    return job
+
+
+def _versions(source: Job, spec: TeacherSpec) -> dict[str, str]:
+    """The audio's packages as the source states them, and the new teacher's as they are here."""
+    gone = packages_of(source.recipe.teacher.name) - audio_packages(source.recipe)
+    kept = {n: v for n, v in source.identity["versions"].items() if n not in gone}
+    return {name: importlib.metadata.version(name) for name in packages_of(spec.name)} | kept
+
+
+def same_place(one: Place, other: Place) -> bool:
+    """Whether two spellings are one folder."""
+    if isinstance(one, str) or isinstance(other, str):
+        return str(one).rstrip("/") == str(other).rstrip("/")
+    return one.exists() and other.exists() and one.samefile(other)
+
+
+def require_whole(source: Job) -> None:
+    """Raise ``ShardError`` naming the first shard that is missing or not this dataset's."""
+    unfinished = source.todo()
+    if not unfinished:
+        return
+    first, rows = unfinished[0], source.shard_range(unfinished[0])
+    wrong = shards.verify_shard(source.out, first, source.dataset_hash, rows)
+    raise ShardError(
+        f"{shown(source.out)}: {len(unfinished)} of {source.shard_count} shards are not whole; "
+        f"first: {'; '.join(wrong)}. Run the command that made it again: python -m pipeline shards "
+        f"... --out {shown(source.out)}"
+    )
+
+
+@dataclass(frozen=True)
+class Held:
+    """A shard of the source in memory: FLAC and record of each sample, and what was dropped."""
+
+    shard: int
+    tar: str
+    samples: dict[str, tuple[bytes, SampleRecord]]
+    dropped: dict[str, Row]
+
+    def pcm(self, key: str) -> NDArray[np.int16]:
+        """What a student will read, held to the record's hash before it gets a label."""
+        flac, record = self.samples[key]
+        try:
+            pcm = decode_flac(flac)
+        except UserError as error:
+            raise ShardError(f"{self.tar}: {key}.flac: {error}") from error
+        if pcm_sha256(pcm) != record.pcm_sha256:
+            raise ShardError(f"{self.tar}: {key}.flac: audio differs from the hash in its record")
+        return pcm
+
+
+class Relabeller:
+    """The maker (``job.Maker``) of an old dataset's samples with new labels."""
+
+    def __init__(
+        self, job: Job, teacher: label.Teacher | None = None, *, source: Job, batch: int = 0
+    ) -> None:
+        self.job, self.source, self.batch = job, source, batch
+        self.teacher = teacher or job.load_teacher()
+        self._held: Held | None = None
+
+    def groups(self, shard: int) -> Iterator[range]:
+        """What is scored at once: as ``shards`` does it, unless a ``batch`` was asked for."""
+        return self.job.groups(shard, self.batch)
+
+    def make(self, rows: range) -> list[Row]:
+        """Label a group; what the source dropped stays dropped."""
+        held = self._shard(rows.start // self.job.recipe.shard_samples)
+        keys = [sample_key(index) for index in rows]
+        old = {key: held.samples[key] for key in keys if key in held.samples}
+        found = label.labels(self.teacher, {key: held.pcm(key) for key in old})
+        return [_row(*old[key], found[key]) if key in old else held.dropped[key] for key in keys]
+
+    def _shard(self, shard: int) -> Held:
+        if self._held is None or self._held.shard != shard:
+            self._held = None  # first let go of the last one: some 75 MB
+            self._held = _read(self.source, shard)
+        return self._held
+
+
+def _row(flac: bytes, old: SampleRecord, found: dict[str, Any]) -> Row:
+    record = SampleRecord(**(dict(old) | found))
+    return Row(old.key, flac, record.model_dump_json().encode())
+
+
+def _read(source: Job, shard: int) -> Held:
+    """A shard, held to its record. Raises ``ShardError`` naming what is damaged."""
+    name, rows = shard_name(shard), source.shard_range(shard)
+    verify = partial(shards.verify_shard, source.out, shard, source.dataset_hash, rows)
+    if verify():
+        raise ShardError(  # only now is all audio decoded, to name the damaged member
+            f"{'; '.join(verify(deep=True))}. Remove {name}.json there, run the command that made "
+            "the source again, and then this one"
+        )
+    record, tar = shards.read_record(source.out, shard), shards.shown_tar(source.out, shard)
+    found = shards.samples_of(source.out, shard)
+    return Held(
+        shard,
+        tar,
+        {k: (flac, parse_sample(data, f"{tar}: {k}.json")) for k, flac, data in found},
+        {d["key"]: _dropped(d) for d in (record.dropped if record else ())},
+    )
+
+
+def _dropped(drop: dict[str, str]) -> Row:
+    return Row(drop["key"], None, None, drop["reason"], drop["detail"])
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m pipeline relabel", description=__doc__)
+    parser.add_argument("source", type=place, metavar="SOURCE", help="folder of a whole dataset")
+    parser.add_argument("--teacher", required=True, metavar="NAME", help="as in a recipe")
+    parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of the teacher")
+    parser.add_argument("--out", type=place, required=True, metavar="DIR", help="the new dataset")
+    parser.add_argument(
+        "--device",
+        "--teacher-device",
+        default="cpu",
+        help="of the teacher: cpu (default) or cuda",
+    )
+    parser.add_argument(
+        "--batch",
+        type=int,
+        default=0,
+        metavar="N",
+        help="clips scored at once, where the recipe's groups are too small for a GPU; with a "
+        "teacher whose scores depend on the batch, labels then differ from the recipe's in their "
+        "last bits",
+    )
+    verbs.engine_options(parser)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """``python -m pipeline relabel SOURCE --teacher NAME --out DIR``; exit status as ``shards``."""
+    options = _parser().parse_args(argv)
+    actors = verbs.teacher_actors(options, options.device)
+    part = parse_part(options.part)
+    at = verbs.machines(options, [("SOURCE", options.source), ("--out", options.out)])
+    if options.batch < 0:
+        raise UserError(f"--batch must be at least 1, not {options.batch}")
+    source = reopen(options.source, {})
+    job = prepare(source, options.out, _spec(options), options.device)
+    if warning := label.slow_precision(job.recipe.teacher, options.device):
+        print(warning)
+    # Nothing is planned: the workers need no manifests.
+    hire = partial(Relabeller, source=replace(source, manifests={}), batch=options.batch)
+    small = replace(job, manifests={})
+
+    def work() -> run.Outcome:
+        return run.run(
+            small, options.engine, options.workers, hire=hire, actors=actors, part=part, machines=at
+        )
+
+    return verbs.carry_out(job, part, work)
+
+
+def _spec(options: argparse.Namespace) -> TeacherSpec:
+    asked = {"name": options.teacher, "precision": options.precision}
+    try:
+        return TeacherSpec.model_validate(asked)
+    except ValidationError as error:
+        raise UserError(describe(error, asked, "--teacher, --precision")) from error

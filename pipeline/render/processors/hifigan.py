@@ -1,0 +1,263 @@
+"""HiFi-GAN (Kong et al. 2020, arXiv:2010.05646): a wave from its own log-mel spectrogram.
+
+16 kHz: ``microsoft/speecht5_hifigan``, which transformers runs, on the features of transformers'
+``SpeechT5FeatureExtractor``. 22.05 kHz: Coqui's ``vocoder_models/en/vctk/hifigan_v2``, network and
+features of the ``coqui-tts`` package as the ``config.json`` beside the weights says, at the sample
+rate that it says.
+
+Both were trained on frames centred on their first sample: the frame centred on sample 256 n goes
+with samples 256 n to 256 n + 255 (coqui-tts, vocoder/datasets/gan_dataset.py; ParallelWaveGAN,
+bin/preprocess.py, whose checkpoint SpeechT5's was). So the output lies where the input does, and
+only what the last frame has past the end is cut. The level is what the network makes of it.
+
+Both generators have one shape and run as one ``Generator`` of ``timewise`` layers: 7.68 s take one
+core 0.70 s (16 kHz) and 0.20 s (22.05 kHz) in bf16, where the packages' own calls take 1.45 and
+0.45 s. At 16 kHz they are 127 GFLOP, and one core does about 200 a second.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_specs.io.errors import UserError
+from data_specs.sample import SAMPLE_RATE
+from pipeline.audio import Wave, resample
+from pipeline.render.processors import runtime
+from pipeline.render.processors.interface import Params, Processor, Waves
+from pipeline.render.processors.timewise import Layer, conv, dtype_of, transposed
+from train.models import weights
+from train.models.memory import keep_freed_memory
+
+SPEECHT5 = "hifigan-speecht5"
+COQUI = "hifigan-coqui"
+NETWORKS = {16_000: SPEECHT5, 22_050: COQUI}
+"""Names of the weights, by ``rate_hz``."""
+
+CHECKPOINTS = {SPEECHT5: "pytorch_model.bin", COQUI: "model_file.pth"}
+
+GPU_BATCH = 16
+
+SLOPE = 0.1
+"""Of the leaky rectifiers, the last one's (torch's default, 0.01) aside."""
+
+Mel = NDArray[np.float32]
+"""(N, M), frames and bands."""
+
+Block = list[tuple[Layer, Layer]]
+"""Pairs of a dilated convolution and a plain one, each pair added to what goes in."""
+
+
+def process(waves_BT: Waves, params: Sequence[Params]) -> Waves:
+    """Send each wave through the network of its own ``rate_hz``, those of one network together."""
+    rates_B = np.array([int(p["rate_hz"]) for p in params])
+    out_BT = np.empty_like(waves_BT)
+    for rate_hz in np.unique(rates_B):
+        rows = np.flatnonzero(rates_B == rate_hz)
+        name = NETWORKS[int(rate_hz)]
+        now = runtime.current()
+        vocoder = _vocoder(name, *weight_paths(name), now.device, now.precision)
+        out_BT[rows] = _resynthesise(vocoder, waves_BT[rows])
+    return out_BT
+
+
+@dataclass(frozen=True)
+class Vocoder:
+    """A network and its features.
+
+    ``mel`` gives the features (N, M) of a wave at ``rate_hz``; ``generate`` takes a tensor
+    (B, N, M) of them and returns waves (B, N * hop).
+    """
+
+    rate_hz: int
+    mel: Callable[[Wave], Mel]
+    generate: Callable[[Any], Any]
+
+    def run(self, waves_BT: Waves) -> Waves:
+        import torch
+
+        mels_BNM = np.stack([self.mel(wave_T) for wave_T in waves_BT])
+        with runtime.inference("fp32") as device:  # the layers have their own precision
+            out_BT = self.generate(torch.from_numpy(mels_BNM).to(device))
+            return out_BT[:, : waves_BT.shape[1]].cpu().numpy()
+
+
+@dataclass(frozen=True)
+class Generator:
+    """Upsampling layers, each with its residual blocks, whose mean goes on."""
+
+    first: Layer
+    stages: list[tuple[Layer, list[Block]]]
+    last: Layer
+    dtype: Any
+
+    def run(self, mels_BNM: Any) -> Any:
+        """Waves (B, N * hop)."""
+        import torch
+        from torch.nn import functional
+
+        x_BTC = self.first(mels_BNM.to(self.dtype))
+        for upsample, blocks in self.stages:
+            x_BTC = upsample(functional.leaky_relu_(x_BTC, SLOPE))
+            total_BTC = _residual(blocks[0], x_BTC)
+            for block in blocks[1:]:
+                total_BTC += _residual(block, x_BTC)
+            x_BTC = total_BTC.div_(len(blocks))
+        return torch.tanh(self.last(functional.leaky_relu_(x_BTC)).float())[:, :, 0]
+
+
+def _residual(block: Block, x_BTC: Any) -> Any:
+    from torch.nn import functional
+
+    for dilated, plain in block:
+        inner_BTC = dilated(functional.leaky_relu(x_BTC, SLOPE))
+        x_BTC = plain(functional.leaky_relu_(inner_BTC, SLOPE)).add_(x_BTC)
+    return x_BTC
+
+
+def _generator(network: Any, upsamplers: Any, precision: str) -> Generator:
+    """What transformers and coqui-tts name alike, but for the upsampling layers."""
+    keep_freed_memory()
+    dtype = dtype_of(precision)
+    blocks = [
+        [(conv(a, dtype), conv(b, dtype)) for a, b in zip(r.convs1, r.convs2, strict=True)]
+        for r in network.resblocks
+    ]
+    each = len(blocks) // len(upsamplers)
+    stages = [
+        (transposed(layer, dtype), blocks[i * each : (i + 1) * each])
+        for i, layer in enumerate(upsamplers)
+    ]
+    return Generator(conv(network.conv_pre, dtype), stages, conv(network.conv_post, dtype), dtype)
+
+
+def _resynthesise(vocoder: Vocoder, waves_BT: Waves) -> Waves:
+    """On a CPU one wave at a time, so that a clip does not depend on its neighbours.
+
+    Batches do not pay there.
+    """
+    native_BT = resample(waves_BT, SAMPLE_RATE, vocoder.rate_hz)
+    size = 1 if runtime.current().device == "cpu" else GPU_BATCH
+    parts = [vocoder.run(native_BT[i : i + size]) for i in range(0, len(native_BT), size)]
+    out_BT = resample(np.concatenate(parts), vocoder.rate_hz, SAMPLE_RATE)
+    return out_BT[:, : waves_BT.shape[1]]
+
+
+def weight_paths(name: str) -> tuple[Path, Path]:
+    """Configuration and checkpoint of a network.
+
+    Raises ``FileNotFoundError`` saying what to run; nothing is downloaded.
+    """
+    folder = weights.find(name)
+    return folder / "config.json", folder / CHECKPOINTS[name]
+
+
+@cache
+def _vocoder(
+    name: str, config_path: Path, checkpoint: Path, device: str, precision: str
+) -> Vocoder:
+    import torch
+
+    build = {SPEECHT5: _speecht5, COQUI: _coqui}[name]
+    # Building a network draws weights that are then replaced: not from the caller's generator.
+    with torch.random.fork_rng(devices=[]):
+        return build(config_path, checkpoint, device, precision)
+
+
+def _speecht5(config_path: Path, checkpoint: Path, device: str, precision: str) -> Vocoder:
+    try:
+        from transformers import SpeechT5FeatureExtractor, SpeechT5HifiGan, SpeechT5HifiGanConfig
+    except ImportError as error:
+        raise UserError("HiFi-GAN needs transformers: pip install transformers") from error
+    config = SpeechT5HifiGanConfig.from_pretrained(config_path, local_files_only=True)
+    extractor = SpeechT5FeatureExtractor()  # its defaults are what the network was trained on
+    network: Any = SpeechT5HifiGan(config)
+    _load_weights(network, _read(checkpoint), checkpoint)
+    network.to(device)
+    generator = _generator(network, network.upsampler, precision)
+    mean_M, scale_M = network.mean, network.scale
+
+    def mel(wave_T: Wave) -> Mel:
+        features = extractor(audio_target=wave_T, sampling_rate=extractor.sampling_rate)
+        return np.asarray(features["input_values"][0], dtype=np.float32)
+
+    def generate(mels_BNM: Any) -> Any:
+        return generator.run((mels_BNM - mean_M) / scale_M)
+
+    return Vocoder(extractor.sampling_rate, mel, generate)
+
+
+def _coqui(config_path: Path, checkpoint: Path, device: str, precision: str) -> Vocoder:
+    import torch
+
+    try:
+        from TTS.config import load_config  # type: ignore[import-untyped]
+        from TTS.utils.audio import AudioProcessor  # type: ignore[import-untyped]
+        from TTS.vocoder.models import setup_generator  # type: ignore[import-untyped]
+    except ImportError as error:
+        raise UserError("HiFi-GAN at 22.05 kHz needs: pip install coqui-tts") from error
+    try:
+        config = load_config(str(config_path))
+    except ValueError as error:
+        raise OSError(f"{config_path} is damaged: {error}") from error
+    if config.audio.stats_path and config.audio.signal_norm:
+        raise OSError(f"{config_path} wants {config.audio.stats_path}, a pickle: it is not read")
+    audio = AudioProcessor(config.audio)
+    network = setup_generator(config)
+    _load_weights(network, _generator_weights(checkpoint), checkpoint)
+    network.remove_weight_norm()
+    network.to(device)
+    generator = _generator(network, network.ups, precision)
+    frames = network.inference_padding
+    margin = frames * audio.hop_length
+
+    def generate(mels_BNM: Any) -> Any:
+        # The package repeats some frames at both ends, and leaves what comes of them in.
+        ends = [mels_BNM[:, at : at + 1 or None].repeat(1, frames, 1) for at in (0, -1)]
+        out_BT = generator.run(torch.cat([ends[0], mels_BNM, ends[1]], dim=1))
+        return out_BT[:, margin : out_BT.shape[1] - margin]
+
+    return Vocoder(audio.sample_rate, lambda wave_T: audio.melspectrogram(wave_T).T, generate)
+
+
+def _generator_weights(path: Path) -> dict[str, Any]:
+    """The generator's part of a Coqui checkpoint, old (it alone) or new (with discriminator)."""
+    state = _read(path)
+    if not isinstance(state.get("model"), dict):
+        raise OSError(f"{path} is of another network: it has no 'model'")
+    return {name.removeprefix("model_g."): value for name, value in state["model"].items()}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A checkpoint's content. Raises ``OSError`` where it is damaged."""
+    import torch
+
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # of a damaged file, torch raises whatever comes
+        raise OSError(f"{path} is damaged: {error}") from error
+
+
+def _load_weights(network: Any, state: dict[str, Any], path: Path) -> None:
+    """Raises ``OSError`` where the weights are another network's."""
+    try:
+        missing, _ = network.load_state_dict(state, strict=False)
+    except RuntimeError as error:
+        raise OSError(f"{path} is of another network: {error}") from error
+    if missing:
+        raise OSError(f"{path} is of another network: it has no {', '.join(sorted(missing))}")
+
+
+PROCESSOR = Processor(
+    process,
+    packages=("transformers", "coqui-tts", "librosa", "torch", "soxr"),
+    # transformers; SpeechT5's weights; coqui-tts. Coqui's vocoders of VCTK are Apache-2.0 too.
+    licence="Apache-2.0 AND MIT AND MPL-2.0",
+    weights=lambda: [path for name in NETWORKS.values() for path in weight_paths(name)],
+)

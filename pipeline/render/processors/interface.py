@@ -1,0 +1,62 @@
+"""What a processor is: parameters (data_specs.processors), ``draw`` (plan side), ``process``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_specs.distributions import Choice, Constant, LogUniform, Normal, Uniform
+from data_specs.io.rng import Floats
+from data_specs.io.rng import Uniform as UniformSource
+from data_specs.processors import Processor as Spec
+from pipeline.render.draw import sample
+
+Waves = NDArray[np.float32]
+"""(B, T), 16 kHz."""
+
+Params = dict[str, float]
+Columns = dict[str, Floats]
+Draw = Callable[[Any, UniformSource, str], Columns]
+Process = Callable[[Waves, Sequence[Params]], Waves]
+Run = Callable[[str, Waves, Sequence[Params]], Waves]
+"""``degrade.run``, or the same behind a ``guard.Guard``."""
+
+
+def noncommercial(licence: str) -> bool:
+    """Whether an SPDX licence expression has a non-commercial part (CC-BY-NC and its kin)."""
+    return "-NC" in licence.upper()
+
+
+DISTRIBUTIONS = (Constant, Uniform, LogUniform, Normal, Choice)
+
+
+def draw_fields(spec: Spec, uniform: UniformSource, prefix: str) -> Columns:
+    """Draw every distribution of ``spec``: one column a field, one row a sample."""
+    return {
+        name: sample(value, uniform(f"{prefix}.{name}"))
+        for name, value in spec
+        if isinstance(value, DISTRIBUTIONS)
+    }
+
+
+@dataclass(frozen=True)
+class Processor:
+    """One row of the table.
+
+    ``process`` takes a group of waves (B, T) and their parameters and returns as many of the same
+    length: finite float32, delay compensated, nothing drawn, no file touched. ``packages`` are the
+    distributions whose versions its output depends on, ``weights`` finds the files whose content it
+    depends on. ``licence`` is that of foreign code and weights together, as an SPDX
+    expression; empty where there are none.
+    """
+
+    process: Process
+    draw: Draw = draw_fields
+    packages: tuple[str, ...] = ()
+    licence: str = ""
+    weights: Callable[[], Sequence[Path]] = tuple

@@ -1,0 +1,294 @@
+"""``evaluation.html``: the comparison as one file with a small script and no outside address.
+
+It opens from disk. Tables sort, dots say whose clip they are and play it: the clips' audio is in
+the page, up to a limit.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import soundfile
+
+from data_specs.io.audio import BadAudio, open_audio
+from data_specs.io.files import write_text
+from data_specs.rated import RatedClip
+from train.evaluation.comparing import figures
+from train.evaluation.comparing.figures import Point
+from train.evaluation.comparing.others import OTHERS
+from train.evaluation.comparing.quoted import MARK, quoted_for, table1
+from train.evaluation.comparing.rows import METRICS, CommonClips, Pair, SetResult
+from train.evaluation.comparing.significance import LEVEL
+from train.evaluation.comparing.tables import TITLES, means, p_text
+from train.report.report import environment, versions
+
+if TYPE_CHECKING:
+    from train.evaluation.evaluate import Comparison
+
+LONGEST_SECONDS = 12.0
+"""Longer clips are cut in the page."""
+
+MOST_ROWS = 400
+"""More clips of a set than this are not listed: they are in ``scores.csv``."""
+
+VORBIS = 0.4
+"""libsndfile's compression level of Ogg Vorbis, 0 best: about 60 kbit/s at 16 kHz."""
+
+
+@dataclass(frozen=True)
+class Audio:
+    """Clips in the page: ``data:`` addresses by the clip's number, and what is said of them."""
+
+    clips: dict[int, str]
+    said: str
+
+
+def embedded(paths: Mapping[int, Path], truths: Mapping[int, float], most_mb: float) -> Audio:
+    """The clips' audio as Ogg Vorbis, up to ``most_mb`` (of base64) in all.
+
+    Where not all fit, those are taken that are spread evenly over the ratings.
+    """
+    if not paths or most_mb <= 0:
+        return Audio({}, "The page holds no audio.")
+    ranked = sorted(paths, key=lambda clip: (truths[clip], clip))
+    found: dict[int, str] = {}
+    left, cut = most_mb * 1e6, 0
+    for clip in _evenly(ranked):
+        made = _ogg(paths[clip])
+        if made is None:
+            continue
+        address = "data:audio/ogg;base64," + base64.b64encode(made[0]).decode()
+        if len(address) > left:
+            break
+        left -= len(address)
+        cut += made[1]
+        found[clip] = address
+    said = f"{len(found)} of {len(paths)} rated clips can be heard here, as Ogg Vorbis copies"
+    said += f", {cut} of them cut after {LONGEST_SECONDS:.0f} s" if cut else ""
+    if len(found) < len(paths):
+        said += f"; the others are left out, for the page's audio ends at {most_mb:g} MB"
+    return Audio(found, said + ".")
+
+
+def _evenly(ranked: Sequence[int]) -> list[int]:
+    """All of them, in an order whose every beginning is spread over the ranks."""
+    return [ranked[place] for place in sorted(range(len(ranked)), key=_reversed_bits)]
+
+
+def _reversed_bits(number: int) -> int:
+    return int(f"{number:032b}"[::-1], 2)
+
+
+def _ogg(path: Path) -> tuple[bytes, bool] | None:
+    """A clip as Ogg Vorbis and whether it was cut; None where it cannot be read."""
+    try:
+        with open_audio(path) as file:
+            rate = file.header.sample_rate_hz
+            most = int(LONGEST_SECONDS * rate)
+            wave_T, cut = file.read(0, most)[:, 0], file.header.frames > most
+        made = io.BytesIO()
+        soundfile.write(
+            made, wave_T, rate, format="OGG", subtype="VORBIS", compression_level=VORBIS
+        )
+    except (BadAudio, soundfile.SoundFileError, OSError):
+        return None
+    return made.getvalue(), cut
+
+
+# --- what the template shows ----------------------------------------------------------------------
+
+
+def _result_rows(results: Sequence[SetResult], level: str) -> list[dict[str, Any]]:
+    """Rows of one level's table by set, the highest PCC first; then what Table I says of it."""
+    rows: list[dict[str, Any]] = []
+    for name in dict.fromkeys(result.set for result in results if result.level == level):
+        found = [r for r in results if r.set == name and r.level == level]
+        found.sort(key=lambda r: -1.0 if r.pcc is None else r.pcc, reverse=True)
+        rows += [{"result": result, "quoted": None} for result in found]
+        if level == "clip" and found[0].kind == "rated":
+            rows += [
+                {"result": None, "quoted": row, "set": name, "pcc": pcc}
+                for row, pcc in quoted_for(name)
+            ]
+    return rows
+
+
+def _panels(results: Sequence[SetResult]) -> list[dict[str, Any]]:
+    """Figure 3: a chart a rated set, and one of Table I's weighted means."""
+    found = []
+    per_clip = [r for r in results if r.level == "clip" and r.kind == "rated"]
+    for name in dict.fromkeys(result.set for result in per_clip):
+        mine = [r for r in per_clip if r.set == name and r.pcc is not None]
+        # Of a model's ways with short clips the first: the others would cover it.
+        firsts = {r.model: r for r in reversed(mine)}.values()
+        points = [
+            Point(
+                _short_name(r.model),
+                r.parameters,
+                r.pcc,
+                r.pcc_low,
+                r.pcc_high,
+            )
+            for r in firsts
+            if r.parameters and r.pcc is not None
+        ]
+        points += [
+            Point(row.model, row.parameters, pcc, quoted=True) for row, pcc in quoted_for(name)
+        ]
+        unknown = [r.model for r in firsts if not r.parameters]
+        svg = figures.over_size(f"PCC over parameters, {name}", points)
+        found.append({"title": name, "svg": svg, "unknown": unknown, "quoted": False})
+    rows, _ = table1()
+    quoted = [Point(row.model, row.parameters, row.weighted, quoted=True) for row in rows]
+    svg = figures.over_size("PCC over parameters, the paper's Table I", quoted)
+    title = "Table I: mean over 16 sets, by clips"
+    return [*found, {"title": title, "svg": svg, "unknown": [], "quoted": True}]
+
+
+def _short_name(model: str) -> str:
+    """The last two parts of a path: ``real/model`` of a run's folder."""
+    return "/".join(model.split("/")[-2:]) if "/" in model else model
+
+
+def matrix(clips: CommonClips, pairs: Sequence[Pair]) -> list[list[dict[str, Any] | None]]:
+    """Every entry (row) against every other (column): PCC of the row's less the column's."""
+    labels = [entry.label for entry in clips.entries]
+    table: dict[tuple[str, str], dict[str, Any]] = {}
+    for pair in (pair for pair in pairs if pair.set == clips.name):
+        table[pair.one, pair.other] = _cell(pair, 1)
+        table[pair.other, pair.one] = _cell(pair, -1)
+    return [[table.get((row, column)) for column in labels] for row in labels]
+
+
+def _cell(pair: Pair, sign: int) -> dict[str, Any]:
+    if pair.difference is None:
+        return {"text": "–", "clear": "", "title": pair.reason}
+    clear = pair.p_holm is not None and pair.p_holm < LEVEL
+    said = ""
+    if pair.difference_low is not None and pair.difference_high is not None:
+        low, high = sorted((sign * pair.difference_low, sign * pair.difference_high))
+        said = f"95 %: {low:+.3f} to {high:+.3f}; "
+    said += f"p {p_text(pair.p)}, Holm {p_text(pair.p_holm)}, Williams {p_text(pair.williams_p)}"
+    side = "above" if sign * pair.difference > 0 else "below"
+    return {
+        "text": f"{sign * pair.difference:+.3f}" if abs(pair.difference) >= 0.0005 else "0.000",
+        "clear": side if clear else "",
+        "title": pair.reason if pair.p is None and pair.reason else said,
+    }
+
+
+def _set_view(clips: CommonClips, first: int, pairs: Sequence[Pair]) -> dict[str, Any]:
+    truth = "people's rating" if clips.kind == "rated" else "teacher's label"
+    charts = []
+    for entry in clips.entries:
+        strips = figures.residuals(clips, entry, first)
+        charts.append(
+            {
+                "entry": entry,
+                "scatter": figures.scatter(clips, entry, first, truth),
+                "residuals": strips[0] if strips else None,
+                "hidden": strips[1] if strips else 0,
+            }
+        )
+    return {
+        "clips": clips,
+        "first": first,
+        "charts": charts,
+        "matrix": matrix(clips, pairs),
+        "groups": len(set(clips.groups)),
+        "thinned": len(figures.shown_places(len(clips.keys))) < len(clips.keys),
+        "listed": len(clips.keys) <= MOST_ROWS,
+    }
+
+
+def _clip_data(sets: Sequence[CommonClips]) -> list[dict[str, Any]]:
+    """What the script knows of every clip: name, set, condition, rating, scores by label."""
+    found = []
+    for clips in sets:
+        for n, key in enumerate(clips.keys):
+            scores = {label: round(float(s[n]), 3) for label, s in clips.scores.items()}
+            found.append(
+                {
+                    "name": Path(key).name,
+                    "set": clips.name,
+                    "group": clips.groups[n] if clips.unit != "clip" else "",
+                    "truth": round(float(clips.truth[n]), 3),
+                    "scores": scores,
+                }
+            )
+    return found
+
+
+def page(
+    found: Comparison,
+    rated: Sequence[RatedClip],
+    about: Mapping[str, Any],
+    audio_mb: float,
+) -> str:
+    """The page as HTML; ``rated`` are the clips whose audio it may hold."""
+    here = {(clip.dataset, str(clip.path)): clip.path for clip in rated}
+    starts = np.cumsum([0, *(len(clips.keys) for clips in found.sets)]).tolist()
+    data = _clip_data(found.sets)
+    paths = {
+        start + n: here[clips.name, key]
+        for clips, start in zip(found.sets, starts, strict=False)
+        for n, key in enumerate(clips.keys)
+        if (clips.name, key) in here
+    }
+    audio = embedded(paths, {n: data[n]["truth"] for n in paths}, audio_mb)
+    rows, clips_of = table1()
+    levels = dict.fromkeys(result.level for result in found.results)
+    template = environment().get_template("evaluation.html.j2")
+    return template.render(
+        about=about,
+        levels=[(level, _result_rows(found.results, level)) for level in levels],
+        means=means(found.results),
+        metrics=METRICS,
+        titles=TITLES,
+        best=_best(found.per_clip),
+        sets=[
+            _set_view(clips, start, found.pairs)
+            for clips, start in zip(found.sets, starts, strict=False)
+        ],
+        panels=_panels(found.results),
+        unavailable=found.unavailable,
+        notes=found.notes,
+        failures=found.failures,
+        table1=rows,
+        table1_clips=clips_of,
+        mark=MARK,
+        level=LEVEL,
+        others=OTHERS,
+        data=data,
+        audio=audio,
+        versions=versions(),
+        short_name=_short_name,
+    )
+
+
+def _best(results: Sequence[SetResult]) -> list[SetResult]:
+    """The highest PCC of every set."""
+    best: dict[str, SetResult] = {}
+    for result in results:
+        if result.pcc is not None and (
+            result.set not in best or result.pcc > (best[result.set].pcc or -1.0)
+        ):
+            best[result.set] = result
+    return list(best.values())
+
+
+def write_page(
+    path: Path,
+    found: Comparison,
+    rated: Sequence[RatedClip],
+    about: Mapping[str, Any],
+    audio_mb: float,
+) -> None:
+    """Write the page to ``path``."""
+    write_text(path, page(found, rated, about, audio_mb))

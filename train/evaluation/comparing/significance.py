@@ -1,0 +1,134 @@
+"""Whether one scorer's correlation with the ratings is higher than another's.
+
+Both are taken on the same clips, so the correlations depend on each other, and clips of one
+condition depend on each other, too. What decides here is the paired bootstrap: the difference of
+the two PCCs in resamples of conditions (or systems, or clips where a set has neither). Its
+two-sided p is twice the smaller share of resamples on one side of zero, with one added above and
+below, so never less than 2 / (resamples + 1). Over the pairs of one set the p are adjusted by
+Holm's method; many pairs get more resamples, for else the smallest p there is would not be small
+enough after it. With a dozen conditions a bootstrap is somewhat too sure (``train.evaluation.bootstrap``).
+
+Beside it stands Williams' test for two dependent correlations that share a variable (E. J.
+Williams, 1959; recommended by J. H. Steiger, Psychological Bulletin 87, 1980, equation 7). It takes
+clips as independent and normal, so where clips share conditions it is too sure: it is there to
+compare with other papers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import combinations
+
+import numpy as np
+import scipy.stats
+
+from train.evaluation.bootstrap import RESAMPLES, difference, draws, pearson
+from train.evaluation.comparing.rows import CommonClips, Doubles, Pair
+from train.evaluation.comparing.statistics import FEWEST
+from train.metrics import agreement
+
+LEVEL = 0.05
+"""A difference is called clear if its adjusted p is below this."""
+
+SAME = 1e-4
+"""Scores that are nowhere further apart are one network's: what differs is rounding."""
+
+MOST_DRAWS = 50_000_000
+"""Entries of the (resamples, clips) table of draws: 400 MB."""
+
+
+def holm(p_values: Sequence[float | None]) -> list[float | None]:
+    """P-values adjusted by Holm's method, in their order; those that are None stay None."""
+    defined = sorted((p, place) for place, p in enumerate(p_values) if p is not None)
+    adjusted: list[float | None] = [None] * len(p_values)
+    highest = 0.0
+    for rank, (p, place) in enumerate(defined):
+        highest = max(highest, min(1.0, p * (len(defined) - rank)))
+        adjusted[place] = highest
+    return adjusted
+
+
+def bootstrap_p(differences_R: Doubles) -> float | None:
+    """Two-sided p of "no difference" from differences (R,) in resamples; None without any."""
+    defined = differences_R[np.isfinite(differences_R)]
+    if not len(defined):
+        return None
+    sides = np.sum(defined <= 0), np.sum(defined >= 0)
+    return min(1.0, 2 * (int(min(sides)) + 1) / (len(defined) + 1))
+
+
+def williams(
+    one_truth: float, other_truth: float, one_other: float, clips: int
+) -> tuple[float, float] | None:
+    """Williams' t and its two-sided p, for the correlations of two scorers with the truth.
+
+    ``one_other`` is the correlation between the scorers. None for fewer than four clips, or where
+    two of the three are the same variable.
+    """
+    if clips < 4:
+        return None
+    determinant = 1 - one_truth**2 - other_truth**2 - one_other**2
+    determinant += 2 * one_truth * other_truth * one_other
+    mean = (one_truth + other_truth) / 2
+    below = 2 * determinant * (clips - 1) / (clips - 3) + mean**2 * (1 - one_other) ** 3
+    above = (clips - 1) * (1 + one_other)
+    if below <= 1e-12 or 1 - abs(one_other) < 1e-12:
+        return None
+    t = (one_truth - other_truth) * math.sqrt(above / below)
+    return t, float(2 * scipy.stats.t.sf(abs(t), clips - 3))
+
+
+def resamples_for(entries: int, clips: int) -> int:
+    """So many that the smallest p is, after Holm's method, a quarter of ``LEVEL``.
+
+    At least ``RESAMPLES``, and no more above them than the table of draws has room for.
+    """
+    pairs = entries * (entries - 1) // 2
+    wanted = math.ceil(2 * pairs / (LEVEL / 4))
+    return max(RESAMPLES, min(wanted, MOST_DRAWS // clips))
+
+
+def pairs_of(clips: CommonClips, seed: int, resamples: int | None = None) -> list[Pair]:
+    """All pairs of a set's entries, on the same resamples, p adjusted over the pairs."""
+    resamples = resamples or resamples_for(len(clips.entries), len(clips.keys))
+    counts_RN = draws(clips.groups, seed, resamples)
+    resampled = {
+        label: pearson(counts_RN, clips.truth, score_N) for label, score_N in clips.scores.items()
+    }
+    labels = [entry.label for entry in clips.entries]
+    found = [_pair(clips, one, other, resampled) for one, other in combinations(labels, 2)]
+    adjusted = holm([pair.p for pair in found])
+    return [replace(pair, p_holm=p) for pair, p in zip(found, adjusted, strict=True)]
+
+
+def _pair(clips: CommonClips, one: str, other: str, resampled: dict[str, Doubles]) -> Pair:
+    scores = clips.scores[one], clips.scores[other]
+    bare = Pair(
+        clips.name,
+        one,
+        other,
+        len(clips.keys),
+        clips.unit,
+        len(set(clips.groups)),
+        difference=None,
+    )
+    found = [agreement(clips.truth, score_N) for score_N in scores]
+    if len(clips.keys) < FEWEST or any(one.pcc is None for one in found):
+        return replace(bare, reason="a correlation is not defined")
+    if np.allclose(*scores, rtol=0, atol=SAME):
+        return replace(bare, difference=0.0, reason=f"the same scores, to {SAME:g}")
+    above = difference(found[0].pcc, found[1].pcc, resampled[one], resampled[other])
+    between = float(agreement(*scores).pcc or 0.0)
+    test = williams(found[0].pcc or 0.0, found[1].pcc or 0.0, between, len(clips.keys))
+    return replace(
+        bare,
+        difference=above.value,
+        difference_low=above.low,
+        difference_high=above.high,
+        p=bootstrap_p(resampled[one] - resampled[other]),
+        williams_t=test[0] if test else None,
+        williams_p=test[1] if test else None,
+        reason=above.reason,
+    )

@@ -1,0 +1,264 @@
+"""How well models score short crops: ``python -m train lengths``.
+
+The samples of held-out shards are cropped to some seconds, and what a model says of the crop is
+held against the label in the shard: the teacher's score of the whole clip. Crops are as long as
+what a user brings; they are filled up to 7.68 s with zeros (published) or repeated. All models and
+both fillings are given the same crops.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import torch
+
+from data_specs.io.addresses import path_here
+from data_specs.io.errors import UserError
+from data_specs.io.files import write_text
+from data_specs.io.progress import progress_bar
+from data_specs.sample import CROP_SAMPLES, SAMPLE_RATE
+from train.audio import Wave
+from train.command import command_of
+from train.data.shards import list_shards
+from train.data.stream import PCM_SCALE, ShardSamples
+from train.evaluation.bootstrap import draws, interval, pearson
+from train.evaluation.experiment import ranged
+from train.files import csv_text, run_folder
+from train.metrics import agreement
+from train.scoring.score import WINDOWS_A_BATCH, Scorer, Short, load
+
+SILENT_DB = -60.0
+"""A crop whose level is this far below its clip's is silent: nobody could judge it."""
+
+ATTEMPTS = 10
+"""Places that are tried for a crop that is not silent; then the clip is left out."""
+
+FULL = CROP_SAMPLES / SAMPLE_RATE
+WHOLE = "none"
+"""What stands in the column ``short`` for whole clips: nothing is filled."""
+
+
+@dataclass(frozen=True)
+class Crop:
+    """A piece of one sample: the sample's number and label, where the piece starts, its audio."""
+
+    number: int
+    label: float
+    start: int
+    wave: Wave
+
+
+@dataclass(frozen=True)
+class LengthResult:
+    """One model, length and filling: a row of ``lengths.csv``. Interval of 95 %; RMSE in MOS."""
+
+    model: str
+    seconds: float
+    short: str
+    clips: int
+    pcc: float | None
+    pcc_low: float | None
+    pcc_high: float | None
+    rmse: float | None
+    reason: str | None = None
+
+
+def crop_start(wave_T: Wave, length: int, seed: int, number: int) -> int | None:
+    """Where the crop of sample ``number`` starts; None if every place that is tried is silent.
+
+    A pure function: the places that are tried depend on seed and number alone, as shares of the
+    room that there is.
+    """
+    generator = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, number])))
+    loud = _power(wave_T) * 10 ** (SILENT_DB / 10)
+    for share in generator.random(ATTEMPTS):
+        start = int(share * (len(wave_T) - length + 1))
+        power = _power(wave_T[start : start + length])
+        if power > 0 and power >= loud:
+            return start
+    return None
+
+
+def _power(wave_T: Wave) -> float:
+    return float(np.mean(np.square(wave_T, dtype=np.float64)))
+
+
+def chosen_numbers(samples: int, wanted: int | None) -> list[int]:
+    """Numbers of the samples to take, spread evenly over all of them."""
+    if wanted is None or wanted >= samples:
+        return list(range(samples))
+    return [int(place) for place in np.linspace(0, samples - 1, wanted).round()]
+
+
+def crops(
+    samples: ShardSamples, numbers: Sequence[int], seconds: float, seed: int
+) -> Iterator[Crop | None]:
+    """The crop of every sample, None where it is silent; the whole clip for ``FULL`` seconds."""
+    length = min(round(seconds * SAMPLE_RATE), CROP_SAMPLES)
+    for number in numbers:
+        pcm_T, label = samples.read(number)[:2]
+        wave_T = np.asarray(pcm_T, np.float32) / PCM_SCALE
+        start = 0 if length == CROP_SAMPLES else crop_start(wave_T, length, seed, number)
+        if start is None:
+            yield None
+        else:
+            yield Crop(number, label, start, wave_T[start : start + length])
+
+
+def filled(scorer: Scorer, crop: Crop, short: str) -> Wave:
+    """What the scorer is given for a crop: one window."""
+    way: Short = "repeat" if short == "repeat" else "zero"
+    return next(iter(scorer.windows(crop.wave, way)))
+
+
+def judge(
+    name: str, seconds: float, short: str, labels: Sequence[float], scores: Sequence[float]
+) -> LengthResult:
+    """Agreement of the crops' scores with the labels of their whole clips."""
+    agreed = agreement(labels, scores)
+    resampled_R = pearson(draws([str(row) for row in range(len(labels))], 0), labels, scores)
+    pcc = interval(agreed.pcc, resampled_R, agreed.reason or "not defined")
+    return LengthResult(
+        name, seconds, short, len(labels), pcc.value, pcc.low, pcc.high, agreed.rmse, pcc.reason
+    )
+
+
+def measure_length(
+    scorers: Sequence[Scorer],
+    samples: ShardSamples,
+    numbers: Sequence[int],
+    seconds: float,
+    seed: int,
+) -> list[LengthResult]:
+    """Every model at one length, with both fillings; a batch of crops is in memory at a time.
+
+    ``ValueError`` if all of the crops are silent.
+    """
+    ways: tuple[str, ...] = get_args(Short) if seconds < FULL else (WHOLE,)
+    scores: dict[tuple[str, str], list[float]] = {
+        (scorer.name, short): [] for scorer in scorers for short in ways
+    }
+    labels: list[float] = []
+    for start in progress_bar(
+        range(0, len(numbers), WINDOWS_A_BATCH), desc=f"{seconds:g} s", unit="batch"
+    ):
+        part = numbers[start : start + WINDOWS_A_BATCH]
+        heard = [crop for crop in crops(samples, part, seconds, seed) if crop]
+        labels += [crop.label for crop in heard]
+        for scorer in scorers if heard else ():
+            for short in ways:
+                waves = [filled(scorer, crop, short) for crop in heard]
+                scores[scorer.name, short] += scorer.score_windows(waves)
+    if not labels:
+        raise UserError(f"all crops of {seconds:g} s are silent: give longer --seconds")
+    return [judge(name, seconds, short, labels, mos) for (name, short), mos in scores.items()]
+
+
+def measure(
+    scorers: Sequence[Scorer],
+    folder: Path,
+    seconds: Sequence[float],
+    seed: int,
+    wanted: int | None = None,
+) -> list[LengthResult]:
+    """Every model at every length and on whole clips, model by model."""
+    samples = ShardSamples(list_shards(folder))
+    numbers = chosen_numbers(len(samples), wanted)
+    results: list[LengthResult] = []
+    for length in [*sorted(set(seconds)), FULL]:
+        results += measure_length(scorers, samples, numbers, length, seed)
+    order = [scorer.name for scorer in scorers]
+    return sorted(results, key=lambda row: order.index(row.model))
+
+
+def table(results: Sequence[LengthResult]) -> str:
+    """The results as a Markdown table."""
+    pcc = "PCC to the teacher's score of the whole clip"
+    lines = [
+        f"| model | crop | filled with | clips | {pcc} | RMSE (MOS) |",
+        "|---|---:|---|---:|---:|---:|",
+    ]
+    for row in results:
+        filling = {"zero": "zeros", "repeat": "itself", WHOLE: "–"}[row.short]
+        rmse = "–" if row.rmse is None else f"{row.rmse:.3f}"
+        length = "whole" if row.seconds >= FULL else f"{row.seconds:g} s"
+        pcc = ranged(row.pcc, row.pcc_low, row.pcc_high)
+        lines.append(f"| {row.model} | {length} | {filling} | {row.clips} | {pcc} | {rmse} |")
+    return "\n".join(lines)
+
+
+def left_out(results: Sequence[LengthResult]) -> str:
+    """How many clips were left out at each length, in words; empty where none was."""
+    clips = {row.seconds: row.clips for row in results}
+    gone = {seconds: clips[FULL] - number for seconds, number in clips.items()}
+    told = ", ".join(f"{number} of {seconds:g} s" for seconds, number in gone.items() if number)
+    if not told:
+        return ""
+    return (
+        f"Left out: {told}; in {ATTEMPTS} places the crop was silent ({-SILENT_DB:g} dB below its "
+        "clip)."
+    )
+
+
+def write_all(results: Sequence[LengthResult], out: Path, about: dict[str, Any]) -> None:
+    """``lengths.json``, ``lengths.csv`` and ``lengths.md``."""
+    rows = [asdict(row) for row in results]
+    content = {"about": about, "results": rows}
+    write_text(out / "lengths.json", json.dumps(content, indent=2, allow_nan=False) + "\n")
+    write_text(out / "lengths.csv", csv_text(rows))
+    how = f"`{about['command']}`, {about['date']}. In brackets: bootstrap intervals (95 %)."
+    parts = [table(results), left_out(results), how]
+    write_text(out / "lengths.md", "\n\n".join(part for part in parts if part) + "\n")
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value) or not 1 / SAMPLE_RATE <= value < FULL:
+        raise argparse.ArgumentTypeError(f"{text}: above 0 and below {FULL:g}, a whole clip")
+    return value
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of ``python -m train lengths``."""
+    add = parser.add_argument
+    add("--model", nargs="+", action="extend", required=True, help="v7, a run or a teacher")
+    add("--shards", type=path_here, required=True, help="held-out shards")
+    add("--seconds", nargs="+", type=_seconds, default=[1.0, 2.0, 4.0], help="lengths of crops")
+    add("--out", type=path_here, required=True, help="folder for the results")
+    add("--samples", type=int, help="take that many samples, spread evenly (default: all)")
+    add("--seed", type=int, default=0, help="of the crops' places")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--threads", type=int, help="default: all cores")
+
+
+def run(args: argparse.Namespace) -> int:
+    """``python -m train lengths``; returns the exit code."""
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    if args.samples is not None and args.samples < 2:
+        raise UserError(f"--samples {args.samples}: a correlation needs at least two")
+    with run_folder(args.out):
+        return _measure(args)
+
+
+def _measure(args: argparse.Namespace) -> int:
+    scorers = [load(model, args.device) for model in dict.fromkeys(args.model)]
+    results = measure(scorers, args.shards, args.seconds, args.seed, args.samples)
+    about = {
+        "command": command_of("lengths", args, add_arguments),
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+    }
+    write_all(results, args.out, about)
+    print(table(results))
+    if left_out(results):
+        print(left_out(results))
+    print(args.out / "lengths.md")
+    return 0

@@ -1,0 +1,77 @@
+"""The model card: ``README.md`` as the Hugging Face hub reads it, from what is known.
+
+What is not known is left for the user to fill, in words, not guessed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from data_specs.io.errors import UserError
+from data_specs.io.names import code, markdown
+from data_specs.io.parse import json_object
+from train.export.parity import Parity, as_markdown
+from train.models.student import StudentConfig, count
+
+V7_LICENCE = (
+    "MIT: the weights are the published ones, out of the `distillmos` package (Microsoft; Benjamin "
+    "Stahl, Hannes Gamper), whose licence covers them."
+)
+NO_LICENCE = (
+    "Not chosen yet. The code is MIT; weights that were trained on recordings or ratings may be "
+    "bound by the terms of those. Whoever publishes this model fills in `license` above and this "
+    "paragraph."
+)
+RESULT_COLUMNS = ("model", "set", "kind", "short", "clips", "pcc", "spearman", "rmse")
+
+
+def card_text(
+    about: Mapping[str, Any],
+    hashes: Mapping[str, str],
+    parity: Mapping[str, Parity],
+    evaluation: Path | None,
+) -> str:
+    """The card of a bundle whose ``model.json`` is ``about``; ``hashes`` by file name."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("train", "templates"),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {"markdown": markdown, "code": code}
+    parameters, macs = count(StudentConfig.model_validate(about["config"]))
+    published = about.get("made_from", {}).get("model") == "v7"
+    return environment.get_template("model_card.md.j2").render(
+        about=about,
+        published=published,
+        licence=V7_LICENCE if published else NO_LICENCE,
+        parameters=parameters,
+        macs=macs,
+        hashes=hashes,
+        parity=as_markdown(parity) if parity else None,
+        results=read_results(evaluation) if evaluation else [],
+        columns=RESULT_COLUMNS,
+    )
+
+
+def read_results(folder: Path) -> list[dict[str, str]]:
+    """Rows of an evaluation's ``results.json`` as text; ``ValueError`` naming it if it is none."""
+    path = folder / "results.json"
+    if not path.is_file():
+        raise UserError(f"{path} is missing: make it: python -m train evaluate --out {folder}")
+    try:
+        sets = json_object(path.read_bytes(), path)["sets"]
+        return [{name: _shown(row.get(name)) for name in RESULT_COLUMNS} for row in sets]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: not the results of `python -m train evaluate`") from error
+
+
+def _shown(value: object) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.3f}" if isinstance(value, float) else markdown(value)

@@ -1,0 +1,84 @@
+"""A student as an ONNX file: raw windows of 7.68 s at 16 kHz in, mean opinion scores out.
+
+The batch is free, the length is not: the head adds one position code to each of its tokens and was
+trained on all of them at once, so a clip of another length is cut into windows, or filled, outside
+(``train.scoring.score.windows``; rate, window and hop stand in the file's metadata).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data_specs.io.errors import UserError
+from data_specs.io.files import write_atomically
+from data_specs.sample import CROP_SAMPLES
+from train.export.network import PlainStudent
+from train.models.student import Student
+from train.scoring.onnx_scorer import INPUT, OUTPUT, Facts
+
+OPSET = 18
+"""What onnxruntime and onnxruntime-web have run for years, and PyTorch's exporter writes as is."""
+
+INSTALL = "pip install 'distill-mos-factory[export]'"
+
+
+def require_packages() -> None:
+    """``ValueError`` saying what to install where ONNX cannot be written."""
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise UserError(f"exporting needs a package that is missing: {error}: {INSTALL}") from None
+
+
+def write_onnx(path: Path, student: Student, facts: Facts) -> None:
+    """Export a student in float32."""
+    plain = PlainStudent(copy.deepcopy(student)).eval()
+    example_BT = torch.zeros(2, CROP_SAMPLES)  # a batch of one would be taken for a constant
+    with _quiet(), torch.no_grad():
+        program: Any = torch.onnx.export(
+            plain,
+            (example_BT,),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+        )
+    save(path, program.model_proto, facts)
+
+
+def save(path: Path, model: Any, facts: Facts) -> None:
+    """Write a model with what it says of itself, in one file, checked."""
+    import onnx
+
+    del model.metadata_props[:]
+    for name, text in facts.as_text().items():
+        model.metadata_props.add(key=name, value=text)
+    model.producer_name, model.doc_string = "distill-mos-factory", __doc__ or ""
+    onnx.checker.check_model(model, full_check=True)
+    write_atomically(path, lambda temporary: onnx.save(model, str(temporary)))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter tells its progress and PyTorch's own deprecations; neither is the user's."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

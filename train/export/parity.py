@@ -1,0 +1,119 @@
+"""How far exported files are from the network they were made of, and how fast they are."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from train.audio import Wave
+from train.metrics import agreement
+from train.scoring.int8 import INT8_FILE
+from train.scoring.onnx_scorer import OnnxScorer
+from train.scoring.score import Scorer, load
+
+TIMED = 20
+"""Clips that are timed at most: a ratio of medians needs no more."""
+
+
+@dataclass(frozen=True)
+class Parity:
+    """One exported file beside PyTorch in float32, over the same windows.
+
+    ``speed`` is PyTorch's CPU seconds a window over the file's, one thread, taken in turns.
+    """
+
+    clips: int
+    max: float
+    p99: float
+    mean: float
+    bias: float
+    pcc: float | None
+    bytes: int
+    cpu_seconds: float
+    torch_cpu_seconds: float
+    speed: float
+
+
+def compare(scorer: Scorer, files: Sequence[Path], waves: Sequence[Wave]) -> dict[str, Parity]:
+    """By file name: its parity with a PyTorch scorer on these windows (122880,)."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        exported = {path.name: _opened(path) for path in files}
+        scorers = {"torch": scorer, **exported}
+        scores, seconds = _in_turns(scorers, waves)
+    finally:
+        torch.set_num_threads(threads)
+    sizes = {path.name: path.stat().st_size for path in files}
+    return {name: _parity(name, scores, seconds, sizes[name]) for name in exported}
+
+
+def _opened(path: Path) -> Scorer:
+    return load(path.parent, precision="int8") if path.name == INT8_FILE else OnnxScorer(path, 1)
+
+
+Columns = dict[str, NDArray[np.float64]]
+
+
+def _in_turns(scorers: Mapping[str, Scorer], waves: Sequence[Wave]) -> tuple[Columns, Columns]:
+    """(scores, CPU seconds) a window by scorer; the first window warms up and is not timed."""
+    scores: dict[str, list[float]] = {name: [] for name in scorers}
+    seconds: dict[str, list[float]] = {name: [] for name in scorers}
+    for scorer in scorers.values():
+        scorer.score_windows(waves[:1])
+    for wave in waves:
+        for name, scorer in scorers.items():
+            began = time.process_time()
+            scores[name] += scorer.score_windows([wave])
+            seconds[name].append(time.process_time() - began)
+    return (
+        {name: np.array(values) for name, values in scores.items()},
+        {name: np.array(values[:TIMED]) for name, values in seconds.items()},
+    )
+
+
+def _parity(name: str, scores: Columns, seconds: Columns, size: int) -> Parity:
+    difference = scores[name] - scores["torch"]
+    mine, torchs = float(np.median(seconds[name])), float(np.median(seconds["torch"]))
+    return Parity(
+        len(difference),
+        float(np.abs(difference).max()),
+        float(np.percentile(np.abs(difference), 99)),
+        float(np.abs(difference).mean()),
+        float(difference.mean()),
+        agreement(scores["torch"], scores[name]).pcc,
+        size,
+        mine,
+        torchs,
+        torchs / mine,
+    )
+
+
+def as_json(found: Mapping[str, Parity], source: str) -> dict[str, Any]:
+    """What ``parity.json`` holds."""
+    return {"clips_of": source, "files": {name: asdict(parity) for name, parity in found.items()}}
+
+
+HEADER = (
+    "| file | MB | clips | largest difference | 99th percentile | mean | PCC | speed |\n"
+    "|---|---|---|---|---|---|---|---|\n"
+)
+
+
+def as_markdown(found: Mapping[str, Parity]) -> str:
+    """A table: differences in MOS to PyTorch in float32, and speed as a multiple of it."""
+    rows = []
+    for name, row in found.items():
+        pcc = "-" if row.pcc is None else f"{row.pcc:.6f}"
+        rows.append(
+            f"| `{name}` | {row.bytes / 1e6:.1f} | {row.clips} | {row.max:.2g} | {row.p99:.2g} | "
+            f"{row.mean:.2g} | {pcc} | {row.speed:.2f} |\n"
+        )
+    return HEADER + "".join(rows)

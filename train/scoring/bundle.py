@@ -1,0 +1,255 @@
+"""A model as it is passed on: one folder with weights, card, ONNX files and their checksums.
+
+``python -m train export`` writes such a folder, ``train.scoring.score.load`` reads it as it reads a run's.
+``fetch`` brings one here from an address: ``https://host/folder``, ``hf://org/name[@revision]``,
+``s3://``, ``gs://``; only the files that are wanted, verified, and kept for when there is no
+network.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from data_specs.io.addresses import local_path, redacted
+from data_specs.io.cache import CACHE_FOLDER_VARIABLE, RemoteFile, default_cache
+from data_specs.io.errors import UserError
+from data_specs.io.files import sha256_of, write_atomically, write_text
+from data_specs.io.storage import NotFound, RemoteFolder, open_folder
+from train.scoring.int8 import INT8_FILE
+
+CHECKSUMS = "checksums.json"
+WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
+ONNX, ONNX_INT8 = "model.onnx", "model.int8.onnx"
+CARD, PARITY, PARITY_TEXT = "README.md", "parity.json", "parity.md"
+
+TO_LOAD = (WEIGHTS, DESCRIPTION)
+FILES = (*TO_LOAD, CARD, INT8_FILE, ONNX, ONNX_INT8, PARITY, PARITY_TEXT)
+"""All that a bundle may hold. A name that is not here is never fetched."""
+
+MOST_CHECKSUMS_BYTES = 1 << 16
+MOST_FILE_BYTES = 8 << 30
+
+HUB = "hf://"
+
+
+class Entry(BaseModel):
+    """One file of a bundle."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    bytes: Annotated[int, Field(ge=0, le=MOST_FILE_BYTES)]
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+class Checksums(BaseModel):
+    """``checksums.json``: every other file of a bundle."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    files: dict[str, Entry]
+
+    def entry(self, name: str, where: str) -> Entry:
+        """Of a file; ``ValueError`` naming it if the bundle has none."""
+        if name not in self.files:
+            raise UserError(f"{where}: the bundle has no {name} (it has {', '.join(self.files)})")
+        return self.files[name]
+
+
+# ---------------------------------------------------------------- here
+
+
+def write_checksums(folder: Path) -> None:
+    """``checksums.json`` of the bundle's files that a folder holds."""
+    found = [folder / name for name in FILES if (folder / name).is_file()]
+    files = {path.name: Entry(bytes=path.stat().st_size, sha256=sha256_of(path)) for path in found}
+    write_text(folder / CHECKSUMS, Checksums(files=files).model_dump_json(indent=1) + "\n")
+
+
+def verify(folder: Path, names: Iterable[str] | None = None) -> None:
+    """Hold a bundle's files (all, or these) to its checksums; ``ValueError`` naming a bad one."""
+    path = folder / CHECKSUMS
+    if not path.is_file():
+        raise UserError(f"{path} is missing: is this what `python -m train export` wrote?")
+    sums = _parsed(path.read_bytes(), str(path))
+    for name in sums.files if names is None else names:
+        entry = sums.entry(name, str(folder))
+        if not _is_whole(folder / name, entry):
+            raise UserError(f"{folder / name}: missing or not what {CHECKSUMS} says: get it again")
+
+
+def verify_model(path: Path) -> None:
+    """Hold a model file of a bundle, and its description, to the bundle's checksums."""
+    verify(path.parent, TO_LOAD if path.name == WEIGHTS else (path.name,))
+
+
+def require_replaceable(folder: Path) -> None:
+    """``UserError`` unless a folder is not there, empty, or a bundle that nobody has changed."""
+    if not folder.exists() and not folder.is_symlink():
+        return
+    if not folder.is_dir():
+        raise UserError(f"{folder}: is no folder: give another --out")
+    names = {path.name for path in folder.iterdir()}
+    if not names:
+        return
+    path = folder / CHECKSUMS
+    sums = _parsed(path.read_bytes(), str(path)).files if path.is_file() else {}
+    strange = sorted(names - {CHECKSUMS, *sums}) if sums else sorted(names)
+    changed = [name for name, entry in sums.items() if not _is_whole(folder / name, entry)]
+    if strange or changed:
+        what = f"{strange[0]} is there" if strange else f"{changed[0]} was changed since"
+        raise UserError(
+            f"{folder}: not a bundle as `python -m train export` left it ({what}); it would be "
+            "lost: give another --out, or move it away"
+        )
+
+
+def _is_whole(path: Path, entry: Entry) -> bool:
+    return path.is_file() and path.stat().st_size == entry.bytes and sha256_of(path) == entry.sha256
+
+
+def _parsed(data: bytes, where: str) -> Checksums:
+    try:
+        return Checksums.model_validate(json.loads(data))
+    except (ValidationError, ValueError, RecursionError) as error:
+        raise UserError(f"{where}: not a bundle's checksums; export it again") from error
+
+
+# ---------------------------------------------------------------- elsewhere
+
+
+class Address(NamedTuple):
+    """A bundle's folder, and the one file of it that is meant, if not the model as such."""
+
+    folder: str
+    name: str | None
+    more: tuple[str, ...] = ()
+
+    @property
+    def wanted(self) -> tuple[str, ...]:
+        """The files to fetch."""
+        return (self.name,) if self.name else (*TO_LOAD, *self.more)
+
+
+def parse(address: str) -> Address:
+    """Split ``https://host/bundle/model.onnx`` into folder and file; a query stays with both."""
+    plain, mark, query = address.partition("?")
+    folder, _, last = plain.rstrip("/").rpartition("/")
+    if last in FILES and "://" in folder:
+        return Address(folder + mark + query, last)
+    return Address(address, None)
+
+
+def fetch(address: str, more: tuple[str, ...] = ()) -> Path:
+    """A bundle's folder on this machine; or, if the address ends with one, its file.
+
+    ``https://host/folder``, ``https://host/folder/model.onnx``, ``hf://org/name@revision``; with
+    ``more``, files of the folder besides those that every model is loaded from. What
+    is here already is not fetched again; without a network, what was fetched last is used, and a
+    warning says so. ``ValueError`` or ``OSError`` naming the address, without its credentials.
+    """
+    place = parse(address)._replace(more=more)
+    if place.folder.startswith(HUB):
+        folder = _from_hub(place)
+    elif place.folder.startswith("file://"):
+        folder = local_path(place.folder)
+        verify(folder, place.wanted)
+    else:
+        folder = _from_store(place)
+    return folder / place.name if place.name else folder
+
+
+def cache_folder() -> Path:
+    """Where fetched bundles are kept: ``SPEECH_CACHE``/models, or the user's cache folder."""
+    shards = default_cache().folder
+    return (shards if os.environ.get(CACHE_FOLDER_VARIABLE) else shards.parent) / "models"
+
+
+def _from_store(place: Address) -> Path:
+    remote = open_folder(place.folder)
+    assert isinstance(remote, RemoteFolder)
+    data = _checksums_of(remote)
+    sums = _parsed(data, remote.shown(CHECKSUMS))
+    # By content: a bundle that was exported anew is another folder, and nothing is mixed.
+    folder = cache_folder() / hashlib.sha256(data).hexdigest()
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for name in place.wanted:
+        _bring(remote, name, sums.entry(name, remote.shown()), folder / name)
+    _write_bytes(folder / CHECKSUMS, data)
+    return folder
+
+
+def _checksums_of(remote: RemoteFolder) -> bytes:
+    """Its checksums as they are now, else as they were seen last."""
+    digest = hashlib.sha256(remote.address.encode()).hexdigest()
+    last = cache_folder() / f"{digest}.seen.json"
+    try:
+        (data,) = remote.read([CHECKSUMS], MOST_CHECKSUMS_BYTES)
+    except NotFound as error:
+        raise UserError(f"{error}: no bundle there (`python -m train export` makes one)") from None
+    except OSError as error:
+        if not last.is_file():
+            raise
+        print(f"warning: {error}; using what was fetched last", file=sys.stderr)
+        return last.read_bytes()
+    last.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _write_bytes(last, data)
+    return data
+
+
+def _bring(remote: RemoteFolder, name: str, entry: Entry, to: Path) -> None:
+    if _is_whole(to, entry):
+        return
+    file = RemoteFile(remote, name, entry.bytes, entry.sha256, default_cache())
+    write_atomically(to, lambda part: remote.fetch(name, part, file.check, entry.bytes))
+
+
+def _write_bytes(path: Path, data: bytes) -> None:
+    def write(part: Path) -> None:
+        part.write_bytes(data)
+
+    write_atomically(path, write)
+
+
+# ---------------------------------------------------------------- the hub
+
+
+def _from_hub(place: Address) -> Path:
+    """The hub's own client keeps the files, logs in and works offline; they are verified here."""
+    repository, revision = _repository(place.folder)
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise UserError(
+            f"{redacted(place.folder)}: reading hf:// needs a package: pip install huggingface_hub"
+        ) from None
+    folder = Path(_snapshot(snapshot_download, repository, revision, place.wanted))
+    verify(folder, place.wanted)
+    return folder
+
+
+def _snapshot(download: object, repository: str, revision: str | None, names: Sequence[str]) -> str:
+    shown = f"{HUB}{repository}"
+    try:
+        assert callable(download)
+        return str(download(repository, revision=revision, allow_patterns=[*names, CHECKSUMS]))
+    except Exception as error:  # the hub's kinds are its own, and quote addresses
+        raise OSError(
+            f"{shown}: cannot be fetched: {type(error).__name__}; check the name, the revision, "
+            "the network and, for a private repository, the hub's token in the environment"
+        ) from None
+
+
+def _repository(address: str) -> tuple[str, str | None]:
+    """("org/name", revision) of ``hf://org/name[@revision]``."""
+    name, _, revision = address.removeprefix(HUB).strip("/").partition("@")
+    if name.count("/") != 1 or not all(name.split("/")):
+        raise UserError(f"{redacted(address)}: spell it hf://org/name or hf://org/name@revision")
+    return name, revision or None
