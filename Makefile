@@ -307,7 +307,7 @@ test-all: setup ## the slow tests too
 
 .PHONY: fuzz
 fuzz: setup ## INPUTS mutated files (10 000) through the commands, drawn by SEED: nothing may be found
-	$(PY) -m tests.bench.fuzz --inputs $(or $(INPUTS),10000) --seed $(or $(SEED),0) \
+	$(PY) -m tests.bench fuzz --inputs $(or $(INPUTS),10000) --seed $(or $(SEED),0) \
 	  --workers $(WORKERS) --out runs/fuzz
 
 .PHONY: nightly
@@ -324,33 +324,33 @@ lint: setup ## ruff and mypy
 
 .PHONY: bench
 bench: setup ## speed against named baselines, as ratios within one run
-	$(PY) -m pipeline bench
+	$(PY) -m tests.bench engines
 
 .PHONY: bench-cluster
 bench-cluster: setup ## 4 million samples in 8000 shards without audio; the throughput model held to runs
-	$(PY) -m pipeline bench scale
-	$(PY) -m pipeline bench estimate
+	$(PY) -m tests.bench scale
+	$(PY) -m tests.bench estimate
 
 DEEPFILTERNET3_DIR ?= $(shell realpath -qe $(call q,$(SHARED)/weights/DeepFilterNet3) || true)
 
 .PHONY: bench-degrade
 bench-degrade: setup ## the paper's processors against the packages' own calls, on one core
 	SPEECH_SHARED=$(call q,$(SHARED)) DEEPFILTERNET3_DIR=$(call q,$(DEEPFILTERNET3_DIR)) \
-	  $(PY) -W ignore -m pipeline bench-degrade --samples 100
+	  $(PY) -W ignore -m tests.bench processors --samples 100
 
 .PHONY: bench-train
 bench-train: setup ## reading shards against decoding alone; the fast preset against the paper's
-	$(PY) -m train bench-loader --shards $(REAL)/shards/train --clips 13000
-	OMP_NUM_THREADS=$(WORKERS) $(PY) -m train bench-presets --shards $(REAL)/shards/train \
+	$(PY) -m tests.bench loader --shards $(REAL)/shards/train --clips 13000
+	OMP_NUM_THREADS=$(WORKERS) $(PY) -m tests.bench presets --shards $(REAL)/shards/train \
 	  --validation $(REAL)/shards/validation --out runs/bench-presets
 
 .PHONY: bench-teacher
 bench-teacher: setup ## the XLS-R teacher against the published way: clips/s; memory of loading it
-	OMP_NUM_THREADS=$(WORKERS) $(PY) -m train bench-teacher speed memory
+	OMP_NUM_THREADS=$(WORKERS) $(PY) -m tests.bench teacher speed memory
 
 .PHONY: bench-score
 bench-score: setup ## scoring beside the distillmos package on one core: speed, differences, memory
-	$(PY) -m train bench-score --audio $(call q,$(LIBRI)/test-other) --long-hours 3 $(ONNX:%=--onnx %)
+	$(PY) -m tests.bench score --audio $(call q,$(LIBRI)/test-other) --long-hours 3 $(ONNX:%=--onnx %)
 
 .PHONY: clean
 clean: ## remove what the demo made (the environment stays)

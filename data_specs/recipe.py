@@ -62,9 +62,9 @@ class Noise(Strict):
     """Additive noise (section IV-B, step 2).
 
     ``snr_db`` is the difference of the *active* levels of speech and noise: of each, the mean power
-    of its 20 ms frames within 40 dB of its loudest one (``pipeline.render.mix.active_dbfs``). Pauses and
-    padding do not count. The ratio of whole files' RMS, as in the DNS challenge, is lower by what
-    the speech pauses, and for impulsive noise higher by many dB.
+    of its 20 ms frames within 40 dB of its loudest one (``pipeline.render.mix.active_dbfs``).
+    Pauses and padding do not count. The ratio of whole files' RMS, as in the DNS challenge, is
+    lower by what the speech pauses, and for impulsive noise higher by many dB.
     """
 
     probability: Share = 0.67

@@ -1,6 +1,5 @@
 """``python -m pipeline VERB``: manifest, plan, shards, verify, finish, replay, status, estimate,
-card, extend, merge, relabel, preview, corpora, speak, rooms, weights, submit, bench,
-bench-degrade."""
+card, extend, merge, relabel, preview, corpora, speak, rooms, weights, submit."""
 
 from __future__ import annotations
 
@@ -35,8 +34,6 @@ def parser() -> argparse.ArgumentParser:
         ("rooms", "write simulated rooms, as a corpus"),
         ("submit", "hand a job to Ray, Slurm or Kubernetes, or show what would be handed"),
         ("weights", "fetch the processors' weights into one cache; list and check them"),
-        ("bench", "measure planning, processors and engines against their baselines"),
-        ("bench-degrade", "measure the paper's processors against the packages' own calls"),
     ):
         sub.add_parser(name, help=about, add_help=False)
     return top

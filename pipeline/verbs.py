@@ -490,8 +490,6 @@ OWN_OPTIONS = {
     "rooms": "pipeline.corpora.rooms",
     "weights": "pipeline.corpora.weights",
     "submit": "pipeline.cluster.submit",
-    "bench": "tests.bench.pipeline",
-    "bench-degrade": "tests.bench.processors",
 }
 """Verbs with a parser of their own, and where it is."""
 

@@ -1,4 +1,4 @@
-"""``python -m pipeline bench machines``: what is told of two runs."""
+"""``python -m tests.bench machines``: what is told of two runs."""
 
 from __future__ import annotations
 

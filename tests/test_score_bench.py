@@ -1,4 +1,4 @@
-"""``python -m train bench-score``: the same clips for all, ratios, differences; no timings."""
+"""``python -m tests.bench score``: the same clips for all, ratios, differences; no timings."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import soundfile
 from train_helpers import tone_pcm
 
 from tests.bench import score as bench_score
+from tests.bench.__main__ import main as run_bench
 from tests.bench.score import Contender, clips_of, command, moved, race, rows_of, table
-from train.__main__ import main
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def test_the_table_of_folder_and_long_file(tmp_path, monkeypatch):
     monkeypatch.setattr(bench_score.os, "sched_setaffinity", lambda *_: None)
     out = tmp_path / "t.csv"
     options = ["--clips", "0", "--long-clips", "0", "--files", "4", "--long-hours", "0.04"]
-    assert main(["bench-score", *options, "--out", str(out)]) == 0
+    assert run_bench(["score", *options, "--out", str(out)]) == 0
     with out.open() as file:
         rows = list(csv.DictReader(file))
     by_name = {row["scorer"]: row for row in rows}

@@ -16,6 +16,7 @@ from train_helpers import SHARED, needs_shared, tone_pcm, write_dataset, write_r
 
 from data_specs.sample import CROP_SAMPLES
 from data_specs.teacher import PublishedHead, XlsR, packages_of, teacher_table
+from tests.bench.__main__ import main as run_bench
 from tests.bench.random_xlsr import SIZES, config_of, write_checkpoint
 from tests.tolerance import STUDENT, rounding
 from train.__main__ import main
@@ -565,11 +566,11 @@ def test_the_bench_tells_what_bf16_does_to_labels(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     shards = write_dataset(tmp_path / "shards", shards=1, samples=3)
-    bench = ["bench-teacher", "precision", "--teacher", "distillmos", "--shards", str(shards)]
-    assert main([*bench, "--clips", "3"]) == 0
+    bench = ["teacher", "precision", "--teacher", "distillmos", "--shards", str(shards)]
+    assert run_bench([*bench, "--clips", "3"]) == 0
     said = capsys.readouterr().out
     assert "distillmos: 3 clips" in said and "99th percentile 0.0" in said
-    assert main([*bench, "--clips", "4"]) == 2
+    assert run_bench([*bench, "--clips", "4"]) == 2
 
 
 # --- features of the published student ------------------------------------------------------------

@@ -25,7 +25,7 @@ from pipeline.dataset.shards import Row, commit, read_record, sample_key, write_
 from pipeline.dataset.summary import MOS_BINS, mos_bin, summarise
 from pipeline.engine import run, status, watch
 from pipeline.engine.watch import METRICS, Board, Progress, Watch, duration, line, measures
-from tests.conftest import small_recipe
+from tests.conftest import ROOT, small_recipe
 from tests.drill_cluster import wait_for
 
 SIZE = 4
@@ -420,7 +420,7 @@ def test_an_unreadable_attempts_file_is_left_out(job: Job) -> None:
 
 # --- metrics --------------------------------------------------------------------------------------
 
-DASHBOARD = Path(watch.__file__).parent / "grafana.json"
+DASHBOARD = ROOT / "pipeline/grafana.json"
 
 
 def progress(**changes: Any) -> Progress:
@@ -461,7 +461,7 @@ def test_the_dashboard_asks_for_metrics_that_are_exported() -> None:
 
 
 def test_the_dashboard_is_packaged() -> None:
-    pyproject = (Path(watch.__file__).parent.parent / "pyproject.toml").read_text()
+    pyproject = (ROOT / "pyproject.toml").read_text()
     assert DASHBOARD.is_file() and '"pipeline"' in pyproject
 
 

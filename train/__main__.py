@@ -12,32 +12,44 @@ from data_specs.io.output import visible_output
 from train.loop.launch import require_device, require_launch
 
 VERBS = {
-    "fit": ("fit", "train a student, or continue a run"),
-    "teacher": ("teach", "train a teacher's head on rated clips, or continue a run"),
-    "cross-validate": ("cross_validate", "a teacher's head with and without scales, by folds"),
-    "experiment": ("experiment", "students on labels against students on ratings (Figure 3)"),
-    "lengths": ("lengths", "how well models score short crops, by length and filling"),
-    "prune": ("prune", "prune a trained network round by round, or continue a run"),
-    "shrink": ("shrink", "make a pruned or whole student smaller and faster in fact"),
-    "evaluate": ("evaluate", "compare models with rated clips and with shards' labels"),
-    "score": ("score", "score files, folders or lists to a CSV"),
-    "export": ("export", "write ONNX, int8, a model card, a bundle, and a page that scores"),
-    "report": ("report", "write one HTML page about a run"),
-    "bench-loader": ("bench_loader", "how fast shards are read, against decoding alone"),
-    "bench-presets": ("bench_presets", "the fast preset's training against the paper's"),
-    "bench-prune": ("bench_prune", "a round of pruning the 2B model: memory, seconds, an estimate"),
-    "bench-score": ("bench_score", "scoring against the distillmos package: speed, differences"),
-    "bench-teacher": ("bench_teacher", "the XLS-R teacher's speed, memory and precision"),
+    "fit": ("student.fit", "train a student, or continue a run"),
+    "teacher": ("teacher.fit", "train a teacher's head on rated clips, or continue a run"),
+    "cross-validate": (
+        "teacher.cross_validate",
+        "a teacher's head with and without scales, by folds",
+    ),
+    "experiment": (
+        "evaluation.experiment",
+        "students on labels against students on ratings (Figure 3)",
+    ),
+    "lengths": ("evaluation.lengths", "how well models score short crops, by length and filling"),
+    "prune": ("pruning.prune", "prune a trained network round by round, or continue a run"),
+    "shrink": (
+        "pruning.structured_pruning",
+        "make a pruned or whole student smaller and faster in fact",
+    ),
+    "evaluate": ("evaluation.evaluate", "compare models with rated clips and with shards' labels"),
+    "score": ("scoring.score", "score files, folders or lists to a CSV"),
+    "export": ("export.export", "write ONNX, int8, a model card, a bundle, and a page that scores"),
+    "report": ("report.report", "write one HTML page about a run"),
     "submit": (
         "submit",
         "hand a training to Slurm, Kubernetes or Ray, or show what would be handed",
     ),
-    "variants": ("variants", "list the students and what they cost"),
+    "variants": ("student.variants", "list the students and what they cost"),
 }
 """By verb: the module, with ``add_arguments`` and ``run`` (``submit``: ``main``), and what it is
 for."""
 
-ONE_WRITER = ("fit", "teacher", "cross-validate", "experiment", "lengths", "prune", "shrink")
+ONE_WRITER = (
+    "student.fit",
+    "teacher",
+    "cross-validate",
+    "experiment",
+    "lengths",
+    "prune",
+    "shrink",
+)
 """Verbs that nothing but their own means may start several times for one folder."""
 
 

@@ -1,1 +1,1 @@
-"""ROOM."""
+"""Jobs for clusters, and what they will take."""

@@ -2,9 +2,9 @@
 
 A short calibration runs the recipe's own samples on this machine, stage by stage, alone and then on
 all cores at once; or ``--rates FILE`` gives what another machine measured (``--save`` wrote it). A
-model of stated assumptions (``pipeline.cluster.throughput``) does the rest. ``--stand-ins`` measures a
-recipe whose corpora and weights are not here: any speech, noise and rooms, and random weights of
-the same networks, which take the same time.
+model of stated assumptions (``pipeline.cluster.throughput``) does the rest. ``--stand-ins``
+measures a recipe whose corpora and weights are not here: any speech, noise and rooms, and random
+weights of the same networks, which take the same time.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from data_specs.io.errors import UserError
 from data_specs.io.hardware import cpus
 from data_specs.recipe import Recipe, Source, Sources, load_recipe
 from pipeline.cluster import rates as measured
+from pipeline.cluster.stand_ins import default_corpora, stand_in_weights, without
 from pipeline.cluster.throughput import (
     Cluster,
     Prediction,
@@ -35,7 +36,6 @@ from pipeline.dataset import job as jobs
 from pipeline.dataset.job import CLIP_HOURS, Job
 from pipeline.engine.watch import CLIP_S
 from pipeline.render.processors import PROCESSORS
-from pipeline.render.render import Roots
 from pipeline.verbs import parse_roots
 
 PAPER_SAMPLES = 4_000_000
@@ -190,19 +190,17 @@ def calibrate(recipe: Recipe, options: argparse.Namespace, given: set[str]) -> R
     if options.device != "cpu":
         raise UserError(
             "--device: only the teacher is measured on a GPU (--teacher-device); for processors "
-            "there, give --gpu-rate NAME=X from `python -m pipeline bench-degrade --device cuda`"
+            "there, give --gpu-rate NAME=X from `python -m tests.bench processors --device cuda`"
         )
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         roots = parse_roots(options.corpus, recipe)
         missing: set[str] = set()
         if options.stand_ins:
-            from tests.bench.processors import stand_in_weights
-
             stack.enter_context(stand_in_weights(folder))
             recipe, missing = _runnable(_any_corpora(recipe))
             _require_rates(missing - given)
-            roots = parse_roots(options.corpus, recipe) or _made_corpora(folder)
+            roots = parse_roots(options.corpus, recipe) or default_corpora(folder)
         job = jobs.prepare(
             recipe,
             roots,
@@ -239,8 +237,6 @@ def _any_corpora(recipe: Recipe) -> Recipe:
 
 def _runnable(recipe: Recipe) -> tuple[Recipe, set[str]]:
     """The recipe with nothing in the place of what cannot run here, and the names of that."""
-    from tests.bench.processors import without
-
     missing = set()
     for kind in recipe.kinds():
         try:
@@ -258,12 +254,6 @@ def _require_rates(missing: set[str]) -> None:
             f"no stand-in, and no weights here, for {', '.join(sorted(missing))}: fetch them "
             f"(python -m pipeline weights), or give {rates} in times real time on one core"
         )
-
-
-def _made_corpora(folder: Path) -> Roots:
-    from tests.bench.pipeline import default_corpora
-
-    return default_corpora(folder)
 
 
 # --- shown ----------------------------------------------------------------------------------------

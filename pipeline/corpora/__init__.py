@@ -1,1 +1,1 @@
-"""ROOM."""
+"""What samples are made from: manifests, made and spoken speech, noise, rooms, weights."""

@@ -1,1 +1,1 @@
-"""ROOM."""
+"""Shards, their records, and what is done with whole datasets."""

@@ -163,7 +163,7 @@ def page(
     roots = parse_roots(corpora, recipe)
     chosen = every_processor(folder, recipe) if each else spread(folder, count)
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        loader=jinja2.FileSystemLoader(Path(__file__).parents[1] / "templates"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

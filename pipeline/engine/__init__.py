@@ -1,1 +1,1 @@
-"""ROOM."""
+"""Who makes the shards, where, and how far they are."""

@@ -1,1 +1,1 @@
-"""ROOM."""
+"""Plans, and the audio that follows from them."""

@@ -192,7 +192,7 @@ def _hang_up(line: socket.socket, expired: threading.Event) -> None:
 
 
 def _environment() -> dict[str, str]:
-    here = str(Path(__file__).resolve().parent.parent)
+    here = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH", "")]))
     return {**os.environ, "PYTHONPATH": path, **ONE_THREAD}
 

@@ -1,1 +1,1 @@
-"""ROOM."""
+"""Benchmarks and drills; not in the wheel."""

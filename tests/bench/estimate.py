@@ -1,4 +1,4 @@
-"""The throughput model against real runs: ``python -m pipeline bench estimate``.
+"""The throughput model against real runs: ``python -m tests.bench estimate``.
 
 ``estimate`` calibrates in a process of its own, as a user's would, alone and with two workers at
 once. Then the whole command is run with one and with two workers, and its seconds are held to what
@@ -17,9 +17,10 @@ from pathlib import Path
 
 from data_specs.recipe import load_recipe
 from pipeline.cluster import rates as measured
+from pipeline.cluster.stand_ins import default_corpora
 from pipeline.cluster.throughput import Cluster, Rates, predict
 from pipeline.verbs import parse_roots
-from tests.bench.pipeline import Setting, default_corpora, timed_command
+from tests.bench.pipeline import Setting, timed_command
 
 GOAL = 0.15
 WORKERS = (1, 2)
@@ -27,7 +28,7 @@ WORKERS = (1, 2)
 
 def main(argv: Sequence[str]) -> int:
     """Print predicted and measured seconds; exit status 1 where they differ by more."""
-    parser = argparse.ArgumentParser(prog="python -m pipeline bench estimate", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.bench estimate", description=__doc__)
     parser.add_argument("--recipe", default="demo")
     parser.add_argument("--corpus", action="append", default=[], metavar="NAME=DIR")
     parser.add_argument("--samples", type=int, default=2000)

@@ -1,4 +1,4 @@
-"""``python -m train bench-loader``: how fast shards become batches.
+"""``python -m tests.bench loader``: how fast shards become batches.
 
 Compared with reading and decoding alone, in as many processes, of the same samples: no shuffling,
 no batches, nothing handed to another process. What is missing to 1.00 is what the loader costs.
@@ -85,7 +85,7 @@ def measure(work: Callable[[], None], clips: int) -> Rate:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of ``python -m train bench-loader``."""
+    """The options of ``python -m tests.bench loader``."""
     parser.add_argument("--shards", required=True, help="folder of shards, or its address")
     parser.add_argument("--clips", type=int, default=4000, help="a repetition; in whole batches")
     parser.add_argument("--workers", type=int, default=2)
@@ -94,7 +94,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """``python -m train bench-loader``; returns the exit code."""
+    """``python -m tests.bench loader``; returns the exit code."""
     for name in ("clips", "workers", "batch", "repeat"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name} {getattr(args, name)}: must be 1 or more")

@@ -1,4 +1,4 @@
-"""What other machines make of the same samples: ``python -m pipeline bench machines``.
+"""What other machines make of the same samples: ``python -m tests.bench machines``.
 
 The whole command is run again as an older processor would run it (the libraries are told to leave
 newer instructions alone) and with two threads, and its audio and labels are held to those of a run
@@ -24,10 +24,10 @@ from data_specs.io.addresses import place
 from data_specs.io.errors import UserError
 from data_specs.recipe import load_recipe
 from data_specs.sample import parse_sample
+from pipeline.cluster.stand_ins import default_corpora
 from pipeline.dataset.shards import find_shards, samples_of
 from pipeline.render.render import Roots
 from pipeline.verbs import parse_roots
-from tests.bench.pipeline import default_corpora
 
 AVX512 = "AVX512F AVX512CD AVX512_SKX AVX512_CLX AVX512_CNL AVX512_ICL AVX512_SPR"
 """Of NumPy: names that it does not know are passed over with a warning."""
@@ -50,7 +50,7 @@ Made = dict[str, tuple[NDArray[np.int16], float]]
 
 def main(argv: Sequence[str]) -> int:
     """Print how far each variant's audio and labels are from the machine's own."""
-    parser = argparse.ArgumentParser(prog="python -m pipeline bench machines", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.bench machines", description=__doc__)
     parser.add_argument("--recipe", default="demo")
     parser.add_argument("--corpus", action="append", default=[], metavar="NAME=DIR")
     parser.add_argument("--samples", type=int, default=100)

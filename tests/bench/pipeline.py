@@ -1,4 +1,4 @@
-"""Speed as ratios against named baselines, all within one run: ``python -m pipeline bench``.
+"""Speed as ratios against named baselines, all within one run: ``python -m tests.bench pipeline``.
 
 Every engine run is the whole command in a process of its own, so that start-up counts and memory
 is that of all its processes together.
@@ -7,7 +7,6 @@ is that of all its processes together.
 from __future__ import annotations
 
 import argparse
-import importlib
 import os
 import statistics
 import subprocess
@@ -28,7 +27,7 @@ from data_specs.io.errors import UserError
 from data_specs.processors import Processor as Spec
 from data_specs.recipe import load_recipe
 from data_specs.sample import CROP_SAMPLES, SAMPLE_RATE
-from pipeline.corpora import synthetic as makers
+from pipeline.cluster.stand_ins import default_corpora
 from pipeline.dataset.job import scan_all
 from pipeline.render import processors as degrade
 from pipeline.render.plan import BLOCK, Tables, make_table, plan_block, plan_range
@@ -37,13 +36,6 @@ from pipeline.render.render import Roots
 from pipeline.verbs import parse_roots
 
 RECIPE = "demo"
-OWN_OPTIONS = {
-    "scale": "tests.bench.scale",
-    "estimate": "tests.bench.estimate",
-    "machines": "tests.bench.machines",
-}
-"""Benches with a parser of their own, run alone."""
-
 EQUAL_PRIORITY = {"RAY_worker_niceness": "0"}
 """Ray starts its workers at nice 15, and whatever else runs would then slow only them."""
 
@@ -53,9 +45,7 @@ CLIP_SECONDS = CROP_SAMPLES / SAMPLE_RATE
 
 def main(argv: Sequence[str]) -> int:
     """Run the named benches (all without a name) and print their tables."""
-    if argv and argv[0] in OWN_OPTIONS:
-        return int(importlib.import_module(OWN_OPTIONS[argv[0]]).main(argv[1:]))
-    parser = argparse.ArgumentParser(prog="python -m pipeline bench", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.bench pipeline", description=__doc__)
     parser.add_argument(
         "names",
         nargs="*",
@@ -85,14 +75,6 @@ class Setting:
     folder: Path
     samples: int
     repeat: int
-
-
-def default_corpora(folder: Path) -> Roots:
-    """Made speech, noise and rooms."""
-    makers.make_speech(folder / "speech", clips=80)
-    makers.make_noise(folder / "noise", files=30, speech=folder / "speech")
-    makers.make_rooms(folder / "rooms", rooms=20)
-    return {name: [folder / name] for name in ("speech", "noise", "rooms")}
 
 
 # --- planning and processors ----------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""How much less training the fast preset needs than the paper's. ``python -m train bench-presets``.
+"""How much less training the fast preset needs than the paper's. ``python -m tests.bench presets``.
 
 Trains one student twice on the same shards: with the paper's settings for ``--steps`` updates, and
 with the fast preset for a quarter of them (its cosine ends there). Then asks after how many clips
@@ -78,7 +78,7 @@ def table(student: str, paper: list[Point], fast: list[Point]) -> str:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of ``python -m train bench-presets``."""
+    """The options of ``python -m tests.bench presets``."""
     parser.add_argument("--student", default="v1")
     parser.add_argument("--shards", required=True)
     parser.add_argument("--validation")
@@ -101,7 +101,7 @@ def _config(args: argparse.Namespace, sources: Sources, preset: str) -> FitConfi
 
 
 def run(args: argparse.Namespace) -> int:
-    """``python -m train bench-presets``; returns the exit code."""
+    """``python -m tests.bench presets``; returns the exit code."""
     sources = open_sources(args.shards, args.validation)
     host = Host(args.workers, args.device, log_every=10)
     parameters, macs = count(variant(args.student))

@@ -14,7 +14,6 @@ import argparse
 import importlib
 import os
 import statistics
-import sys
 import tempfile
 import textwrap
 import time
@@ -31,12 +30,12 @@ import psutil
 from data_specs.distributions import Choice
 from data_specs.io.errors import UserError
 from data_specs.processors import Processor as Spec
-from data_specs.processors import Untouched
 from data_specs.recipe import Recipe, Source, Sources, load_recipe
 from data_specs.sample import CROP_SAMPLES, SAMPLE_RATE
 from data_specs.strict import unknown
 from pipeline.audio import Wave, read_part, resample
 from pipeline.cluster import random_weights
+from pipeline.cluster.stand_ins import stand_in_weights, without
 from pipeline.corpora import synthetic as makers
 from pipeline.dataset.job import scan_all
 from pipeline.render import label
@@ -56,7 +55,6 @@ from pipeline.render.processors.interface import Params, Waves
 from pipeline.render.processors.runtime import Runtime
 from pipeline.render.render import Roots, find, render_group
 from pipeline.verbs import parse_roots
-from train.models import weights
 
 RECIPE = "paper"
 CLIP_SECONDS = CROP_SAMPLES / SAMPLE_RATE
@@ -137,29 +135,6 @@ def _one_core() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-@contextmanager
-def stand_in_weights(folder: Path) -> Iterator[list[str]]:
-    """Random weights in the cache's place where it lacks any. Gives what the foot should say."""
-    try:
-        for name in random_weights.WRITERS:
-            weights.find(name)
-    except FileNotFoundError:
-        missing = random_weights.write_all(folder / "weights")
-    else:
-        yield ["real weights"]
-        return
-    before = os.environ.get(weights.FOLDER_VARIABLE)
-    os.environ[weights.FOLDER_VARIABLE] = str(folder / "weights")
-    try:
-        names = ", ".join(sorted(set(random_weights.WRITERS) - set(missing)))
-        yield [f"random weights: speed only ({names})"]
-    finally:
-        if before is None:
-            del os.environ[weights.FOLDER_VARIABLE]
-        else:
-            os.environ[weights.FOLDER_VARIABLE] = before
-
-
 # --- what is made ---------------------------------------------------------------------------------
 
 
@@ -187,16 +162,6 @@ def _why_not(kind: str, device: str) -> str:
     except (UserError, ImportError, OSError) as error:
         return textwrap.shorten(str(error), 70, placeholder="...")
     return ""
-
-
-def without(recipe: Recipe, kinds: set[str]) -> Iterator[Any]:
-    """The stages with "none" for some kinds, so that the others keep their shares."""
-    for stage in recipe.stages:
-        choices = [
-            option.model_copy(update={"use": Untouched()}) if option.use.kind in kinds else option
-            for option in stage.choices
-        ]
-        yield stage.model_copy(update={"choices": tuple(choices)})
 
 
 def _default_corpora(folder: Path) -> Roots:
@@ -541,7 +506,3 @@ def _one_at_a_time(setting: Setting, guard: Guard, plans: Sequence[SamplePlan]) 
 def _together(setting: Setting, guard: Guard, plans: Sequence[SamplePlan]) -> int:
     rendered = render_group(plans, setting.roots, guard.run)
     return sum(sample.pcm is not None for sample in rendered)
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

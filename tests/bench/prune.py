@@ -1,4 +1,4 @@
-"""``python -m train bench-prune``: what a round of pruning takes at the teacher's full size.
+"""``python -m tests.bench prune``: what a round of pruning takes at the teacher's full size.
 
 XLS-R of the real shape, cut at its layer, with random weights (speed and memory do not depend on
 what was learnt) and made-up clips: scores are gathered, the lowest selected and masked, then it is
@@ -209,7 +209,7 @@ def selection(args: argparse.Namespace) -> None:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of ``python -m train bench-prune``."""
+    """The options of ``python -m tests.bench prune``."""
     parser.add_argument("what", nargs="*", default=["full"], help="full, selection")
     parser.add_argument("--size", choices=sorted(XLSR_SIZES), default="2b")
     parser.add_argument("--batch", type=int, default=20)
@@ -222,7 +222,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """``python -m train bench-prune``; returns the exit code."""
+    """``python -m tests.bench prune``; returns the exit code."""
     if args.threads:
         torch.set_num_threads(args.threads)
     keep_freed_memory()

@@ -1,4 +1,4 @@
-"""A dataset of the paper's size without its audio: ``python -m pipeline bench scale``.
+"""A dataset of the paper's size without its audio: ``python -m tests.bench scale``.
 
 Manifests of as many files, records of as many shards and sparse tars of the stated sizes are
 written; then all that a driver, a user or a trainer does with the whole of them is done, each in a
@@ -260,7 +260,7 @@ def problems(step: str, tenth: Taken, whole: Taken) -> list[str]:
 
 def main(argv: Sequence[str]) -> int:
     """Print the table; exit status 1 where a goal is missed."""
-    parser = argparse.ArgumentParser(prog="python -m pipeline bench scale", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.bench scale", description=__doc__)
     parser.add_argument("--shards", type=int, default=8000)
     parser.add_argument("--samples", type=int, default=4_000_000)
     parser.add_argument("--step", action="append", choices=sorted(STEPS), default=[])

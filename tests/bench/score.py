@@ -1,4 +1,4 @@
-"""Scoring beside the ``distillmos`` package: ``python -m train bench-score``.
+"""Scoring beside the ``distillmos`` package: ``python -m tests.bench score``.
 
 One run, the same weights, the same clips, the same cores: the package's own call, a clip at a time
 as its users make it, against ``load("v7")``; then its command against ``python -m train score`` on
@@ -359,7 +359,7 @@ def table(rows: Sequence[dict[str, object]]) -> str:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of ``python -m train bench-score``."""
+    """The options of ``python -m tests.bench score``."""
     parser.add_argument(
         "--audio", type=path_here, help="recordings to make the clips of (else: made)"
     )
@@ -397,7 +397,7 @@ def _race_rows(args: argparse.Namespace, seconds: float, count: int) -> list[dic
 
 
 def run(args: argparse.Namespace) -> int:
-    """``python -m train bench-score``; returns the exit code."""
+    """``python -m tests.bench score``; returns the exit code."""
     cores = sorted(os.sched_getaffinity(0))[: args.threads]
     os.sched_setaffinity(0, cores)  # of reading threads and commands, too
     os.environ["OMP_NUM_THREADS"] = str(args.threads)

@@ -1,4 +1,4 @@
-"""``python -m train bench-teacher``: the teacher's speed and the memory that loading it takes.
+"""``python -m tests.bench teacher``: the teacher's speed and the memory that loading it takes.
 
 The named baseline is the way of the published ``xls-r-sqa`` package: one clip at a time, float32,
 one layer more than is read, every hidden state kept.
@@ -248,7 +248,7 @@ def _checkpoint(size: str, layers: int) -> Iterator[Path]:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of ``python -m train bench-teacher``."""
+    """The options of ``python -m tests.bench teacher``."""
     parser.add_argument("what", nargs="*", default=["speed"], help="speed, memory, precision")
     parser.add_argument("--size", choices=sorted(SIZES), default="2b")
     parser.add_argument("--clips", type=int, default=8)
@@ -263,7 +263,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """``python -m train bench-teacher``; returns the exit code."""
+    """``python -m tests.bench teacher``; returns the exit code."""
     if args.threads:
         torch.set_num_threads(args.threads)
     benches = {"speed": speed, "memory": memory, "precision": precision}

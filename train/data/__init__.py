@@ -1,1 +1,1 @@
-"""ROOM."""
+"""Shards and rated clips as batches."""

@@ -1,8 +1,8 @@
 """Samples of shards, and rated clips, as batches.
 
-Workers take whole batches of the order (``train.data.order``) in turn, so any number of them gives the
-same sequence, and a run resumes at batch ``k`` without decoding anything that came before. Samples
-are read out of the tars in place: only those that a worker needs.
+Workers take whole batches of the order (``train.data.order``) in turn, so any number of them gives
+the same sequence, and a run resumes at batch ``k`` without decoding anything that came before.
+Samples are read out of the tars in place: only those that a worker needs.
 
 Of ``world`` training processes, ``rank`` reads entries ``rank``, ``rank + world``, ... of every
 batch. Shards are not dealt to processes: this way each sample is read once an epoch by one process

@@ -1,1 +1,1 @@
-"""ROOM."""
+"""Scorers against people's ratings and teachers' labels."""

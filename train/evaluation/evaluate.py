@@ -1,10 +1,10 @@
 """Scorers against people's ratings and against the teacher's labels. ``python -m train evaluate``.
 
 Any scorers over any rated sets: v7, runs and teachers of this package, and those of others by name
-(``train.evaluation.comparing.others``). Per set: Pearson (PCC), Spearman, Kendall, RMSE, and RMSE after a
-monotone third-order map, at the level of clips, conditions and systems, with intervals, and whether
-two scorers differ; over the rated sets the means, unweighted and weighted by clips, as the paper
-judges (section V). Scores are kept: a second run scores only what is new.
+(``train.evaluation.comparing.others``). Per set: Pearson (PCC), Spearman, Kendall, RMSE, and RMSE
+after a monotone third-order map, at the level of clips, conditions and systems, with intervals, and
+whether two scorers differ; over the rated sets the means, unweighted and weighted by clips, as the
+paper judges (section V). Scores are kept: a second run scores only what is new.
 """
 
 from __future__ import annotations

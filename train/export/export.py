@@ -1,9 +1,9 @@
 """A student as others run it: ONNX, int8, card, bundle, page. ``python -m train export``.
 
 Writes a folder that ``train.scoring.score.load`` reads as it reads a run's, from this disk, a hub
-repository or an address (``train.scoring.bundle``): weights, description, model card, ``model.onnx`` and,
-asked for, ``model.int8.onnx``, a parity report on real clips, and a page that scores recordings in
-a browser.
+repository or an address (``train.scoring.bundle``): weights, description, model card,
+``model.onnx`` and, asked for, ``model.int8.onnx``, a parity report on real clips, and a page that
+scores recordings in a browser.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""ROOM."""
+"""What every training run shares: processes, signals, log."""

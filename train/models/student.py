@@ -250,7 +250,8 @@ class Student(nn.Module):
     def logits(self, waves_BT: Tensor) -> Tensor:
         """Logits (B,), float32, of a (B, 122880) batch at 16 kHz of any level.
 
-        ``ValueError`` for another shape: cut or pad the clip first (``train.scoring.score.windows``).
+        ``ValueError`` for another shape: cut or pad the clip first
+        (``train.scoring.score.windows``).
         """
         if waves_BT.ndim != 2 or waves_BT.shape[1] != CROP_SAMPLES:
             raise ValueError(f"waves of shape {tuple(waves_BT.shape)}: need (B, {CROP_SAMPLES})")

@@ -1,1 +1,1 @@
-"""ROOM."""
+"""Pages about a run."""

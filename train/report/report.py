@@ -607,7 +607,7 @@ def mark_mine(results: Evaluation, weights_sha256: str, name: str) -> Evaluation
 def environment() -> jinja2.Environment:
     """What pages are rendered with: this folder's templates, with the filter ``figure``."""
     made = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        loader=jinja2.FileSystemLoader(Path(__file__).parents[1] / "templates"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

@@ -1,9 +1,9 @@
 """A model as it is passed on: one folder with weights, card, ONNX files and their checksums.
 
-``python -m train export`` writes such a folder, ``train.scoring.score.load`` reads it as it reads a run's.
-``fetch`` brings one here from an address: ``https://host/folder``, ``hf://org/name[@revision]``,
-``s3://``, ``gs://``; only the files that are wanted, verified, and kept for when there is no
-network.
+``python -m train export`` writes such a folder, ``train.scoring.score.load`` reads it as it reads a
+run's. ``fetch`` brings one here from an address: ``https://host/folder``,
+``hf://org/name[@revision]``, ``s3://``, ``gs://``; only the files that are wanted, verified, and
+kept for when there is no network.
 """
 
 from __future__ import annotations

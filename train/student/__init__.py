@@ -1,1 +1,1 @@
-"""ROOM."""
+"""Training of students (section IV-B)."""

@@ -1,1 +1,1 @@
-"""ROOM."""
+"""Training of the teacher's head (section IV-A)."""

@@ -1,10 +1,10 @@
 """What dataset scales do for a teacher, on few rated clips. ``python -m train cross-validate``.
 
 Whole conditions are held out in turn, fold by fold. On the rest a head is trained without and with
-a scale and shift a dataset (by ``train.teacher.fit``, with a part of it held out again to stop at the
-best and to fit the universal scale). What the heads say of the clips held out is put together over
-the folds, and judged in three ways: ``plain`` (a head without scales), ``own scale`` (with them,
-each clip on its own dataset's) and ``universal`` (the same head, all clips on one scale).
+a scale and shift a dataset (by ``train.teacher.fit``, with a part of it held out again to stop at
+the best and to fit the universal scale). What the heads say of the clips held out is put together
+over the folds, and judged in three ways: ``plain`` (a head without scales), ``own scale`` (with
+them, each clip on its own dataset's) and ``universal`` (the same head, all clips on one scale).
 
 Front ends are those of ``teachers.yaml``. Of ``v7-conv`` mind that its network has learned from
 people's ratings already, perhaps of these clips: it may flatter all three ways.
@@ -58,7 +58,7 @@ from train.teacher.fit import (
 )
 
 STREAM_FOLDS = 3
-"""The random generator's stream of the folds (``train.teacher.fit`` and ``train.data.hold_out``: 0 to 2)."""
+"""The generator's stream of the folds (``train.teacher.fit``, ``train.data.hold_out``: 0 to 2)."""
 
 PLAIN, OWN, UNIVERSAL = WAYS = ("plain", "own scale", "universal")
 

@@ -1,10 +1,10 @@
 """The teacher's head, trained on rated clips. ``python -m train teacher``.
 
-Section IV-A: the encoder is frozen, so its features are taken once (``train.teacher.feature_cache``); the
-head learns to predict the mean opinion score from them. Datasets are drawn in proportion to their
-clips, counted up to a cap. Bias-aware (the default): the logit of a clip goes through a scale and a
-shift of its dataset before the sigmoid, and both are learned; a universal scale and shift are found
-after training (``train.teacher.calibrate``).
+Section IV-A: the encoder is frozen, so its features are taken once
+(``train.teacher.feature_cache``); the head learns to predict the mean opinion score from them.
+Datasets are drawn in proportion to their clips, counted up to a cap. Bias-aware (the default): the
+logit of a clip goes through a scale and a shift of its dataset before the sigmoid, and both are
+learned; a universal scale and shift are found after training (``train.teacher.calibrate``).
 
 A run folder holds ``last.pt`` (all state; the same command continues from it), ``best.pt``, the
 logs, and at the end ``head.safetensors``, ``head.json`` and ``validation.csv``: the folder is then

@@ -1,1 +1,1 @@
-"""Comparing scorers on rated sets: others' scorers, statistics, the page (``train.evaluation.evaluate``)."""
+"""Comparing scorers on rated sets: others' scorers, statistics, the page."""

@@ -6,7 +6,8 @@ the two PCCs in resamples of conditions (or systems, or clips where a set has ne
 two-sided p is twice the smaller share of resamples on one side of zero, with one added above and
 below, so never less than 2 / (resamples + 1). Over the pairs of one set the p are adjusted by
 Holm's method; many pairs get more resamples, for else the smallest p there is would not be small
-enough after it. With a dozen conditions a bootstrap is somewhat too sure (``train.evaluation.bootstrap``).
+enough after it. With a dozen conditions a bootstrap is somewhat too sure
+(``train.evaluation.bootstrap``).
 
 Beside it stands Williams' test for two dependent correlations that share a variable (E. J.
 Williams, 1959; recommended by J. H. Steiger, Psychological Bulletin 87, 1980, equation 7). It takes

@@ -2,10 +2,10 @@
 
 Pearson's (PCC) and Spearman's correlation, Kendall's tau-b, RMSE in MOS, and RMSE after a monotone
 third-order map (``train.evaluation.comparing.mapping``), each with its bootstrap interval
-(``train.evaluation.bootstrap``): at every level conditions are drawn where clips have them, else systems, else
-clips, for clips of one condition are no independent evidence. A condition's score and rating are
-the means of its clips. Correlations of fewer than three points are not defined: two always lie on a
-line.
+(``train.evaluation.bootstrap``): at every level conditions are drawn where clips have them, else
+systems, else clips, for clips of one condition are no independent evidence. A condition's score and
+rating are the means of its clips. Correlations of fewer than three points are not defined: two
+always lie on a line.
 """
 
 from __future__ import annotations

@@ -1,0 +1,57 @@
+"""What stands in for weights and corpora that are not here, so that their time can be measured."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from data_specs.processors import Untouched
+from data_specs.recipe import Recipe
+from pipeline.cluster import random_weights
+from pipeline.corpora import synthetic as makers
+from pipeline.render.render import Roots
+from train.models import weights
+
+
+@contextmanager
+def stand_in_weights(folder: Path) -> Iterator[list[str]]:
+    """Random weights in the cache's place where it lacks any. Gives what the foot should say."""
+    try:
+        for name in random_weights.WRITERS:
+            weights.find(name)
+    except FileNotFoundError:
+        missing = random_weights.write_all(folder / "weights")
+    else:
+        yield ["real weights"]
+        return
+    before = os.environ.get(weights.FOLDER_VARIABLE)
+    os.environ[weights.FOLDER_VARIABLE] = str(folder / "weights")
+    try:
+        names = ", ".join(sorted(set(random_weights.WRITERS) - set(missing)))
+        yield [f"random weights: speed only ({names})"]
+    finally:
+        if before is None:
+            del os.environ[weights.FOLDER_VARIABLE]
+        else:
+            os.environ[weights.FOLDER_VARIABLE] = before
+
+
+def without(recipe: Recipe, kinds: set[str]) -> Iterator[Any]:
+    """The stages with "none" for some kinds, so that the others keep their shares."""
+    for stage in recipe.stages:
+        choices = [
+            option.model_copy(update={"use": Untouched()}) if option.use.kind in kinds else option
+            for option in stage.choices
+        ]
+        yield stage.model_copy(update={"choices": tuple(choices)})
+
+
+def default_corpora(folder: Path) -> Roots:
+    """Made speech, noise and rooms."""
+    makers.make_speech(folder / "speech", clips=80)
+    makers.make_noise(folder / "noise", files=30, speech=folder / "speech")
+    makers.make_rooms(folder / "rooms", rooms=20)
+    return {name: [folder / name] for name in ("speech", "noise", "rooms")}
