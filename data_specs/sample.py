@@ -35,6 +35,16 @@ MOST_SAMPLES, MOST_SHARDS, MOST_SHARD_SAMPLES = 10**9 - 1, 10**6 - 1, 100_000
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
+def sample_key(index: int) -> str:
+    """Nine digits: contiguous, sorted, without the dots that WebDataset splits at."""
+    return f"{index:09d}"
+
+
+def shard_name(shard: int) -> str:
+    """File name of a shard without its ending."""
+    return f"shard-{shard:06d}"
+
+
 class SampleRecord(BaseModel):
     """The JSON member of a sample.
 

@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from data_specs.io.addresses import path_here, place
 from data_specs.io.cli import EXIT_STATUSES, end, run_command
 from data_specs.io.output import visible_output
-from pipeline import verbs
-from pipeline.render.guard import TIME_LIMIT_S
+from pipeline import options, verbs
 
 
 def parser() -> argparse.ArgumentParser:
@@ -43,41 +42,11 @@ def _recipe_verbs(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     manifest = sub.add_parser("manifest", help="scan a recipe's corpora and show what was found")
     plan = sub.add_parser("plan", help="plan samples without making audio, as parquet")
     make = sub.add_parser("shards", help="make a dataset of labelled shards; resumes by itself")
-    for verb in (manifest, plan, make):
-        verb.add_argument("recipe", help="YAML file, or the name of one in data_specs/recipes")
-        corpus_option(verb)
     for verb in (manifest, plan):
+        options.recipe_option(verb)
         verb.add_argument("--out", type=path_here, required=True)
-    make.add_argument("--out", type=place, required=True, help="a folder, or its address")
-    make.add_argument(
-        "--retry-failed",
-        action="store_true",
-        help="make again the shards with dropped samples or failed attempts, and only those",
-    )
-    for verb in (plan, make):
-        verb.add_argument("--samples", type=int, required=True)
-        verb.add_argument(
-            "--split",
-            action="append",
-            default=[],
-            metavar="SPLIT|ROLE=SPLIT",
-            help="train (default), validation, test or all; for every role or for one",
-        )
-    verbs.engine_options(make)
-    worker_options(make)
-
-
-def worker_options(verb: argparse.ArgumentParser) -> None:
-    """Where new samples are made, and how long one may take."""
-    verb.add_argument("--device", default="cpu", help="of the networks (default cpu)")
-    verb.add_argument("--teacher-device", default="", help="of the teacher (default: --device)")
-    verb.add_argument(
-        "--time-limit",
-        type=float,
-        default=TIME_LIMIT_S,
-        metavar="SECONDS",
-        help="drop a sample on which a processor takes longer (default %(default)g)",
-    )
+    options.sample_options(plan)
+    options.shards_options(make)
 
 
 def _dataset_verbs(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -106,44 +75,23 @@ def _dataset_verbs(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     replay.add_argument(
         "--out", type=path_here, help="folder for the audio (default: compare only)"
     )
-    outside_option(replay)
-    corpus_option(replay)
-
-
-def corpus_option(verb: argparse.ArgumentParser) -> None:
-    """The folders of corpora."""
-    verb.add_argument(
-        "--corpus",
-        action="append",
-        default=[],
-        metavar="NAME=DIR",
-        help="folder of a corpus, or its address; may be given more than once for one corpus; "
-        "or the environment: CORPUS_NAME=DIR[:DIR]",
-    )
-
-
-def outside_option(verb: argparse.ArgumentParser) -> None:
-    """The word that lets a dataset's records lead out of the corpora's folders."""
-    verb.add_argument(
-        "--allow-outside",
-        action="store_true",
-        help="follow links that lead out of the corpora's folders: for datasets of your own",
-    )
+    options.outside_option(replay)
+    options.corpus_option(replay)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a verb. Exit status 0: done; 1: not whole; 2: bad input; 130, 143: ended by a signal."""
     with visible_output():
-        options, rest = parser().parse_known_args(argv)
-        if rest and options.verb not in verbs.OWN_OPTIONS:
+        given, rest = parser().parse_known_args(argv)
+        if rest and given.verb not in verbs.OWN_OPTIONS:
             parser().error(f"unrecognized arguments: {' '.join(rest)}")
-        return run_command(lambda: _run(options, rest))
+        return run_command(lambda: _run(given, rest))
 
 
-def _run(options: argparse.Namespace, rest: list[str]) -> int:
-    if options.verb in verbs.OWN_OPTIONS:
-        return verbs.delegate(options.verb, rest)
-    return verbs.VERBS[options.verb](options)
+def _run(given: argparse.Namespace, rest: list[str]) -> int:
+    if given.verb in verbs.OWN_OPTIONS:
+        return verbs.delegate(given.verb, rest)
+    return verbs.VERBS[given.verb](given)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import math
 import os
@@ -225,3 +226,8 @@ def resample(waves_BT: Wave, from_hz: int, to_hz: int) -> Wave:
         resampled = soxr.resample(wave_T, from_hz, to_hz, quality="HQ")[: len(out_T)]
         out_T[: len(resampled)] = resampled
     return out_BT
+
+
+def pcm_sha256(pcm: NDArray[np.int16]) -> str:
+    """Hash of the audio itself, which no FLAC encoder's version changes."""
+    return hashlib.sha256(pcm.astype("<i2").tobytes()).hexdigest()

@@ -22,10 +22,12 @@ import numpy as np
 from data_specs.cluster.needs import parse_part, parse_stage
 from data_specs.io.cli import end, run_command
 from data_specs.recipe import load_recipe
-from pipeline import verbs
+from data_specs.sample import sample_key
+from pipeline import options as verb_options
 from pipeline.corpora.manifest import SCHEMA, Manifest
 from pipeline.dataset.job import Job, Worker, open_folder, prepare
-from pipeline.dataset.shards import Row, sample_key
+from pipeline.dataset.shards import Row
+from pipeline.engine import carry_out as carrying
 from pipeline.engine import run
 
 TWICE = "TWICE"
@@ -116,7 +118,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--pause", type=float, default=0.0, help="seconds for each group")
     found.add_argument("--recipe", default="")
     found.add_argument("--corpus", action="append", default=[])
-    verbs.engine_options(found)
+    verb_options.engine_options(found)
     return found
 
 
@@ -124,7 +126,7 @@ def main() -> int:
     options = parser().parse_args()
     if options.recipe:
         recipe = load_recipe(options.recipe)
-        roots = verbs.parse_roots(options.corpus, recipe)
+        roots = verb_options.parse_roots(options.corpus, recipe)
         job, kind = (
             prepare(recipe, roots, options.out, options.samples, progress=False),
             LoggedWorker,
@@ -140,14 +142,14 @@ def main() -> int:
             options.workers,
             progress=False,
             hire=partial(kind, log=options.log, pause_s=options.pause),
-            actors=verbs.teacher_actors(options, "cpu"),
+            actors=verb_options.teacher_actors(options, "cpu"),
             part=part,
             machines=run.Machines(
                 options.ray_address, parse_stage(options.worker_needs, "--worker-needs")
             ),
         )
 
-    return verbs.carry_out(job, part, work)
+    return carrying.carry_out(job, part, work)
 
 
 if __name__ == "__main__":

@@ -12,14 +12,13 @@ import numpy as np
 import pyarrow as pa
 
 from data_specs.sample import CROP_SAMPLES
-from pipeline.audio import encode_flac
+from pipeline.audio import encode_flac, pcm_sha256
 from pipeline.corpora.manifest import SCHEMA, Manifest
 from pipeline.dataset import job as jobs
 from pipeline.dataset.job import Job
 from pipeline.dataset.shards import Row
 from pipeline.engine.run import _attempt
 from pipeline.render.plan import SamplePlan
-from pipeline.render.render import pcm_sha256
 from tests.conftest import small_recipe
 
 SAMPLES = 10  # two shards of four and one of two

@@ -255,8 +255,8 @@ def test_figure_3_has_its_points_where_the_axes_say():
         ("labelled", places(upper, "rect", ("x", "y")), 2.5, -3),
     ):
         for (across, up), name, size in zip(marks, ("v1", "v2"), sizes, strict=True):
-            assert across == pytest.approx(charts._x(x, size) + shift + corner, abs=0.06)
-            assert up == pytest.approx(charts._y(y, pcc[f"{name}-{kind}"]) + corner, abs=0.06)
+            assert across == pytest.approx(charts.x_at(x, size) + shift + corner, abs=0.06)
+            assert up == pytest.approx(charts.y_at(y, pcc[f"{name}-{kind}"]) + corner, abs=0.06)
     assert "teacher v7, 4.1 M" in text and "prefers-color-scheme: dark" in text
     bars = [node for node in upper.iter(f"{SVG}path") if "bars" in node.get("class", "")]
     assert len(bars) == 4
@@ -268,9 +268,9 @@ def test_bars_end_at_the_edge_and_a_point_without_interval_has_none():
     one = charts.Estimates("a", [1, 2], [0.5, 0.6], [-4, None], [4, None])
     svg = ElementTree.fromstring(charts.estimates("t", x, y, [one]))
     (bar,) = [node for node in svg.iter("path") if node.get("class") == "bars s0"]
-    assert f" {charts._y(y, 0):.1f}V{charts._y(y, 1):.1f}" in bar.get("d")
+    assert f" {charts.y_at(y, 0):.1f}V{charts.y_at(y, 1):.1f}" in bar.get("d")
     dot, _ = svg.iter("circle")
-    assert float(dot.get("cx")) == pytest.approx(charts._x(x, 1), abs=0.06)  # alone: not moved
+    assert float(dot.get("cx")) == pytest.approx(charts.x_at(x, 1), abs=0.06)  # alone: not moved
 
 
 def test_a_set_without_any_gap_is_drawn_all_the_same():

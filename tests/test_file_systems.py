@@ -488,7 +488,7 @@ def test_makers_write_through_the_one_writer(
 ) -> None:
     monkeypatch.setattr(os, "fsync", failing(errno.ENOSPC))
     with pytest.raises(OSError, match=r"a\.flac"):
-        makers._write(tmp_path / "a.flac", talk(1, 0))
+        makers.write_flac(tmp_path / "a.flac", talk(1, 0))
     assert os.listdir(tmp_path) == []
 
 

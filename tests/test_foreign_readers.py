@@ -16,9 +16,9 @@ import pytest
 import soundfile
 import webdataset as wds
 
-from pipeline.audio import encode_flac, to_pcm
-from pipeline.dataset.shards import Row, commit, sample_key
-from pipeline.render.render import pcm_sha256
+from data_specs.sample import sample_key
+from pipeline.audio import encode_flac, pcm_sha256, to_pcm
+from pipeline.dataset.shards import Row, commit
 from tests.conftest import ROOT, talk
 from train.data.shards import list_shards
 from train.data.stream import ShardSamples

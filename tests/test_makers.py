@@ -62,7 +62,7 @@ def test_there_are_many_speakers_and_most_are_flite() -> None:
     assert len({(voice.language, voice.speaker) for voice in voices}) == len(voices) >= 45
     assert sum(voice.engine == "flite" for voice in voices) > 0.7 * len(voices)
     for language in {voice.language for voice in voices}:
-        assert len(makers._sentences()[language]) >= 10
+        assert len(makers.sentences_of()[language]) >= 10
 
 
 def test_a_missing_synthesizer_names_its_package(

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 
 from data_specs.recipe import Recipe
 from data_specs.recipe import Teacher as TeacherSpec
-from data_specs.sample import DATASET_FILE, SampleRecord
+from data_specs.sample import DATASET_FILE, SampleRecord, shard_name
 from pipeline.__main__ import main
 from pipeline.dataset import shards
 from pipeline.dataset.job import Job, Worker, WrongDataset, prepare, reopen
@@ -96,7 +96,7 @@ def records(folder: Path) -> dict[str, SampleRecord]:
     return {
         key: SampleRecord.model_validate_json(data)
         for shard in find_shards(folder)
-        for key, _, data in shards.samples(folder / f"{shards.shard_name(shard)}.tar")
+        for key, _, data in shards.samples(folder / f"{shard_name(shard)}.tar")
     }
 
 

@@ -191,7 +191,7 @@ def test_a_chart_survives_flat_and_single_values() -> None:
 
 def test_a_ticks_number_is_the_ticks() -> None:
     said = {0.0015: "1.5e-3", 0.0005: "5e-4", 250_000: "2.5e5", 0.61: "0.61", 0: "0"}
-    assert {value: charts._number(value) for value in said} == said
+    assert {value: charts.number_text(value) for value in said} == said
 
 
 # --- damaged input --------------------------------------------------------------------------------

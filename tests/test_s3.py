@@ -17,10 +17,10 @@ import yaml
 
 from data_specs.io import storage
 from data_specs.io.storage import RemoteFolder
-from pipeline import verbs
 from pipeline.dataset.card import write_card
 from pipeline.dataset.merge import merge
 from pipeline.dataset.shards import commit, read_ledger, verify_shard
+from pipeline.engine import carry_out as carrying
 from tests.conftest import ROOT, small_recipe
 from tests.s3_helpers import (
     ACCESS_KEY,
@@ -319,7 +319,7 @@ def test_no_credential_reaches_an_output(
     job = sketch_job(address)
     make_all(job)
     write_card(job)
-    verbs._tell(job, [0, 1, 2], 0, 1.0)
+    carrying._tell(job, [0, 1, 2], 0, 1.0)
     s3.misdeed = fail
     with pytest.raises(OSError) as caught:
         job.todo()

@@ -17,7 +17,7 @@ import webdataset as wds
 
 from data_specs.io.files import remove_leftovers
 from data_specs.sample import SampleRecord
-from pipeline.audio import encode_flac, to_pcm
+from pipeline.audio import encode_flac, pcm_sha256, to_pcm
 from pipeline.dataset import shards
 from pipeline.dataset.shards import (
     Row,
@@ -28,7 +28,6 @@ from pipeline.dataset.shards import (
     samples,
     verify_shard,
 )
-from pipeline.render.render import pcm_sha256
 from tests.conftest import ROOT, talk
 
 HASH = "a" * 64

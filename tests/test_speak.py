@@ -527,7 +527,7 @@ def test_random_weights_corpus_interrupted_and_run_again_is_the_same(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     spec, left = voices(), after
-    write = speak._write
+    write = speak.write_flac
 
     def interrupted(path: Path, wave: np.ndarray) -> None:
         nonlocal left

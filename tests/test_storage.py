@@ -29,7 +29,7 @@ from pipeline.__main__ import main
 from pipeline.audio import Parts, read_part, read_remote_header
 from pipeline.corpora.manifest import CorpusError, scan
 from pipeline.dataset.shards import FORMAT, ShardRecord, read_ledger
-from pipeline.verbs import parse_roots
+from pipeline.options import parse_roots
 from tests.conftest import small_recipe, talk, write
 from tests.sketches import make_all, sketch_job, tars
 
@@ -45,8 +45,8 @@ def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     remote_clip.cache_clear()
     yield
     system = fsspec.filesystem("memory")
-    for path in system.ls("/", detail=False):
-        system.rm(path, recursive=True)
+    system.store.clear()  # rm looks through all of them for each
+    system.pseudo_dirs[:] = [""]
 
 
 # ---------------------------------------------------------------- written whole or not at all

@@ -1,4 +1,4 @@
-"""The house's walls: who imports whom, and what the documents promise."""
+"""Who imports whom, and what the documents promise."""
 
 from __future__ import annotations
 
@@ -42,6 +42,58 @@ def test_the_pipeline_takes_only_models_from_train() -> None:
         assert all(name.startswith("train.models") for name in taken), path
 
 
+def modules() -> dict[str, Path]:
+    """Every module of the product by its dotted name."""
+    found = (path.relative_to(ROOT) for room in ROOMS for path in files(room))
+    return {".".join(p.with_suffix("").parts).removesuffix(".__init__"): ROOT / p for p in found}
+
+
+def taken(path: Path, known: dict[str, Path]) -> Iterator[str]:
+    """The modules of the product that a file imports; of ``from package import module`` that."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in known)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            yield from (name if name in known else node.module for name in names)
+
+
+def test_no_module_imports_itself_through_others() -> None:
+    """Also not inside functions."""
+    known = modules()
+    edges = {name: set(taken(path, known)) - {name} for name, path in known.items()}
+
+    def reached(name: str) -> set[str]:
+        seen: set[str] = set()
+        todo = list(edges[name])
+        while todo:
+            if (one := todo.pop()) not in seen:
+                seen.add(one)
+                todo += edges.get(one, ())
+        return seen
+
+    assert [name for name in known if name in reached(name)] == []
+
+
+def test_no_private_name_is_used_by_another_module() -> None:
+    known = modules()
+    for path in known.values():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module in known:
+                assert not [a.name for a in node.names if a.name.startswith("_")], path
+
+
+def test_the_command_lines_are_imported_by_none() -> None:
+    mains = {"pipeline.__main__", "train.__main__"}
+    for name, path in modules().items():
+        assert name in mains or not mains & set(imports(path)), name
+
+
+def test_no_benchmark_is_part_of_the_product() -> None:
+    for path in modules().values():
+        assert "tests" not in {name.split(".")[0] for name in imports(path)}, path
+
+
 @pytest.mark.parametrize(
     ("package", "allowed"),
     [("ray", {"pipeline/engine/run.py"}), ("soxr", {"pipeline/audio.py", "train/audio.py"})],
@@ -65,7 +117,7 @@ def test_only_the_plan_asks_for_random_numbers() -> None:
     assert callers == {"plan.py"}
     drawing = re.compile(r"(?<!fork_)random\.(?!fork_rng)")  # to keep a generator is not to draw
     users = {p.name for p in files("pipeline") if drawing.search(p.read_text())}
-    assert users <= {"rng.py", "makers.py", "bench.py"}  # a bench's hiss
+    assert users <= {"synthetic.py"}
 
 
 def test_planning_reads_no_audio() -> None:
@@ -104,8 +156,17 @@ assert main(["report", "--run", run, "--evaluation", out, "--out", str(top / "r.
     assert (tmp_path / "s.csv").read_text().count("v7") == 6
 
 
+READMES = ("README.md", *(f"{room}/README.md" for room in (*ROOMS, "tests")))
+
+
+def test_the_readmes_links_lead_somewhere() -> None:
+    for name in READMES:
+        for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", (ROOT / name).read_text()):
+            assert ((ROOT / name).parent / link).exists(), f"{name}: {link}"
+
+
 def test_the_readme_names_only_targets_and_verbs_that_exist() -> None:
-    readme = (ROOT / "README.md").read_text()
+    readme = "\n".join((ROOT / name).read_text() for name in READMES)
     makefile = (ROOT / "Makefile").read_text()
     targets = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
     named = set(re.findall(r"\bmake ([a-z-]+)", "\n".join(code_blocks(readme))))

@@ -17,11 +17,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_specs.io.storage import LocalFolder
+from data_specs.sample import sample_key
 from pipeline.__main__ import main
 from pipeline.corpora.manifest import SCHEMA, Manifest
 from pipeline.dataset import card, ledger
 from pipeline.dataset.job import CLIP_HOURS, Job
-from pipeline.dataset.shards import Row, commit, read_record, sample_key, write_json
+from pipeline.dataset.shards import Row, commit, read_record, write_json
 from pipeline.dataset.summary import MOS_BINS, mos_bin, summarise
 from pipeline.engine import run, status, watch
 from pipeline.engine.watch import METRICS, Board, Progress, Watch, duration, line, measures

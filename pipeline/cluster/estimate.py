@@ -35,8 +35,8 @@ from pipeline.cluster.throughput import (
 from pipeline.dataset import job as jobs
 from pipeline.dataset.job import CLIP_HOURS, Job
 from pipeline.engine.watch import CLIP_S
+from pipeline.options import parse_roots
 from pipeline.render.processors import PROCESSORS
-from pipeline.verbs import parse_roots
 
 PAPER_SAMPLES = 4_000_000
 """The paper's unlabelled data: about 8533 h."""

@@ -21,15 +21,13 @@ from data_specs.recipe import Recipe, load_recipe
 from data_specs.strict import load
 from pipeline.cluster.throughput import TEACHER, Cluster, Rates, cost_sha256, predict
 from pipeline.dataset.job import CLIP_HOURS
-from pipeline.verbs import teacher_actors
+from pipeline.options import parse_shards, teacher_actors
 
 
 def forecast(kind: str, site: Site, command: Sequence[str], rates: Path | None) -> str:
     """A line or two about a job: ``command`` is all of it behind ``shards``. ``ValueError`` where
     the rates are not the job's."""
-    from pipeline.__main__ import parser
-
-    options = parser().parse_args(["shards", *command])
+    options = parse_shards(command)
     if rates is None:
         return _how_to_know(options)
     recipe = load_recipe(options.recipe)

@@ -28,7 +28,7 @@ from data_specs.io.errors import UserError
 from data_specs.recipe import load_recipe
 from data_specs.strict import unknown
 from pipeline.cluster.forecast import forecast
-from pipeline.verbs import parse_splits
+from pipeline.options import parse_shards, parse_splits
 
 KINDS = ("ray", "slurm", "slurm-array", "kubernetes")
 SAID_BY_SITE = ("--engine", "--ray-address", "--part")
@@ -51,9 +51,7 @@ def submission(kind: str, site: Site, job: list[str]) -> submit.Submission:
 
 def _told(kind: str, site: Site, command: list[str]) -> Iterator[str]:
     """What is asked for, and what of the machines will lie idle."""
-    from pipeline.__main__ import parser
-
-    options = parser().parse_args(["shards", *command])
+    options = parse_shards(command)
     recipe = load_recipe(options.recipe)
     machine, tasks = _machine(kind, site)
     workers = options.workers * tasks
@@ -105,12 +103,10 @@ def _made(kind: str, site: Site, command: list[str]) -> submit.Submission:
 
 def _check(kind: str, site: Site, job: Sequence[str]) -> None:
     """Hold a job to the parser and to what other machines can find."""
-    from pipeline.__main__ import parser
-
     for flag in SAID_BY_SITE:
         if _given(job, flag):
             raise UserError(f"{flag}: leave it out: it follows from the kind and the site")
-    options = parser().parse_args(["shards", *job])
+    options = parse_shards(job)
     recipe = load_recipe(options.recipe)
     corpora = {source.corpus for source in recipe.sources.present().values()}
     parse_splits(options.split, list(recipe.sources.present()))

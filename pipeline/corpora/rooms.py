@@ -30,11 +30,11 @@ from pipeline.corpora.speak import manifest_written, write_record
 from pipeline.corpora.synthetic import (
     PEAK,
     SPEED_OF_SOUND,
-    _make,
-    _rng,
-    _with_tail,
     claimed,
     decay_seconds,
+    make_files,
+    rng_of,
+    with_tail,
 )
 from pipeline.render.draw import sample
 
@@ -115,7 +115,7 @@ def simulate(spec: RoomSpec, box: Shoebox) -> tuple[Wave, float]:
     for _ in range(CORRECTIONS):
         absorption = eyring_absorption(box.size_m, asked_s)
         early = _images(box, absorption, spec.max_image_order)
-        wave = _with_tail(_rng(box.tail, "tail"), early, box.rt60_s, complete_s)
+        wave = with_tail(rng_of(box.tail, "tail"), early, box.rt60_s, complete_s)
         wave = wave[int(box.distance_m / SPEED_OF_SOUND * SAMPLE_RATE) :]
         off = box.rt60_s / decay_seconds(wave)
         if abs(1 / off - 1) <= spec.rt60_tolerance / 4:
@@ -146,7 +146,7 @@ def make_room(spec: RoomSpec, name: str) -> tuple[Wave, dict[str, Any]]:
 
 
 def _draws(spec: RoomSpec, name: str) -> Iterator[Generator]:
-    return (_rng(spec.seed, f"simulated/{name}/{attempt}") for attempt in range(spec.tries))
+    return (rng_of(spec.seed, f"simulated/{name}/{attempt}") for attempt in range(spec.tries))
 
 
 def _record(
@@ -186,7 +186,7 @@ def make_rooms(spec: RoomSpec, out: Path, count: int, workers: int = 1) -> list[
         claimed(out, f"rooms: {spec.name}, spec {digest(values)[:16]}", spec.seed),
         manifest_written(out / MANIFEST),
     ):
-        return _make(jobs, "rooms", workers)
+        return make_files(jobs, "rooms", workers)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -45,7 +45,7 @@ from data_specs.sample import SAMPLE_RATE
 from data_specs.strict import SpecError, digest, unknown
 from data_specs.voice import Sentences, VoiceModel, VoiceSpec, load_voices
 from pipeline.audio import resample
-from pipeline.corpora.synthetic import PEAK, _sentences, _write, claimed
+from pipeline.corpora.synthetic import PEAK, claimed, sentences_of, write_flac
 from pipeline.render.draw import pick
 from train.models.weights import cache_folder
 
@@ -187,8 +187,8 @@ def parse_texts(options: Sequence[str], spec: VoiceSpec) -> dict[str, Texts]:
     for language in spec.languages:
         if language in files:
             texts[language] = TextFile(files[language], spec.sentences)
-        elif language in _sentences():
-            texts[language] = _sentences()[language]
+        elif language in sentences_of():
+            texts[language] = sentences_of()[language]
         else:
             raise UserError(f"no texts in language {language!r}: give --text {language}=FILE")
     return texts
@@ -448,7 +448,7 @@ def _speak_model(
                 return
             continue
         write_record(order.out / path, record)
-        _write(order.out / path, wave)
+        write_flac(order.out / path, wave)
         spoke = True
         outcome.made += 1
         bar.update()

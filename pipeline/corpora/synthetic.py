@@ -53,12 +53,12 @@ SPEED_OF_SOUND = 343.0  # m/s
 # --- common ---------------------------------------------------------------------------------------
 
 
-def _rng(seed: int, name: str) -> np.random.Generator:
+def rng_of(seed: int, name: str) -> np.random.Generator:
     """A generator for one file: it depends on the seed and the file's name and on nothing else."""
     return np.random.Generator(np.random.Philox(key=stream(seed, f"makers/{name}", 0, 1)[0, :2]))
 
 
-def _write(path: Path, wave: Wave) -> None:
+def write_flac(path: Path, wave: Wave) -> None:
     """Write 16-bit FLAC at 16 kHz, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as file:
@@ -84,7 +84,7 @@ def claimed(out: Path, maker: str, seed: int) -> Iterator[None]:
         yield
 
 
-def _make(jobs: Iterable[Job], what: str, workers: int) -> list[Path]:
+def make_files(jobs: Iterable[Job], what: str, workers: int) -> list[Path]:
     """Run the jobs whose file is not there yet, with a progress bar; return all paths."""
     jobs = list(jobs)
     todo = [job for job in jobs if not job[0].is_file()]
@@ -92,7 +92,7 @@ def _make(jobs: Iterable[Job], what: str, workers: int) -> list[Path]:
         progress_bar(total=len(jobs), initial=len(jobs) - len(todo), desc=what, unit="file") as bar,
         cancelled_early(ThreadPoolExecutor(max_workers=max(1, workers))) as pool,
     ):
-        for _ in pool.map(lambda job: _write(job[0], job[1]()), todo):
+        for _ in pool.map(lambda job: write_flac(job[0], job[1]()), todo):
             bar.update()
     return [path for path, _ in jobs]
 
@@ -192,7 +192,8 @@ def voices() -> tuple[Voice, ...]:
 
 
 @cache
-def _sentences() -> dict[str, list[str]]:
+def sentences_of() -> dict[str, list[str]]:
+    """Sentences to speak, by language."""
     sentences: dict[str, list[str]] = yaml.safe_load(
         (HERE / "voices" / "sentences.yaml").read_text(encoding="utf-8")
     )
@@ -241,7 +242,7 @@ def _speak(voice: Voice, text: str) -> Wave:
 
 def _say(voice: Voice, seed: int, name: str) -> Wave:
     """Everyday sentences, enough of them for ``MIN_SPEECH_SECONDS``, levelled to -23 dBFS."""
-    lines = _rng(seed, name).permutation(_sentences()[voice.language])
+    lines = rng_of(seed, name).permutation(sentences_of()[voice.language])
     letters = np.cumsum([len(line) + 8 for line in lines])
     take = 1 + int(np.searchsorted(letters, AIM_SPEECH_SECONDS * 17 / voice.stretch))
     wave = _speak(voice, " ".join(lines[:take]))
@@ -268,7 +269,7 @@ def make_speech(out: Path, clips: int = 260, seed: int = 1, workers: int = 2) ->
         name = f"{voice.language}/{voice.speaker}/{turn}.flac"
         jobs.append((out / name, partial(_say, voice, seed, name)))
     with claimed(out, "speech", seed):
-        return _make(jobs, "speech", workers)
+        return make_files(jobs, "speech", workers)
 
 
 # --- noise ----------------------------------------------------------------------------------------
@@ -370,7 +371,7 @@ def make_noise(
     names = [kind for kind in kinds if talkers or kind != "babble"]
 
     def noise(kind: str, name: str) -> Wave:
-        rng = _rng(seed, name)
+        rng = rng_of(seed, name)
         samples = int(rng.uniform(10, 20) * SAMPLE_RATE)
         return _level(kinds[kind](rng, samples), -23)
 
@@ -380,7 +381,7 @@ def make_noise(
         kind, name = names[which], f"{names[which]}-{turn:03d}.flac"
         jobs.append((out / name, partial(noise, kind, name)))
     with claimed(out, "noise", seed):
-        return _make(jobs, "noise", workers)
+        return make_files(jobs, "noise", workers)
 
 
 # --- rooms ----------------------------------------------------------------------------------------
@@ -409,7 +410,7 @@ def _response(size_m: Wave, source_m: Wave, microphone_m: Wave, rt60_s: float) -
     return np.asarray(room.rir[0][0], dtype=np.float64)
 
 
-def _with_tail(rng: np.random.Generator, early: Wave, rt60_s: float, complete_s: float) -> Wave:
+def with_tail(rng: np.random.Generator, early: Wave, rt60_s: float, complete_s: float) -> Wave:
     """Continue ``early`` beyond ``complete_s`` by noise that decays 60 dB in ``rt60_s``.
 
     From there on image sources are missing, and a real room's reflections are too dense to be told
@@ -448,7 +449,7 @@ def _room(
     asked_s = seconds
     for _ in range(2):  # Eyring's formula is off in a flat or absorbent room: correct it once
         early = _response(size_m, source_m, microphone_m, asked_s)
-        wave = _with_tail(rng, early, seconds, complete_s)
+        wave = with_tail(rng, early, seconds, complete_s)
         asked_s *= seconds / decay_seconds(wave)
     direct = int(np.linalg.norm(source_m - microphone_m) / SPEED_OF_SOUND * SAMPLE_RATE)
     wave = wave[max(0, direct) :]  # pyroomacoustics' own filter delay leaves 2.5 ms before it
@@ -473,12 +474,12 @@ def make_rooms(
             raise UserError(f"{name}: {low} to {high} is not a range of positive numbers")
 
     def room(name: str) -> Wave:
-        return _room(_rng(seed, name), rt60_s, length_m)
+        return _room(rng_of(seed, name), rt60_s, length_m)
 
     names = [f"room-{index:03d}.flac" for index in range(rooms)]
     jobs: list[Job] = [(out / name, partial(room, name)) for name in names]
     with claimed(out, "rooms", seed):
-        return _make(jobs, "rooms", workers)
+        return make_files(jobs, "rooms", workers)
 
 
 # --- command line ---------------------------------------------------------------------------------

@@ -18,11 +18,13 @@ from data_specs.cluster.needs import parse_part
 from data_specs.io.addresses import Place, place, shown
 from data_specs.io.errors import UserError
 from data_specs.io.storage import copy, open_folder
-from pipeline import verbs
+from data_specs.sample import shard_name
+from pipeline import options as verb_options
 from pipeline.corpora.manifest import Manifest
 from pipeline.dataset import job as jobs
 from pipeline.dataset import shards
 from pipeline.dataset.relabel import require_whole, same_place
+from pipeline.engine import carry_out as carrying
 
 
 def grown(dataset: Place, options: argparse.Namespace) -> jobs.Job:
@@ -32,7 +34,7 @@ def grown(dataset: Place, options: argparse.Namespace) -> jobs.Job:
     ``--out`` is given.
     """
     old = jobs.reopen(dataset, {})
-    old = replace(old, roots=verbs.parse_roots(options.corpus, old.recipe))
+    old = replace(old, roots=verb_options.parse_roots(options.corpus, old.recipe))
     if options.samples < old.samples:
         raise UserError(
             f"--samples {options.samples}: {shown(dataset)} has {old.samples} already; --samples "
@@ -89,7 +91,7 @@ def _require_adopted(job: jobs.Job) -> None:
     be others."""
     of_earlier = jobs.first_own_sample(job.identity) // job.recipe.shard_samples
     if lost := [shard for shard in job.missing() if shard < of_earlier]:
-        names = ", ".join(shards.shard_name(shard) for shard in lost[:5])
+        names = ", ".join(shard_name(shard) for shard in lost[:5])
         raise jobs.WrongDataset(
             f"{shown(job.out)}: {len(lost)} shards of the version that it came from are missing "
             f"({names}); bring them back first: python -m pipeline extend EARLIER --out "
@@ -141,38 +143,36 @@ def adopt(old: jobs.Job, job: jobs.Job) -> None:
     source, target = open_folder(old.out), job.folder
     for shard in range(old.shard_count):
         if not job.is_whole(shard, there):
-            name = shards.shard_name(shard)
+            name = shard_name(shard)
             copy(f"{name}.tar", source, target)
             record = ledger.records[shard].model_copy(update={"dataset_hash": job.dataset_hash})
             shards.write_json(job.out, f"{name}.json", record.model_dump(mode="json"))
 
 
 def _parser() -> argparse.ArgumentParser:
-    from pipeline.__main__ import corpus_option, worker_options
-
     parser = argparse.ArgumentParser(prog="python -m pipeline extend", description=__doc__)
     parser.add_argument("dataset", type=place, metavar="DATASET", help="folder, or its address")
     parser.add_argument("--samples", type=int, required=True, help="how many it shall have in all")
     parser.add_argument(
         "--out", type=place, metavar="DIR", help="the new version, with more recordings"
     )
-    corpus_option(parser)
-    verbs.engine_options(parser)
-    worker_options(parser)
+    verb_options.corpus_option(parser)
+    verb_options.engine_options(parser)
+    verb_options.worker_options(parser)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """``python -m pipeline extend DATASET --samples N [--out NEW]``; exit status as ``shards``."""
     options = _parser().parse_args(argv)
-    actors = verbs.teacher_actors(options, options.teacher_device or options.device)
-    part, at = parse_part(options.part), verbs.machines(options, _places(options))
-    return verbs.make(grown(options.dataset, options), options, actors, part, at)
+    actors = verb_options.teacher_actors(options, options.teacher_device or options.device)
+    part, at = parse_part(options.part), verb_options.machines(options, _places(options))
+    return carrying.make(grown(options.dataset, options), options, actors, part, at)
 
 
 def _places(options: argparse.Namespace) -> list[tuple[str, Place]]:
     """What every machine of a cluster must find under the same name."""
     recipe = jobs.reopen(options.dataset, {}).recipe
     out = [("--out", options.out)] if options.out else []
-    corpora = verbs.corpus_places(verbs.parse_roots(options.corpus, recipe))
+    corpora = verb_options.corpus_places(verb_options.parse_roots(options.corpus, recipe))
     return [("DATASET", options.dataset), *out, *corpora]

@@ -15,11 +15,12 @@ from dataclasses import replace
 from data_specs.io.addresses import Place, place, shown
 from data_specs.io.errors import UserError
 from data_specs.io.storage import LocalFolder, RemoteFolder, copy, open_folder
+from data_specs.sample import shard_name
 from pipeline.dataset import job as jobs
 from pipeline.dataset import shards
 from pipeline.dataset.card import write_card
 from pipeline.dataset.relabel import same_place
-from pipeline.dataset.shards import Ledger, ShardError, shard_name
+from pipeline.dataset.shards import Ledger, ShardError
 
 
 def merge(inputs: Sequence[Place], out: Place) -> jobs.Job:

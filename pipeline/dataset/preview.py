@@ -21,13 +21,13 @@ from data_specs.io.files import write_text
 from data_specs.io.listen import data_uri, in_words, spectrogram_png
 from data_specs.io.parse import json_field, json_object
 from data_specs.recipe import Recipe
-from data_specs.sample import DATASET_FILE, SAMPLE_RATE, SampleRecord, parse_sample
+from data_specs.sample import DATASET_FILE, SAMPLE_RATE, SampleRecord, parse_sample, shard_name
 from data_specs.strict import checked
 from pipeline.audio import decode_flac, encode_flac
-from pipeline.dataset.shards import find_shards, samples, shard_name
+from pipeline.dataset.shards import find_shards, samples
+from pipeline.options import outside_option, parse_roots
 from pipeline.render.plan import SamplePlan
 from pipeline.render.render import Roots, render_group, require_below
-from pipeline.verbs import parse_roots
 
 
 def _whole_shards(folder: Path) -> list[Path]:
@@ -176,8 +176,6 @@ def page(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """``python -m pipeline preview DIR --out preview.html [--count 12 | --each-processor]``."""
-    from pipeline.__main__ import outside_option
-
     parser = argparse.ArgumentParser(prog="python -m pipeline preview", description=__doc__)
     parser.add_argument("dataset", type=path_here, metavar="DIR")
     parser.add_argument("--out", type=path_here, default=Path("preview.html"), metavar="HTML")

@@ -22,18 +22,18 @@ from data_specs.cluster.needs import parse_part
 from data_specs.io.addresses import Place, place, shown
 from data_specs.io.errors import UserError
 from data_specs.recipe import Teacher as TeacherSpec
-from data_specs.sample import SampleRecord, parse_sample
+from data_specs.sample import SampleRecord, parse_sample, sample_key, shard_name
 from data_specs.strict import describe
 from data_specs.teacher import packages_of
-from pipeline import verbs
-from pipeline.audio import decode_flac
+from pipeline import options as verb_options
+from pipeline.audio import decode_flac, pcm_sha256
 from pipeline.dataset import shards
 from pipeline.dataset.job import Job, open_folder, reopen
-from pipeline.dataset.shards import Row, ShardError, sample_key, shard_name
+from pipeline.dataset.shards import Row, ShardError
+from pipeline.engine import carry_out as carrying
 from pipeline.engine import run
 from pipeline.render import label
 from pipeline.render.processors import audio_packages
-from pipeline.render.render import pcm_sha256
 
 PRECISIONS = get_args(TeacherSpec.model_fields["precision"].annotation)
 
@@ -196,16 +196,16 @@ def _parser() -> argparse.ArgumentParser:
         "teacher whose scores depend on the batch, labels then differ from the recipe's in their "
         "last bits",
     )
-    verbs.engine_options(parser)
+    verb_options.engine_options(parser)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """``python -m pipeline relabel SOURCE --teacher NAME --out DIR``; exit status as ``shards``."""
     options = _parser().parse_args(argv)
-    actors = verbs.teacher_actors(options, options.device)
+    actors = verb_options.teacher_actors(options, options.device)
     part = parse_part(options.part)
-    at = verbs.machines(options, [("SOURCE", options.source), ("--out", options.out)])
+    at = verb_options.machines(options, [("SOURCE", options.source), ("--out", options.out)])
     if options.batch < 0:
         raise UserError(f"--batch must be at least 1, not {options.batch}")
     source = reopen(options.source, {})
@@ -221,7 +221,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             small, options.engine, options.workers, hire=hire, actors=actors, part=part, machines=at
         )
 
-    return verbs.carry_out(job, part, work)
+    return carrying.carry_out(job, part, work)
 
 
 def _spec(options: argparse.Namespace) -> TeacherSpec:

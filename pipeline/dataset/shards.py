@@ -33,6 +33,8 @@ from data_specs.sample import (
     MOST_SHARD_SAMPLES,
     MOST_SHARDS,
     parse_sample,
+    sample_key,
+    shard_name,
 )
 from data_specs.strict import Strict
 from pipeline.dataset.summary import Summary, summarise
@@ -83,16 +85,6 @@ class ShardError(UserError):
 
 class TooManyDropped(ShardError):
     """A shard lost more samples than the recipe allows and was not committed."""
-
-
-def sample_key(index: int) -> str:
-    """Nine digits: contiguous, sorted, without the dots that WebDataset splits at."""
-    return f"{index:09d}"
-
-
-def shard_name(shard: int) -> str:
-    """File name of a shard without its ending."""
-    return f"shard-{shard:06d}"
 
 
 def write_json(folder: Place, name: str, value: Any) -> None:
@@ -440,8 +432,7 @@ def _sample_problems(path: str, key: str, flac: bytes, data: bytes, deep: bool) 
 
 
 def _audio_problems(where: str, flac: bytes, expected_sha256: str) -> Iterator[str]:
-    from pipeline.audio import decode_flac
-    from pipeline.render.render import pcm_sha256
+    from pipeline.audio import decode_flac, pcm_sha256
 
     try:
         pcm = decode_flac(flac)

@@ -18,12 +18,12 @@ from typing import Any
 
 from data_specs.io.addresses import Place, place, shown
 from data_specs.recipe import Recipe
-from data_specs.sample import DATASET_FILE
+from data_specs.sample import DATASET_FILE, shard_name
 from data_specs.strict import checked
 from pipeline.dataset import ledger
 from pipeline.dataset.job import CLIP_HOURS, read_dataset
 from pipeline.dataset.ledger import Attempts, Tally
-from pipeline.dataset.shards import ShardError, shard_name
+from pipeline.dataset.shards import ShardError
 from pipeline.engine.watch import CLIP_S, duration, reasons
 
 EXIT = {"whole": 0, "failed": 1, "running": 3, "stopped": 4}

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from data_specs.io.errors import UserError
 from data_specs.recipe import Teacher as TeacherSpec
 from data_specs.sample import SampleRecord
-from pipeline.audio import encode_flac, from_pcm
+from pipeline.audio import encode_flac, from_pcm, pcm_sha256
 from pipeline.dataset.shards import Row
 from pipeline.render.processors import licences
-from pipeline.render.render import Rendered, pcm_sha256
+from pipeline.render.render import Rendered
 
 
 class Teacher(Protocol):

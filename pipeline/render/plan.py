@@ -17,10 +17,9 @@ from pydantic import Field
 
 from data_specs.io.rng import Uniform, uniforms
 from data_specs.recipe import Recipe, Source, Stage
-from data_specs.sample import CROP_SAMPLES, MOST_SAMPLES, SAMPLE_RATE
+from data_specs.sample import CROP_SAMPLES, MOST_SAMPLES, SAMPLE_RATE, sample_key
 from data_specs.strict import Strict
 from pipeline.corpora.manifest import CorpusError, Manifest, split_of
-from pipeline.dataset.shards import sample_key
 from pipeline.render.draw import pick, sample
 from pipeline.render.processors import PROCESSORS
 

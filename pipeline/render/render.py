@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -188,8 +187,3 @@ def _finish(plan: SamplePlan, slot: Slot) -> Rendered:
     except DropSample as drop:
         return Rendered(plan, None, drop.reason, drop.detail)
     return Rendered(plan, to_pcm(fit_length(guard_peak(slot), CROP_SAMPLES)))
-
-
-def pcm_sha256(pcm: NDArray[np.int16]) -> str:
-    """Hash of the audio itself, which no FLAC encoder's version changes."""
-    return hashlib.sha256(pcm.astype("<i2").tobytes()).hexdigest()

@@ -19,7 +19,7 @@ from data_specs.recipe import load_recipe
 from pipeline.cluster import rates as measured
 from pipeline.cluster.stand_ins import default_corpora
 from pipeline.cluster.throughput import Cluster, Rates, predict
-from pipeline.verbs import parse_roots
+from pipeline.options import parse_roots
 from tests.bench.pipeline import Setting, timed_command
 
 GOAL = 0.15

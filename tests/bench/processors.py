@@ -38,6 +38,7 @@ from pipeline.cluster import random_weights
 from pipeline.cluster.stand_ins import stand_in_weights, without
 from pipeline.corpora import synthetic as makers
 from pipeline.dataset.job import scan_all
+from pipeline.options import parse_roots
 from pipeline.render import label
 from pipeline.render.guard import Guard
 from pipeline.render.mix import fit_length
@@ -54,7 +55,6 @@ from pipeline.render.processors import (
 from pipeline.render.processors.interface import Params, Waves
 from pipeline.render.processors.runtime import Runtime
 from pipeline.render.render import Roots, find, render_group
-from pipeline.verbs import parse_roots
 
 RECIPE = "paper"
 CLIP_SECONDS = CROP_SAMPLES / SAMPLE_RATE

@@ -24,14 +24,14 @@ import pyarrow as pa
 from data_specs.io.errors import UserError
 from data_specs.io.files import whole_file
 from data_specs.recipe import Recipe, load_recipe
-from data_specs.sample import DATASET_FILE
+from data_specs.sample import DATASET_FILE, sample_key, shard_name
 from pipeline import verbs
 from pipeline.cluster.throughput import uses
 from pipeline.corpora.manifest import SCHEMA, Manifest
 from pipeline.dataset import ledger, shards
 from pipeline.dataset.card import CARD, write_card
 from pipeline.dataset.job import CLIP_HOURS, Job, reopen
-from pipeline.dataset.shards import ShardRecord, sample_key, shard_name
+from pipeline.dataset.shards import ShardRecord
 from pipeline.dataset.summary import MOS_BINS, Summary
 from pipeline.engine import status
 from pipeline.render.processors import licences

@@ -14,7 +14,7 @@ import datetime
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from train.data.tars import read_record
 from train.evaluation.bootstrap import LEVEL, RESAMPLES
 from train.evaluation.comparing.cache import ScoreCache
 from train.evaluation.comparing.common import common_clips, entries_of
+from train.evaluation.comparing.comparison import Comparison
 from train.evaluation.comparing.judges import (
     Judge,
     OtherJudge,
@@ -49,10 +50,8 @@ from train.evaluation.comparing.quoted import MARK, table1
 from train.evaluation.comparing.rows import (
     SHARDS_SHORT,
     ClipScore,
-    CommonClips,
     Failure,
     Kind,
-    Pair,
     SetResult,
     Unavailable,
 )
@@ -218,28 +217,6 @@ def _require_once(models: Sequence[str]) -> None:
 
 
 # --- comparing ------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Everything that was found. ``rows`` are all scores, ``sets`` the clips that count."""
-
-    judges: list[Judge]
-    unavailable: list[Unavailable] = field(default_factory=list)
-    rows: list[ClipScore] = field(default_factory=list)
-    failures: list[Failure] = field(default_factory=list)
-    sets: list[CommonClips] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    results: list[SetResult] = field(default_factory=list)
-    pairs: list[Pair] = field(default_factory=list)
-
-    @property
-    def per_clip(self) -> list[SetResult]:
-        """The results at the level of clips, in the order in which they were scored."""
-        scored = dict.fromkeys((row.model, row.short, row.set) for row in self.rows)
-        order = {key: place for place, key in enumerate(scored)}
-        found = [result for result in self.results if result.level == "clip"]
-        return sorted(found, key=lambda r: order[r.model, r.short, r.set])
 
 
 def score_all(

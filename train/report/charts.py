@@ -76,7 +76,8 @@ def _log_ticks(low: float, high: float) -> list[float]:
     return _ticks(low, high)
 
 
-def _number(value: float) -> str:
+def number_text(value: float) -> str:
+    """A number short enough for an axis."""
     text = f"{value:.6g}"
     if len(text) > 5 and (abs(value) < 0.1 or abs(value) >= 1e5):  # it must fit beside the axis
         digits, power = f"{value:.2e}".split("e")
@@ -84,27 +85,30 @@ def _number(value: float) -> str:
     return text
 
 
-def _x(at: Axis, value: float) -> float:
+def x_at(at: Axis, value: float) -> float:
+    """Pixels from the left of a value."""
     return LEFT + at.place(value) * (WIDTH - LEFT - RIGHT)
 
 
-def _y(at: Axis, value: float, height: int = HEIGHT) -> float:
+def y_at(at: Axis, value: float, height: int = HEIGHT) -> float:
+    """Pixels from the top of a value."""
     return height - BOTTOM - at.place(value) * (height - TOP - BOTTOM)
 
 
-def _frame(
+def frame(
     x: Axis, y: Axis, title: str, body: Sequence[str], x_ticks: bool = True, height: int = HEIGHT
 ) -> Markup:
+    """A chart around its ``body``: grid, axes, ticks and labels."""
     parts = []
     for tick in y.ticks():
-        at = f"{_y(y, tick, height):.1f}"
+        at = f"{y_at(y, tick, height):.1f}"
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at}" y2="{at}"/>')
-        parts.append(f'<text class="y tick" x="{LEFT - 6}" y="{at}">{_number(tick)}</text>')
+        parts.append(f'<text class="y tick" x="{LEFT - 6}" y="{at}">{number_text(tick)}</text>')
     base = height - BOTTOM
     for tick in x.ticks() if x_ticks else ():
-        at = f"{_x(x, tick):.1f}"
+        at = f"{x_at(x, tick):.1f}"
         parts.append(f'<line class="axis" x1="{at}" x2="{at}" y1="{base}" y2="{base + 4}"/>')
-        parts.append(f'<text class="x tick" x="{at}" y="{base + 17}">{_number(tick)}</text>')
+        parts.append(f'<text class="x tick" x="{at}" y="{base + 17}">{number_text(tick)}</text>')
     parts += body
     parts.append(f'<path class="axis" d="M{LEFT} {TOP}V{base}H{WIDTH - RIGHT}"/>')
     middle_x, middle_y = (LEFT + WIDTH - RIGHT) / 2, (TOP + base) / 2
@@ -125,17 +129,18 @@ def lines(title: str, x_label: str, y_label: str, series: Sequence[Series]) -> M
     body = []
     for number, one in enumerate(series):
         points = " ".join(
-            f"{_x(x, a):.1f},{_y(y, b):.1f}" for a, b in zip(one.x, one.y, strict=True)
+            f"{x_at(x, a):.1f},{y_at(y, b):.1f}" for a, b in zip(one.x, one.y, strict=True)
         )
         body.append(f'<polyline class="line s{number}" points="{points}"/>')
         if len(one.x) < 40:
             body += [
-                f'<circle class="dot s{number}" r="2.5" cx="{_x(x, a):.1f}" cy="{_y(y, b):.1f}"/>'
+                f'<circle class="dot s{number}" r="2.5" cx="{x_at(x, a):.1f}" '
+                f'cy="{y_at(y, b):.1f}"/>'
                 for a, b in zip(one.x, one.y, strict=True)
             ]
     if len(series) > 1:
         body += _legend([one.name for one in series])
-    return _frame(x, y, title, body)
+    return frame(x, y, title, body)
 
 
 def _legend(names: Sequence[str]) -> list[str]:
@@ -159,12 +164,12 @@ def scatter(
     x, y = Axis(x_label, 0.9, 5.1), Axis(y_label, 0.9, 5.1)
     opacity = min(0.75, max(0.3, 60 / max(len(shown), 1)))
     dots = "".join(
-        f'<circle r="2.4" cx="{_x(x, a):.1f}" cy="{_y(y, min(max(b, 0.9), 5.1), SQUARE):.1f}"/>'
+        f'<circle r="2.4" cx="{x_at(x, a):.1f}" cy="{y_at(y, min(max(b, 0.9), 5.1), SQUARE):.1f}"/>'
         for a, b in shown
     )
-    ends = [f"{_x(x, mos):.1f} {_y(y, mos, SQUARE):.1f}" for mos in (1, 5)]
+    ends = [f"{x_at(x, mos):.1f} {y_at(y, mos, SQUARE):.1f}" for mos in (1, 5)]
     ideal = f'<path class="ideal" d="M{ends[0]}L{ends[1]}"/>'
-    return _frame(
+    return frame(
         x, y, title, [ideal, f'<g class="dots" opacity="{opacity:.2f}">{dots}</g>'], height=SQUARE
     )
 
@@ -185,18 +190,18 @@ def histogram(
     y = Axis("share of samples (%)", 0, 108 * max([*shares, *asked, 1e-6]))
     body = []
     for (low, high), share in zip(bins, shares, strict=True):
-        left, right, top = _x(x, low), _x(x, high), _y(y, 100 * share)
+        left, right, top = x_at(x, low), x_at(x, high), y_at(y, 100 * share)
         body.append(
             f'<rect class="bar" x="{left + 0.5:.1f}" width="{max(right - left - 1, 0.5):.1f}" '
             f'y="{top:.1f}" height="{HEIGHT - BOTTOM - top:.1f}"/>'
         )
     if asked:
         path = "".join(
-            f"{'M' if i == 0 else 'L'}{_x(x, low):.1f} {_y(y, 100 * p):.1f}H{_x(x, high):.1f}"
+            f"{'M' if i == 0 else 'L'}{x_at(x, low):.1f} {y_at(y, 100 * p):.1f}H{x_at(x, high):.1f}"
             for i, ((low, high), p) in enumerate(zip(bins, asked, strict=True))
         )
         body.append(f'<path class="asked" d="{path}"/>')
-    return _frame(x, y, title, body)
+    return frame(x, y, title, body)
 
 
 def _share(values: Sequence[float], low: float, high: float, closed: bool) -> float:
@@ -216,18 +221,18 @@ def columns(
     slot = (WIDTH - LEFT - RIGHT) / len(names)
     body = []
     for number, (name, share, asked) in enumerate(zip(names, shares, expected, strict=True)):
-        left, top = LEFT + slot * (number + 0.2), _y(y, 100 * share)
+        left, top = LEFT + slot * (number + 0.2), y_at(y, 100 * share)
         body.append(
             f'<rect class="bar" x="{left:.1f}" width="{0.6 * slot:.1f}" y="{top:.1f}" '
             f'height="{HEIGHT - BOTTOM - top:.1f}"/>'
         )
-        at = f"{_y(y, 100 * asked):.1f}"
+        at = f"{y_at(y, 100 * asked):.1f}"
         body.append(f'<path class="asked" d="M{left - 4:.1f} {at}h{0.6 * slot + 8:.1f}"/>')
         middle = f"{left + 0.3 * slot:.1f}"
         body.append(
             f'<text class="x tick" x="{middle}" y="{HEIGHT - BOTTOM + 17}">{escape(name)}</text>'
         )
-    return _frame(Axis(x_label, 0, 1), y, title, body, x_ticks=False)
+    return frame(Axis(x_label, 0, 1), y, title, body, x_ticks=False)
 
 
 # --- estimates with intervals, and a sheet of charts that stands alone ----------------------------
@@ -280,22 +285,22 @@ def estimates(
     """
     body = _level(x, y, level) if level else []
     if upright:
-        at = f"{_x(x, upright.x):.1f}"
+        at = f"{x_at(x, upright.x):.1f}"
         body.append(f'<path class="ideal" d="M{at} {TOP + 16}V{HEIGHT - BOTTOM}"/>')
         body.append(f'<text class="x tick" x="{at}" y="{TOP + 10}">{escape(upright.label)}</text>')
     for number in reversed(range(len(series))):  # the first on top
         shift = DODGE * (number - (len(series) - 1) / 2)
         body += _with_bars(x, y, series[number], number, shift)
     for name, value in names:
-        at = f"{_x(x, value):.1f}"
+        at = f"{x_at(x, value):.1f}"
         body.append(
             f'<text class="x tick" x="{at}" y="{HEIGHT - BOTTOM - 5}">{escape(name)}</text>'
         )
-    return _frame(x, y, title, body)
+    return frame(x, y, title, body)
 
 
 def _level(x: Axis, y: Axis, level: Level) -> list[str]:
-    at = _y(y, level.y)
+    at = y_at(y, level.y)
     # The label lies above the line, at the end that the mark leaves free.
     left, anchor = (WIDTH - RIGHT - 3, "end") if level.x is None else (LEFT + 5, "start")
     body = [
@@ -304,21 +309,21 @@ def _level(x: Axis, y: Axis, level: Level) -> list[str]:
         f"{escape(level.label)}</text>",
     ]
     if level.x is not None:
-        middle = _x(x, level.x)
+        middle = x_at(x, level.x)
         body.append(f'<path class="mark" d="M{middle:.1f} {at - 5:.1f}l5 5l-5 5l-5 -5z"/>')
     return body
 
 
 def _with_bars(x: Axis, y: Axis, one: Estimates, number: int, shift: float) -> list[str]:
     places = [
-        (_x(x, a) + shift, _y(y, b), low, high)
+        (x_at(x, a) + shift, y_at(y, b), low, high)
         for a, b, low, high in zip(one.x, one.y, one.low, one.high, strict=True)
     ]
     points = " ".join(f"{across:.1f},{up:.1f}" for across, up, _, _ in places)
     body = [f'<polyline class="line s{number}" points="{points}"/>']
     for across, up, low, high in places:
         if low is not None and high is not None:
-            ends = [_y(y, min(max(end, y.low), y.high)) for end in (low, high)]
+            ends = [y_at(y, min(max(end, y.low), y.high)) for end in (low, high)]
             caps = "".join(f"M{across - 3:.1f} {end:.1f}h6" for end in ends)
             bar = f"M{across:.1f} {ends[0]:.1f}V{ends[1]:.1f}{caps}"
             body.append(f'<path class="bars s{number}" d="{bar}"/>')

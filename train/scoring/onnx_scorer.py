@@ -19,7 +19,8 @@ from data_specs.io.files import sha256_of
 from data_specs.sample import CROP_SAMPLES, SAMPLE_RATE
 from train.audio import Wave
 from train.models.tensors import require_room
-from train.scoring.score import MAX_HOP_SAMPLES, Scorer
+from train.scoring.scorer import Scorer
+from train.scoring.windows import MAX_HOP_SAMPLES
 
 INPUT, OUTPUT = "waves", "mos"
 

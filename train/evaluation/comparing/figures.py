@@ -11,10 +11,20 @@ from markupsafe import Markup, escape
 
 from train.evaluation.comparing.mapping import FREEDOM, fit_map
 from train.evaluation.comparing.rows import CommonClips, Doubles, Entry
-from train.report.charts import BOTTOM, HEIGHT, LEFT, RIGHT, SQUARE, TOP, WIDTH, Axis, axis
-from train.report.charts import _frame as frame
-from train.report.charts import _x as x_at
-from train.report.charts import _y as y_at
+from train.report.charts import (
+    BOTTOM,
+    HEIGHT,
+    LEFT,
+    RIGHT,
+    SQUARE,
+    TOP,
+    WIDTH,
+    Axis,
+    axis,
+    frame,
+    x_at,
+    y_at,
+)
 
 MOST_DOTS = 1500
 """More clips than this in a chart are thinned evenly: the page stays small."""

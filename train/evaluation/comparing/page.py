@@ -11,7 +11,7 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -20,6 +20,7 @@ from data_specs.io.audio import BadAudio, open_audio
 from data_specs.io.files import write_text
 from data_specs.rated import RatedClip
 from train.evaluation.comparing import figures
+from train.evaluation.comparing.comparison import Comparison
 from train.evaluation.comparing.figures import Point
 from train.evaluation.comparing.others import OTHERS
 from train.evaluation.comparing.quoted import MARK, quoted_for, table1
@@ -27,9 +28,6 @@ from train.evaluation.comparing.rows import METRICS, CommonClips, Pair, SetResul
 from train.evaluation.comparing.significance import LEVEL
 from train.evaluation.comparing.tables import TITLES, means, p_text
 from train.report.report import environment, versions
-
-if TYPE_CHECKING:
-    from train.evaluation.evaluate import Comparison
 
 LONGEST_SECONDS = 12.0
 """Longer clips are cut in the page."""

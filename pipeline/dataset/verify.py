@@ -1,0 +1,92 @@
+"""Hold a dataset to its records: ``python -m pipeline verify``."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from functools import partial
+
+from data_specs.io.addresses import Place, shown
+from data_specs.io.cli import cancelled_early
+from data_specs.sample import parse_sample
+from pipeline.dataset import job as jobs
+from pipeline.dataset import shards
+
+
+def verify(options: argparse.Namespace) -> int:
+    """Hold every shard to its record, ``--deep`` the description too; exit status 1 where anything
+    is wrong."""
+    job = jobs.reopen(options.dataset, {})
+    count = wrong = 0
+    with closing(_verified(job, options)) as checked:
+        for lines in checked:
+            count += 1
+            wrong += bool(lines)
+            for line in lines:
+                print(line)
+    print(f"{shown(options.dataset)}: {count - wrong} of {count} shards are whole")
+    more = list(jobs.description_problems(job)) if options.deep else []
+    more += _shared(job, options.apart_from) if options.apart_from else []
+    for line in more:
+        print(line)
+    return 1 if wrong or more else 0
+
+
+def _verified(job: jobs.Job, options: argparse.Namespace) -> Generator[list[str], None, None]:
+    """What is wrong with each shard, in their order: that there is, or that there should be."""
+    if options.quick:
+        ledger = shards.read_ledger(job.out)
+        for shard in sorted({*range(job.shard_count), *ledger.numbers}):
+            planned = len(job.shard_range(shard))
+            yield shards.ledger_problems(job.out, ledger, shard, job.dataset_hash, planned)
+        return
+    numbers = sorted({*range(job.shard_count), *shards.find_shards(job.out)})
+    rows = [job.shard_range(shard) for shard in numbers]
+    check = partial(_verify_one, job.out, dataset_hash=job.dataset_hash, deep=options.deep)
+    if options.workers < 2 or len(numbers) < 2:
+        yield from map(check, numbers, rows)
+        return
+    # Threads: reading, hashing and decoding leave the interpreter free, and nothing is loaded anew.
+    with cancelled_early(ThreadPoolExecutor(min(options.workers, len(numbers)))) as pool:
+        yield from pool.map(check, numbers, rows)
+
+
+def _verify_one(folder: Place, shard: int, rows: range, dataset_hash: str, deep: bool) -> list[str]:
+    return shards.verify_shard(folder, shard, dataset_hash, rows, deep)
+
+
+def _shared(job: jobs.Job, other: Place) -> list[str]:
+    """What the samples of two datasets have in common, as lines; says so where it is nothing."""
+    ours, theirs = sources(job), sources(jobs.reopen(other, {}))
+    lines = []
+    for what, used in ours.items():
+        both = sorted(used & theirs[what])
+        there = f"{len(theirs[what])} in {shown(other)}"
+        print(f"{what}: {len(used)} here, {there}, {len(both)} in both")
+        lines += [f"in both: {what} {name}" for name in both[:5]]
+    return lines
+
+
+def sources(job: jobs.Job) -> dict[str, set[str]]:
+    """Speakers, recordings, noises and rooms that a dataset's samples were made of.
+
+    A file is its path, length and size, so that equal names in different folders are two files.
+    """
+    headers = {
+        (name, row["root"], row["path"]): f"{row['path']} ({row['frames']}, {row['size_bytes']})"
+        for name, manifest in job.manifests.items()
+        for row in manifest.usable.to_pylist()
+    }
+    found: dict[str, set[str]] = {"speaker": set(), "speech": set(), "noise": set(), "room": set()}
+    for shard in shards.find_shards(job.out):
+        tar = shards.shown_tar(job.out, shard)
+        for key, _, data in shards.samples_of(job.out, shard):
+            plan = parse_sample(data, f"{tar}: {key}.json").plan
+            found["speaker"].add(plan["speech"]["speaker"])
+            for part in ("speech", "noise", "room"):
+                if plan[part]:
+                    file = plan[part]
+                    found[part].add(headers[file["corpus"], file["root"], file["path"]])
+    return found
