@@ -307,7 +307,7 @@ test-all: setup ## the slow tests too
 
 .PHONY: fuzz
 fuzz: setup ## INPUTS mutated files (10 000) through the commands, drawn by SEED: nothing may be found
-	$(PY) -m tests.bench fuzz --inputs $(or $(INPUTS),10000) --seed $(or $(SEED),0) \
+	$(PY) -m tests.bench.fuzz --inputs $(or $(INPUTS),10000) --seed $(or $(SEED),0) \
 	  --workers $(WORKERS) --out runs/fuzz
 
 .PHONY: nightly
@@ -324,7 +324,7 @@ lint: setup ## ruff and mypy
 
 .PHONY: bench
 bench: setup ## speed against named baselines, as ratios within one run
-	$(PY) -m tests.bench engines
+	$(PY) -m tests.bench pipeline
 
 .PHONY: bench-cluster
 bench-cluster: setup ## 4 million samples in 8000 shards without audio; the throughput model held to runs
