@@ -20,6 +20,7 @@ from pipeline.cluster.throughput import Cluster, Rates, Store, predict, slowdown
 from pipeline.dataset.job import prepare
 from pipeline.render.plan import BLOCK, make_table, plan_block
 from tests.bench import scale as bench_scale
+from tests.bench.__main__ import main as run_bench
 from tests.conftest import small_recipe
 
 
@@ -282,7 +283,7 @@ def test_goals_that_are_missed_are_named() -> None:
 def test_sizes_that_do_not_divide_are_refused(
     options: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["bench", "scale", *options]) == 2
+    assert run_bench(["scale", *options]) == 2
     assert said in capsys.readouterr().err
 
 

@@ -537,12 +537,12 @@ def test_random_weights_corpus_interrupted_and_run_again_is_the_same(
         left -= 1
         write(path, wave)
 
-    monkeypatch.setattr(speak, "_write", interrupted)
+    monkeypatch.setattr(speak, "write_flac", interrupted)
     with pytest.raises(KeyboardInterrupt):
         speak.speak(order(spec, tmp_path), 16, spec.models, speak.load_coqui)
     assert len(list(tmp_path.rglob("*.flac"))) == after
     assert len((tmp_path / speak.MANIFEST).read_text().splitlines()) == after
-    monkeypatch.setattr(speak, "_write", write)
+    monkeypatch.setattr(speak, "write_flac", write)
     # as a kill leaves it
     (tmp_path / f".clips.jsonl.{socket.gethostname()}.4194305.0a1b2c3d.tmp").touch()
     outcome = speak.speak(order(spec, tmp_path), 16, spec.models, speak.load_coqui)
