@@ -42,7 +42,7 @@ VERBS = {
 for."""
 
 ONE_WRITER = (
-    "student.fit",
+    "fit",
     "teacher",
     "cross-validate",
     "experiment",
