@@ -102,8 +102,8 @@ def _problem(option: Option, using: Run | None) -> str | None:
     params = {name: float(values[0]) for name, values in columns.items()}
     tone = np.sin(np.arange(SAMPLE_RATE, dtype=np.float32) * 0.3) * 0.1
     try:
-        (using or run)(kind, tone[None].astype(np.float32), [params])
         PROCESSORS[kind].weights()  # of every network it may draw, not of the one run here alone
+        (using or run)(kind, tone[None].astype(np.float32), [params])
     except (UserError, ImportError, OSError, DropSample) as error:
         return str(error).removeprefix(f"{kind}: ")
     except Exception as error:  # a guard's says of which type it was
