@@ -189,9 +189,7 @@ def test_all_clips_fail(fakes, tmp_path, capsys):
 def test_a_teacher_without_its_weights_is_not_available(fakes, tmp_path, monkeypatch, capsys):
     def load(model, device="cpu"):
         if model == "xlsr-2b-l10":
-            raise UserError(
-                "teacher 'xlsr-2b-l10': no weights 'x' in /c: run make weights NAMES=x"
-            )
+            raise UserError("teacher 'xlsr-2b-l10': no weights 'x' in /c: run make weights NAMES=x")
         return fakes["v7"]
 
     monkeypatch.setattr(evaluation, "load", load)
