@@ -61,7 +61,8 @@ def executable() -> Path:
     path = Path(given or weights.cached("lpcnet") / EXECUTABLE).absolute()
     if not path.is_file():
         raise FileNotFoundError(
-            f"LPCNet needs {EXECUTABLE}, which is not at {path}: run make lpcnet LPCNET_REF=COMMIT, or set "
+            f"LPCNet needs {EXECUTABLE}, which is not at {path}: run make lpcnet "
+            "LPCNET_REF=COMMIT, or set "
             f"{PATH_VARIABLE} to the path of one built from github.com/xiph/LPCNet"
         )
     _require_pinned(path, from_elsewhere=not given and weights.at_an_address())
