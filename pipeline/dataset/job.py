@@ -567,6 +567,7 @@ def description_problems(job: Job) -> Iterator[str]:
         "teacher": job.identity["recipe"]["teacher"]["name"],
         "splits": job.identity["splits"],
         "hours": round(job.samples * CLIP_HOURS, 3),
+        "corpora": {name: manifest.summary() for name, manifest in job.manifests.items()},
         "derived_from": job.identity.get("derived_from"),
     }
     stated = {key: found.get(key) for key in expected}
