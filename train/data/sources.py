@@ -196,7 +196,7 @@ def digest_of(clips: Sequence[RatedClip]) -> str:
 
 
 def on_labels_scale(clips: Sequence[RatedClip], calibration: Calibration | None) -> list[RatedClip]:
-    """Rated clips with their ratings on the scale of the teacher's labels (section IV-C).
+    """Rated clips with their ratings on the scale of the teacher's labels (section IV-B).
 
     A rating goes through the inverse of the teacher's map to the clip's dataset. It stays what it
     is where the teacher has no such maps, or never saw that dataset (a warning names it).

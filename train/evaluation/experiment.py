@@ -2,7 +2,7 @@
 
 For every variant two students with the same network, updates and batch, and the same rated clips:
 one on the rated clips alone (the paper's baseline), one on pseudo-labelled shards with the rated
-clips mixed in (section IV-C). Both and the teacher are judged on held-out sets: Figure 3 of the
+clips mixed in (section IV-B). Both and the teacher are judged on held-out sets: Figure 3 of the
 paper (PCC over parameters), and the share of the gap that distillation closes,
 ``(distilled - labelled) / (teacher - labelled)``, with bootstrap intervals.
 """

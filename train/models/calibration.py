@@ -63,7 +63,7 @@ class Calibration(Strict):
     def to_universal(self, rating: ArrayLike, dataset: str) -> Doubles:
         """A dataset's ratings, any shape, to MOS on the universal scale: ``to_dataset`` undone.
 
-        A student learns from ratings mapped by this (section IV-C). 1 and 5 stay: they are the
+        A student learns from ratings mapped by this (section IV-B). 1 and 5 stay: they are the
         limits. Errors as in ``to_dataset``.
         """
         return self.universal.mos(self._of(dataset).raw_logit(rating))

@@ -7,16 +7,16 @@ from torch import Tensor
 from torch.nn import functional
 
 WINDOW_SAMPLES = 320
-"""20 ms at 16 kHz (section IV-A)."""
+"""20 ms at 16 kHz (section IV-B)."""
 
 HOP_SAMPLES = 160
-"""10 ms at 16 kHz (section IV-A)."""
+"""10 ms at 16 kHz (section IV-B)."""
 
 FREQUENCIES = WINDOW_SAMPLES // 2 + 1
 """161 bins of 50 Hz."""
 
 COMPRESSION = 0.3
-"""Exponent of the magnitude; the phase is kept (section IV-A)."""
+"""Exponent of the magnitude; the phase is kept (section IV-B)."""
 
 PEAK_FLOOR = 1e-8
 """Added to the peak, so that silence stays silence."""

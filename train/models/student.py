@@ -1,6 +1,6 @@
 """The student: convolutions over the compressed spectrum, then the Transformer head.
 
-Section IV-A of the paper and the published code (``distillmos.sqa``): ``v7`` here is the published
+Section IV-B of the paper and the published code (``distillmos.sqa``): ``v7`` here is the published
 network, weight for weight (``load_v7``). The other nine variants are ours: the paper gives
 only the range of their sizes.
 """
@@ -143,7 +143,7 @@ class StudentConfig(BaseModel):
 
 
 def _published_strides(layers: int) -> tuple[tuple[int, int], ...]:
-    """First (1, 1), then (2, 1), last (2, 2): section IV-A."""
+    """First (1, 1), then (2, 1), last (2, 2): section IV-B."""
     return ((1, 1), *((2, 1),) * (layers - 2), (2, 2))
 
 

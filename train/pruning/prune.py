@@ -79,7 +79,7 @@ METHODS: tuple[Method, ...] = ("importance", "magnitude", "layer-drop")
 SIZES = (90.0, 70.0, 50.0, 29.0, 15.0, 7.0)
 
 RATED_SHARE = 0.2
-"""Of rated clips, where there are shards too (section IV-C, of the students)."""
+"""Of rated clips, where there are shards too (section IV-B, of the students)."""
 
 STREAM_DROPOUT = 4
 """The random generator's stream of this decision (``train.data.order`` has those before it)."""

@@ -69,7 +69,7 @@ def unit_norms(weight: Tensor) -> Tensor:
     """L1 norms (N,), float32, of what magnitude pruning removes at a time.
 
     Of a matrix (O, I) its weights one by one; of a convolution (O, I, taps...) its O x I kernels
-    (section IV-C: "the L1 norm of kernels").
+    (section V-B: "the L1 norm of kernels").
     """
     norms = weight.detach().abs().float()
     return norms.flatten() if weight.ndim < 3 else norms.flatten(2).sum(-1).flatten()

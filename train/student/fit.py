@@ -1,6 +1,6 @@
 """The training loop: shards in, a trained student out. ``python -m train fit``.
 
-Section IV-C: mean squared error on the teacher's MOS, AdamW, validation every N steps, the best
+Section IV-B: mean squared error on the teacher's MOS, AdamW, validation every N steps, the best
 kept. ``--preset paper`` (the default) is the paper's setting; ``--preset fast`` reaches the same
 error with a fraction of the compute. Without ``--shards`` a run is on rated clips alone: the
 paper's labelled-only baseline. On several devices or nodes (``--devices``, ``--nodes`` or

@@ -55,7 +55,7 @@ class FitConfig(BaseModel):
 
 
 PRESETS: dict[str, dict[str, Any]] = {
-    # Section IV-C; PyTorch's default weight decay, because the paper gives none.
+    # Section IV-B; PyTorch's default weight decay, because the paper gives none.
     "paper": {
         "steps": 250_000,
         "batch": 20,
