@@ -292,6 +292,7 @@ CHANGES: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
         lambda told: told["identity"].update(teacher_sha256="b" * 64),
         "recipe_hash",
     ),
+    "format": (lambda told: told.update(format="1"), 'format: "1" there'),
     "corpora": (lambda told: told["corpora"].update(speech=3.5), "corpora.speech: 3.5 there"),
     "splits": (lambda told: told["splits"].update(speech="test"), "splits.speech"),
     "hash": (lambda told: told.update(recipe_hash="0" * 64), "recipe_hash"),

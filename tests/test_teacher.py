@@ -14,6 +14,7 @@ import torch
 from torch.nn import functional
 from train_helpers import SHARED, needs_shared, tone_pcm, write_dataset, write_rated
 
+from data_specs.io.errors import UserError
 from data_specs.sample import CROP_SAMPLES
 from data_specs.teacher import PublishedHead, XlsR, packages_of, teacher_table
 from tests.bench.__main__ import main as run_bench
@@ -512,6 +513,9 @@ def test_a_trained_head_of_another_front_end_is_refused(tmp_path: Path):
     (tmp_path / "head.safetensors").unlink()
     with pytest.raises(ValueError, match=r"no head.safetensors"):
         load_trained("x", tmp_path)
+    for wrong in (7, None, 3.5):
+        with pytest.raises(UserError, match="no 'front_end_sha256' of kind str"):
+            load_trained("raw", trained_head(tmp_path / "wrong", front_end_sha256=wrong))
 
 
 # --- any length -----------------------------------------------------------------------------------

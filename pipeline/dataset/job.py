@@ -562,6 +562,7 @@ def description_problems(job: Job) -> Iterator[str]:
     where, found = job.folder.shown(DATASET_FILE), read_dataset(job.out) or {}
     free = {key: value for key, value in found["recipe"].items() if key in NOT_DATA}
     expected = {
+        "format": shards.FORMAT,
         "recipe_hash": job.dataset_hash,
         "recipe": free | job.identity["recipe"],
         "teacher": job.identity["recipe"]["teacher"]["name"],

@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from data_specs.io.errors import UserError
 from data_specs.io.files import sha256_of
+from data_specs.io.parse import json_field
 from data_specs.strict import digest
 from data_specs.teacher import PublishedHead
 from train.models import weights
@@ -208,7 +209,7 @@ def _calibration(maps: Any) -> Calibration | None:
 
 
 def _require_front_end(folder: Path, about: dict[str, Any], here: str) -> None:
-    trained_on = about["front_end_sha256"]
+    trained_on: str = json_field(about, "front_end_sha256", str, folder / HEAD_JSON)
     if trained_on != here:
         raise UserError(
             f"{folder}: trained on another {about['front_end']!r} ({trained_on[:12]}) than the one "
