@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written to a temporary name, synced, renamed."""
+"""What trainings write and read back: tables, checkpoints, weights; a run's folder."""
 
 from __future__ import annotations
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import io
 import os
 import select
 import signal
@@ -54,9 +53,6 @@ def run_command(work: Callable[[], int]) -> int:
 
     A user's error is one sentence; any other error shows its traceback, and Python exits with 1.
     """
-    for stream in (sys.stdout, sys.stderr):  # ASCII, and names that are not UTF-8
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
     came: list[int] = []
     with _handled(partial(_stop, came)):
         try:

@@ -21,9 +21,6 @@ from train.models.calibration import Calibration
 SIBLING = "validation"
 """The folder beside the training shards in which the recipe's validation split is looked for."""
 
-MOST_TOLD = 10
-"""Of unreadable clips."""
-
 LABELLED_ONLY = DatasetInfo("", None, "people")
 """What a run without shards is trained on: the ratings alone."""
 
