@@ -460,7 +460,7 @@ def test_lpcnet_without_its_executable_says_what_to_run(
     where = {"variable": tmp_path / "no", "folder": tmp_path}.get(given)
     if where:
         monkeypatch.setenv(lpcnet.PATH_VARIABLE, str(where))
-    with pytest.raises(FileNotFoundError, match="run make lpcnet, or set LPCNET_DEMO") as error:
+    with pytest.raises(FileNotFoundError, match="run make lpcnet LPCNET_REF=COMMIT, or set LPCNET_DEMO") as error:
         lpcnet.process(voices(0.2, 1), [{}])
     assert str(where or tmp_path / "lpcnet" / "lpcnet_demo") in str(error.value)
 
