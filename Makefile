@@ -312,9 +312,9 @@ fuzz: setup ## INPUTS mutated files (10 000) through the commands, drawn by SEED
 
 .PHONY: nightly
 nightly: setup ## a thousand kills (KILLS): pipeline, trainers, scoring, export; Ray's clusters, Slurm
-	KILLS=$(or $(KILLS),100) $(PY) -m pytest -q -m slow tests/test_kills.py \
-	  tests/test_ray_cluster.py tests/test_slurm.py
-	KILLS=$(or $(KILLS),900) $(PY) -m pytest -q -m slow tests/test_train_kills.py
+	KILLS=$(or $(KILLS),100) $(PY) -m pytest -q -m slow tests/drills/test_kills.py \
+	  tests/drills/test_ray_cluster.py tests/drills/test_slurm.py
+	KILLS=$(or $(KILLS),900) $(PY) -m pytest -q -m slow tests/drills/test_train_kills.py
 
 .PHONY: lint
 lint: setup ## ruff and mypy

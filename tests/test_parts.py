@@ -25,8 +25,8 @@ from pipeline.dataset import shards
 from pipeline.dataset.shards import Row
 from pipeline.engine import run
 from tests.conftest import ROOT
-from tests.drill_cluster import groups_rendered, locally, tars
-from tests.drill_job import TWICE, StubMaker, stub_job
+from tests.drills.drill_cluster import groups_rendered, locally, tars
+from tests.drills.drill_job import TWICE, StubMaker, stub_job
 
 SAMPLES = 42  # ten shards of four and one of two
 
@@ -156,7 +156,7 @@ def test_the_flags_are_refused_before_any_work(
 
 def start(out: Path, part: str, log: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "tests.drill_job", "--engine", "local", "--workers", "1"]
+        [sys.executable, "-m", "tests.drills.drill_job", "--engine", "local", "--workers", "1"]
         + ["--samples", str(SAMPLES), "--part", part, "--out", out, "--log", log]
         + ["--pause", "0.05"],
         cwd=ROOT,

@@ -26,7 +26,6 @@ from typing import Any
 import fsspec  # type: ignore[import-untyped]
 import pytest
 import yaml
-from fake_dataset import write_dataset
 from pydantic import TypeAdapter, ValidationError
 
 from data_specs.io import names
@@ -42,6 +41,7 @@ from pipeline.corpora import weights
 from pipeline.dataset import shards
 from pipeline.render.processors import lpcnet
 from tests.conftest import ROOT, small_recipe
+from tests.fake_dataset import write_dataset
 from train.models import weights as places
 
 OUTSIDE = [

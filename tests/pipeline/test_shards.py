@@ -1,0 +1,252 @@
+"""Shards: whole or not there; what is wrong is told by name."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import resource
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import webdataset as wds
+
+from data_specs.io.files import remove_leftovers
+from data_specs.sample import SampleRecord
+from pipeline.audio import encode_flac, pcm_sha256, to_pcm
+from pipeline.dataset import shards
+from pipeline.dataset.shards import (
+    Row,
+    ShardError,
+    TooManyDropped,
+    commit,
+    is_whole,
+    samples,
+    verify_shard,
+)
+from tests.conftest import ROOT, talk
+
+HASH = "a" * 64
+
+
+def row(index: int, **changes: object) -> Row:
+    pcm = to_pcm(talk(7.68, index))
+    record = {
+        "key": f"{index:09d}",
+        "mos": 3.0,
+        "logit": 0.0,
+        "teacher": "distillmos",
+        "teacher_sha256": "b" * 64,
+        "pcm_sha256": pcm_sha256(pcm),
+        "plan": {"index": index},
+    } | changes
+    return Row(f"{index:09d}", encode_flac(pcm), json.dumps(record).encode())
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    commit(tmp_path, 0, [row(i) for i in range(3)], HASH, 0.0)
+    return tmp_path
+
+
+def test_a_committed_shard_is_whole_and_deeply_right(folder: Path) -> None:
+    assert sorted(os.listdir(folder)) == ["shard-000000.json", "shard-000000.tar"]
+    assert is_whole(folder, 0, HASH, 3)
+    assert verify_shard(folder, 0, HASH, range(3), deep=True) == []
+
+
+def test_the_tar_is_what_webdataset_itself_writes(folder: Path, tmp_path: Path) -> None:
+    path = folder / "shard-000000.tar"
+    with wds.TarWriter(
+        str(tmp_path / "x.tar"), user="", group="", mode=0o644, encoder=False, mtime=0
+    ) as tar:
+        for key, flac, data in samples(path):
+            tar.write({"__key__": key, "flac": flac, "json": data})
+    assert path.read_bytes() == (tmp_path / "x.tar").read_bytes()
+
+
+def test_the_stock_webdataset_package_reads_it(folder: Path) -> None:
+    found = list(wds.WebDataset(str(folder / "shard-000000.tar"), shardshuffle=False))
+    assert [sample["__key__"] for sample in found] == [f"{i:09d}" for i in range(3)]
+    assert [SampleRecord.model_validate_json(s["json"]).mos for s in found] == [3.0] * 3
+
+
+def test_the_same_rows_give_the_same_bytes(folder: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    commit(other, 0, [row(i) for i in range(3)], HASH, 0.0)
+    assert (folder / "shard-000000.tar").read_bytes() == (other / "shard-000000.tar").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("hash_", "planned"), [("c" * 64, 3), (HASH, 4)], ids=["another dataset", "another length"]
+)
+def test_what_is_not_ours_is_not_whole(folder: Path, hash_: str, planned: int) -> None:
+    assert not is_whole(folder, 0, hash_, planned)
+
+
+def test_a_truncated_tar_is_not_whole_and_is_told(folder: Path) -> None:
+    tar = folder / "shard-000000.tar"
+    tar.write_bytes(tar.read_bytes()[:-5000])
+    assert not is_whole(folder, 0, HASH, 3)
+    (line,) = verify_shard(folder, 0, HASH, range(3))
+    assert str(tar) in line and "truncated" in line
+
+
+def test_a_flipped_byte_is_told(folder: Path) -> None:
+    tar = folder / "shard-000000.tar"
+    data = bytearray(tar.read_bytes())
+    data[5_000] ^= 0xFF
+    tar.write_bytes(data)
+    lines = verify_shard(folder, 0, HASH, range(3), deep=True)
+    assert any("corrupted" in line for line in lines)
+    assert any("000000000.flac" in line for line in lines)
+
+
+def test_a_missing_record_or_tar_is_told(folder: Path) -> None:
+    record = folder / "shard-000000.json"
+    kept = record.read_bytes()
+    record.unlink()
+    assert "no record" in verify_shard(folder, 0, HASH, range(3))[0]
+    record.write_bytes(b"{not json")
+    assert "not a shard record" in verify_shard(folder, 0, HASH, range(3))[0]
+    record.write_bytes(kept)
+    (folder / "shard-000000.tar").unlink()
+    assert "missing" in verify_shard(folder, 0, HASH, range(3))[0]
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [(range(4), "1 samples missing, neither made nor dropped"), (range(2), "1 samples not part")],
+)
+def test_what_the_plan_does_not_say_is_told(folder: Path, rows: range, said: str) -> None:
+    assert any(said in line for line in verify_shard(folder, 0, HASH, rows))
+
+
+def rewrite(folder: Path, change: object) -> None:
+    """Replace the shard by one with changed members, and a record that fits it."""
+    members = dict(shards.members(folder / "shard-000000.tar"))
+    members = change(members)  # type: ignore[operator]
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    data = buffer.getvalue()
+    (folder / "shard-000000.tar").write_bytes(data)
+    path = folder / "shard-000000.json"
+    record = json.loads(path.read_bytes())
+    record["tar_bytes"] = len(data)
+    record["tar_sha256"] = __import__("hashlib").sha256(data).hexdigest()
+    path.write_text(json.dumps(record))
+
+
+def without_label(members: dict[str, bytes]) -> dict[str, bytes]:
+    record = json.loads(members["000000001.json"])
+    del record["mos"]
+    return members | {"000000001.json": json.dumps(record).encode()}
+
+
+def with_nan(members: dict[str, bytes]) -> dict[str, bytes]:
+    record = json.loads(members["000000001.json"]) | {"mos": float("nan")}
+    return members | {"000000001.json": json.dumps(record).encode()}
+
+
+def without_audio(members: dict[str, bytes]) -> dict[str, bytes]:
+    return {name: c for name, c in members.items() if name != "000000001.flac"}
+
+
+def swapped(members: dict[str, bytes]) -> dict[str, bytes]:
+    return members | {"000000001.json": members["000000002.json"]}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (without_label, "000000001.json: field 'mos'"),
+        (with_nan, "000000001.json: field 'mos'"),
+        (without_audio, "expected 000000001.flac"),
+        (swapped, "is the record of sample 000000002"),
+    ],
+)
+def test_a_sample_without_label_or_audio_is_told(folder: Path, change: object, said: str) -> None:
+    rewrite(folder, change)
+    assert any(said in line for line in verify_shard(folder, 0, HASH, range(3)))
+
+
+def test_too_many_drops_are_not_committed(tmp_path: Path) -> None:
+    rows = [row(0), Row("000000001", None, None, "silent", "x.wav: -90 dBFS")]
+    with pytest.raises(TooManyDropped, match=r"1 of 2 samples dropped \(1 silent\).*x\.wav"):
+        commit(tmp_path, 0, rows, HASH, 0.4)
+    assert os.listdir(tmp_path) == []
+    record = commit(tmp_path, 0, rows, HASH, 0.5)
+    assert (record.samples, record.planned) == (1, 2)
+    assert record.dropped[0]["reason"] == "silent"
+    assert verify_shard(tmp_path, 0, HASH, range(2), deep=True) == []
+
+
+def test_a_full_disk_leaves_nothing_behind(tmp_path: Path) -> None:
+    # A real write that the kernel refuses, as a full disk does: no file may grow past 50 kB.
+    script = f"""
+import resource, signal
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, {resource.RLIM_INFINITY}))
+from pathlib import Path
+from tests.pipeline.test_shards import row, HASH
+from pipeline.dataset.shards import commit
+try:
+    commit(Path({str(tmp_path)!r}), 0, [row(i) for i in range(3)], HASH, 0.0)
+except OSError as error:
+    print("refused:", error)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert "refused: [Errno 27] File too large" in done.stdout
+    assert os.listdir(tmp_path) == []
+
+
+def test_an_error_midway_leaves_nothing_behind(tmp_path: Path) -> None:
+    bad = Row("000000001", "not bytes", b"{}")  # type: ignore[arg-type]
+    with pytest.raises((ValueError, TypeError, AssertionError)):
+        commit(tmp_path, 0, [row(0), bad], HASH, 0.0)
+    assert os.listdir(tmp_path) == []
+
+
+def test_leftovers_of_the_dead_are_removed_and_those_of_the_living_are_not(tmp_path: Path) -> None:
+    import socket
+
+    dead = subprocess.run(
+        [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True
+    ).stdout.strip()
+    host = socket.gethostname()
+    for process in (dead, os.getpid()):
+        (tmp_path / f".shard-000000.tar.{host}.{process}.0a1b2c3d.tmp").write_bytes(b"half")
+    (tmp_path / f".shard-000000.tar.another-host.{dead}.0a1b2c3d.tmp").write_bytes(b"half")
+    remove_leftovers(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == sorted(
+        [
+            f".shard-000000.tar.{host}.{os.getpid()}.0a1b2c3d.tmp",
+            f".shard-000000.tar.another-host.{dead}.0a1b2c3d.tmp",
+        ]
+    )
+
+
+def test_a_link_in_a_tar_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "evil.tar"
+    with tarfile.open(path, "w") as tar:
+        info = tarfile.TarInfo("000000000.flac")
+        info.type, info.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        tar.addfile(info)
+    with pytest.raises(ShardError, match="not a plain file"):
+        list(shards.samples(path))
+
+
+def test_numpy_is_not_needed_to_hash_pcm_the_same_on_big_endian() -> None:
+    pcm = np.arange(10, dtype=">i2")
+    assert pcm_sha256(pcm) == pcm_sha256(pcm.astype("<i2"))

@@ -1,0 +1,201 @@
+"""Scoring and evaluation: windows, files, tables, exit codes."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import scipy.stats
+import soundfile
+import torch
+
+from tests.tolerance import STUDENT
+from tests.train_helpers import tone_pcm, write_dataset, write_rated
+from train.__main__ import main
+from train.audio import read_mono, to_16k
+from train.evaluation import evaluate as evaluation
+from train.evaluation.evaluate import SetResult, means
+from train.metrics import agreement
+from train.models.student import Student, variant
+from train.scoring.score import Scorer, find_files, load, window_count, windows
+
+
+@pytest.fixture(scope="module")
+def scorer():
+    torch.manual_seed(0)
+    return Scorer(Student(variant("v1")), "small", "0" * 64)
+
+
+@pytest.fixture
+def small_v7(scorer, monkeypatch):
+    monkeypatch.setattr("train.scoring.score.load", lambda *_: scorer)
+    monkeypatch.setattr(evaluation, "load", lambda *_: scorer)
+    return scorer
+
+
+def wave(seconds: float, number: int = 0) -> np.ndarray:
+    return tone_pcm(number, int(seconds * 16_000)).astype(np.float32) / 32768
+
+
+@pytest.mark.parametrize(
+    ("samples", "count"),
+    [(1, 1), (122_880, 1), (122_881, 2), (138_880, 2), (138_881, 3), (480_000, 24)],
+)
+def test_windows_are_the_published_ones(samples, count):
+    cut = list(windows(np.arange(samples, dtype=np.float32)))
+    assert len(cut) == count == window_count(samples)
+    assert all(len(part) == 122_880 for part in cut)
+    if samples > 122_880:
+        assert cut[-1][-1] == samples - 1
+        assert np.diff([part[0] for part in cut]).max() <= 16_000
+
+
+def test_short_clips():
+    wave_T = np.arange(1, 1001, dtype=np.float32)
+    (zeros,), (repeated,) = windows(wave_T), windows(wave_T, "repeat")
+    assert not zeros[1000:].any()
+    assert np.array_equal(repeated[:2000], np.tile(wave_T, 2))
+    assert len(repeated) == 122_880
+
+
+def test_files_and_waves_agree(scorer, tmp_path):
+    paths = []
+    for number, seconds in enumerate([1, 12, 7.68, 20]):
+        paths.append(tmp_path / f"{number}.wav")
+        soundfile.write(paths[-1], wave(seconds, number), 16_000, subtype="FLOAT")
+    paths.insert(2, tmp_path / "missing.wav")
+    scores = list(scorer.score_files(paths, batch=5))
+    assert [score.path for score in scores] == paths
+    assert scores[2].mos is None
+    assert "missing.wav" in scores[2].error
+    for score in scores[:2] + scores[3:]:
+        expected = scorer.score(*read_mono(score.path))
+        assert score.mos == pytest.approx(expected, abs=STUDENT)
+
+
+@pytest.mark.parametrize(
+    ("bad", "rate", "message"),
+    [
+        (np.zeros(0, np.float32), 16_000, "no samples"),
+        (np.full(10, np.nan, np.float32), 16_000, "not finite"),
+        (np.zeros((2, 10), np.float32), 16_000, "one channel"),
+        (np.zeros(10, np.float32), 0, "positive"),
+    ],
+)
+def test_bad_waves(scorer, bad, rate, message):
+    with pytest.raises(ValueError, match=message):
+        scorer.score(bad, rate)
+
+
+def test_first_channel_is_read(tmp_path):
+    stereo = np.stack([wave(1), np.zeros(16_000)], axis=1)
+    soundfile.write(tmp_path / "a.wav", stereo, 16_000, subtype="FLOAT")
+    assert np.array_equal(read_mono(tmp_path / "a.wav")[0], wave(1))
+
+
+def test_odd_rates_are_resampled():
+    assert len(to_16k(wave(1), 15_999)) == pytest.approx(16_001, abs=2)
+
+
+@pytest.mark.parametrize("name", ["nothing", "empty", "junk.pt", "junk.safetensors"])
+def test_bad_models(tmp_path, name):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "junk.pt").write_bytes(b"junk")
+    (tmp_path / "junk.safetensors").write_bytes(b"junk")
+    (tmp_path / "junk.json").write_text("{}")
+    with pytest.raises(ValueError, match=name):
+        load(tmp_path / name)
+
+
+def test_find_files(tmp_path):
+    (tmp_path / "deep").mkdir()
+    for name in ("b.wav", "a.FLAC", "deep/c.ogg", "notes.md"):
+        (tmp_path / name).touch()
+    (tmp_path / "list.txt").write_text("b.wav\n\ndeep/c.ogg\n")
+    names = [str(path.relative_to(tmp_path)) for path in find_files([tmp_path])]
+    assert names == ["a.FLAC", "b.wav", "deep/c.ogg"]
+    assert find_files([tmp_path / "list.txt"]) == [tmp_path / "b.wav", tmp_path / "deep/c.ogg"]
+
+
+def test_score_command(small_v7, tmp_path):
+    clips = tmp_path / "clips"
+    clips.mkdir()
+    soundfile.write(clips / "good.wav", wave(1), 16_000)
+    out = tmp_path / "scores.csv"
+    assert main(["score", str(clips), "--out", str(out)]) == 0
+    (clips / "text.wav").write_text("no audio")
+    soundfile.write(clips / "empty.wav", np.zeros(0), 16_000)
+    assert main(["score", str(clips), "--out", str(out)]) == 1
+    with out.open() as file:
+        rows = {row["path"].rsplit("/", 1)[1]: row for row in csv.DictReader(file)}
+    assert {"path", "mos", "seconds", "model", "weights_sha256", "error"} <= set(rows["good.wav"])
+    assert 1 <= float(rows["good.wav"]["mos"]) <= 5
+    assert "no samples" in rows["empty.wav"]["error"]
+    assert rows["text.wav"]["mos"] == ""
+    assert main(["score", str(clips / "text.wav"), "--out", str(out)]) == 2
+    assert main(["score", str(clips), "--out", str(tmp_path / "no/where.csv")]) == 2
+
+
+def test_agreement_is_scipys():
+    truth, predicted = np.random.default_rng(0).normal(3, 1, (2, 50))
+    result = agreement(truth, predicted)
+    assert result.pcc == pytest.approx(scipy.stats.pearsonr(truth, predicted).statistic)
+    assert result.spearman == pytest.approx(scipy.stats.spearmanr(truth, predicted).statistic)
+    assert result.rmse == pytest.approx(np.sqrt(np.mean((truth - predicted) ** 2)))
+
+
+@pytest.mark.parametrize(
+    ("truth", "predicted", "reason"),
+    [([], [], "no clips"), ([1], [2], "two"), ([1, 1], [2, 3], "true"), ([1, 2], [3, 3], "pred")],
+)
+def test_undefined_correlation_has_a_reason(truth, predicted, reason):
+    result = agreement(truth, predicted)
+    assert result.pcc is None
+    assert reason in result.reason
+
+
+def test_means():
+    rows = [
+        SetResult("m", "a", 10, 0.8, 0.8, 0.3, "zero", "rated"),
+        SetResult("m", "b", 30, 0.4, 0.4, 0.5, "zero", "rated"),
+        SetResult("m", "c", 1, None, None, 0.5, "zero", "rated", "fewer than two clips"),
+        SetResult("m", "s", 99, 0.1, 0.1, 0.5, "none", "shards"),
+    ]
+    (mean,) = means(rows)
+    assert mean["pcc_unweighted"] == pytest.approx(0.6)
+    assert mean["pcc_weighted"] == pytest.approx(0.5)
+    assert (mean["sets"], mean["undefined_sets"], mean["clips"]) == (2, 1, 40)
+
+
+def test_evaluate_command(small_v7, tmp_path):
+    labels, shards = write_rated(tmp_path / "rated"), write_dataset(tmp_path / "shards", 1, 3)
+    out = tmp_path / "out"
+    arguments = ["--model", "v7", "--rated", str(labels), "--shards", str(shards)]
+    assert main(["evaluate", *arguments, "--out", str(out), "--short", "both"]) == 0
+    results = json.loads((out / "results.json").read_text())
+    found = [(row["set"], row["short"], row["clips"]) for row in results["sets"]]
+    assert found == [
+        *(("set0", "zero", 3), ("set1", "zero", 3)),
+        *(("set0", "repeat", 3), ("set1", "repeat", 3)),
+        ("shards", "none", 3),
+    ]
+    with (out / "scores.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 15
+    assert list(rows[0])[:7] == [
+        "model",
+        "set",
+        "path_or_key",
+        "truth",
+        "score",
+        "short",
+        "weights_sha256",
+    ]
+    assert main(["evaluate", "--model", "v7", "--out", str(out)]) == 2
+
+
+def test_variants_command(capsys):
+    assert main(["variants"]) == 0
+    assert "4,133,226" in capsys.readouterr().out
