@@ -11,7 +11,7 @@ from pydantic import AfterValidator, Field, model_validator
 from data_specs.distributions import Constant, Distribution, Normal, Uniform
 from data_specs.io.errors import UserError
 from data_specs.processors import Processor, Within
-from data_specs.strict import HERE, Name, Strict, load
+from data_specs.strict import Name, Strict, load_named
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Role = Literal["speech", "noise", "rooms", "voices"]
@@ -155,7 +155,4 @@ class Recipe(Strict):
 
 def load_recipe(path: Path | str) -> Recipe:
     """Read a recipe; a bare name means ``data_specs/recipes/NAME.yaml``."""
-    path = Path(path)
-    if path.suffix not in (".yaml", ".yml"):
-        path = HERE / "recipes" / f"{path}.yaml"
-    return load(Recipe, path)
+    return load_named(Recipe, "recipes", path)

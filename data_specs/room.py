@@ -11,7 +11,7 @@ from pydantic import AfterValidator, Field, model_validator
 from data_specs.distributions import Distribution, support
 from data_specs.io.errors import UserError
 from data_specs.processors import Within
-from data_specs.strict import HERE, Name, Strict, load
+from data_specs.strict import Name, Strict, load_named
 
 Side = Annotated[Distribution, AfterValidator(Within(1, 100, "m"))]
 
@@ -74,7 +74,4 @@ class RoomSpec(Strict):
 
 def load_rooms(path: Path | str) -> RoomSpec:
     """Read a room spec; a bare name means ``data_specs/rooms/NAME.yaml``."""
-    path = Path(path)
-    if path.suffix not in (".yaml", ".yml"):
-        path = HERE / "rooms" / f"{path}.yaml"
-    return load(RoomSpec, path)
+    return load_named(RoomSpec, "rooms", path)

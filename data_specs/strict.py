@@ -65,6 +65,12 @@ def load(model: type[Model], path: Path | str) -> Model:
     return checked(model, read_yaml(path), path)
 
 
+def load_named(model: type[Model], folder: str, name: Path | str) -> Model:
+    """Read a spec at a path; a bare name means ``data_specs/FOLDER/NAME.yaml``."""
+    path = Path(name)
+    return load(model, path if path.suffix in (".yaml", ".yml") else HERE / folder / f"{name}.yaml")
+
+
 def checked(model: type[Model], data: Any, where: Path | str) -> Model:
     """``data`` as a ``model``; ``SpecError`` naming ``where`` and each field that is wrong."""
     try:

@@ -9,7 +9,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from data_specs.io.errors import UserError
-from data_specs.strict import HERE, Name, Strict, load
+from data_specs.strict import Name, Strict, load_named
 
 NOT_STATED = "not stated in the library's list"
 """The licence of a model for which the library states none."""
@@ -96,7 +96,4 @@ class VoiceSpec(Strict):
 
 def load_voices(path: Path | str) -> VoiceSpec:
     """Read a voice spec; a bare name means ``data_specs/voices/NAME.yaml``."""
-    path = Path(path)
-    if path.suffix not in (".yaml", ".yml"):
-        path = HERE / "voices" / f"{path}.yaml"
-    return load(VoiceSpec, path)
+    return load_named(VoiceSpec, "voices", path)
