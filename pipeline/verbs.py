@@ -50,6 +50,8 @@ def plan(options: argparse.Namespace) -> int:
     splits = parse_splits(options.split, list(recipe.sources.present()))
     identity = {"splits": jobs.resolve_splits(recipe, splits)}
     manifests = jobs.scan_all(recipe, roots)
+    for manifest in manifests.values():
+        print(manifest.summary())
     job = jobs.Job(recipe, identity, options.samples, options.out, roots, manifests=manifests)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()

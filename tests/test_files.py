@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -263,6 +264,53 @@ def test_manifest_lists_every_file(
     for kind in ("cut short", "dead link", "format not read", "hidden", "Git LFS pointer"):
         assert kind in said
     assert "names/hard.wav" in said and "dead.wav" in said
+
+
+def test_plan_draws_every_file_that_is_heard_and_no_other(
+    folder: Awkward, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, corpus = tmp_path / "plan.parquet", f"speech={folder.folder}"
+    drawing = ["plan", str(recipe(tmp_path)), "--corpus", corpus, "--split", "all"]
+    assert pipeline([*drawing, "--samples", "4000", "--out", str(out)]) == 0
+    assert set(pq.read_table(out)["speech.file"].to_pylist()) == set(folder.heard)
+    said = capsys.readouterr().out
+    for kind in ("cut short", "dead link", "format not read", "hidden", "Git LFS pointer"):
+        assert kind in said
+
+
+@pytest.mark.slow
+def test_shards_are_made_of_every_file_that_is_heard(
+    folder: Awkward, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "mfcc.yaml"
+    speech = {"sources": {"speech": {"corpus": "speech"}}, "shard_samples": 250}
+    path.write_text(yaml.safe_dump({"name": "m", "teacher": {"name": "mfcc"}} | speech))
+    out = tmp_path / "shards"
+    making = ["shards", str(path), "--corpus", f"speech={folder.folder}", "--split", "all"]
+    making += ["--samples", "250", "--out", str(out), "--engine", "local", "--workers", "1"]
+    assert pipeline(making) == 0
+    assert "cut short" in capsys.readouterr().out
+    record = json.loads((out / "shard-000000.json").read_text())
+    assert record["samples"] == 250 and not record["dropped"]
+
+
+def test_evaluate_compares_on_every_clip_or_names_it(
+    folder: Awkward, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def rate(names: Iterable[str]) -> Path:
+        table = tmp_path / "labels.csv"
+        with table.open("w", newline="") as file:
+            rows = [(folder.folder / name, 1 + number % 5) for number, name in enumerate(names)]
+            csv.writer(file).writerows([("path", "mos"), *rows])
+        return table
+
+    judging = ["evaluate", "--model", "mfcc", "--out", str(tmp_path / "out"), "--rated"]
+    unread = [name for name, why in folder.left_out.items() if why == "cut short"]
+    train([*judging, str(rate([*folder.heard, *unread]))])
+    said = "".join(capsys.readouterr())
+    assert f"{len(unread)} of {len(unread) + len(folder.heard)} clips are left out" in said
+    for name in unread:
+        assert f"not scored: {folder.folder / name}: cannot be read as audio: cut short" in said
 
 
 @pytest.fixture
