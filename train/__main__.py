@@ -14,10 +14,6 @@ from train.loop.launch import require_device, require_launch
 VERBS = {
     "fit": ("student.fit", "train a student, or continue a run"),
     "teacher": ("teacher.fit", "train a teacher's head on rated clips, or continue a run"),
-    "cross-validate": (
-        "teacher.cross_validate",
-        "a teacher's head with and without scales, by folds",
-    ),
     "experiment": (
         "evaluation.experiment",
         "students on labels against students on ratings (Figure 3)",
@@ -44,7 +40,6 @@ for."""
 ONE_WRITER = (
     "fit",
     "teacher",
-    "cross-validate",
     "experiment",
     "lengths",
     "prune",

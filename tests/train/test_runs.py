@@ -46,7 +46,6 @@ def required(verb: str) -> list[str]:
     given = {
         "fit": ["--student", "v1", "--shards", "no"],
         "teacher": ["--rated", "no.csv"],
-        "cross-validate": ["--front-end", "mfcc", "--rated", "no.csv"],
         "experiment": ["--shards", "no", "--rated", "no.csv"],
         "lengths": ["--model", "v7", "--shards", "no"],
         "prune": ["--shards", "no"],
@@ -55,7 +54,7 @@ def required(verb: str) -> list[str]:
     return [verb, *given[verb], "--out", "no"]
 
 
-TRAINERS = ("fit", "teacher", "cross-validate", "experiment", "lengths", "prune", "shrink")
+TRAINERS = ("fit", "teacher", "experiment", "lengths", "prune", "shrink")
 
 
 @pytest.mark.parametrize("verb", TRAINERS)
@@ -238,7 +237,6 @@ def test_a_folder_that_another_command_writes_to_is_refused(
     words = {
         "fit": ["--student", "v1", "--shards", folder, "--steps", 1],
         "teacher": ["--front-end", "mfcc", "--rated", rated, "--steps", 1],
-        "cross-validate": ["--front-end", "mfcc", "--rated", rated, "--folds", 2, "--steps", 1],
         "experiment": ["--shards", folder, "--rated", rated, "--test-rated", rated],
         "lengths": ["--model", student, "--shards", folder],
         "prune": ["--model", student, "--shards", folder],
