@@ -26,31 +26,25 @@ from tests.train_helpers import CROP, kill, killed, tone_pcm, write_dataset, wri
 from train import files
 from train.data.stream import batch_of
 from train.files import load_checkpoint, write_weights
+from train.models import pruned
 from train.models.calibration import Affine, Calibration
 from train.models.front_end import XlsrFrontEnd
 from train.models.head import HeadConfig, build_head
 from train.models.head_teacher import HeadTeacher, load_pruned_teacher
+from train.models.pruned import load_pruned
 from train.models.student import VARIANTS, Student, StudentConfig
 from train.models.xlsr import Encoder
 from train.pruning import prune as pruning
-from train.pruning import storage
+from train.pruning.config import PruneHost, make_config, open_data
 from train.pruning.layer_drop import keep_layers, layers_within, weights_by_layers
 from train.pruning.masks import Masks, packed, prunable, unpacked
-from train.pruning.prune import (
-    Host,
-    Pruner,
-    Subject,
-    TeacherNetwork,
-    open_data,
-    prune,
-    teacher_subject,
-)
+from train.pruning.prune import Pruner, prune
 from train.pruning.scores import TaylorScores
-from train.pruning.storage import load_pruned
+from train.pruning.subject import Subject, TeacherNetwork, load_subject, teacher_subject
 from train.scoring.score import load
 
 ROOT = Path(__file__).parents[2]
-QUIET = Host(workers=0, checkpoint_every=2, progress=False, logger="none")
+QUIET = PruneHost(device="cpu", workers=0, checkpoint_every=2, progress=False, logger="none")
 TINY = StudentConfig(channels=(4, 4), strides=((4, 2), (4, 4)), dim=8, heads=2, layers=2)
 PRUNABLE = 72 + 144 + 320 + 2 * 512
 """Two convolutions, the projection, two layers."""
@@ -78,7 +72,7 @@ def test_scores_are_the_first_order_change_of_the_loss_by_hand():
         network.weight.copy_(weight)
     loss_of(network.weight).backward()  # the output is 0, the loss 1
     assert network.weight.grad.tolist() == [[-2, -4]]
-    scores = TaylorScores(network, ["weight"], factor=0.9)
+    scores = TaylorScores(network, ["weight"], decay=0.9)
     scores.gather(network)
     assert scores.averages["weight"][0].tolist() == pytest.approx([0.1, 0.1], abs=1e-6)
     for place, by_hand in enumerate((2.25, 0.25)):  # the loss with that weight set to zero
@@ -102,7 +96,7 @@ def test_scores_of_a_deep_network_are_derivatives_towards_zero():
         return functional.mse_loss(network(inputs), truth)
 
     loss().backward()
-    scores = TaylorScores(network, names, factor=0.0)
+    scores = TaylorScores(network, names, decay=0.0)
     scores.gather(network)
     for name in names:
         weight = network.get_parameter(name).data.view(-1)
@@ -132,7 +126,7 @@ def test_scores_are_averaged_recursively():
     network.zero_grad()
     with pytest.raises(ValueError, match="weight has no gradient"):
         scores.gather(network)
-    with pytest.raises(ValueError, match="averaging factor 1"):
+    with pytest.raises(ValueError, match="decay 1"):
         TaylorScores(network, ["weight"], 1)
 
 
@@ -255,7 +249,7 @@ def parsed(*argv: object) -> argparse.Namespace:
 def settings_of(labels: Path, *changes: object) -> argparse.Namespace:
     """Five rounds of three updates."""
     return parsed(
-        *("--rated", labels, "--rate", 0.1, "--sizes", 60, 80, "--updates", 3, "--batch", 4),
+        *("--rated", labels, "--rate", 0.1, "--sizes", 60, 80, "--steps", 3, "--batch", 4),
         *("--lr", 1e-3, "--validate-every", 2, "--device", "cpu", "--out", "unused", *changes),
     )
 
@@ -263,7 +257,7 @@ def settings_of(labels: Path, *changes: object) -> argparse.Namespace:
 def set_up(subject: Subject, labels: Path, *changes: object):
     args = settings_of(labels, *changes)
     sources = open_data(args, subject.calibration)
-    return pruning.make_config(args, subject, sources), subject, sources
+    return make_config(args, subject, sources), subject, sources
 
 
 def rows_of(run: Path) -> list[dict]:
@@ -298,7 +292,7 @@ def test_a_run_leaves_what_its_schedule_says(labels, tmp_path, method):
     rows = rows_of(tmp_path)
     assert [row["size"] for row in rows] == [None, 100, 80, 60]
     assert [row["round"] for row in rows] == [0, 0, 3, 5]
-    assert [row["updates"] for row in rows] == [0, 3, 12, 18]
+    assert [row["steps"] for row in rows] == [0, 3, 12, 18]
     left = [row["weights_left"] for row in rows]
     if method == "importance":
         assert left == [1560, 1560, LEFT[3], LEFT[5]]
@@ -443,7 +437,7 @@ def dies_writing(name: str, count: int, half: bool, out: Path, labels: Path) -> 
             kill()
         whole(path, write)
 
-    files.write_atomically = storage.write_atomically = deadly
+    files.write_atomically = pruned.write_atomically = deadly
     prune_tiny(out, labels)
 
 
@@ -506,13 +500,13 @@ def write_run(folder: Path) -> Path:
 @pytest.mark.slow
 def test_the_command_killed_ends_at_the_same_bits(labels, tmp_path):
     code = (
-        "import argparse, sys; from train import prune; parser = argparse.ArgumentParser();"
+        "import argparse, sys; from train.pruning import prune; parser = argparse.ArgumentParser();"
         "prune.add_arguments(parser); sys.exit(prune.run(parser.parse_args(sys.argv[1:])))"
     )
     model = write_run(tmp_path / "student")
     command = [
         *(sys.executable, "-c", code, "--model", model, "--rated", labels, "--rate", 0.05),
-        *("--sizes", 60, 30, "--updates", 10, "--batch", 4, "--lr", 1e-3, "--device", "cpu"),
+        *("--sizes", 60, 30, "--steps", 10, "--batch", 4, "--lr", 1e-3, "--device", "cpu"),
         *("--checkpoint-every", 4, "--threads", 1, "--logger", "none", "--out"),
     ]
     command, environment = [str(part) for part in command], os.environ | {"OMP_NUM_THREADS": "1"}
@@ -641,7 +635,7 @@ def test_what_a_run_trains_and_validates_on(labels, tmp_path):
 
     def config_of_run(*changes: object):
         args = settings_of(labels, *changes)
-        return pruning.make_config(args, tiny(), open_data(args, None))
+        return make_config(args, tiny(), open_data(args, None))
 
     both = config_of_run("--shards", shards)
     assert (both.samples, both.rated_clips, both.rated_share) == (12, 8, 0.2)
@@ -653,8 +647,8 @@ def test_what_a_run_trains_and_validates_on(labels, tmp_path):
     by_set = config_of_run(*sets)
     assert (by_set.rated_clips, by_set.validation_samples) == (4, 4)
     alone = parsed("--shards", shards, "--out", "unused", "--device", "cpu")
-    config = pruning.make_config(alone, tiny(), open_data(alone, None))
-    assert (config.samples, config.rated_share, config.rate, config.updates) == (12, 0.0, 0.005, 30)
+    config = make_config(alone, tiny(), open_data(alone, None))
+    assert (config.samples, config.rated_share, config.rate, config.steps) == (12, 0.0, 0.005, 30)
     with pytest.raises(ValueError, match=r"labels\.csv, --shards DIR or both"):
         open_data(parsed("--out", "x"), None)
     with pytest.raises(ValueError, match="both trains and validates"):
@@ -689,7 +683,7 @@ def test_bad_settings(labels, changes, message):
 
 def test_what_cannot_be_pruned(labels):
     with pytest.raises(ValueError, match="teacher 'mfcc' has no XLS-R encoder"):
-        pruning.load_subject("mfcc")
+        load_subject("mfcc")
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(labels, tmp_path):
@@ -704,7 +698,7 @@ def test_the_command(labels, tmp_path, capsys):
     assert pruning.run(args) == 0
     told = capsys.readouterr().out
     assert "student: 1,560 of" in told
-    assert "5 rounds of 3 updates of 4" in told
+    assert "5 rounds of 3 steps of 4" in told
     lines = told.splitlines()
     places = [line.split()[0] for line in lines if line.strip()]
     assert places[-5:] == ["loaded", "100", "80", "60", "done:"]

@@ -19,10 +19,11 @@ from tests.train_helpers import write_dataset, write_rated
 from train.__main__ import VERBS, main
 from train.data.sources import open_sources
 from train.loop.launch import require_launch
-from train.student.fit import Host, Trainer, fit
+from train.loop.loop import Host
+from train.student.fit import Trainer, fit
 from train.student.presets import computed_in_bf16, make_config
 
-QUIET = Host(workers=0, progress=False, logger="none")
+QUIET = Host(device="cpu", workers=0, progress=False, logger="none")
 
 
 @pytest.fixture(scope="module")
@@ -49,12 +50,12 @@ def required(verb: str) -> list[str]:
         "experiment": ["--shards", "no", "--rated", "no.csv"],
         "lengths": ["--model", "v7", "--shards", "no"],
         "prune": ["--shards", "no"],
-        "shrink": ["--model", "no"],
+        "prune-structured": ["--model", "no"],
     }
     return [verb, *given[verb], "--out", "no"]
 
 
-TRAINERS = ("fit", "teacher", "experiment", "lengths", "prune", "shrink")
+TRAINERS = ("fit", "teacher", "experiment", "lengths", "prune", "prune-structured")
 
 
 @pytest.mark.parametrize("verb", TRAINERS)
@@ -184,7 +185,7 @@ def test_an_error_of_the_disk_in_a_worker_names_the_file(
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr("train.data.tars.content", failing)
-    monkeypatch.setattr("train.student.fit.Trainer.validate", lambda self, samples: {"loss": 1.0})
+    monkeypatch.setattr("train.student.fit.Trainer.validate", lambda self, held: {"loss": 1.0})
     assert begin(folder, tmp_path / "run", "--workers", workers) == 2
     error = capsys.readouterr().err
     assert "Traceback" not in error
@@ -230,7 +231,7 @@ def test_a_folder_that_another_command_writes_to_is_refused(
 ):
     out, rated = tmp_path / "out", str(write_rated(tmp_path / "rated", clips=12))
     student = tmp_path / "student"
-    if verb in ("lengths", "prune", "shrink"):
+    if verb in ("lengths", "prune", "prune-structured"):
         from tests.train.test_prune import write_run
 
         write_run(student)
@@ -240,7 +241,7 @@ def test_a_folder_that_another_command_writes_to_is_refused(
         "experiment": ["--shards", folder, "--rated", rated, "--test-rated", rated],
         "lengths": ["--model", student, "--shards", folder],
         "prune": ["--model", student, "--shards", folder],
-        "shrink": ["--model", student],
+        "prune-structured": ["--model", student],
     }[verb]
     command = [verb, *map(str, words), "--out", str(out), "--device", "cpu"]
     with only_writer(out):

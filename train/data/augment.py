@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from data_specs.sample import SAMPLE_RATE
+from train.data.order import generator
 
 SHORTEST_CROP_S = 1.0
 FADE_SAMPLES = SAMPLE_RATE // 20
@@ -57,14 +58,14 @@ class _Draws:
     """The random decisions for every row of a joint batch."""
 
     def __init__(self, seed: int, step: int, rows: int, crops: float) -> None:
-        draw = _generator(seed, STREAM_AUGMENT, step)
+        draw = generator(seed, STREAM_AUGMENT, step)
         self.sign = draw.integers(0, 2, rows) * 2 - 1
         self.shift = draw.random(rows)
         self.cropped, self.length, self.start, self.zeros = self._crops(seed, step, rows, crops)
 
     @staticmethod
     def _crops(seed: int, step: int, rows: int, crops: float) -> tuple[NDArray[np.float64], ...]:
-        values = _generator(seed, STREAM_CROPS, step).random((4, rows))
+        values = generator(seed, STREAM_CROPS, step).random((4, rows))
         return values[0] < crops, values[1], values[2], values[3] < 0.5
 
     def part(self, wave_T: Tensor, row: int) -> Tensor:
@@ -147,7 +148,3 @@ def filled(wave_T: Tensor, samples: int, zeros: bool) -> Tensor:
     if zeros:
         return torch.nn.functional.pad(wave_T, (0, samples - len(wave_T)))
     return wave_T.repeat(-(-samples // len(wave_T)))[:samples]
-
-
-def _generator(seed: int, stream: int, step: int) -> np.random.Generator:
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, stream, step])))

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from data_specs.io.errors import UserError
 from data_specs.rated import RatedClip
 from data_specs.strict import digest
+from train.data.order import generator
 
 HOLD_OUT = 0.1
 """Share of a dataset's conditions (systems, clips) that validate where no file says which."""
 
 STREAM_HOLD_OUT = 1
-"""The random generator's stream of this decision (``train.teacher.fit`` has the others)."""
+"""The random generator's stream of this decision (``train.teacher`` has the others)."""
 
 
 def hold_out(clips: Sequence[RatedClip], seed: int, share: float = HOLD_OUT) -> list[bool]:
@@ -31,11 +30,7 @@ def hold_out(clips: Sequence[RatedClip], seed: int, share: float = HOLD_OUT) -> 
         groups = sorted(set(keys))
         if len(groups) < 2:
             raise UserError(f"dataset {name!r} has one {kind} only: say which clips validate")
-        order = np.random.Generator(
-            np.random.Philox(
-                np.random.SeedSequence([seed, STREAM_HOLD_OUT, int(digest(name)[:8], 16)])
-            )
-        )
+        order = generator(seed, STREAM_HOLD_OUT, int(digest(name)[:8], 16))
         chosen = order.permutation(len(groups))[: max(1, round(share * len(groups)))]
         picked = {groups[number] for number in chosen}
         for row, key in zip(rows, keys, strict=True):
