@@ -304,7 +304,7 @@ def torchrun(processes: int, *command: str) -> None:
 
 def test_two_processes_have_the_gradients_of_one(folder, tmp_path):
     """Batch norm, crops and all; gloo on a CPU."""
-    torchrun(2, str(ROOT / "tests/two_ranks.py"), str(folder), str(tmp_path))
+    torchrun(2, "-m", "tests.two_ranks", str(folder), str(tmp_path))
     alone = two_ranks.gradients(folder, 1)[1]
     assert len(alone) > 30
     assert max(gradient.abs().max() for gradient in alone.values()) > 0.1
