@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,11 +20,17 @@ from torch.nn import functional
 from tests.bench import prune as bench_prune
 from tests.bench.random_xlsr import config_of, write_checkpoint
 from tests.tolerance import STUDENT, rounding
-from tests.train_helpers import CROP, kill, killed, tone_pcm, write_dataset, write_rated
-from train import files
+from tests.train_helpers import (
+    CROP,
+    dies_writing,
+    kill,
+    killed,
+    tone_pcm,
+    write_dataset,
+    write_rated,
+)
 from train.data.stream import batch_of
 from train.files import load_checkpoint, write_weights
-from train.models import pruned
 from train.models.calibration import Affine, Calibration
 from train.models.front_end import XlsrFrontEnd
 from train.models.head import HeadConfig, build_head
@@ -425,33 +429,19 @@ def dies_at(method: str, when: Callable[[Pruner], bool], out: Path, labels: Path
     prune_tiny(out, labels)
 
 
-def dies_writing(name: str, count: int, half: bool, out: Path, labels: Path) -> None:
-    """Die at the ``count``-th write of a file: before it, or with half of it written."""
-    writes, whole = itertools.count(1), files.write_atomically
-
-    def deadly(path, write):
-        if path.name == name and next(writes) == count:
-            if half:
-                write(torn := path.with_name(f".{path.name}.torn"))
-                os.truncate(torn, torn.stat().st_size // 2)
-            kill()
-        whole(path, write)
-
-    files.write_atomically = pruned.write_atomically = deadly
-    prune_tiny(out, labels)
-
-
 def kill_again_and_again(out: Path, labels: Path) -> None:
     """A run killed at many points, each time further on; not finished."""
     killed(lambda: dies_at("update", lambda p: p.step == 1, out, labels))  # nothing saved yet
-    killed(lambda: dies_writing("last.pt", 1, True, out, labels))
+    killed(lambda: dies_writing("last.pt", 1, True, lambda: prune_tiny(out, labels)))
     killed(lambda: dies_at("remove", lambda p: True, out, labels))
     killed(lambda: dies_at("hold", lambda p: p.step == 3 and p.round == 1, out, labels))  # selected
     killed(lambda: dies_at("update", lambda p: p.step == 5, out, labels))  # within a round
-    killed(lambda: dies_writing("last.pt", 3, False, out, labels))
-    killed(lambda: dies_writing("model.sparse.safetensors", 1, True, out, labels))
-    killed(lambda: dies_writing("model.json", 1, False, out, labels))
-    killed(lambda: dies_writing("results.csv", 3, False, out, labels))
+    killed(lambda: dies_writing("last.pt", 3, False, lambda: prune_tiny(out, labels)))
+    killed(
+        lambda: dies_writing("model.sparse.safetensors", 1, True, lambda: prune_tiny(out, labels))
+    )
+    killed(lambda: dies_writing("model.json", 1, False, lambda: prune_tiny(out, labels)))
+    killed(lambda: dies_writing("results.csv", 3, False, lambda: prune_tiny(out, labels)))
     killed(lambda: dies_at("update", lambda p: p.step == 17, out, labels))
 
 
@@ -495,34 +485,6 @@ def write_run(folder: Path) -> Path:
     write_weights(folder / "model.safetensors", subject.network.state_dict())
     (folder / "model.json").write_text(json.dumps(subject.describe()))
     return folder
-
-
-@pytest.mark.slow
-def test_the_command_killed_ends_at_the_same_bits(labels, tmp_path):
-    code = (
-        "import argparse, sys; from train.pruning import prune; parser = argparse.ArgumentParser();"
-        "prune.add_arguments(parser); sys.exit(prune.run(parser.parse_args(sys.argv[1:])))"
-    )
-    model = write_run(tmp_path / "student")
-    command = [
-        *(sys.executable, "-c", code, "--model", model, "--rated", labels, "--rate", 0.05),
-        *("--sizes", 60, 30, "--steps", 10, "--batch", 4, "--lr", 1e-3, "--device", "cpu"),
-        *("--checkpoint-every", 4, "--threads", 1, "--logger", "none", "--out"),
-    ]
-    command, environment = [str(part) for part in command], os.environ | {"OMP_NUM_THREADS": "1"}
-    for step in (6, 48, 49, 170):
-        run = tmp_path / "run"
-        process = subprocess.Popen([*command, str(run)], cwd=ROOT, env=environment)
-        while process.poll() is None:
-            if (run / "last.pt").exists() and load_checkpoint(run / "last.pt")["step"] >= step:
-                break
-            time.sleep(0.02)
-        process.kill()
-        assert process.wait() == -signal.SIGKILL
-    for name in ("run", "unbroken"):
-        whole = [*command, str(tmp_path / name)]
-        subprocess.run(whole, cwd=ROOT, env=environment, check=True)
-    require_same_runs(tmp_path / "run", tmp_path / "unbroken")
 
 
 # --- teachers -------------------------------------------------------------------------------------

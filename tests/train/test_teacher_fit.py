@@ -25,7 +25,7 @@ import torch
 
 from data_specs.rated import RatedClip, read_rated
 from tests.tolerance import STUDENT
-from tests.train_helpers import kill, killed, tone_mos, tone_pcm, write_rated
+from tests.train_helpers import dies_writing, kill, killed, tone_mos, tone_pcm, write_rated
 from train import files
 from train.__main__ import main
 from train.data.hold_out import hold_out
@@ -328,22 +328,6 @@ def dies_at_update(step: int, out: Path) -> None:
     train_tiny(out)
 
 
-def dies_writing(name: str, count: int, half: bool, out: Path) -> None:
-    """Die at the ``count``-th write of a file: before it, or with half of it written."""
-    writes, whole = itertools.count(1), files.write_atomically
-
-    def deadly(path, write):
-        if path.name == name and next(writes) == count:
-            if half:
-                write(torn := path.with_name(f".{path.name}.torn"))
-                os.truncate(torn, torn.stat().st_size // 2)
-            kill()
-        whole(path, write)
-
-    files.write_atomically = deadly
-    train_tiny(out)
-
-
 def dies_describing(out: Path) -> None:
     """Die before ``head.json`` is written."""
     teacher_fit.write_about = lambda path, about: kill()
@@ -353,14 +337,18 @@ def dies_describing(out: Path) -> None:
 def kill_training(out: Path) -> None:
     """A run killed again and again, each time further on; not finished."""
     killed(lambda: dies_at_update(1, out))  # nothing saved yet: begins anew
-    killed(lambda: dies_writing("last.pt", 1, True, out))  # the checkpoint of step 3
     killed(
-        lambda: dies_writing("last.pt", 2, False, out)
+        lambda: dies_writing("last.pt", 1, True, lambda: train_tiny(out))
+    )  # the checkpoint of step 3
+    killed(
+        lambda: dies_writing("last.pt", 2, False, lambda: train_tiny(out))
     )  # step 4: best.pt is written, last.pt not
     killed(lambda: dies_at_update(5, out))
-    killed(lambda: dies_writing("best.pt", 1, True, out))
+    killed(lambda: dies_writing("best.pt", 1, True, lambda: train_tiny(out)))
     killed(lambda: dies_at_update(11, out))
-    killed(lambda: dies_writing("head.safetensors", 1, True, out))  # trained, not yet exported
+    killed(
+        lambda: dies_writing("head.safetensors", 1, True, lambda: train_tiny(out))
+    )  # trained, not yet exported
     killed(lambda: dies_describing(out))
 
 
@@ -797,25 +785,3 @@ def test_the_verb_makes_a_teacher(tmp_path, capsys):
     assert "dim" in capsys.readouterr().err
     assert main([*command, "--front-end", "mfc"]) == 2
     assert "mfcc" in capsys.readouterr().err
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_a_killed_process_continues(tmp_path, number):
-    labels = write_conditions(tmp_path / "rated")
-    command = [sys.executable, "-m", "train", "teacher", *SMALL, "--rated", str(labels)]
-    command += ["--steps", "60", "--checkpoint-every", "2", "--threads", "1", "--out"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    run = tmp_path / "run"
-    process = subprocess.Popen([*command, str(run)], cwd=ROOT, env=environment)
-    deadline = time.monotonic() + 60
-    while not (run / "last.pt").exists() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    process.send_signal(number)
-    assert process.wait(60) == (-9 if number == signal.SIGKILL else 143)
-    assert load_checkpoint(run / "last.pt")["step"] < 60
-    assert not (run / "head.json").exists()
-    subprocess.run([*command, str(run)], cwd=ROOT, env=environment, check=True)
-    subprocess.run([*command, str(tmp_path / "unbroken")], cwd=ROOT, env=environment, check=True)
-    for name in ("head.safetensors", "head.json"):
-        assert (run / name).read_bytes() == (tmp_path / "unbroken" / name).read_bytes()

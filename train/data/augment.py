@@ -1,4 +1,4 @@
-"""What a batch goes through before the student hears it. Pure functions of (seed, step)."""
+"""Augmentation of a batch of waves. Pure functions of (seed, step)."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def _meet(ends_BF: Tensor, starts_BF: Tensor) -> list[bool]:
     """Whether each seam is no rougher than both its sides are, and these go on as noise does.
 
     Rough is what a polynomial of third order does not foresee (fourth differences). A voice or a
-    tone is also known by its periods: there a step that is small is one that is heard.
+    tone is also known by its periods: there a small step is audible.
     """
     order = ROUGHNESS_ORDER
     sides = [part.diff(n=order).abs().amax(1) for part in (ends_BF, starts_BF)]

@@ -1,4 +1,4 @@
-"""Rated clips that validate: whole conditions, so that nothing judged was heard in training."""
+"""Rated clips that validate: whole conditions, so that none is trained on."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ STREAM_HOLD_OUT = 1
 def hold_out(clips: Sequence[RatedClip], seed: int, share: float = HOLD_OUT) -> list[bool]:
     """Which clips validate: in every dataset a share of its conditions, at least one.
 
-    By condition where all clips of the dataset have one, else by system, else by clip: a head
-    that has heard a condition must not be judged on it. Which ones depends on the seed and the
+    By condition where all clips of the dataset have one, else by system, else by clip: a head that
+    was trained on a condition must not be validated on it. Which ones depends on the seed and the
     dataset's name alone. ``ValueError`` for a dataset with less than two of them.
     """
     held = [False] * len(clips)

@@ -100,7 +100,7 @@ def open_sources(
 
     A run with shards validates on those of ``validation`` or on ``rated_validation`` (as in the
     paper), else on the recipe's validation split, where it lies beside the training split as
-    ``validation``: never on a part of the training shards, whose speakers it has heard. Without
+    ``validation``: never on a part of the training shards, whose speakers it trains on. Without
     shards the run is on rated clips alone (the paper's labelled-only baseline) and validates on
     ``rated_validation``, or on conditions of ``rated`` that are held out. ``ValueError`` naming
     what is missing or damaged, or a clip that both trains and validates.

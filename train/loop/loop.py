@@ -270,10 +270,10 @@ class _Loop:
         if not math.isfinite(loss):
             raise UserError(f"the loss is {loss} at step {task.step}: lower --lr")
         figures = task.figures()
-        told = ", ".join(f"{name} {value:.3g}" for name, value in figures.items())
+        more = ", ".join(f"{name} {value:.3g}" for name, value in figures.items())
         self.bar.set_postfix_str(
             f"{values['samples_per_s']:.0f} samples/s, data wait "
-            f"{values['data_wait_share']:.0%}, loss {loss:.3f}, {told}"
+            f"{values['data_wait_share']:.0%}, loss {loss:.3f}, {more}"
         )
         self._write({**values, "loss": loss, **figures})
         self.meter.reset()

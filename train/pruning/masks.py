@@ -27,7 +27,7 @@ STUDENT_PARTS = {
 }
 """What of a student may be pruned, by the beginning of the weights' names; the first is default.
 
-The attention pool is left alone: it holds some percent, and all that is heard goes through it.
+The attention pool is left alone: it holds some percent, and every score goes through it.
 """
 
 
