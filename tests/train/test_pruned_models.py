@@ -19,6 +19,7 @@ from tests.bench.random_xlsr import config_of as xlsr_config_of
 from tests.bench.random_xlsr import write_checkpoint
 from tests.tolerance import STUDENT
 from tests.train_helpers import CROP, tone_pcm, write_dataset, write_rated
+from train.__main__ import main
 from train.models import weights as weights_module
 from train.models.calibration import Affine, Calibration
 from train.models.front_end import XlsrFrontEnd
@@ -47,7 +48,6 @@ from train.pruning.structured import (
 )
 from train.pruning.units import Slices, layout_of
 from train.scoring.score import load
-from train.student.fit import Trainer
 
 TOLERANCE = STUDENT
 TINY = StudentConfig(
@@ -565,7 +565,7 @@ def test_a_unit_of_no_importance_goes_first(student: Student):
 def command(*words: object) -> int:
     parser = argparse.ArgumentParser()
     prune_structured.add_arguments(parser)
-    few = ["--clips", "2", "--repeats", "1", "--device", "cpu", "--workers", "0"]
+    few = ["--clips", "2", "--repeats", "1", "--device", "cpu"]
     return prune_structured.run(parser.parse_args([*map(str, words), *few]))
 
 
@@ -593,44 +593,22 @@ def test_a_pruned_student_loses_units(
     assert [speed["windows"] for speed in report["speed"]] == [1, 8]
 
 
-@pytest.fixture
-def run_folder(tmp_path: Path, student: Student) -> Path:
-    folder = tmp_path / "run"
-    folder.mkdir()
-    safetensors.torch.save_file(student.state_dict(), folder / "model.safetensors")
-    (folder / "model.json").write_text(json.dumps({"config": student.config.model_dump()}))
-    return folder
-
-
-def test_a_student_loses_units_and_tuned_and_a_stopped_run_goes_on(
-    tmp_path: Path, run_folder: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_half_of_a_student_is_left_and_learns_on(tmp_path: Path, student: Student):
     shards = write_dataset(tmp_path / "shards", shards=2, samples=5, validation=4)
-    arguments = ["--model", run_folder, "--keep-macs", 0.7, "--importance-from", shards]
-    arguments += ["--importance-clips", 2, "--shards", shards, "--finetune-steps", 4]
-    arguments += ["--batch", 2, "--validate-every", 2, "--lr", 1e-3, "--precision", "fp32"]
-    assert command(*arguments, "--out", tmp_path / "whole") == 0
-    about = json.loads((tmp_path / "whole/model.json").read_text())
-    assert about["fit"]["steps"] == 4 and about["metrics"]["rmse"] > 0
-    assert about["macs_per_clip"] <= 0.7 * macs_of(TINY)
-    assert 1 <= load(tmp_path / "whole").score(waves(1)[0], 16_000) <= 5
-
-    update = Trainer.update
-
-    def dies_at_three(self, batch):
-        if self.step == 3:
-            raise OSError("killed")
-        return update(self, batch)
-
-    monkeypatch.setattr(Trainer, "update", dies_at_three)
-    with pytest.raises(OSError, match="killed"):
-        command(*arguments, "--out", tmp_path / "broken")
-    monkeypatch.undo()
-    assert command(*arguments, "--out", tmp_path / "broken") == 0
-    files = [(tmp_path / out / "model.safetensors").read_bytes() for out in ("whole", "broken")]
-    assert files[0] == files[1]
-    with pytest.raises(ValueError, match=r"lr=0\.001, not 0\.1"):
-        command(*arguments, "--out", tmp_path / "whole", "--lr", 0.1)
+    run, small = tmp_path / "run", tmp_path / "small"
+    run.mkdir()
+    safetensors.torch.save_file(student.state_dict(), run / "model.safetensors")
+    (run / "model.json").write_text(json.dumps({"config": student.config.model_dump()}))
+    arguments = ["--model", run, "--keep-macs", 0.7, "--importance-from", shards]
+    assert command(*arguments, "--importance-clips", 2, "--out", small) == 0
+    about = json.loads((small / "model.json").read_text())
+    assert about["macs_per_clip"] <= 0.7 * macs_of(TINY) and about["units_left"]["chosen"]
+    assert 1 <= load(small).score(waves(1)[0], 16_000) <= 5
+    fit = ["fit", "--start", small, "--shards", shards, "--preset", "fast", "--steps", 2]
+    fit += ["--batch", 2, "--validate-every", 1, "--workers", 0, "--device", "cpu"]
+    assert main([str(word) for word in (*fit, "--out", tmp_path / "tuned")]) == 0
+    tuned = json.loads((tmp_path / "tuned/model.json").read_text())
+    assert tuned["config"]["channels"] == about["config"]["channels"]
 
 
 def test_a_pruned_teacher_loses_units(xlsr: Path, tmp_path: Path):
@@ -654,7 +632,6 @@ def test_a_pruned_teacher_loses_units(xlsr: Path, tmp_path: Path):
     [
         (["--model", "v7", "--keep-macs", "0.5"], "--importance-from"),
         (["--model", "v7", "--keep-macs", "2"], "keep_macs: .*less than or equal to 1"),
-        (["--model", "v7", "--finetune-steps", "2"], "needs --shards"),
         (["--model", "mfcc"], "no XLS-R encoder"),
         (["--model", "mfcc", "--keep-macs", "0.5"], "only dead units"),
     ],

@@ -307,7 +307,7 @@ class Pruner(Task):
         return {
             "round": self.round,
             "layers": layers,
-            "masks": self.masks.state_dict(),
+            "masks": self.masks.masks,
             "scores": self.scores.averages if self.scores else {},
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -319,7 +319,7 @@ class Pruner(Task):
         """Take over what ``state`` gave."""
         if content["layers"] is not None:
             self.keep_layers(content["layers"])
-        self.masks = Masks.from_state_dict(content["masks"]).to(self.device)
+        self.masks = Masks(content["masks"]).to(self.device)
         self.network.load_state_dict(content["network"])
         self.optimizer.load_state_dict(content["optimizer"])
         if self.scores:

@@ -2,21 +2,20 @@
 
 Units whose weights are all gone are removed: scores stay the same, the model is smaller and faster.
 ``--keep-macs 0.5`` goes on, for students: the units that change the score least for their
-multiply-adds go too (``train.pruning.structured``), until half of these are left;
-``--finetune-steps`` then lets what is left learn from the shards' labels.
-What comes out is an ordinary model folder; its size and speed are measured beside the original's.
+multiply-adds go too (``train.pruning.structured``), until half of these are left; ``python -m train
+fit --start OUT`` then lets what is left learn. What comes out is an ordinary model folder; its size
+and speed are measured beside the original's.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import statistics
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,10 +32,10 @@ from data_specs.sample import CROP_SAMPLES
 from data_specs.strict import checked
 from train.data.order import generator
 from train.data.shards import list_shards
-from train.data.sources import RatedSamples, Samples, open_sources
+from train.data.sources import RatedSamples, Samples
 from train.data.stream import ShardSamples, to_waves
-from train.files import load_checkpoint, run_folder, version, write_weights
-from train.loop.loop import ONE_PROCESS, Host, host_of
+from train.files import run_folder, version, write_weights
+from train.loop.loop import Host, host_of
 from train.models.front_end import XlsrFrontEnd
 from train.models.head_teacher import HeadTeacher, XlsrFromMemory, describe, weights_of
 from train.models.loading import find_student, is_teacher
@@ -53,10 +52,8 @@ from train.pruning.structured import (
     unit_importance,
 )
 from train.pruning.units import layout_of
-from train.student.fit import fit
-from train.student.presets import make_config
 
-FIT_FOLDER, REPORT_FILE = "fit", "structured.json"
+REPORT_FILE = "structured.json"
 
 BATCH = 8
 """Clips that go through a network at a time."""
@@ -76,13 +73,6 @@ class Settings(BaseModel):
     importance_clips: int = Field(default=64, ge=1, description="clips of --importance-from")
     clips: int = Field(default=16, ge=1, description="clips whose scores are compared")
     repeats: int = Field(default=7, ge=1, description="of each measurement of speed")
-    finetune_steps: int = Field(default=0, ge=0, description="training steps on --shards")
-    batch: int = Field(default=20, ge=2, description="clips a step")
-    lr: float = Field(default=2e-4, gt=0, description="AdamW's learning rate")
-    warmup: int = Field(default=50, ge=0, description="at most a tenth of the steps")
-    validate_every: int = Field(default=100, ge=1, description="steps")
-    precision: Literal["auto", "bf16", "fp32"] = Field(default="auto", description="of fine-tuning")
-    seed: int = Field(default=0, ge=0, description="of fine-tuning")
 
 
 # --- clips ----------------------------------------------------------------------------------------
@@ -204,21 +194,17 @@ def _prune_student(args: argparse.Namespace, settings: Settings, host: Host) -> 
     report = Report(clips_of(args.importance_from, settings.clips), original)
     dead = dead_units(original)
     units = {"dead": removed(dead)}
-    tuned: dict[str, Any] = {}
     student = remove_units(original, dead).to(host.device)
     report.difference("without its dead units", student)
     if settings.keep_macs is not None:
         student, units["chosen"] = _without_least(student, original, args, settings)
         report.difference("without the chosen ones", student)
-    if settings.finetune_steps:
-        student, tuned = finetune(student, f"{name}-pruned", args, settings, host)
-        report.difference("fine-tuned", student)
     about = {
         "student": f"{name}, units pruned",
         "pruned_from": {"model": name, "weights_sha256": sha256},
         "units_left": units,
     }
-    _write_student(student, args.out, about | tuned)
+    _write_student(student, args.out, about)
     report.sizes(original, student)
     report.speed(original, find_student(args.out)[0].to(host.device), settings.repeats)
     report.write(args.out)
@@ -240,40 +226,6 @@ def _without_least(
     importance = unit_importance(student, (wave_1T.to(device) for wave_1T in bar))
     chosen = choose_units(student, importance, share)
     return remove_units(student, chosen).to(device), removed(chosen)
-
-
-def finetune(
-    start: Student, name: str, args: argparse.Namespace, settings: Settings, host: Host
-) -> tuple[Student, dict[str, Any]]:
-    """Let what is left learn from the shards' labels, as ``train fit`` does: its best weights.
-
-    Returns what it was trained on, too, for ``model.json``. The run folder lies within ``--out``:
-    the same command goes on with it.
-    """
-    sources, out = open_sources(args.shards, args.validation), args.out / FIT_FOLDER
-    same = ("batch", "lr", "validate_every", "precision", "seed")
-    config = make_config(
-        name,
-        sources,
-        "fast",
-        start.config,
-        steps=settings.finetune_steps,
-        start=_digest(start),
-        warmup=min(settings.warmup, settings.finetune_steps // 10),
-        **settings.model_dump(include=set(same)),
-    )
-    fit(config, sources, out, host.model_copy(update={"logger": "none"}), start)
-    about = {"fit": config.model_dump(), "metrics": load_checkpoint(out / "best.pt")["metrics"]}
-    return find_student(out)[0].to(host.device), about
-
-
-def _digest(student: Student) -> str:
-    """SHA-256 over the names and contents of a student's tensors."""
-    state = hashlib.sha256()
-    for name, tensor in student.state_dict().items():
-        state.update(name.encode())
-        state.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return state.hexdigest()
 
 
 def _write_student(student: Student, out: Path, about: Mapping[str, Any]) -> None:
@@ -316,10 +268,10 @@ def zeros_of(weights: Mapping[str, Tensor]) -> Masks:
 
 
 def _prune_teacher(args: argparse.Namespace, settings: Settings, host: Host) -> None:
-    if settings.keep_macs is not None or settings.finetune_steps:
+    if settings.keep_macs is not None:
         raise UserError(
-            "of a teacher only dead units are removed: --keep-macs and --finetune-steps are for "
-            "students; prune it further with python -m train prune"
+            "of a teacher only dead units are removed: --keep-macs is for students; prune it "
+            "further with python -m train prune"
         )
     teacher = load_teacher(args.model, host.device, "fp32")
     if not isinstance(teacher, HeadTeacher):
@@ -357,11 +309,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--importance-from", help="shards or a CSV of clips: their scores (no labels) say what goes"
     )
-    add("--shards", help="shards to fine-tune on")
-    add("--validation", help="shards to validate on (default: validation beside --shards)")
     add_options(parser, Settings)
-    kept = {"device", "threads", "workers", "cache_gb"}
-    add_options(parser, Host, [*ONE_PROCESS, *(Host.model_fields.keys() - kept)])
+    kept = {"device", "threads"}
+    add_options(parser, Host, Host.model_fields.keys() - kept)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -373,10 +323,6 @@ def run(args: argparse.Namespace) -> int:
         prune = _prune_teacher
     elif settings.keep_macs is not None and args.importance_from is None:
         raise UserError("--keep-macs needs clips to measure by: --importance-from SHARDS")
-    if settings.finetune_steps:  # now, not when all is pruned
-        if args.shards is None:
-            raise UserError("--finetune-steps needs --shards: what to learn from")
-        open_sources(args.shards, args.validation)
     with run_folder(args.out):
         prune(args, settings, host)
     return 0
