@@ -236,7 +236,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--out", type=path_here, required=True, help="run folder; continued if it exists")
     add("--preset", choices=sorted(PRESETS), default="paper", help="of what follows")
     add_options(parser, FitConfig)
-    add_options(parser, Host, ["checkpoint_every"])
+    add_options(parser, Host)
     add("--resume", action="store_true", help="refuse to start a new run")
 
 
