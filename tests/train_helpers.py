@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import itertools
 import json
 import os
 import signal
@@ -17,6 +18,9 @@ import numpy as np
 import pytest
 import soundfile
 from numpy.typing import NDArray
+
+from train import files
+from train.models import pruned
 
 CROP = 122_880
 SHARED = Path(os.environ.get("SPEECH_SHARED", Path(__file__).parents[2] / "shared"))
@@ -126,3 +130,19 @@ def killed(work: Callable[[], None]) -> None:
             os._exit(1)
     _, status = os.waitpid(child, 0)
     assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, status
+
+
+def dies_writing(name: str, count: int, half: bool, work: Callable[[], None]) -> None:
+    """Die at the ``count``-th write of a file: before it, or with half of it written."""
+    writes, whole = itertools.count(1), files.write_atomically
+
+    def deadly(path: Path, write: Callable[[Path], Any]) -> None:
+        if path.name == name and next(writes) == count:
+            if half:
+                write(torn := path.with_name(f".{path.name}.torn"))
+                os.truncate(torn, torn.stat().st_size // 2)
+            kill()
+        whole(path, write)
+
+    files.write_atomically = pruned.write_atomically = deadly
+    work()

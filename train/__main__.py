@@ -14,19 +14,15 @@ from train.loop.launch import require_device, require_launch
 VERBS = {
     "fit": ("student.fit", "train a student, or continue a run"),
     "teacher": ("teacher.fit", "train a teacher's head on rated clips, or continue a run"),
-    "cross-validate": (
-        "teacher.cross_validate",
-        "a teacher's head with and without scales, by folds",
-    ),
     "experiment": (
         "evaluation.experiment",
         "students on labels against students on ratings (Figure 3)",
     ),
     "lengths": ("evaluation.lengths", "how well models score short crops, by length and filling"),
     "prune": ("pruning.prune", "prune a trained network round by round, or continue a run"),
-    "shrink": (
-        "pruning.structured_pruning",
-        "make a pruned or whole student smaller and faster in fact",
+    "prune-structured": (
+        "pruning.prune_structured",
+        "take whole units out of a model, so that it is smaller and faster",
     ),
     "evaluate": ("evaluation.evaluate", "compare models with rated clips and with shards' labels"),
     "score": ("scoring.score", "score files, folders or lists to a CSV"),
@@ -44,11 +40,10 @@ for."""
 ONE_WRITER = (
     "fit",
     "teacher",
-    "cross-validate",
     "experiment",
     "lengths",
     "prune",
-    "shrink",
+    "prune-structured",
 )
 """Verbs that nothing but their own means may start several times for one folder."""
 
@@ -76,7 +71,7 @@ def main(argv: list[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="\n".join(
             [
-                *(f"{name:14} {about}" for name, (_, about) in VERBS.items()),
+                *(f"{name:17} {about}" for name, (_, about) in VERBS.items()),
                 "",
                 textwrap.fill(EXIT_STATUSES, 80),
             ]

@@ -21,8 +21,9 @@ import torch
 from data_specs.io.addresses import path_here
 from data_specs.sample import CROP_SAMPLES
 from train.data.sources import Sources, open_sources
+from train.loop.loop import Host
 from train.models.student import count, variant
-from train.student.fit import Host, fit
+from train.student.fit import fit
 from train.student.presets import FitConfig, make_config
 
 FRACTION = 4
@@ -103,7 +104,7 @@ def _config(args: argparse.Namespace, sources: Sources, preset: str) -> FitConfi
 def run(args: argparse.Namespace) -> int:
     """``python -m tests.bench presets``; returns the exit code."""
     sources = open_sources(args.shards, args.validation)
-    host = Host(args.workers, args.device, log_every=10)
+    host = Host(workers=args.workers, device=args.device, log_every=10)
     parameters, macs = count(variant(args.student))
     print(
         f"{args.student}: {parameters:,} parameters, {macs / 1e6:.0f} M multiply-adds for each "

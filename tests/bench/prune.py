@@ -28,9 +28,11 @@ from train.models.head import HeadConfig, build_head
 from train.models.memory import keep_freed_memory
 from train.models.precision import resolve_precision
 from train.models.xlsr import Encoder, flops
+from train.pruning.config import SIZES, PruneConfig
 from train.pruning.masks import Masks
-from train.pruning.prune import SIZES, PruneConfig, Pruner, Subject, TeacherNetwork
+from train.pruning.prune import Pruner
 from train.pruning.select import remove_smallest, schedule, weights_at
+from train.pruning.subject import Subject, TeacherNetwork
 
 LAYERS = {"300m": 5, "1b": 10, "2b": 10}
 """Where each size is cut (teachers.yaml)."""
@@ -164,11 +166,11 @@ def _estimate(args: argparse.Namespace, pruner: Pruner, clock: Clock) -> None:
     """A whole run down to the smallest default size: operations, hours, memory."""
     paper = PruneConfig(what="encoder")
     left = schedule(pruner.total, paper.rate, paper.rate_of, weights_at(SIZES[-1], pruner.total))
-    rounds, clips = len(left), len(left) * paper.updates * paper.batch
+    rounds, clips = len(left), len(left) * paper.steps * paper.batch
     forward = sum(flops(config_of(args.size), LAYERS[args.size], CROP_SAMPLES).values())
     operations = BACKWARD * forward * clips
     print(
-        f"a run to {SIZES[-1]:g} %: {rounds - 1} rounds, {rounds * paper.updates} updates of "
+        f"a run to {SIZES[-1]:g} %: {rounds - 1} rounds, {rounds * paper.steps} updates of "
         f"{paper.batch} clips of {CROP_SAMPLES / 16_000:.2f} s, {operations / 1e18:.2f} EFLOP"
     )
     print(
@@ -178,7 +180,7 @@ def _estimate(args: argparse.Namespace, pruner: Pruner, clock: Clock) -> None:
     a_clip = clock.mean("forward and backward") / args.batch
     a_round = clock.mean("selection") + clock.mean("masking")
     a_step = clock.mean("optimiser's step") + clock.mean("scoring")
-    hours = (clips * a_clip + rounds * (a_round + paper.updates * a_step)) / 3600
+    hours = (clips * a_clip + rounds * (a_round + paper.steps * a_step)) / 3600
     rate = BACKWARD * forward / a_clip
     print(
         f"  on this device as measured ({rate / 1e9:.0f} GFLOP/s): {hours:.0f} h, of which "

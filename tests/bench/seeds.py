@@ -24,8 +24,8 @@ from train.__main__ import main as train
 from train.files import write_weights
 from train.models.front_end import load_front_end
 from train.models.head import HeadConfig, build_head
+from train.models.pruned import save_pruned
 from train.pruning.masks import Masks
-from train.pruning.storage import save_pruned
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -23,7 +23,7 @@ from train.data import loading
 from train.files import load_checkpoint
 from train.pruning import prune as pruning
 from train.student import fit as fitting
-from train.teacher import fit as teach
+from train.teacher import fit as teacher_fit
 
 ROOT = Path(__file__).parents[2]
 
@@ -83,14 +83,14 @@ PRUNE: dict[str, tuple[int, Callable[[int], None], int | None]] = {
     "removal": (INT, lambda n: at(pruning.Pruner, "remove", n), 3),
 }
 
-TEACH: dict[str, tuple[int, Callable[[int], None], int | None]] = {
-    "features": (TERM, lambda n: at(teach, "open_cache", n), None),
-    "update": (TERM, lambda n: at(teach.HeadTrainer, "update", n), 1),
-    "validation": (INT, lambda n: at(teach.HeadTrainer, "raw_logits", n, is_at(2)), 2),
-    "update again": (HUP, lambda n: at(teach.HeadTrainer, "update", n, is_at(2)), 3),
+TEACHER: dict[str, tuple[int, Callable[[int], None], int | None]] = {
+    "features": (TERM, lambda n: at(teacher_fit, "open_cache", n), None),
+    "update": (TERM, lambda n: at(teacher_fit.HeadTrainer, "update", n), 1),
+    "validation": (INT, lambda n: at(teacher_fit.HeadTrainer, "raw_logits", n, is_at(2)), 2),
+    "update again": (HUP, lambda n: at(teacher_fit.HeadTrainer, "update", n, is_at(2)), 3),
 }
 
-RUNS = {"fit": FIT, "prune": PRUNE, "teacher": TEACH}
+RUNS = {"fit": FIT, "prune": PRUNE, "teacher": TEACHER}
 
 
 def arguments(verb: str, top: Path, out: Path) -> list[str]:
@@ -101,7 +101,7 @@ def arguments(verb: str, top: Path, out: Path) -> list[str]:
         return [verb, "--student", "v1", "--preset", "fast", *shards, *small, *device]
     if verb == "teacher":
         return [verb, "--front-end", "mfcc", "--rated", rated, "--dim", "4", *small, *device]
-    rounds = ("--updates", "2", "--rate", "0.2", "--sizes", "75", "--batch", "2")
+    rounds = ("--steps", "2", "--rate", "0.2", "--sizes", "75", "--batch", "2")
     return [verb, "--model", str(top / "student"), *rounds, *shards, *device]
 
 

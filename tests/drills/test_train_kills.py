@@ -46,7 +46,7 @@ def teacher(place: Path) -> Words:
 
 def prune(place: Path) -> Words:
     """A run's student, round by round."""
-    sizes = ("--rate", "0.1", "--sizes", "60", "--updates", "3", "--batch", "2", "--lr", "1e-3")
+    sizes = ("--rate", "0.1", "--sizes", "60", "--steps", "3", "--batch", "2", "--lr", "1e-3")
     words = ("--model", str(place / "run"), "--rated", str(place / "labels.csv"), *sizes)
     return ("prune", *words, "--checkpoint-every", "2", *QUIET)
 

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from train.teacher.calibrate import Affine, Calibration, fit_universal, squared_error
+from train.models.calibration import Affine, Calibration
+from train.teacher.calibrate import fit_universal, squared_error
 
 # Beyond these a double has too few digits near 1 and 5 to come back to 1e-6: a logit of 36 is 5.
 SCALES = st.floats(0.6, 1.7)

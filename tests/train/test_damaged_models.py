@@ -25,9 +25,9 @@ from train.files import load_checkpoint, save_checkpoint, write_weights
 from train.models import tensors
 from train.models.head import HeadConfig, build_head
 from train.models.head_teacher import load_trained
+from train.models.pruned import save_pruned
 from train.models.student import Student
 from train.models.tensors import write_about
-from train.pruning.storage import save_pruned
 from train.scoring import bundle
 from train.scoring.score import load
 

@@ -20,10 +20,10 @@ from tests.train_helpers import tone_mos, tone_pcm, write_dataset
 from train.evaluation import bootstrap, experiment
 from train.evaluation.bootstrap import Gap, Model, TestSet, draws, interval, judge, share_of_gap
 from train.metrics import agreement
+from train.models.pruned import save_pruned
 from train.models.student import Student, count, variant
 from train.pruning.masks import Masks, prunable
 from train.pruning.runs import pruned_models
-from train.pruning.storage import save_pruned
 from train.report import charts
 from train.scoring.score import load
 from train.student import fit as fitting

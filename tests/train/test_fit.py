@@ -21,13 +21,13 @@ from train.__main__ import main
 from train.data.augment import augment, filled
 from train.data.sources import open_sources
 from train.files import load_checkpoint
-from train.loop.run_log import LOGGERS, RunLog
+from train.loop.loop import Host
 from train.models.calibration import Affine, Calibration
 from train.scoring.score import load
-from train.student.fit import Host, Trainer, fit
+from train.student.fit import Trainer, fit
 from train.student.presets import PRESETS, FitConfig, learning_rate, make_config
 
-QUIET = Host(workers=0, progress=False, log_every=2)
+QUIET = Host(device="cpu", workers=0, progress=False, log_every=2)
 ROOT = Path(__file__).parents[2]
 
 
@@ -100,7 +100,7 @@ def test_it_overfits(folder, tmp_path):
     config = config_of(
         folder, steps=60, batch=10, lr=3e-3, warmup=5, validate_every=60, augment=False, ema=0.9
     )
-    fit(config, open_sources(folder), tmp_path, Host(0, progress=False, log_every=10))
+    fit(config, open_sources(folder), tmp_path, QUIET.model_copy(update={"log_every": 10}))
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     losses = [line["loss"] for line in lines if "loss" in line]
     assert losses[-1] < 0.15 < losses[0]
@@ -290,52 +290,10 @@ def test_crops_need_augmentation(folder):
         config_of(folder, crops=0.5, augment=False)
 
 
-class FakeRun:
-    """What ``wandb.init`` and ``mlflow.start_run`` give, as far as we use it."""
-
-    id = run_id = "seven"
-
-    def __init__(self) -> None:
-        self.info, self.logged, self.closed = self, [], False
-
-    def log(self, values, step):
-        self.logged.append((step, values))
-
-    def log_metrics(self, values, step):
-        self.logged.append((step, values))
-
-    def log_params(self, config):
-        self.config = config
-
-    def finish(self):
-        self.closed = True
-
-    end_run = finish
-
-
-@pytest.mark.parametrize("name", ["wandb", "mlflow"])
-def test_other_loggers_by_name(tmp_path, monkeypatch, name):
-    run, asked = FakeRun(), []
-    run.init = run.start_run = lambda **settings: asked.append(settings) or run
-    monkeypatch.setitem(sys.modules, name, run)
-    for first in (0, 2):
-        log = RunLog(tmp_path, first, name, {"lr": 1.0})
-        log.write(first + 1, {"loss": 0.5, "pcc": None})
-        log.close()
-    assert run.logged == [(1, {"loss": 0.5}), (3, {"loss": 0.5})]
-    assert run.closed
-    continued = [settings.get("id", settings.get("run_id")) for settings in asked]
-    assert continued == [None, "seven"]  # the second is the first, continued
-    assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 2
-
-
-def test_a_logger_that_is_not_there(tmp_path, monkeypatch):
-    assert {"tensorboard", "wandb", "mlflow", "none"} == set(LOGGERS)
-    monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(ValueError, match="pip install wandb"):
-        RunLog(tmp_path, 0, "wandb")
-    with pytest.raises(ValueError, match="unknown logger 'tensorbord'; did you mean"):
-        RunLog(tmp_path, 0, "tensorbord")
+def test_no_logger_but_the_log(folder, tmp_path):
+    quiet = QUIET.model_copy(update={"logger": "none"})
+    fit(config_of(folder, steps=2), open_sources(folder), tmp_path, quiet)
+    assert (tmp_path / "log.jsonl").is_file() and not (tmp_path / "tb").exists()
 
 
 def torchrun(processes: int, *command: str) -> None:
@@ -346,7 +304,7 @@ def torchrun(processes: int, *command: str) -> None:
 
 def test_two_processes_have_the_gradients_of_one(folder, tmp_path):
     """Batch norm, crops and all; gloo on a CPU."""
-    torchrun(2, str(ROOT / "tests/two_ranks.py"), str(folder), str(tmp_path))
+    torchrun(2, "-m", "tests.two_ranks", str(folder), str(tmp_path))
     alone = two_ranks.gradients(folder, 1)[1]
     assert len(alone) > 30
     assert max(gradient.abs().max() for gradient in alone.values()) > 0.1
@@ -359,16 +317,16 @@ def test_two_processes_have_the_gradients_of_one(folder, tmp_path):
 
 STOPS_AT_FOUR = """
 import os, runpy, signal, sys
-from train.student import fit
+from train.loop import loop
 
-agree, fit.STOP_EVERY = fit._Run._agree_to_stop, 1
+agree, loop.STOP_EVERY = loop._Loop.agree_to_stop, 1
 
 def stops(self, came):  # a signal to one of the two
     if self.trainer.step == 4 and os.environ["RANK"] == "1":
         signal.raise_signal(signal.SIGTERM)
     agree(self, came)
 
-fit._Run._agree_to_stop = stops
+loop._Loop.agree_to_stop = stops
 runpy.run_module("train", run_name="__main__")
 """
 

@@ -1,4 +1,4 @@
-"""Pruned models: stored without their zeros, loaded as scorers and teachers, shrunk in fact."""
+"""Pruned models: stored without their zeros, loaded as scorers and teachers, smaller in fact."""
 
 from __future__ import annotations
 
@@ -19,36 +19,35 @@ from tests.bench.random_xlsr import config_of as xlsr_config_of
 from tests.bench.random_xlsr import write_checkpoint
 from tests.tolerance import STUDENT
 from tests.train_helpers import CROP, tone_pcm, write_dataset, write_rated
+from train.__main__ import main
 from train.models import weights as weights_module
 from train.models.calibration import Affine, Calibration
 from train.models.front_end import XlsrFrontEnd
 from train.models.head import HeadConfig, SlimEncoder, SlimNorm, build_head, config_of
 from train.models.head_teacher import HeadTeacher, describe, weights_of
-from train.models.student import Student, StudentConfig, count, load_v7, macs_of, variant
-from train.models.teacher import load_teacher
-from train.models.xlsr import load_encoder
-from train.pruning import structured_pruning as shrinking
-from train.pruning.masks import Masks
-from train.pruning.storage import (
+from train.models.pruned import (
     SPARSE_FILE,
     decode_gaps,
     encode_gaps,
-    load_masks,
     load_pruned,
     load_student,
+    read_sparse,
     save_pruned,
 )
+from train.models.student import Student, StudentConfig, count, load_v7, macs_of, variant
+from train.models.teacher import load_teacher
+from train.models.xlsr import load_encoder
+from train.pruning import prune_structured
+from train.pruning.masks import Masks
 from train.pruning.structured import (
-    Part,
     choose_units,
     dead_units,
-    layout_of,
+    remove_units,
     removed,
-    shrink,
     unit_importance,
 )
+from train.pruning.units import Slices, layout_of
 from train.scoring.score import load
-from train.student.fit import Trainer
 
 TOLERANCE = STUDENT
 TINY = StudentConfig(
@@ -131,7 +130,8 @@ def test_weights_come_back_bit_for_bit(tmp_path: Path, alive: float, dtype: torc
     for name, tensor in expected.items():
         assert same_bits(found[name].reshape(-1), tensor.reshape(-1)), name
     assert about["method"] == "test"
-    masks = load_masks(tmp_path)
+    read = read_sparse(tmp_path / SPARSE_FILE)
+    masks = {name: mask for name, _, mask in read if mask is not None}
     assert torch.equal(masks["a"], mask) if alive < 1 else not masks
 
 
@@ -306,7 +306,7 @@ def test_the_dimensions_of_a_head():
     assert config_of(build_head(config)) == config
 
 
-# --- shapes of shrunk students --------------------------------------------------------------------
+# --- shapes of smaller students ------------------------------------------------------------------
 
 
 SLIM = {
@@ -397,7 +397,7 @@ def test_dead_units_go_and_scores_stay(student: Student, how: str):
             assert len(found[name]) == 2 and set(found[name]) < set(UNITS[name])
             expected[name] = found[name]
     assert found == expected
-    smaller = shrink(student, dead_units(student))
+    smaller = remove_units(student, dead_units(student))
     assert_same(student, smaller)
     assert count(smaller.config)[0] == sum(p.numel() for p in smaller.parameters())
     assert count(smaller.config)[1] < count(student.config)[1]
@@ -415,14 +415,14 @@ def test_death_spreads_both_ways(student: Student):
     assert gone["convolutions.1"].nonzero().flatten().tolist() == [0, 1, 2, 3, 4, 5, 7]
     assert gone["convolutions.2"].nonzero().flatten().tolist() == [9]
     assert gone["convolutions.0"].nonzero().flatten().tolist() == [2]
-    assert_same(student, shrink(student, gone))
+    assert_same(student, remove_units(student, gone))
 
 
 def test_a_layer_that_is_dead_altogether_keeps_one_unit(student: Student):
     kill(student, {"layers.0.heads": [0, 1, 2, 3], "pool": list(range(32))}, "reads")
     kill(student, {"layers.1.feedforward": list(range(32))}, "makes")
     units = dead_units(student)
-    smaller = shrink(student, units)
+    smaller = remove_units(student, units)
     assert smaller.config.slim.heads == (1, 4) and smaller.config.pool == 1
     assert smaller.config.slim.feedforward == (32, 1)
     assert_same(student, smaller)
@@ -431,7 +431,7 @@ def test_a_layer_that_is_dead_altogether_keeps_one_unit(student: Student):
 def test_a_student_without_dead_units_stays_what_it_is(student: Student):
     units = dead_units(student)
     assert not removed(units)
-    smaller = shrink(student, units)
+    smaller = remove_units(student, units)
     assert smaller.config == student.config
     assert torch.equal(logits(smaller), logits(student))
 
@@ -443,16 +443,16 @@ def test_coordinates_of_the_width_are_dead_with_their_position_codes(student: St
     student.state_dict()["head.positions"][..., numbers] = 0
     gone = dead_units(student)["width"]
     assert int(gone.sum()) == 2 and set(gone.nonzero().flatten().tolist()) < set(numbers)
-    smaller = shrink(student, {"width": gone})
+    smaller = remove_units(student, {"width": gone})
     assert (smaller.config.dim, smaller.config.norm_width) == (14, 16)
     assert_same(student, smaller)
 
 
-def test_shrinking_twice_is_shrinking_once(student: Student):
+def test_removing_twice_is_removing_once(student: Student):
     kill(student, {"layers.0.feedforward": [1, 2], "convolutions.0": [5]}, "makes")
-    first = shrink(student, dead_units(student))
+    first = remove_units(student, dead_units(student))
     kill(first, {"layers.0.heads": [0], "convolutions.1": [2, 3]}, "makes")
-    assert_same(first, shrink(first, dead_units(first)))
+    assert_same(first, remove_units(first, dead_units(first)))
 
 
 @pytest.fixture(scope="module")
@@ -470,16 +470,16 @@ def test_v7_with_dead_units(v7: Student):
         if group.name != "width"
     }
     kill(student, units, "makes")
-    smaller = shrink(student, dead_units(student))
+    smaller = remove_units(student, dead_units(student))
     assert count(smaller.config)[1] < 0.6 * count(v7.config)[1]
     assert_same(student, smaller)
 
 
 def test_units_that_cannot_go(student: Student):
     with pytest.raises(ValueError, match="no units 'heads'"):
-        shrink(student, {"heads": torch.tensor([True])})
+        remove_units(student, {"heads": torch.tensor([True])})
     with pytest.raises(ValueError, match="4 of 4 cannot go"):
-        shrink(student, {"layers.0.heads": torch.ones(4, dtype=torch.bool)})
+        remove_units(student, {"layers.0.heads": torch.ones(4, dtype=torch.bool)})
 
 
 @pytest.mark.parametrize("how", ["makes", "reads"])
@@ -493,7 +493,7 @@ def test_an_encoder_without_dead_heads_and_units(xlsr: Path, how: str):
             part.clear(state, torch.tensor(numbers))
     units = dead_units(encoder)
     assert {n: g.nonzero().flatten().tolist() for n, g in units.items() if g.any()} == dead
-    smaller = shrink(encoder, units)
+    smaller = remove_units(encoder, units)
     with torch.inference_mode():
         for before, after in zip(encoder(waves(1)), smaller(waves(1)), strict=True):
             torch.testing.assert_close(after, before, rtol=0, atol=TOLERANCE)
@@ -519,7 +519,7 @@ def test_importance_is_the_gates_derivative_squared(student: Student):
 
 
 def slope(
-    student: Student, gates: tuple[Part, ...], number: int, clip: torch.Tensor, by: float = 1e-2
+    student: Student, gates: tuple[Slices, ...], number: int, clip: torch.Tensor, by: float = 1e-2
 ) -> float:
     """The score's derivative with respect to a factor on a unit, by differences."""
     results = []
@@ -539,7 +539,7 @@ def slope(
 def test_chosen_units_leave_the_share_that_was_asked_for(student: Student):
     importance = unit_importance(student, torch.split(waves(2), 1))
     units = choose_units(student, importance, 0.6)
-    smaller = shrink(student, units)
+    smaller = remove_units(student, units)
     assert 0.4 < macs_of(smaller.config) / macs_of(TINY) <= 0.6
     for name, gone_U in units.items():
         if gone_U.any() and not gone_U.all():
@@ -564,21 +564,21 @@ def test_a_unit_of_no_importance_goes_first(student: Student):
 
 def command(*words: object) -> int:
     parser = argparse.ArgumentParser()
-    shrinking.add_arguments(parser)
-    few = ["--clips", "2", "--repeats", "1", "--device", "cpu", "--workers", "0"]
-    return shrinking.run(parser.parse_args([*map(str, words), *few]))
+    prune_structured.add_arguments(parser)
+    few = ["--clips", "2", "--repeats", "1", "--device", "cpu"]
+    return prune_structured.run(parser.parse_args([*map(str, words), *few]))
 
 
-def test_a_pruned_student_is_shrunk(
+def test_a_pruned_student_loses_units(
     tmp_path: Path, student: Student, capsys: pytest.CaptureFixture[str]
 ):
     kill(student, UNITS, "parts")
     pruned_student(tmp_path / "pruned", student, 0.9)
     rated = write_rated(tmp_path / "rated", clips=3)
-    arguments = ("--model", tmp_path / "pruned", "--out", tmp_path / "small", "--judge", rated)
+    arguments = ("--model", tmp_path / "pruned", "--out", tmp_path / "small")
     assert command(*arguments, "--importance-from", rated) == 0
     said = capsys.readouterr().out
-    assert "8 window(s) at a time" in said and "lost" in said
+    assert "8 window(s) at a time" in said
     about = json.loads((tmp_path / "small/model.json").read_text())
     assert about["units_left"]["dead"]["layers.0.heads"] == "3/4"
     smaller = load(tmp_path / "small")
@@ -588,52 +588,30 @@ def test_a_pruned_student_is_shrunk(
     teacher = load_teacher(tmp_path / "small", precision="fp32")
     expected = smaller.score_windows(waves(1).numpy())[0]
     assert teacher.score(waves(1))[0][0] == pytest.approx(expected, abs=TOLERANCE)
-    report = json.loads((tmp_path / "small/shrink.json").read_text())
+    report = json.loads((tmp_path / "small/structured.json").read_text())
     assert report["MOS apart without its dead units"]["max"] < TOLERANCE
     assert [speed["windows"] for speed in report["speed"]] == [1, 8]
 
 
-@pytest.fixture
-def run_folder(tmp_path: Path, student: Student) -> Path:
-    folder = tmp_path / "run"
-    folder.mkdir()
-    safetensors.torch.save_file(student.state_dict(), folder / "model.safetensors")
-    (folder / "model.json").write_text(json.dumps({"config": student.config.model_dump()}))
-    return folder
-
-
-def test_a_student_is_shrunk_and_tuned_and_a_stopped_run_goes_on(
-    tmp_path: Path, run_folder: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_half_of_a_student_is_left_and_learns_on(tmp_path: Path, student: Student):
     shards = write_dataset(tmp_path / "shards", shards=2, samples=5, validation=4)
-    arguments = ["--model", run_folder, "--keep-macs", 0.7, "--importance-from", shards]
-    arguments += ["--importance-clips", 2, "--shards", shards, "--finetune-steps", 4]
-    arguments += ["--batch", 2, "--validate-every", 2, "--lr", 1e-3, "--precision", "fp32"]
-    assert command(*arguments, "--out", tmp_path / "whole") == 0
-    about = json.loads((tmp_path / "whole/model.json").read_text())
-    assert about["fit"]["steps"] == 4 and about["metrics"]["rmse"] > 0
-    assert about["macs_per_clip"] <= 0.7 * macs_of(TINY)
-    assert 1 <= load(tmp_path / "whole").score(waves(1)[0], 16_000) <= 5
-
-    update = Trainer.update
-
-    def dies_at_three(self, batch):
-        if self.step == 3:
-            raise OSError("killed")
-        return update(self, batch)
-
-    monkeypatch.setattr(Trainer, "update", dies_at_three)
-    with pytest.raises(OSError, match="killed"):
-        command(*arguments, "--out", tmp_path / "broken")
-    monkeypatch.undo()
-    assert command(*arguments, "--out", tmp_path / "broken") == 0
-    files = [(tmp_path / out / "model.safetensors").read_bytes() for out in ("whole", "broken")]
-    assert files[0] == files[1]
-    with pytest.raises(ValueError, match=r"lr=0\.001, not 0\.1"):
-        command(*arguments, "--out", tmp_path / "whole", "--lr", 0.1)
+    run, small = tmp_path / "run", tmp_path / "small"
+    run.mkdir()
+    safetensors.torch.save_file(student.state_dict(), run / "model.safetensors")
+    (run / "model.json").write_text(json.dumps({"config": student.config.model_dump()}))
+    arguments = ["--model", run, "--keep-macs", 0.7, "--importance-from", shards]
+    assert command(*arguments, "--importance-clips", 2, "--out", small) == 0
+    about = json.loads((small / "model.json").read_text())
+    assert about["macs_per_clip"] <= 0.7 * macs_of(TINY) and about["units_left"]["chosen"]
+    assert 1 <= load(small).score(waves(1)[0], 16_000) <= 5
+    fit = ["fit", "--start", small, "--shards", shards, "--preset", "fast", "--steps", 2]
+    fit += ["--batch", 2, "--validate-every", 1, "--workers", 0, "--device", "cpu"]
+    assert main([str(word) for word in (*fit, "--out", tmp_path / "tuned")]) == 0
+    tuned = json.loads((tmp_path / "tuned/model.json").read_text())
+    assert tuned["config"]["channels"] == about["config"]["channels"]
 
 
-def test_a_pruned_teacher_is_shrunk(xlsr: Path, tmp_path: Path):
+def test_a_pruned_teacher_loses_units(xlsr: Path, tmp_path: Path):
     teacher = xlsr_teacher(xlsr)
     masks = prune_encoder(teacher, 0.5)
     state = teacher.front_end.encoder.state_dict()
@@ -653,8 +631,7 @@ def test_a_pruned_teacher_is_shrunk(xlsr: Path, tmp_path: Path):
     ("words", "message"),
     [
         (["--model", "v7", "--keep-macs", "0.5"], "--importance-from"),
-        (["--model", "v7", "--keep-macs", "2"], "above 0 and at most 1"),
-        (["--model", "v7", "--finetune-steps", "2"], "needs --shards"),
+        (["--model", "v7", "--keep-macs", "2"], "keep_macs: .*less than or equal to 1"),
         (["--model", "mfcc"], "no XLS-R encoder"),
         (["--model", "mfcc", "--keep-macs", "0.5"], "only dead units"),
     ],
@@ -665,6 +642,6 @@ def test_wrong_usage_is_told(tmp_path: Path, words: list[str], message: str):
 
 
 def test_noise_to_measure_with_is_always_the_same():
-    first, second = (shrinking.clips_of(None, 2) for _ in range(2))
+    first, second = (prune_structured.clips_of(None, 2) for _ in range(2))
     assert torch.equal(first, second) and first.shape == (2, CROP)
     assert functional.mse_loss(first[0], first[1]) > 0

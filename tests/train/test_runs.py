@@ -19,10 +19,11 @@ from tests.train_helpers import write_dataset, write_rated
 from train.__main__ import VERBS, main
 from train.data.sources import open_sources
 from train.loop.launch import require_launch
-from train.student.fit import Host, Trainer, fit
+from train.loop.loop import Host
+from train.student.fit import Trainer, fit
 from train.student.presets import computed_in_bf16, make_config
 
-QUIET = Host(workers=0, progress=False, logger="none")
+QUIET = Host(device="cpu", workers=0, progress=False, logger="none")
 
 
 @pytest.fixture(scope="module")
@@ -46,16 +47,15 @@ def required(verb: str) -> list[str]:
     given = {
         "fit": ["--student", "v1", "--shards", "no"],
         "teacher": ["--rated", "no.csv"],
-        "cross-validate": ["--front-end", "mfcc", "--rated", "no.csv"],
         "experiment": ["--shards", "no", "--rated", "no.csv"],
         "lengths": ["--model", "v7", "--shards", "no"],
         "prune": ["--shards", "no"],
-        "shrink": ["--model", "no"],
+        "prune-structured": ["--model", "no"],
     }
     return [verb, *given[verb], "--out", "no"]
 
 
-TRAINERS = ("fit", "teacher", "cross-validate", "experiment", "lengths", "prune", "shrink")
+TRAINERS = ("fit", "teacher", "experiment", "lengths", "prune", "prune-structured")
 
 
 @pytest.mark.parametrize("verb", TRAINERS)
@@ -185,7 +185,7 @@ def test_an_error_of_the_disk_in_a_worker_names_the_file(
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr("train.data.tars.content", failing)
-    monkeypatch.setattr("train.student.fit.Trainer.validate", lambda self, samples: {"loss": 1.0})
+    monkeypatch.setattr("train.student.fit.Trainer.validate", lambda self, held: {"loss": 1.0})
     assert begin(folder, tmp_path / "run", "--workers", workers) == 2
     error = capsys.readouterr().err
     assert "Traceback" not in error
@@ -231,18 +231,17 @@ def test_a_folder_that_another_command_writes_to_is_refused(
 ):
     out, rated = tmp_path / "out", str(write_rated(tmp_path / "rated", clips=12))
     student = tmp_path / "student"
-    if verb in ("lengths", "prune", "shrink"):
+    if verb in ("lengths", "prune", "prune-structured"):
         from tests.train.test_prune import write_run
 
         write_run(student)
     words = {
         "fit": ["--student", "v1", "--shards", folder, "--steps", 1],
         "teacher": ["--front-end", "mfcc", "--rated", rated, "--steps", 1],
-        "cross-validate": ["--front-end", "mfcc", "--rated", rated, "--folds", 2, "--steps", 1],
         "experiment": ["--shards", folder, "--rated", rated, "--test-rated", rated],
         "lengths": ["--model", student, "--shards", folder],
         "prune": ["--model", student, "--shards", folder],
-        "shrink": ["--model", student],
+        "prune-structured": ["--model", student],
     }[verb]
     command = [verb, *map(str, words), "--out", str(out), "--device", "cpu"]
     with only_writer(out):

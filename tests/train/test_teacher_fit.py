@@ -25,29 +25,23 @@ import torch
 
 from data_specs.rated import RatedClip, read_rated
 from tests.tolerance import STUDENT
-from tests.train_helpers import kill, killed, tone_mos, tone_pcm, write_rated
+from tests.train_helpers import dies_writing, kill, killed, tone_mos, tone_pcm, write_rated
 from train import files
 from train.__main__ import main
+from train.data.hold_out import hold_out
 from train.files import load_checkpoint
+from train.loop.loop import Host
+from train.models.calibration import Affine, Calibration
 from train.models.front_end import load_front_end
 from train.models.head import HeadConfig, build_head
 from train.teacher import feature_cache as frame_cache
-from train.teacher import fit as teach
-from train.teacher.calibrate import Affine, Calibration
+from train.teacher import fit as teacher_fit
 from train.teacher.feature_cache import About, FrameCache, from_bits, open_cache, to_bits
-from train.teacher.fit import (
-    Draws,
-    HeadTrainer,
-    Host,
-    RatedFrames,
-    Settings,
-    gather,
-    hold_out,
-    usable,
-)
+from train.teacher.fit import HeadTrainer, Settings
+from train.teacher.rated_frames import Draws, RatedFrames, gather, usable
 
 ROOT = Path(__file__).parents[2]
-QUIET = Host(progress=False, log_every=2, checkpoint_every=3)
+QUIET = Host(device="cpu", progress=False, log_every=2, checkpoint_every=3)
 
 
 def frames_of(
@@ -81,10 +75,10 @@ def tiny() -> RatedFrames:
     return frames_of(features_NLC, mos_N, list("abc") * 20, np.arange(60) % 4 == 0)
 
 
-def tiny_config(data: RatedFrames, **changes) -> teach.TeachConfig:
+def tiny_config(data: RatedFrames, **changes) -> teacher_fit.TeacherConfig:
     values = {"steps": 12, "batch": 4, "validate_every": 4, "dim": 4, "heads": 2, "layers": 1}
     values |= {"dropout": 0.1, "lr": 1e-2}
-    return teach.make_config(Settings(**(values | changes)), data)
+    return teacher_fit.make_config(Settings(**(values | changes)), data)
 
 
 # ---------------------------------------------------------------- scales: recovered, and of use
@@ -140,7 +134,7 @@ def trained(simulation, tmp_path_factory) -> dict[bool, Path]:
     """The simulation trained with (True) and without (False) scales: their run folders."""
     runs = {}
     for bias_aware in (True, False):
-        config = teach.make_config(
+        config = teacher_fit.make_config(
             Settings(
                 bias_aware=bias_aware,
                 steps=4000,
@@ -154,7 +148,9 @@ def trained(simulation, tmp_path_factory) -> dict[bool, Path]:
             simulation,
         )
         runs[bias_aware] = tmp_path_factory.mktemp("trained") / f"aware-{bias_aware}"
-        teach.teach(config, simulation, runs[bias_aware], Host(progress=False))
+        teacher_fit.train_teacher(
+            config, simulation, runs[bias_aware], Host(device="cpu", progress=False)
+        )
     return runs
 
 
@@ -317,7 +313,7 @@ class SumsFrontEnd:
 
 def train_tiny(out: Path) -> None:
     data = tiny()
-    teach.teach(tiny_config(data), data, out, QUIET)
+    teacher_fit.train_teacher(tiny_config(data), data, out, QUIET)
 
 
 def dies_at_update(step: int, out: Path) -> None:
@@ -332,39 +328,27 @@ def dies_at_update(step: int, out: Path) -> None:
     train_tiny(out)
 
 
-def dies_writing(name: str, count: int, half: bool, out: Path) -> None:
-    """Die at the ``count``-th write of a file: before it, or with half of it written."""
-    writes, whole = itertools.count(1), files.write_atomically
-
-    def deadly(path, write):
-        if path.name == name and next(writes) == count:
-            if half:
-                write(torn := path.with_name(f".{path.name}.torn"))
-                os.truncate(torn, torn.stat().st_size // 2)
-            kill()
-        whole(path, write)
-
-    files.write_atomically = deadly
-    train_tiny(out)
-
-
 def dies_describing(out: Path) -> None:
     """Die before ``head.json`` is written."""
-    teach.write_about = lambda path, about: kill()
+    teacher_fit.write_about = lambda path, about: kill()
     train_tiny(out)
 
 
 def kill_training(out: Path) -> None:
     """A run killed again and again, each time further on; not finished."""
     killed(lambda: dies_at_update(1, out))  # nothing saved yet: begins anew
-    killed(lambda: dies_writing("last.pt", 1, True, out))  # the checkpoint of step 3
     killed(
-        lambda: dies_writing("last.pt", 2, False, out)
+        lambda: dies_writing("last.pt", 1, True, lambda: train_tiny(out))
+    )  # the checkpoint of step 3
+    killed(
+        lambda: dies_writing("last.pt", 2, False, lambda: train_tiny(out))
     )  # step 4: best.pt is written, last.pt not
     killed(lambda: dies_at_update(5, out))
-    killed(lambda: dies_writing("best.pt", 1, True, out))
+    killed(lambda: dies_writing("best.pt", 1, True, lambda: train_tiny(out)))
     killed(lambda: dies_at_update(11, out))
-    killed(lambda: dies_writing("head.safetensors", 1, True, out))  # trained, not yet exported
+    killed(
+        lambda: dies_writing("head.safetensors", 1, True, lambda: train_tiny(out))
+    )  # trained, not yet exported
     killed(lambda: dies_describing(out))
 
 
@@ -458,11 +442,11 @@ def test_a_stopped_run_continues(tmp_path, monkeypatch):
     monkeypatch.setattr(HeadTrainer, "update", stops_at_five)
     config = tiny_config(data)
     with pytest.raises(KeyboardInterrupt):
-        teach.teach(config, data, tmp_path / "run", QUIET)
+        teacher_fit.train_teacher(config, data, tmp_path / "run", QUIET)
     monkeypatch.undo()
     assert load_checkpoint(tmp_path / "run/last.pt")["step"] == 5
-    teach.teach(config, data, tmp_path / "run", QUIET)
-    teach.teach(config, data, tmp_path / "unbroken", QUIET)
+    teacher_fit.train_teacher(config, data, tmp_path / "run", QUIET)
+    teacher_fit.train_teacher(config, data, tmp_path / "unbroken", QUIET)
     ours, theirs = (tmp_path / run / "head.safetensors" for run in ("run", "unbroken"))
     assert ours.read_bytes() == theirs.read_bytes()
 
@@ -481,7 +465,7 @@ def test_a_run_of_another_configuration_is_refused_by_name(tmp_path, change):
         tmp_path / "last.pt", HeadTrainer(config, data.training_counts).checkpoint()
     )
     with pytest.raises(ValueError, match=f"{next(iter(change))}=.*another --out"):
-        teach.teach(tiny_config(data, **change), data, tmp_path, QUIET)
+        teacher_fit.train_teacher(tiny_config(data, **change), data, tmp_path, QUIET)
 
 
 def test_other_ratings_are_another_run(tmp_path):
@@ -491,7 +475,7 @@ def test_other_ratings_are_another_run(tmp_path):
     clips = [clip.model_copy(update={"mos": 3.0}) for clip in data.clips]
     other = RatedFrames(data.about, data.frames, clips, data.train_rows, data.validation_rows)
     with pytest.raises(ValueError, match="train_sha256"):
-        teach.teach(tiny_config(other), other, tmp_path, QUIET)
+        teacher_fit.train_teacher(tiny_config(other), other, tmp_path, QUIET)
 
 
 @pytest.mark.parametrize(
@@ -780,7 +764,7 @@ def test_the_verb_makes_a_teacher(tmp_path, capsys):
     assert about["fit"]["train_clips"] + about["fit"]["validation_clips"] == 15
     assert sorted(about["calibration"]["datasets"]) == ["set0", "set1"]
     assert {row["dataset"] for row in about["metrics"]["sets"]} == {"set0", "set1"}
-    assert about["weights_sha256"] == teach.sha256_of(run / "head.safetensors")
+    assert about["weights_sha256"] == teacher_fit.sha256_of(run / "head.safetensors")
     with (run / "validation.csv").open() as file:
         rows = list(csv.DictReader(file))
     universal = Affine(**about["calibration"]["universal"])
@@ -801,25 +785,3 @@ def test_the_verb_makes_a_teacher(tmp_path, capsys):
     assert "dim" in capsys.readouterr().err
     assert main([*command, "--front-end", "mfc"]) == 2
     assert "mfcc" in capsys.readouterr().err
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_a_killed_process_continues(tmp_path, number):
-    labels = write_conditions(tmp_path / "rated")
-    command = [sys.executable, "-m", "train", "teacher", *SMALL, "--rated", str(labels)]
-    command += ["--steps", "60", "--checkpoint-every", "2", "--threads", "1", "--out"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    run = tmp_path / "run"
-    process = subprocess.Popen([*command, str(run)], cwd=ROOT, env=environment)
-    deadline = time.monotonic() + 60
-    while not (run / "last.pt").exists() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    process.send_signal(number)
-    assert process.wait(60) == (-9 if number == signal.SIGKILL else 143)
-    assert load_checkpoint(run / "last.pt")["step"] < 60
-    assert not (run / "head.json").exists()
-    subprocess.run([*command, str(run)], cwd=ROOT, env=environment, check=True)
-    subprocess.run([*command, str(tmp_path / "unbroken")], cwd=ROOT, env=environment, check=True)
-    for name in ("head.safetensors", "head.json"):
-        assert (run / name).read_bytes() == (tmp_path / "unbroken" / name).read_bytes()

@@ -1,4 +1,4 @@
-"""What a batch goes through before the student hears it. Pure functions of (seed, step)."""
+"""Augmentation of a batch of waves. Pure functions of (seed, step)."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from data_specs.sample import SAMPLE_RATE
+from train.data.order import generator
 
 SHORTEST_CROP_S = 1.0
 FADE_SAMPLES = SAMPLE_RATE // 20
@@ -57,14 +58,14 @@ class _Draws:
     """The random decisions for every row of a joint batch."""
 
     def __init__(self, seed: int, step: int, rows: int, crops: float) -> None:
-        draw = _generator(seed, STREAM_AUGMENT, step)
+        draw = generator(seed, STREAM_AUGMENT, step)
         self.sign = draw.integers(0, 2, rows) * 2 - 1
         self.shift = draw.random(rows)
         self.cropped, self.length, self.start, self.zeros = self._crops(seed, step, rows, crops)
 
     @staticmethod
     def _crops(seed: int, step: int, rows: int, crops: float) -> tuple[NDArray[np.float64], ...]:
-        values = _generator(seed, STREAM_CROPS, step).random((4, rows))
+        values = generator(seed, STREAM_CROPS, step).random((4, rows))
         return values[0] < crops, values[1], values[2], values[3] < 0.5
 
     def part(self, wave_T: Tensor, row: int) -> Tensor:
@@ -121,7 +122,7 @@ def _meet(ends_BF: Tensor, starts_BF: Tensor) -> list[bool]:
     """Whether each seam is no rougher than both its sides are, and these go on as noise does.
 
     Rough is what a polynomial of third order does not foresee (fourth differences). A voice or a
-    tone is also known by its periods: there a step that is small is one that is heard.
+    tone is also known by its periods: there a small step is audible.
     """
     order = ROUGHNESS_ORDER
     sides = [part.diff(n=order).abs().amax(1) for part in (ends_BF, starts_BF)]
@@ -147,7 +148,3 @@ def filled(wave_T: Tensor, samples: int, zeros: bool) -> Tensor:
     if zeros:
         return torch.nn.functional.pad(wave_T, (0, samples - len(wave_T)))
     return wave_T.repeat(-(-samples // len(wave_T)))[:samples]
-
-
-def _generator(seed: int, stream: int, step: int) -> np.random.Generator:
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, stream, step])))

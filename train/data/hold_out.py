@@ -1,27 +1,26 @@
-"""Rated clips that validate: whole conditions, so that nothing judged was heard in training."""
+"""Rated clips that validate: whole conditions, so that none is trained on."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from data_specs.io.errors import UserError
 from data_specs.rated import RatedClip
 from data_specs.strict import digest
+from train.data.order import generator
 
 HOLD_OUT = 0.1
 """Share of a dataset's conditions (systems, clips) that validate where no file says which."""
 
 STREAM_HOLD_OUT = 1
-"""The random generator's stream of this decision (``train.teacher.fit`` has the others)."""
+"""The random generator's stream of this decision (``train.teacher`` has the others)."""
 
 
 def hold_out(clips: Sequence[RatedClip], seed: int, share: float = HOLD_OUT) -> list[bool]:
     """Which clips validate: in every dataset a share of its conditions, at least one.
 
-    By condition where all clips of the dataset have one, else by system, else by clip: a head
-    that has heard a condition must not be judged on it. Which ones depends on the seed and the
+    By condition where all clips of the dataset have one, else by system, else by clip: a head that
+    was trained on a condition must not be validated on it. Which ones depends on the seed and the
     dataset's name alone. ``ValueError`` for a dataset with less than two of them.
     """
     held = [False] * len(clips)
@@ -31,11 +30,7 @@ def hold_out(clips: Sequence[RatedClip], seed: int, share: float = HOLD_OUT) -> 
         groups = sorted(set(keys))
         if len(groups) < 2:
             raise UserError(f"dataset {name!r} has one {kind} only: say which clips validate")
-        order = np.random.Generator(
-            np.random.Philox(
-                np.random.SeedSequence([seed, STREAM_HOLD_OUT, int(digest(name)[:8], 16)])
-            )
-        )
+        order = generator(seed, STREAM_HOLD_OUT, int(digest(name)[:8], 16))
         chosen = order.permutation(len(groups))[: max(1, round(share * len(groups)))]
         picked = {groups[number] for number in chosen}
         for row, key in zip(rows, keys, strict=True):

@@ -158,6 +158,6 @@ def _received(sent: Batch | _Filled | _Failed) -> Batch:
 def _end(feed: Any) -> None:
     """End the workers: at a garbage collection after an error it would take 5 s."""
     feed._shutdown_workers()
-    for worker in feed._workers:  # one that hangs does not hear SIGTERM
+    for worker in feed._workers:  # one that hangs takes no SIGTERM
         if worker.is_alive():
             worker.kill()

@@ -23,8 +23,9 @@ STREAM_SHARDS, STREAM_MOVES, STREAM_RATED, STREAM_CROPS = range(4)
 """Which decision a random generator is for: one stream each, so that none moves another."""
 
 
-def _generator(seed: int, stream: int, epoch: int) -> np.random.Generator:
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, stream, epoch])))
+def generator(*numbers: int) -> np.random.Generator:
+    """Make a generator that follows from these numbers alone: a seed, a decision, a step."""
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence(numbers)))
 
 
 def epoch_order(counts: Sequence[int], seed: int, epoch: int, buffer: int) -> NDArray[np.int64]:
@@ -34,9 +35,9 @@ def epoch_order(counts: Sequence[int], seed: int, epoch: int, buffer: int) -> ND
     places a sample may move within the permuted shards (1: not at all).
     """
     starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
-    shards = _generator(seed, STREAM_SHARDS, epoch).permutation(len(counts))
+    shards = generator(seed, STREAM_SHARDS, epoch).permutation(len(counts))
     laid_out = np.concatenate([np.arange(counts[s]) + starts[s] for s in shards])
-    moves = _generator(seed, STREAM_MOVES, epoch).random(len(laid_out)) * buffer
+    moves = generator(seed, STREAM_MOVES, epoch).random(len(laid_out)) * buffer
     order: NDArray[np.int64] = laid_out[np.argsort(np.arange(len(laid_out)) + moves, kind="stable")]
     return order.astype(np.int64)
 
@@ -97,7 +98,7 @@ class Order:
 
     def _rated(self, position: int) -> Item:
         epoch, place = divmod(position, self.rated_clips)
-        crop = float(_generator(self.seed, STREAM_CROPS, position).random())
+        crop = float(generator(self.seed, STREAM_CROPS, position).random())
         return Item(True, int(self._epoch("rated", epoch)[place]), crop)
 
     def _epoch(self, kind: str, epoch: int) -> NDArray[np.int64]:
@@ -107,6 +108,6 @@ class Order:
             self._cache[kind, epoch] = (
                 epoch_order(self.counts, self.seed, epoch, self.buffer)
                 if kind == "samples"
-                else _generator(self.seed, STREAM_RATED, epoch).permutation(self.rated_clips)
+                else generator(self.seed, STREAM_RATED, epoch).permutation(self.rated_clips)
             )
         return self._cache[kind, epoch]

@@ -6,13 +6,14 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from data_specs.io.addresses import shown
 from data_specs.io.errors import UserError
 from data_specs.rated import RatedClip, read_rated
 from data_specs.strict import digest, unknown
 from train.data.hold_out import held_apart
+from train.data.order import Order
 from train.data.shards import DatasetInfo, Shard, list_shards, read_dataset_info
 from train.data.stream import DecodedCache, ShardSamples, cache_fits, rated_pcm
 from train.data.tars import Pcm
@@ -82,6 +83,12 @@ class Sources:
             return train, RatedSamples(self.rated_validation)
         return train, ShardSamples(self.validation, caches[1])
 
+    def order(self, config: Any) -> Order:
+        """The order in which a run's configuration reads them."""
+        counts = tuple(shard.samples for shard in self.shards)
+        rated, share = len(self.rated), config.rated_share
+        return Order(counts, rated, config.seed, config.batch, share, config.buffer)
+
 
 def open_sources(
     shards: Path | str | None,
@@ -93,7 +100,7 @@ def open_sources(
 
     A run with shards validates on those of ``validation`` or on ``rated_validation`` (as in the
     paper), else on the recipe's validation split, where it lies beside the training split as
-    ``validation``: never on a part of the training shards, whose speakers it has heard. Without
+    ``validation``: never on a part of the training shards, whose speakers it trains on. Without
     shards the run is on rated clips alone (the paper's labelled-only baseline) and validates on
     ``rated_validation``, or on conditions of ``rated`` that are held out. ``ValueError`` naming
     what is missing or damaged, or a clip that both trains and validates.

@@ -70,7 +70,7 @@ WAYS: dict[str, tuple[Short, ...]] = {
 }
 
 
-# --- one scorer, every clip or an error (train experiment, train shrink) --------------------------
+# --- one scorer, every clip or an error (train experiment) --------------------------
 
 
 def score_rated(scorer: Scorer, clips: Sequence[RatedClip], short: Short) -> list[ClipScore]:

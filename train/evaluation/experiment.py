@@ -41,6 +41,7 @@ from train.evaluation.evaluate import (
     score_shards,
 )
 from train.files import csv_rows, csv_text, require_same, run_folder
+from train.loop.loop import Host
 from train.models.student import count, variant
 from train.pruning.runs import PrunedModel, pruned_models
 from train.report import charts
@@ -246,7 +247,7 @@ def timed(path: Path, name: str) -> Iterator[None]:
         write_text(path, json.dumps(seconds, indent=2) + "\n")
 
 
-def train_all(runs: Sequence[Run], host: fitting.Host, times: Path) -> None:
+def train_all(runs: Sequence[Run], host: Host, times: Path) -> None:
     """Train what is not done yet, in order."""
     left = [run for run in runs if not is_done(run)]
     while left:
@@ -743,7 +744,7 @@ def _experiment(args: argparse.Namespace) -> int:
     times = args.out / "seconds.json"
     if not args.report_only:
         announce(runs)
-        host = fitting.Host(workers=args.workers, device=args.device, cache_gb=args.cache_gb)
+        host = Host(workers=args.workers, device=args.device, cache_gb=args.cache_gb)
         train_all(runs, host, times)
         with timed(times, "scoring"):
             folders = {one.name: one.out for one in runs} | {one.name: one.folder for one in pruned}

@@ -30,9 +30,9 @@ from train.export.int8 import calibrated, write_int8, write_int8_tensors
 from train.export.onnx_file import require_packages, write_onnx
 from train.export.parity import Parity, as_json, as_markdown, compare
 from train.files import version, write_weights
+from train.models import pruned
 from train.models.student import Student
 from train.models.tensors import read_about, write_about
-from train.pruning import storage
 from train.scoring import bundle
 from train.scoring.int8 import INT8_FILE
 from train.scoring.onnx_scorer import Facts
@@ -73,8 +73,8 @@ def _last_part(name: str) -> str:
 
 def _described(path: Path) -> dict[str, Any]:
     """What stands beside the weights of a run folder or model file, if anything."""
-    if storage.is_pruned(path):
-        return storage.read_about(path)
+    if pruned.is_pruned(path):
+        return pruned.read_about(path)
     file = path / bundle.DESCRIPTION if path.is_dir() else path.with_suffix(".json")
     return read_about(file) if file.is_file() else {}
 

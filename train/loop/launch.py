@@ -1,4 +1,4 @@
-"""What a training is started with: its device, and how many processes. Told before data is read."""
+"""What a training is started with: its device and its processes. Checked before data is read."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from data_specs.io.errors import UserError
 
 STOP_EVERY = 10
-"""Updates between two looks at whether another process was told to stop."""
+"""Steps between two looks at whether a signal came to another process."""
 
 
 def make_fabric(
@@ -101,18 +101,18 @@ def synchronise_batch_norm(module: nn.Module) -> None:
             synchronise_batch_norm(child)
 
 
-def joint_means(fabric: Fabric, values: list[float]) -> list[float]:
+def joint_means(fabric: Fabric | None, values: list[float]) -> list[float]:
     """The mean of every number over the processes; all must ask."""
-    if fabric.world_size == 1 or not values:
+    if fabric is None or fabric.world_size == 1 or not values:
         return values
-    told: Any = fabric.all_reduce(torch.tensor(values), reduce_op="mean")
-    return [float(value) for value in told]
+    joint: Any = fabric.all_reduce(torch.tensor(values), reduce_op="mean")
+    return [float(value) for value in joint]
 
 
 def largest(fabric: Fabric, number: int) -> int:
     """The largest of the processes' numbers; all must ask."""
-    told: Any = fabric.all_gather(torch.tensor(number))
-    return int(told.max())
+    joint: Any = fabric.all_gather(torch.tensor(number))
+    return int(joint.max())
 
 
 def whole(fabric: Fabric, rows: range, values: Tensor, length: int) -> Tensor:

@@ -31,6 +31,7 @@ from train.models.head import (
     head_state,
 )
 from train.models.precision import resolve_precision
+from train.models.pruned import ABOUT_FILE, load_pruned, parameters_left, pruned_sha256
 from train.models.student import MOST_LAYERS, mos_of
 from train.models.tensors import read_about, read_weights, require_finite
 from train.models.xlsr import Encoder, config_from, encoder_of
@@ -285,12 +286,10 @@ def _encoder_in(teacher: HeadTeacher) -> Encoder:
 def load_pruned_teacher(
     name: str, folder: Path, device: str = "cpu", precision: str = "auto"
 ) -> HeadTeacher:
-    """A teacher of ``train.pruning.storage``'s folder; nothing else is needed for it.
+    """A teacher of ``train.models.pruned``'s folder; nothing else is needed for it.
 
     ``ValueError`` naming what is missing or damaged.
     """
-    from train.pruning.storage import ABOUT_FILE, load_pruned, parameters_left
-
     dtype = resolve_precision(precision, torch.device(device))
     state, about = load_pruned(folder)
     require_finite(folder, state)
@@ -319,8 +318,6 @@ def _require_few(layers: list[int]) -> None:
 
 def identify_pruned(name: str, folder: Path) -> Identity:
     """What ``load_pruned_teacher`` gives, from the file's own hash."""
-    from train.pruning.storage import ABOUT_FILE, pruned_sha256
-
     sha256, about = pruned_sha256(folder)
     try:
         heard, calibration = digest([sha256, about["layers"]]), _calibration(about["calibration"])

@@ -56,7 +56,7 @@ class StudentConfig(BaseModel):
 
     ``channels`` and ``strides`` have one entry a convolution layer; a stride is (along
     frequency, along time). ``feedforward`` is twice ``dim`` where it is not given. A student that
-    parts were removed from (``train.pruning.structured``) may have other ``heads`` and
+    parts were removed from (``train.pruning.units``) may have other ``heads`` and
     ``feedforward`` in every layer, heads of ``head_dim`` whatever ``dim`` is, layer norms that
     count ``norm_width`` coordinates, and ``pool`` hidden units in the pooling.
     """

@@ -26,7 +26,7 @@ from data_specs.teacher import (
     parts_of,
     teacher_table,
 )
-from train.models import weights
+from train.models import pruned, weights
 from train.models.calibration import Calibration
 from train.models.clips import Floats, Waves, checked_waves
 from train.models.features import compressed_spectrum, peak_normalise
@@ -177,11 +177,9 @@ def identify_teacher(name: str | Path, device: str = "cpu", precision: str = "au
 
 
 def _identify_whole(folder: Path) -> Identity:
-    from train.pruning import storage
-
-    if storage.read_about(folder).get("kind") == "teacher":
+    if pruned.read_about(folder).get("kind") == "teacher":
         return identify_pruned(folder.name, folder)
-    return Identity(folder.name, storage.student_sha256(folder))
+    return Identity(folder.name, pruned.student_sha256(folder))
 
 
 def load_teacher(name: str | Path, device: str = "cpu", precision: str = "auto") -> Teacher:
@@ -213,14 +211,12 @@ def load_teacher(name: str | Path, device: str = "cpu", precision: str = "auto")
 
 def _load_whole(folder: Path, device: str, precision: str) -> Teacher:
     """A folder that holds all of a model: a teacher whose encoder was pruned, or a student."""
-    from train.pruning import storage
-
-    if storage.read_about(folder).get("kind") == "teacher":
+    if pruned.read_about(folder).get("kind") == "teacher":
         return load_pruned_teacher(folder.name, folder, device, precision)
-    student, sha256 = storage.load_student(folder)
+    student, sha256 = pruned.load_student(folder)
     teacher = StudentTeacher(folder.name, student, sha256, device, precision)
-    if storage.is_pruned(folder):
-        teacher.parameter_count = storage.parameters_left(folder, student)
+    if pruned.is_pruned(folder):
+        teacher.parameter_count = pruned.parameters_left(folder, student)
     return teacher
 
 
@@ -239,6 +235,4 @@ def _folder(name: str, spec: TrainedHead | None) -> Path:
 
 
 def _is_whole(folder: Path) -> bool:
-    from train.pruning import storage
-
-    return storage.holds_model(folder)
+    return pruned.holds_model(folder)

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
@@ -27,7 +26,7 @@ STUDENT_PARTS = {
 }
 """What of a student may be pruned, by the beginning of the weights' names; the first is default.
 
-The attention pool is left alone: it holds some percent, and all that is heard goes through it.
+The attention pool is left alone: it holds some percent, and every score goes through it.
 """
 
 
@@ -138,34 +137,3 @@ class Masks:
     def to(self, device: torch.device | str) -> Masks:
         """The same on a device."""
         return Masks({name: mask.to(device) for name, mask in self.masks.items()})
-
-    def state_dict(self) -> dict[str, dict[str, Any]]:
-        """``bits``: name to uint8 (ceil(N / 8),), and ``shapes``: name to list of int.
-
-        Bits are in row-major order of the weight, the first in the highest bit of the first byte.
-        """
-        return {
-            "bits": {name: packed(mask) for name, mask in self.masks.items()},
-            "shapes": {name: list(mask.shape) for name, mask in self.masks.items()},
-        }
-
-    @classmethod
-    def from_state_dict(cls, content: Mapping[str, Mapping[str, Any]]) -> Masks:
-        """What ``state_dict`` gave, on the CPU. ``ValueError`` where bits do not fill a shape."""
-        bits, shapes = content["bits"], content["shapes"]
-        return cls({name: unpacked(bits[name], shapes[name], name) for name in shapes})
-
-
-def packed(mask: Tensor) -> Tensor:
-    """A bool tensor as bits: uint8 (ceil(N / 8),), on the CPU."""
-    return torch.from_numpy(np.packbits(mask.contiguous().cpu().numpy()))
-
-
-def unpacked(bits: Tensor, shape: Iterable[int], name: str = "mask") -> Tensor:
-    """``packed`` undone. ``ValueError`` naming the mask where the bits do not fill the shape."""
-    sizes = tuple(shape)
-    count = int(np.prod(sizes, dtype=np.int64))
-    if bits.numel() != (count + 7) // 8:
-        raise UserError(f"{name}: {bits.numel()} bytes of bits for a mask of {count} weights")
-    alive = np.unpackbits(bits.cpu().numpy(), count=count).astype(np.bool_)
-    return torch.from_numpy(alive.reshape(sizes))

@@ -1,9 +1,9 @@
 """Pruning a trained network, round by round. ``python -m train prune``.
 
 Sections IV-C and V-B. A round removes the 0.5 % of the weights that are still alive whose
-importance is lowest over the whole encoder, then fine-tunes for 30 updates on rated clips, during
+importance is lowest over the whole encoder, then fine-tunes for 30 steps on rated clips, during
 which the importances are gathered on (``train.pruning.scores``). Round 0 removes nothing: its
-updates gather the first scores. Baselines with the same rounds and updates: ``magnitude``, per
+steps gather the first scores. Baselines with the same rounds and steps: ``magnitude``, per
 matrix and kernel, and ``layer-drop``. Of an XLS-R teacher the encoder is pruned and its head left
 as it is; of a student the convolutions, the projection and the layers' matrices.
 
@@ -16,231 +16,63 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, field_validator
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from data_specs.io.addresses import path_here
-from data_specs.io.cli import signals_wait
 from data_specs.io.errors import UserError
 from data_specs.io.files import write_text
-from data_specs.io.progress import progress_bar
+from data_specs.io.options import add_options
 from data_specs.rated import RatedClip, require_heard
-from data_specs.strict import checked
-from train.data.hold_out import HOLD_OUT, held_apart
-from train.data.loading import loader, worker_deaths_named
-from train.data.order import Order
-from train.data.shards import list_shards, read_dataset_info
+from train.data.hold_out import HOLD_OUT
+from train.data.loading import loader
 from train.data.sources import (
-    LABELLED_ONLY,
     Sources,
-    chosen,
-    digest_of,
-    on_labels_scale,
-    open_sources,
-    require_apart,
-    require_once,
 )
 from train.data.stream import Batch, Batches, ShardSamples, batch_of, rated_pcm, to_waves
 from train.data.tars import Pcm
-from train.files import csv_text, load_checkpoint, require_same, run_folder, save_checkpoint
-from train.loop.run_log import LOGGERS, RunLog
+from train.files import csv_text, run_folder
+from train.loop.loop import ONE_PROCESS, Host, Metrics, Task, host_of, train
 from train.metrics import agreement
-from train.models.calibration import Affine, Calibration
-from train.models.front_end import XlsrFrontEnd, centre_crop
-from train.models.head import TransformerHead
-from train.models.head_teacher import HeadTeacher, describe
-from train.models.memory import keep_freed_memory
 from train.models.precision import resolve_precision
-from train.models.student import Student, mos_of
-from train.models.xlsr import Encoder
+from train.models.pruned import save_pruned
+from train.pruning.config import RATED_SHARE, PruneConfig, PruneHost, make_config, open_data
 from train.pruning.layer_drop import keep_layers, layers_within, weights_by_layers
 from train.pruning.masks import Masks, prunable
-from train.pruning.scores import FACTOR, TaylorScores
-from train.pruning.select import RateOf, remove_by_magnitude, remove_smallest, schedule, weights_at
-from train.pruning.storage import save_pruned
-from train.scoring.score import MIN_SAMPLES, TeacherScorer, load, student_in
-
-Method = Literal["importance", "magnitude", "layer-drop"]
-METHODS: tuple[Method, ...] = ("importance", "magnitude", "layer-drop")
-SIZES = (90.0, 70.0, 50.0, 29.0, 15.0, 7.0)
-
-RATED_SHARE = 0.2
-"""Of rated clips, where there are shards too (section IV-B, of the students)."""
+from train.pruning.scores import TaylorScores
+from train.pruning.select import remove_by_magnitude, remove_smallest, schedule, weights_at
+from train.pruning.subject import Subject, TeacherNetwork, load_subject
 
 STREAM_DROPOUT = 4
 """The random generator's stream of this decision (``train.data.order`` has those before it)."""
-
-Positive = Annotated[int, Field(ge=1)]
-Share = Annotated[float, Field(ge=0, le=1)]
-
-
-class PruneConfig(BaseModel):
-    """Everything that decides what a run computes: a continued run must have the same.
-
-    Sizes are percent of the weights that may be pruned. The defaults are the paper's, and
-    PyTorch's weight decay, because it gives none.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    model: str = ""
-    model_sha256: str = ""
-    method: Method = "importance"
-    what: str
-    sizes: tuple[Annotated[float, Field(gt=0, le=100)], ...] = SIZES
-    rate: Annotated[float, Field(gt=0, lt=1)] = 0.005
-    rate_of: RateOf = "living"
-    updates: Positive = 30
-    factor: Annotated[float, Field(ge=0, lt=1)] = FACTOR
-    lr: Annotated[float, Field(gt=0)] = 2e-5
-    weight_decay: Annotated[float, Field(ge=0)] = 0.01
-    batch: Annotated[int, Field(ge=2)] = 20
-    micro_batch: Positive = 20
-    precision: Literal["auto", "fp32", "bf16"] = "fp32"
-    batch_norm: Literal["train", "frozen"] = "train"
-    train_head: bool = False
-    seed: Annotated[int, Field(ge=0)] = 0
-    rated_share: Share = 1.0
-    buffer: Positive = 4096
-    validate_every: Positive = 20
-    recipe_hash: str = ""
-    validation_hash: str = ""
-    rated_hash: str = ""
-    samples: int = 0
-    rated_clips: int = 0
-    validation_samples: int = 0
-
-    @field_validator("sizes")
-    @classmethod
-    def _descending(cls, sizes: tuple[float, ...]) -> tuple[float, ...]:
-        if not sizes:
-            raise UserError("at least one size is needed")
-        return tuple(sorted(set(sizes), reverse=True))
-
-
-@dataclass(frozen=True)
-class Host:
-    """How a run uses the machine; none of it changes what is computed on one machine type."""
-
-    device: str = "cpu"
-    workers: int = 1
-    cache_gb: float = 4.0
-    checkpoint_every: int = 30
-    progress: bool = True
-    logger: str = "tensorboard"
-
-
-# --- what is pruned -------------------------------------------------------------------------------
-
-
-class TeacherNetwork(nn.Module):
-    """An XLS-R teacher through which gradients flow: what ``HeadTeacher.logits`` computes."""
-
-    def __init__(self, encoder: Encoder, head: TransformerHead, universal: Affine) -> None:
-        super().__init__()
-        self.encoder, self.head, self.universal = encoder, head, universal
-
-    def forward(self, waves_BT: Tensor, lengths_B: Tensor) -> Tensor:
-        """Mean opinion scores (B,), float32, of (B, T) waves at 16 kHz.
-
-        Of each only the first ``lengths_B`` samples are heard, and zeros put behind its frames, as
-        published: shorter clips go through the encoder one at a time.
-        """
-        frames_BLC = self._frames(waves_BT, lengths_B)
-        with torch.autocast(waves_BT.device.type, enabled=False):  # the head is in float32
-            logits_B: Tensor = self.head(frames_BLC)
-        return mos_of(logits_B * self.universal.scale + self.universal.shift)
-
-    def _frames(self, waves_BT: Tensor, lengths_B: Tensor) -> Tensor:
-        samples = waves_BT.shape[1]
-        lengths = [max(length, MIN_SAMPLES) for length in lengths_B.tolist()]
-        whole = [row for row, length in enumerate(lengths) if length >= samples]
-        if len(whole) == len(lengths):
-            return self._hear(waves_BT)
-        short = [row for row, length in enumerate(lengths) if length < samples]
-        found = [self._hear(waves_BT[whole])] if whole else []
-        found += [self._hear(waves_BT[row : row + 1, : lengths[row]]) for row in short]
-        places = torch.tensor([*whole, *short], device=waves_BT.device).argsort()
-        return torch.cat(found)[places]
-
-    def _hear(self, waves_BT: Tensor) -> Tensor:
-        hidden = [centre_crop(found.float()) for found in self.encoder(waves_BT)]
-        return hidden[0] if len(hidden) == 1 else torch.stack(hidden, dim=-1)
-
-
-@dataclass
-class Subject:
-    """A network that is pruned, and what it is called; ``teacher`` is None for a student."""
-
-    network: Student | TeacherNetwork
-    name: str
-    sha256: str
-    teacher: HeadTeacher | None = None
-
-    @property
-    def calibration(self) -> Calibration | None:
-        """Between its scale and those of rated sets."""
-        return self.teacher.calibration if self.teacher else None
-
-    def describe(self) -> dict[str, Any]:
-        """What is needed to build the network again."""
-        if isinstance(self.network, Student):
-            return {"kind": "student", "config": self.network.config.model_dump(mode="json")}
-        if self.teacher is None:
-            raise ValueError(f"{self.name}: a network without its teacher cannot be written")
-        return describe(self.teacher)
-
-
-def load_subject(model: str | Path, device: str = "cpu") -> Subject:
-    """A student ("v7", a run) or an XLS-R teacher by name, on a device, ready to be trained.
-
-    ``ValueError`` for a model that cannot be pruned.
-    """
-    scorer = load(model, device)
-    name = Path(scorer.name).name
-    if isinstance(scorer, TeacherScorer):
-        return teacher_subject(scorer.teacher, name)
-    student = student_in(scorer).requires_grad_(True)
-    student.convolutions.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return Subject(student, name, scorer.weights_sha256)
-
-
-def teacher_subject(teacher: object, name: str) -> Subject:
-    """A teacher with an XLS-R encoder, in float32. ``ValueError`` for another teacher."""
-    if not isinstance(teacher, HeadTeacher) or not isinstance(teacher.front_end, XlsrFrontEnd):
-        raise UserError(
-            f"teacher {name!r} has no XLS-R encoder: give one that has, or a student (v7, a run)"
-        )
-    universal = teacher.calibration.universal if teacher.calibration else Affine()
-    network = TeacherNetwork(teacher.front_end.encoder, teacher.head, universal)
-    return Subject(network.requires_grad_(True), name, teacher.weights_sha256, teacher)
 
 
 # --- one run's state ------------------------------------------------------------------------------
 
 
-class Pruner:
+class Pruner(Task):
     """A network, its masks, scores and optimiser: everything that a checkpoint holds.
 
-    ``step`` counts updates, ``round`` removals. ``ValueError`` for sizes that cannot be had, or for
-    micro-batches where a batch norm counts the whole batch.
+    ``round`` counts removals; a round is ``config.steps`` steps. ``UserError`` for sizes that
+    cannot be had, or for micro-batches where a batch norm counts the whole batch.
     """
 
+    validates_first = True
+
     def __init__(self, subject: Subject, config: PruneConfig) -> None:
+        super().__init__()
+        self.name = f"prune {config.model} ({config.method})"
         self.subject, self.config = subject, config
         self.network = subject.network
         if isinstance(self.network, TeacherNetwork):
@@ -253,7 +85,7 @@ class Pruner:
         self.left = schedule(self.total, config.rate, config.rate_of, self._smallest())
         self.scores: TaylorScores | None = None
         if config.method == "importance":
-            self.scores = TaylorScores(self.network, self.masks.masks, config.factor)
+            self.scores = TaylorScores(self.network, self.masks.masks, config.decay)
         self.optimizer = torch.optim.AdamW(
             [p for p in self.network.parameters() if p.requires_grad],
             lr=config.lr,
@@ -262,12 +94,11 @@ class Pruner:
         )
         self._held = self.masks.hold(self.optimizer, self.network)
         self._require_apart()
-        self.step = self.round = 0
+        self.steps = len(self.left) * config.steps
+        self.round = 0
         self.rows: list[dict[str, Any]] = []
-        self.losses: list[Tensor] = []
-        """Of the round that is being done."""
-        self.seconds = 0.0
-        """Spent on the run before this process took it up."""
+        self.seconds, self.began = 0.0, time.monotonic()
+        """Spent on the run before this process continued it, and when that was."""
 
     def _smallest(self) -> int:
         """Weights of the smallest size that can be reached."""
@@ -295,20 +126,10 @@ class Pruner:
                 "leave it out, or give --batch-norm frozen"
             )
 
-    @cached_property
-    def steps(self) -> int:
-        """Updates of the whole run: round 0 and one round a removal."""
-        return len(self.left) * self.config.updates
-
     @property
     def alive(self) -> int:
         """Prunable weights that are left."""
         return self.masks.alive()
-
-    @property
-    def must_remove(self) -> bool:
-        """Whether the next update is the first of a round whose weights are still there."""
-        return self.step // self.config.updates > self.round
 
     def training_mode(self) -> None:
         """As in training: batch norms follow the batches, unless they are frozen.
@@ -359,13 +180,14 @@ class Pruner:
         return int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(2))
 
     def update(self, batch: Batch) -> Tensor:
-        """One update: gradients, scores, the optimiser's step; returns the loss."""
+        """One step, after the removal where it is a round's first; returns the loss."""
+        if self.step // self.config.steps > self.round:
+            self.remove()
         loss = self.gradients(batch)
         if self.scores:
             self.scores.gather(self.network)
         self.optimizer.step()
         self.step += 1
-        self.losses.append(loss)
         return loss
 
     def remove(self) -> None:
@@ -396,8 +218,15 @@ class Pruner:
         self.masks.apply_(self.network)
         self._held = self.masks.hold(self.optimizer, self.network)
 
+    def is_due(self) -> bool:
+        """Validate at the end of a round: of the last, of every so many, and at every size."""
+        if self.step % self.config.steps:
+            return False
+        regular = self.round % self.config.validate_every == 0 or self.step == self.steps
+        return regular or bool(self._sizes_due())
+
     @torch.no_grad()
-    def validate(self, held: Held) -> dict[str, float | None]:
+    def validate(self, held: Held) -> Metrics:
         """Loss, PCC, Spearman and RMSE on the clips that validate."""
         self.network.eval()
         truth: list[float] = []
@@ -412,38 +241,91 @@ class Pruner:
         loss = None if found.rmse is None else found.rmse**2
         return {"loss": loss, "pcc": found.pcc, "spearman": found.spearman, "rmse": found.rmse}
 
-    def checkpoint(self) -> dict[str, Any]:
-        """All state, as tensors and plain values."""
+    def keep(self, metrics: Metrics, out: Path) -> str:
+        """Write the sizes that are reached, and the results; returns what to say."""
+        reached = self._sizes_due() if self.step else [None]
+        for size in reached:
+            row = self._add_row(size, metrics)
+            if size in self.config.sizes:
+                about = {
+                    **self.subject.describe(),
+                    "parameters": row["parameters_left"],
+                    # Without the seconds, so that the same run writes the same bytes.
+                    "metrics": {name: value for name, value in row.items() if name != "seconds"},
+                    "prune": self.config.model_dump(mode="json"),
+                }
+                weights = self.network.state_dict()
+                save_pruned(out / f"pruned-{size:g}", weights, self.masks, about)
+        self.write_results(out)
+        return "".join(f", reached {size:g} %" for size in reached if size)
+
+    def _sizes_due(self) -> list[float | None]:
+        """Sizes that the schedule and the network have come down to, and that have no row yet.
+
+        The schedule too: dropping layers is ahead of it, and is validated after as many steps.
+        """
+        have = {row["size"] for row in self.rows}
+        sizes, left = (100.0, *self.config.sizes), max(self.alive, self.left[self.round])
+        reached = [size for size in sizes if left <= weights_at(size, self.total)]
+        return [size for size in dict.fromkeys(reached) if size not in have]
+
+    def _add_row(self, size: float | None, metrics: Metrics) -> dict[str, Any]:
+        """A row of the results; ``size`` is None for the model as it was loaded."""
+        alive = self.alive
+        parameters = sum(p.numel() for p in self.network.parameters())
+        row = {
+            "size": size,
+            "left": alive / self.total,
+            "weights_left": alive,
+            "parameters_left": parameters - (self.masks.total() - alive),
+            "round": self.round,
+            "steps": self.step,
+            **metrics,
+            "seconds": round(self._seconds(), 1),
+        }
+        self.rows.append(row)
+        return row
+
+    def _seconds(self) -> float:
+        return self.seconds + time.monotonic() - self.began
+
+    def write_results(self, out: Path) -> None:
+        """``results.json`` and ``results.csv``."""
+        content = {"config": self.config.model_dump(mode="json"), "rows": self.rows}
+        write_text(out / "results.json", json.dumps(content, indent=2) + "\n")
+        write_text(out / "results.csv", csv_text(self.rows))
+
+    def figures(self) -> dict[str, float]:
+        """The round, and the share of the weights that is left."""
+        return {"round": self.round, "left": self.alive / self.total}
+
+    def state(self) -> dict[str, Any]:
+        """Masks, scores, weights, moments, results."""
         layers = None
         if self.config.method == "layer-drop":
             layers = len(weights_by_layers(self.network, self.masks.masks))
         return {
-            "config": self.config.model_dump(mode="json"),
-            "step": self.step,
             "round": self.round,
             "layers": layers,
-            "masks": self.masks.state_dict(),
+            "masks": self.masks.masks,
             "scores": self.scores.averages if self.scores else {},
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "rows": self.rows,
-            "losses": [float(loss) for loss in self.losses],
+            "seconds": self._seconds(),
         }
 
-    def restore(self, path: Path) -> None:
-        """Continue from a checkpoint; ``ValueError`` naming the field that is not the same."""
-        content = load_checkpoint(path)
-        require_same(path.parent, content.get("config", {}), self.config.model_dump(mode="json"))
+    def load_state(self, content: Mapping[str, Any]) -> None:
+        """Take over what ``state`` gave."""
         if content["layers"] is not None:
             self.keep_layers(content["layers"])
-        self.masks = Masks.from_state_dict(content["masks"]).to(self.device)
+        self.masks = Masks(content["masks"]).to(self.device)
         self.network.load_state_dict(content["network"])
         self.optimizer.load_state_dict(content["optimizer"])
         if self.scores:
             self.scores.load(content["scores"])
-        self.step, self.round = content["step"], content["round"]
-        self.rows, self.seconds = content["rows"], content["seconds"]
-        self.losses = [torch.tensor(loss, device=self.device) for loss in content["losses"]]
+        self.round, self.rows = content["round"], content["rows"]
+        self.seconds = content["seconds"]
         self.hold()
 
 
@@ -465,299 +347,51 @@ class Held:
         """All clips in order, in batches of at most ``size``."""
         for start in range(0, len(self), size):
             read = [self._read(n) for n in range(start, min(start + size, len(self)))]
-            pcm_BT = torch.from_numpy(np.stack([clip.pcm for clip in read]))
-            yield batch_of(pcm_BT, [clip.mos for clip in read], [clip.length for clip in read])
+            pcm, mos, lengths = zip(*read, strict=True)
+            yield batch_of(torch.from_numpy(np.stack(pcm)), list(mos), list(lengths))
 
-    def _read(self, number: int) -> _Clip:
+    def _read(self, number: int) -> tuple[Pcm, float, int]:
+        """Audio, score, and how many samples of the audio are the clip's own."""
         if not self.rated:
             pcm_T, mos = self.samples.read(number)
-            return _Clip(pcm_T, mos, len(pcm_T))
-        clip = self.rated[number]
+            return pcm_T, mos, len(pcm_T)
         if number not in self._kept:
-            self._kept[number] = rated_pcm(clip, 0.5)
+            self._kept[number] = rated_pcm(self.rated[number], 0.5)
         pcm_T, length = self._kept[number]
-        return _Clip(pcm_T, clip.mos, length)
-
-
-class _Clip(NamedTuple):
-    pcm: Pcm
-    mos: float
-    length: int
-
-
-def open_data(args: argparse.Namespace, calibration: Calibration | None) -> Sources:
-    """What to train and to validate on.
-
-    Ratings are mapped to the scale of a bias-aware teacher. A run validates on
-    ``--rated-validation``, else on ``--validation`` shards, else on the recipe's validation split
-    beside ``--shards``, without shards on held-out conditions of ``--rated``. ``ValueError`` naming
-    what is missing or in both.
-    """
-    rated = _clips(args.rated, args.rated_set, calibration)
-    held = _clips(args.rated_validation, args.rated_validation_set, calibration)
-    require_once(rated)
-    if not rated and args.shards is None:
-        raise UserError("nothing to fine-tune on: give --rated labels.csv, --shards DIR or both")
-    if held and args.validation:
-        raise UserError("give one of --validation and --rated-validation")
-    if args.shards is not None and held:
-        info, shards = read_dataset_info(args.shards), list_shards(args.shards)
-        sources = Sources(info, shards, [], rated, "", held)
-    elif args.shards is not None:
-        on = open_sources(args.shards, args.validation)
-        sources = Sources(on.info, on.shards, on.validation, rated, on.validation_hash)
-    elif args.validation is not None:
-        of_shards = read_dataset_info(args.validation).recipe_hash
-        sources = Sources(LABELLED_ONLY, [], list_shards(args.validation), rated, of_shards)
-    else:
-        if not held:
-            rated, held = held_apart(rated, 0, args.rated_hold_out)
-        sources = Sources(LABELLED_ONLY, [], [], rated, "", held)
-    require_apart(rated, held)
-    return sources
-
-
-def _clips(
-    table: Path | None, names: Sequence[str] | None, calibration: Calibration | None
-) -> list[RatedClip]:
-    return on_labels_scale(chosen(table, names), calibration) if table else []
-
-
-def make_config(args: argparse.Namespace, subject: Subject, sources: Sources) -> PruneConfig:
-    """The settings and what they are applied to. ``ValueError`` naming what is out of range."""
-    is_student = isinstance(subject.network, Student)
-    given = set(PruneConfig.model_fields) & set(vars(args)) - {"model"}
-    values = {name: getattr(args, name) for name in given if getattr(args, name) is not None}
-    share = args.rated_share if args.rated_share is not None else RATED_SHARE
-    if not sources.rated or sources.labelled_only:
-        share = 1.0 if sources.labelled_only else 0.0
-    held = sources.rated_validation
-    return checked(
-        PruneConfig,
-        values
-        | {
-            "model": subject.name,
-            "model_sha256": subject.sha256,
-            "what": args.what or ("all" if is_student else "encoder"),
-            "micro_batch": min(args.micro_batch or args.batch, args.batch),
-            "train_head": is_student or args.train_head,
-            "rated_share": share,
-            "recipe_hash": sources.info.recipe_hash,
-            "validation_hash": digest_of(held) if held else sources.validation_hash,
-            "rated_hash": digest_of(sources.rated),
-            "samples": sum(shard.samples for shard in sources.shards),
-            "rated_clips": len(sources.rated),
-            "validation_samples": len(held) or sum(s.samples for s in sources.validation),
-        },
-        "options",
-    )
+        return pcm_T, self.rated[number].mos, length
 
 
 # --- the run --------------------------------------------------------------------------------------
 
 
 def prune(
-    config: PruneConfig,
-    subject: Subject,
-    sources: Sources,
-    out: Path,
-    host: Host | None = None,
+    config: PruneConfig, subject: Subject, sources: Sources, out: Path, host: Host | None = None
 ) -> None:
     """Prune, or continue the run in ``out``, until all sizes are there.
 
     Ctrl-C (and SIGTERM, where it raises too) comes out when ``last.pt`` is written, and the same
     call continues; so it does after a kill at any point, and on a CPU to the same masks and
-    weights, bit for bit. ``ValueError`` if ``out`` holds a run with another configuration or
+    weights, bit for bit. ``UserError`` if ``out`` holds a run with another configuration or
     another command writes there.
     """
-    host = host or Host()
-    keep_freed_memory()
+    host = (host or PruneHost()).model_copy(update={"log_every": config.steps})  # once a round
     with run_folder(out):
-        pruner = Pruner(subject, config)
-        if (out / "last.pt").is_file():
-            pruner.restore(out / "last.pt")
-        else:
+        task = Pruner(subject, config)
+        if not (out / "last.pt").is_file():
             require_heard([*sources.rated, *sources.rated_validation])
         if host.progress:
-            print(_about(pruner), flush=True)
-        run = _Run(pruner, sources, out, host)
-        try:
-            with worker_deaths_named():
-                run.work()
-        finally:
-            run.close()
-
-
-class _Run:
-    """A run folder that is being pruned in: its data, its log, its checkpoints."""
-
-    def __init__(self, pruner: Pruner, sources: Sources, out: Path, host: Host) -> None:
-        self.pruner, self.out, self.host = pruner, out, host
-        config = pruner.config
-        train_samples, _ = sources.samples(host.cache_gb)
-        self.held = Held(ShardSamples(sources.validation), sources.rated_validation)
-        counts = tuple(shard.samples for shard in sources.shards)
-        order = Order(
-            counts, len(sources.rated), config.seed, config.batch, config.rated_share, config.buffer
-        )
-        self.batches = Batches(train_samples, order, sources.rated)
-        self.began, self.saved = time.monotonic(), pruner.step
-        about = config.model_dump(mode="json")
-        write_text(out / "config.json", json.dumps(about, indent=2) + "\n")
-        # Of a round whose end is still to be done the log may have a line already.
-        self.log = RunLog(out, pruner.step - self._ends_round(), host.logger, about)
-        self.told: dict[str, float | None] = pruner.rows[-1] if pruner.rows else {}
-        self.bar = progress_bar(
-            total=pruner.steps,
-            initial=pruner.step,
-            unit="update",
-            desc=f"prune {config.model} ({config.method})",
-            disable=not host.progress,
-        )
-
-    def work(self) -> None:
-        """All that is left to do; after a signal ``last.pt`` holds the updates that were done."""
-        pruner, first = self.pruner, self.pruner.step
-        pin = pruner.device.type == "cuda"
-        with closing(loader(self.batches, first, pruner.steps, self.host.workers, pin)) as feed:
-            try:
-                self._work(feed)
-            except KeyboardInterrupt:
-                if pruner.step > first:
-                    with signals_wait():
-                        self._save()
-                raise
-        self._write_results()
-
-    def _work(self, feed: Iterator[Batch]) -> None:
-        pruner, config = self.pruner, self.pruner.config
-        if not pruner.rows:
-            self._row(None, pruner.validate(self.held))
-        if self._ends_round():  # a signal came first
-            self._end_round()
-            self._save()
-        while pruner.step < pruner.steps:
-            batch = next(feed)
-            with signals_wait():
-                if pruner.must_remove:
-                    pruner.remove()
-                pruner.update(batch)
-                self.bar.update()
-            if pruner.step % config.updates == 0:
-                self._end_round()
-            elif pruner.step - self.saved >= self.host.checkpoint_every:
-                with signals_wait():
-                    self._save()
-
-    def close(self) -> None:
-        """Flush the log, end the bar."""
-        self.bar.close()
-        self.log.close()
-
-    def _ends_round(self) -> bool:
-        """Whether a round's updates are done, and its end is not."""
-        return bool(self.pruner.losses) and self.pruner.step % self.pruner.config.updates == 0
-
-    def _end_round(self) -> None:
-        """Log; validate where it is due; write the sizes that are reached, and ``last.pt``."""
-        pruner, config = self.pruner, self.pruner.config
-        loss = float(torch.stack(pruner.losses).mean())
-        if not math.isfinite(loss):
-            raise UserError(f"the loss is {loss} in round {pruner.round}: lower --lr")
-        due, last = self._sizes_due(), pruner.step == pruner.steps
-        validates = bool(due) or last or pruner.round % config.validate_every == 0
-        metrics = pruner.validate(self.held) if validates else {}  # a signal may end it
-        with signals_wait():
-            self._keep_round(loss, due, metrics)
-        self._tell(loss)
-
-    def _keep_round(
-        self, loss: float, due: list[float], metrics: Mapping[str, float | None]
-    ) -> None:
-        pruner = self.pruner
-        pruner.losses = []
-        values: dict[str, float | None] = {"round": pruner.round, "loss": loss}
-        values["left"] = pruner.alive / pruner.total
-        if metrics:
-            values |= {f"validation_{name}": value for name, value in metrics.items()}
-            self.told = dict(metrics)
-        for size in due:
-            self._reach(size, metrics)
-        # The log first: a run that is continued from here drops what was logged after it.
-        self.log.write(pruner.step, values)
-        waited = pruner.step - self.saved >= self.host.checkpoint_every
-        if due or pruner.step == pruner.steps or waited:
-            self._save()
-
-    def _sizes_due(self) -> list[float]:
-        """Sizes that the schedule and the network have come down to, and that have no row yet.
-
-        The schedule too: dropping layers is ahead of it, and is judged after as many updates.
-        """
-        pruner = self.pruner
-        have = {row["size"] for row in pruner.rows}
-        sizes, left = (100.0, *pruner.config.sizes), max(pruner.alive, pruner.left[pruner.round])
-        reached = [size for size in sizes if left <= weights_at(size, pruner.total)]
-        return [size for size in dict.fromkeys(reached) if size not in have]
-
-    def _reach(self, size: float, metrics: Mapping[str, float | None]) -> None:
-        """A row of the results, and the checkpoint if it was asked for."""
-        pruner = self.pruner
-        row = self._row(size, metrics)
-        if size in pruner.config.sizes:
-            about = {
-                **pruner.subject.describe(),
-                "parameters": row["parameters_left"],
-                # Without the seconds, so that the same run writes the same bytes.
-                "metrics": {name: value for name, value in row.items() if name != "seconds"},
-                "prune": pruner.config.model_dump(mode="json"),
-            }
-            folder = self.out / f"pruned-{size:g}"
-            save_pruned(folder, pruner.network.state_dict(), pruner.masks, about)
-        if not self.bar.disable:
-            self.bar.write(_line(row), file=sys.stderr)
-
-    def _row(self, size: float | None, metrics: Mapping[str, float | None]) -> dict[str, Any]:
-        pruner, alive = self.pruner, self.pruner.alive
-        parameters = sum(p.numel() for p in pruner.network.parameters())
-        row = {
-            "size": size,
-            "left": alive / pruner.total,
-            "weights_left": alive,
-            "parameters_left": parameters - (pruner.masks.total() - alive),
-            "round": pruner.round,
-            "updates": pruner.step,
-            **metrics,
-            "seconds": round(self._seconds(), 1),
-        }
-        pruner.rows.append(row)
-        return row
-
-    def _seconds(self) -> float:
-        return self.pruner.seconds + time.monotonic() - self.began
-
-    def _save(self) -> None:
-        content = self.pruner.checkpoint() | {"seconds": self._seconds()}
-        save_checkpoint(self.out / "last.pt", content)
-        self.saved = self.pruner.step
-        self._write_results()
-
-    def _write_results(self) -> None:
-        rows = self.pruner.rows
-        content = {"config": self.pruner.config.model_dump(mode="json"), "rows": rows}
-        write_text(self.out / "results.json", json.dumps(content, indent=2) + "\n")
-        write_text(self.out / "results.csv", csv_text(rows))
-
-    def _tell(self, loss: float) -> None:
-        pruner, rmse = self.pruner, self.told.get("rmse")
-        self.bar.set_postfix_str(
-            f"round {pruner.round}/{len(pruner.left) - 1}, {pruner.alive / pruner.total:.1%} left, "
-            f"loss {loss:.3f}, validation RMSE {'-' if rmse is None else format(rmse, '.3f')}"
-        )
+            print(_about(task), flush=True)
+        samples, _ = sources.samples(host.cache_gb)
+        batches = Batches(samples, sources.order(config), sources.rated)
+        pin = task.device.type == "cuda"
+        feed = partial(loader, batches, workers=host.workers, pin=pin)
+        held = Held(ShardSamples(sources.validation), sources.rated_validation)
+        train(task, feed, held, out, host)
+        task.write_results(out)
 
 
 HEADING = (
-    f"{'size %':>7} {'left %':>7} {'weights':>12} {'parameters':>12} {'round':>6} {'updates':>8} "
+    f"{'size %':>7} {'left %':>7} {'weights':>12} {'parameters':>12} {'round':>6} {'steps':>8} "
     f"{'PCC':>6} {'RMSE':>6} {'seconds':>9}"
 )
 
@@ -767,7 +401,7 @@ def _line(row: Mapping[str, Any]) -> str:
     size = "loaded" if row["size"] is None else f"{row['size']:g}"
     return (
         f"{size:>7} {100 * row['left']:7.2f} {row['weights_left']:12,} "
-        f"{row['parameters_left']:12,} {row['round']:6} {row['updates']:8} {pcc:>6} {rmse:>6} "
+        f"{row['parameters_left']:12,} {row['round']:6} {row['steps']:8} {pcc:>6} {rmse:>6} "
         f"{row['seconds']:9.0f}"
     )
 
@@ -784,71 +418,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``python -m train prune``."""
     add = parser.add_argument
     add("--model", default="v7", help="v7, a run, or an XLS-R teacher (default: v7)")
-    add("--method", choices=METHODS, default="importance")
     add("--what", help="of a student: all (default) or convolutions; of a teacher: encoder")
-    add("--sizes", nargs="+", type=float, default=list(SIZES), help="percent to keep models of")
-    add("--rate", type=float, default=0.005, help="removed a round (default %(default)s)")
-    add(
-        *("--rate-of",),
-        choices=("living", "start"),
-        default="living",
-        help="the rate is a share of the weights that are left, or of all at the start",
-    )
-    add("--updates", type=int, default=30, help="of fine-tuning a round (default %(default)s)")
-    add("--factor", type=float, default=FACTOR, help="of the scores' recursive average")
-    add("--lr", type=float, default=2e-5, help="AdamW's (default %(default)s)")
-    add("--weight-decay", type=float, default=0.01)
-    add("--batch", type=int, default=20, help="clips (default %(default)s)")
     add("--micro-batch", type=int, help="clips at a time, where memory is short (default: all)")
-    add("--precision", choices=("auto", "bf16", "fp32"), default="fp32")
-    add("--batch-norm", choices=("train", "frozen"), default="train", help="their statistics")
-    add("--train-head", action="store_true", help="fine-tune a teacher's head too (never pruned)")
-    _add_data_arguments(parser)
-    add("--validate-every", type=int, default=20, help="rounds; besides at every size")
-    add("--out", type=path_here, required=True, help="run folder; continued if it exists")
-    add("--checkpoint-every", type=int, default=30, help="updates between two last.pt")
-    add("--seed", type=int, default=0)
-    add("--workers", type=int, default=1, help="decoding processes (0: none)")
-    add("--threads", type=int, help="of the training process (default: all cores)")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    add("--logger", choices=sorted(LOGGERS), default="tensorboard")
-    add("--cache-gb", type=float, default=4.0, help="decoded samples kept in memory")
-
-
-def _add_data_arguments(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
     add("--rated", type=path_here, help="CSV of rated clips to fine-tune on")
     add("--rated-set", nargs="+", metavar="NAME", help="take these datasets of it only")
     add("--shards", type=path_here, help="pseudo-labelled shards to fine-tune on")
     add("--rated-share", type=float, help=f"with both: of rated clips (default {RATED_SHARE})")
-    add("--buffer", type=int, default=4096, help="places a sample may move in the shuffle")
     add("--validation", type=path_here, help="shards to validate on")
     add("--rated-validation", type=path_here, help="CSV of rated clips to validate on")
     add("--rated-validation-set", nargs="+", metavar="NAME", help="these datasets of it only")
-    add(
-        *("--rated-hold-out",),
-        type=float,
-        default=HOLD_OUT,
-        help="without any of these: share of the conditions of --rated (default %(default)s)",
-    )
+    held = "without any of these: share of the conditions of --rated (default %(default)s)"
+    add("--rated-hold-out", type=float, default=HOLD_OUT, help=held)
+    add("--out", type=path_here, required=True, help="run folder; continued if it exists")
+    add_options(parser, PruneConfig)
+    add_options(parser, PruneHost, [*ONE_PROCESS, "log_every"])
 
 
 def run(args: argparse.Namespace) -> int:
     """``python -m train prune``; returns the exit code."""
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    if args.checkpoint_every < 1:
-        raise UserError(f"--checkpoint-every {args.checkpoint_every}: must be at least 1")
-    subject = load_subject(args.model, args.device)
+    host = host_of(args, PruneHost)
+    subject = load_subject(args.model, host.device)
     sources = open_data(args, subject.calibration)
     config = make_config(args, subject, sources)
-    host = Host(
-        device=args.device,
-        workers=args.workers,
-        cache_gb=args.cache_gb,
-        checkpoint_every=args.checkpoint_every,
-        logger=args.logger,
-    )
     prune(config, subject, sources, args.out, host)
     rows = json.loads((args.out / "results.json").read_text("utf-8"))["rows"]
     print(table(rows))
@@ -862,7 +453,7 @@ def _about(pruner: Pruner) -> str:
     config, rounds = pruner.config, len(pruner.left) - 1
     return (
         f"{config.model}: {pruner.total:,} of {pruner.parameters:,} parameters can be pruned "
-        f"({config.what}); {config.method}, {rounds} rounds of {config.updates} updates of "
+        f"({config.what}); {config.method}, {rounds} rounds of {config.steps} steps of "
         f"{config.batch} down to {pruner.left[-1]:,}; {config.samples} samples and "
         f"{config.rated_clips} rated clips, {config.validation_samples} for validation"
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from data_specs.io.errors import UserError
 from data_specs.io.parse import json_object
-from train.pruning.storage import ABOUT_FILE
+from train.models.pruned import ABOUT_FILE
 
 
 @dataclass(frozen=True)

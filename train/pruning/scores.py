@@ -1,8 +1,8 @@
-"""What a weight is worth: first-order Taylor scores, gathered while the network is fine-tuned.
+"""The importance of a weight: first-order Taylor scores, gathered while the network is fine-tuned.
 
 Importance of a weight w with gradient g of the loss: by how much the loss would change if w were
 zero, to first order, squared: ``(L(w) - L(0))^2 ~ (g w)^2`` (Molchanov et al. 2019, equation 8;
-section IV-C of the paper). Averaged recursively over the updates: ``s = 0.9 s + 0.1 (g w)^2``.
+section IV-C of the paper). Averaged recursively over the steps: ``s = 0.9 s + 0.1 (g w)^2``.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ from torch import Tensor, nn
 from data_specs.io.errors import UserError
 from train.pruning.masks import Masks
 
-FACTOR = 0.9
+DECAY = 0.9
 """Of the recursive average (section IV-C)."""
 
 
 class TaylorScores:
     """The recursive average of (gradient x weight)^2, by the weights' names.
 
-    It begins at zero: after t updates all averages lack the same factor ``1 - 0.9^t``, which
+    It begins at zero: after t steps all averages lack the same factor ``1 - 0.9^t``, which
     changes no order. It goes on over the rounds. Memory: one number a weight, and the largest
     weight once more while gathering.
     """
 
-    def __init__(self, module: nn.Module, names: Iterable[str], factor: float = FACTOR) -> None:
-        if not 0 <= factor < 1:
-            raise UserError(f"averaging factor {factor}: must be at least 0 and below 1")
-        self.factor = factor
+    def __init__(self, module: nn.Module, names: Iterable[str], decay: float = DECAY) -> None:
+        if not 0 <= decay < 1:
+            raise UserError(f"decay {decay}: must be at least 0 and below 1")
+        self.decay = decay
         parameters = dict(module.named_parameters())
         self.averages: dict[str, Tensor] = {
             name: torch.zeros(
@@ -41,7 +41,7 @@ class TaylorScores:
 
     @torch.no_grad()
     def gather(self, module: nn.Module) -> None:
-        """Take in the gradients of an update: after backward, before the optimiser's step.
+        """Take in the gradients of a step: after backward, before the optimiser's step.
 
         A dead weight is zero, and so is what it adds. ``ValueError`` for a weight that has no
         gradient.
@@ -52,7 +52,7 @@ class TaylorScores:
             if weight.grad is None:
                 raise ValueError(f"{name} has no gradient: scores are gathered after backward")
             change = weight.grad * weight
-            average.mul_(self.factor).addcmul_(change, change, value=1 - self.factor)
+            average.mul_(self.decay).addcmul_(change, change, value=1 - self.decay)
 
     def forget(self, masks: Masks) -> None:
         """Set the scores of dead weights to zero."""

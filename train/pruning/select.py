@@ -1,34 +1,23 @@
 """Which weights go: exact selection of the smallest of many scores, and how many go each round.
 
-The k-th smallest of 478 million scores is found without sorting or joining them. Bits of float32
-numbers that are not negative are in the order of the numbers: two passes of histograms (the upper
-16 bits, then the lower 16 of those in the bin where the k-th is) give its exact bits, whatever the
-number of tensors. Ties at that value go in a fixed order (the tensors' order, then row-major), so
-that the count is exact. Time is three passes over the scores; memory beside them is some tens of
-bytes for each of ``CHUNK`` scores, and two histograms.
+Scores that tie at the threshold go in a fixed order (the tensors' order, then row-major), so that
+the count is exact. Memory beside the scores is one more float32 for each living weight.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from fractions import Fraction
 from math import floor
-from typing import Literal
+from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from data_specs.io.errors import UserError
 from train.pruning.masks import Masks
 from train.pruning.scores import unit_norms, units_alive
-
-CHUNK = 1 << 20
-"""Scores that are looked at at a time: what is made of them stays in a CPU's cache."""
-
-LOW_BITS, LOW, SIGN_OFF = 16, 0xFFFF, 0x7FFFFFFF
-HIGH_BINS = 1 << 15
-"""Values of the upper half of a float32's bits, without its sign."""
 
 RateOf = Literal["living", "start"]
 
@@ -60,11 +49,10 @@ def weights_at(size: float, total: int) -> int:
 # --- which ----------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Threshold:
-    """The largest score that goes, as the bits of its float32, and how many that equal it go."""
+class Threshold(NamedTuple):
+    """The largest score that goes, and how many that equal it go."""
 
-    bits: int
+    value: float
     ties: int
 
 
@@ -73,25 +61,29 @@ def find_threshold(
 ) -> Threshold:
     """The ``count``-th smallest (from 1) of the living scores, over all tensors.
 
-    ``scores`` are float32, ``alive`` bool of the same shapes. ``ValueError`` for a living score
-    that is NaN or negative, naming its tensor, and for a count that is not there.
+    ``scores`` are float32, ``alive`` bool of the same shapes. ``UserError`` for a living score
+    that is NaN or negative, naming its tensor; ``ValueError`` for a count that is not there.
     """
-    found = torch.zeros(HIGH_BINS, dtype=torch.int64)
-    for name, score_N, alive_N in _chunks(scores, alive):
-        living_M = score_N[alive_N]
-        _require_order(living_M, name)
-        found += _histogram(_bits(living_M) >> LOW_BITS, HIGH_BINS)
-    living = int(found.sum())
-    if not 1 <= count <= living:
-        raise ValueError(f"{count} of {living} living weights cannot be selected")
-    high, before = _bin_of(found, count)
-    found = torch.zeros(LOW + 1, dtype=torch.int64)
-    for _, score_N, alive_N in _chunks(scores, alive):
-        bits_N = _bits(score_N)
-        inside_M = bits_N[alive_N & (bits_N >> LOW_BITS == high)]
-        found += _histogram(inside_M & LOW, LOW + 1)
-    low, smaller = _bin_of(found, count - before)
-    return Threshold((high << LOW_BITS) | low, count - before - smaller)
+    living = [_living(name, score, alive[name]) for name, score in scores.items()]
+    found_M = np.concatenate(living)
+    if not 1 <= count <= len(found_M):
+        raise ValueError(f"{count} of {len(found_M)} living weights cannot be selected")
+    found_M.partition(count - 1)
+    value = found_M[count - 1]
+    return Threshold(float(value), count - int(np.count_nonzero(found_M < value)))
+
+
+def _living(
+    name: str, score: Tensor, alive: Tensor
+) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
+    """The scores (M,) of living weights, held to what can be put in order."""
+    if score.dtype != torch.float32 or score.shape != alive.shape:
+        raise ValueError(f"{name}: scores must be float32 in the shape of the mask")
+    living_M = score[alive]
+    if len(living_M) and not (lowest := float(living_M.aminmax().min)) >= 0:  # NaN where one is
+        what = "NaN" if lowest != lowest else f"{lowest:g}, negative"
+        raise UserError(f"{name}: a score is {what}: the loss or its gradients went wrong")
+    return living_M.cpu().numpy()
 
 
 def remove_smallest(
@@ -100,58 +92,21 @@ def remove_smallest(
     """Clear ``alive``, in place, at the ``count`` living weights with the lowest scores.
 
     Those that tie at the threshold go in the tensors' order, then row-major. None for a count of 0.
-    Masks must be contiguous. ``ValueError`` as in ``find_threshold``; nothing is cleared then.
+    Masks must be contiguous. Errors as of ``find_threshold``; nothing is cleared then.
     """
     if not count:
         return None
     threshold = find_threshold(scores, alive, count)
     left = threshold.ties
-    for _, score_N, alive_N in _chunks(scores, alive):
-        bits_N = _bits(score_N)
-        goes_N = bits_N < threshold.bits
+    for name, score in scores.items():
+        score_N, alive_N = score.reshape(-1), alive[name].view(-1)
+        goes_N = score_N < threshold.value
         if left:
-            ties_M = (alive_N & (bits_N == threshold.bits)).nonzero().flatten()[:left]
+            ties_M = (alive_N & (score_N == threshold.value)).nonzero().flatten()[:left]
             goes_N[ties_M] = True
             left -= len(ties_M)
         alive_N &= ~goes_N
     return threshold
-
-
-def _chunks(
-    scores: Mapping[str, Tensor], alive: Mapping[str, Tensor]
-) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """Name, scores (N,) and mask (N,), a view, of at most ``CHUNK`` weights at a time."""
-    for name, score in scores.items():
-        if score.dtype != torch.float32 or score.shape != alive[name].shape:
-            raise ValueError(f"{name}: scores must be float32 in the shape of the mask")
-        score_N, alive_N = score.reshape(-1), alive[name].view(-1)
-        for start in range(0, len(score_N), CHUNK):
-            part = slice(start, start + CHUNK)
-            yield name, score_N[part], alive_N[part]
-
-
-def _require_order(living_M: Tensor, name: str) -> None:
-    if not len(living_M):
-        return
-    lowest = float(living_M.aminmax().min)  # NaN where there is one
-    if not lowest >= 0:
-        what = "NaN" if lowest != lowest else f"{lowest:g}, negative"
-        raise UserError(f"{name}: a score is {what}: the loss or its gradients went wrong")
-
-
-def _bits(score_N: Tensor) -> Tensor:
-    return score_N.view(torch.int32) & SIGN_OFF  # -0 is 0
-
-
-def _histogram(values_M: Tensor, bins: int) -> Tensor:
-    return torch.bincount(values_M, minlength=bins).cpu()
-
-
-def _bin_of(found: Tensor, count: int) -> tuple[int, int]:
-    """The bin where the ``count``-th (from 1) is, and how many are in the bins before it."""
-    up_to = found.cumsum(0)
-    place = int(torch.searchsorted(up_to, count))
-    return place, int(up_to[place] - found[place])
 
 
 @torch.no_grad()

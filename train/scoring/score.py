@@ -25,16 +25,11 @@ from data_specs.io.progress import progress_bar
 from data_specs.io.text import printable
 from data_specs.io.walk import LeftOut, counts, tell_left_out
 from data_specs.sample import CROP_SAMPLES, SAMPLE_RATE
-from data_specs.teacher import MEAN, teacher_table
-from train.files import load_checkpoint
-from train.models.head_teacher import HEAD_JSON
+from train.models.loading import is_teacher, model_in, read_model
 from train.models.memory import keep_freed_memory
 from train.models.precision import PRECISIONS
-from train.models.student import Student, load_v7, read_student, student_of, v7_weights_path
+from train.models.student import Student, load_v7, v7_weights_path
 from train.models.teacher import load_teacher
-from train.models.tensors import read_about
-from train.pruning import storage
-from train.pruning.storage import SPARSE_FILE, is_pruned, load_student, parameters_left
 from train.scoring.files import AUDIO_ENDINGS, choose_files, find_files
 from train.scoring.int8 import EXPORT, INT8_FILE, read_int8
 from train.scoring.result import Score, Window
@@ -114,7 +109,7 @@ def _load_int8(model: str, device: str) -> Scorer:
     scorer = _load_path(folder, name, device, "fp32")
     student = student_in(scorer)
     _hold_to_checksums(folder / INT8_FILE)
-    int8 = read_int8(folder, student, sha256_of(_model_in(folder)))
+    int8 = read_int8(folder, student, sha256_of(model_in(folder)))
     sha256 = sha256_of(folder / INT8_FILE)
     return Scorer(student, name, sha256, device, "auto", int8, scorer.parameters)
 
@@ -126,12 +121,10 @@ def _fetched(address: str, int8: bool = False) -> Path:
 
 
 def _load_path(path: Path, name: str, device: str, precision: str) -> Scorer:
-    if name in teacher_table().teachers or name.startswith(MEAN):
-        return TeacherScorer(load_teacher(name, device, precision))
-    if (path / HEAD_JSON).is_file() or _is_pruned_teacher(path):
+    if is_teacher(path):
         return TeacherScorer(load_teacher(path, device, precision))
     if path.is_dir():
-        path = _model_in(path)
+        path = model_in(path)
     if not path.is_file():
         raise UserError(f"{path}: no such model; give v7, a run folder, a model file or a teacher")
     _hold_to_checksums(path)
@@ -141,7 +134,7 @@ def _load_path(path: Path, name: str, device: str, precision: str) -> Scorer:
         )
 
         return OnnxScorer(path)
-    student, parameters = _student_in(path)
+    student, parameters = read_model(path)
     return Scorer(student, name, sha256_of(path), device, precision, parameters=parameters)
 
 
@@ -153,37 +146,12 @@ def student_in(scorer: Scorer) -> Student:
     return network
 
 
-def _is_pruned_teacher(folder: Path) -> bool:
-    return is_pruned(folder) and storage.read_about(folder).get("kind") == "teacher"
-
-
-def _model_in(folder: Path) -> Path:
-    for name in (SPARSE_FILE, "model.safetensors", "best.pt"):
-        if (folder / name).is_file():
-            return folder / name
-    raise UserError(f"{folder}: holds no model.safetensors or best.pt: train it first")
-
-
 def _hold_to_checksums(path: Path) -> None:
     """A bundle's file is what the bundle's checksums say; other files have none beside them."""
     if (path.parent / "checksums.json").is_file():
         from train.scoring.bundle import verify_model  # only who has a bundle needs it
 
         verify_model(path)
-
-
-def _student_in(path: Path) -> tuple[Student, int | None]:
-    """The student in a model file; of a pruned one also how many parameters are left."""
-    if path.name == SPARSE_FILE:
-        student, _ = load_student(path.parent)
-        return student, parameters_left(path.parent, student)
-    if path.suffix == ".safetensors":
-        return read_student(path, read_about(path.with_suffix(".json"))), None
-    content = load_checkpoint(path)
-    weights = content.get("weights")
-    if not isinstance(weights, dict):
-        raise UserError(f"{path}: holds no model; give the run's best.pt or its folder")
-    return student_of(path, content.get("student_config"), weights), None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -13,8 +13,6 @@ from data_specs.strict import checked
 from train.data.sources import Sources, digest_of
 from train.models.precision import resolve_precision
 from train.models.student import StudentConfig, variant
-
-Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class FitConfig(BaseModel):
@@ -28,24 +26,24 @@ class FitConfig(BaseModel):
 
     student: str
     preset: str
-    steps: Annotated[int, Field(ge=1)]
-    batch: Annotated[int, Field(ge=2)]
-    lr: Annotated[float, Field(gt=0)]
-    schedule: Literal["constant", "cosine"]
-    warmup: Annotated[int, Field(ge=0)]
-    weight_decay: Annotated[float, Field(ge=0)]
-    clip_norm: Annotated[float, Field(ge=0)]
-    ema: Annotated[float, Field(ge=0, lt=1)]
-    precision: Literal["auto", "fp32", "bf16"]
-    compile: bool | Literal["auto"]
-    augment: bool
-    crops: Share
+    steps: int = Field(ge=1, description="training steps")
+    batch: int = Field(ge=2, description="clips a step")
+    lr: float = Field(gt=0, description="AdamW's learning rate")
+    schedule: Literal["constant", "cosine"] = Field(description="of the learning rate")
+    warmup: int = Field(ge=0, description="steps until the learning rate is reached")
+    weight_decay: float = Field(ge=0, description="AdamW's")
+    clip_norm: float = Field(ge=0, description="largest norm of the gradients (0: any)")
+    ema: float = Field(ge=0, lt=1, description="decay of the averaged weights (0: none)")
+    precision: Literal["auto", "fp32", "bf16"] = Field(description="auto: bf16 where it is fast")
+    compile: bool | Literal["auto"] = Field(description="by torch.compile")
+    augment: bool = Field(description="polarity and rotation")
+    crops: float = Field(ge=0, le=1, description="share of clips cut to 1 s or more")
     start: str | None = None
     """SHA-256 of the weights that it starts with; None: random ones."""
-    seed: Annotated[int, Field(ge=0)]
-    rated_share: Share
-    buffer: Annotated[int, Field(ge=1)]
-    validate_every: Annotated[int, Field(ge=1)]
+    seed: int = Field(default=0, ge=0, description="of weights and order")
+    rated_share: float = Field(ge=0, le=1, description="of rated clips among all")
+    buffer: int = Field(default=4096, ge=1, description="places a sample may move in the shuffle")
+    validate_every: int = Field(ge=1, description="steps")
     recipe_hash: str
     validation_hash: str
     rated_hash: str
@@ -54,43 +52,40 @@ class FitConfig(BaseModel):
     rated_clips: int
 
 
-PRESETS: dict[str, dict[str, Any]] = {
-    # Section IV-B; PyTorch's default weight decay, because the paper gives none.
-    "paper": {
-        "steps": 250_000,
-        "batch": 20,
-        "lr": 2e-5,
-        "schedule": "constant",
-        "warmup": 0,
-        "weight_decay": 0.01,
-        "clip_norm": 0.0,
-        "ema": 0.0,
-        "precision": "fp32",
-        "compile": False,
-        "augment": False,
-        "crops": 0.0,
-        "validate_every": 5000,
-        "rated_share": 0.2,
-    },
-    # A hundred times the paper's rate with warm-up and cosine: 5000 steps instead of 250 000. The
-    # rate is for a head 64 wide (v2) or less; see ``_rate``.
-    "fast": {
-        "steps": 5000,
-        "batch": 20,
-        "lr": 2e-3,
-        "schedule": "cosine",
-        "warmup": 200,
-        "weight_decay": 0.01,
-        "clip_norm": 1.0,
-        "ema": 0.999,
-        "precision": "auto",
-        "compile": "auto",
-        "augment": True,
-        "crops": 0.0,
-        "validate_every": 500,
-        "rated_share": 0.2,
-    },
+PAPER: dict[str, Any] = {
+    "steps": 250_000,
+    "batch": 20,
+    "lr": 2e-5,
+    "schedule": "constant",
+    "warmup": 0,
+    "weight_decay": 0.01,
+    "clip_norm": 0.0,
+    "ema": 0.0,
+    "precision": "fp32",
+    "compile": False,
+    "augment": False,
+    "crops": 0.0,
+    "validate_every": 5000,
+    "rated_share": 0.2,
 }
+"""Section IV-B; PyTorch's default weight decay, because the paper gives none."""
+
+FAST: dict[str, Any] = PAPER | {
+    "steps": 5000,
+    "lr": 2e-3,
+    "schedule": "cosine",
+    "warmup": 200,
+    "clip_norm": 1.0,
+    "ema": 0.999,
+    "precision": "auto",
+    "compile": "auto",
+    "augment": True,
+    "validate_every": 500,
+}
+"""A hundred times the paper's rate with warm-up and cosine: 5000 steps instead of 250 000. The rate
+is for a head 64 wide (v2) or less; see ``_rate``."""
+
+PRESETS = {"paper": PAPER, "fast": FAST}
 
 
 def make_config(
@@ -108,8 +103,7 @@ def make_config(
     shape = shape or variant(student)
     if preset not in PRESETS:
         raise UserError(f"unknown preset {preset!r}: known are {', '.join(PRESETS)}")
-    values = PRESETS[preset] | {"seed": 0, "buffer": 4096}
-    values |= {key: value for key, value in changes.items() if value is not None}
+    values = PRESETS[preset] | {key: value for key, value in changes.items() if value is not None}
     if preset == "fast" and changes.get("lr") is None:
         values["lr"] = _rate(values["lr"], shape.dim)
     values["rated_share"] = _rated_share(sources, values["rated_share"], changes)

@@ -16,9 +16,7 @@ from numpy.typing import ArrayLike
 from scipy.optimize import minimize
 
 from data_specs.io.errors import UserError
-from train.models.calibration import Affine, Calibration, Doubles
-
-__all__ = ["Affine", "Calibration", "fit_universal", "squared_error"]
+from train.models.calibration import Affine, Doubles
 
 GRID_SCALES = np.geomspace(0.05, 10, 47)
 GRID_SHIFTS = np.linspace(-5, 5, 41)

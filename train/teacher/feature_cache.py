@@ -70,7 +70,7 @@ class About(BaseModel):
     """What a cache holds; all of it must be the same for a cache to be continued or used.
 
     ``clips_sha256`` is over (dataset, file name) of all clips in order. Whether a file is still the
-    one whose features were taken is told from its size and modification time, as make and rsync
+    one whose features were taken is decided by its size and modification time, as make and rsync
     do, and held in the ledger: hashing contents would read all audio at every start. The folder of
     the clips is in neither, so it may be moved.
     """

@@ -215,7 +215,7 @@ def student_sha256(folder: Path) -> str:
 
 
 def holds_model(folder: Path) -> bool:
-    """Whether a folder holds a whole model: pruned, or as ``train fit`` and ``shrink`` write it."""
+    """Whether a folder holds a whole model: pruned, or as ``train fit`` writes it."""
     return (folder / ABOUT_FILE).is_file() and (
         is_pruned(folder) or (folder / DENSE_FILE).is_file()
     )
@@ -245,12 +245,6 @@ def parameters_left(folder: Path, network: nn.Module) -> int:
             if stored.coding != "whole":
                 dead += math.prod(stored.shape) - file.get_slice(name + VALUES).get_shape()[0]
     return sum(parameter.numel() for parameter in network.parameters()) - dead
-
-
-def load_masks(folder: Path) -> dict[str, Tensor]:
-    """The masks of such a folder, of those tensors that are pruned. Errors as ``load_pruned``."""
-    read = read_sparse(folder / SPARSE_FILE)
-    return {name: mask for name, _, mask in read if mask is not None}
 
 
 def read_sparse(path: Path) -> Iterator[tuple[str, Tensor, Tensor | None]]:

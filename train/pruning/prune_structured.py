@@ -1,0 +1,328 @@
+"""Structured pruning: whole units are taken out. ``python -m train prune-structured``.
+
+Units whose weights are all gone are removed: scores stay the same, the model is smaller and faster.
+``--keep-macs 0.5`` goes on, for students: the units that change the score least for their
+multiply-adds go too (``train.pruning.structured``), until half of these are left; ``python -m train
+fit --start OUT`` then lets what is left learn. What comes out is an ordinary model folder; its size
+and speed are measured beside the original's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from data_specs.io.addresses import path_here
+from data_specs.io.errors import UserError
+from data_specs.io.files import sha256_of, write_text
+from data_specs.io.options import add_options, options_of
+from data_specs.io.progress import progress_bar
+from data_specs.rated import read_rated, require_heard
+from data_specs.sample import CROP_SAMPLES
+from data_specs.strict import checked
+from train.data.order import generator
+from train.data.shards import list_shards
+from train.data.sources import RatedSamples, Samples
+from train.data.stream import ShardSamples, to_waves
+from train.files import run_folder, version, write_weights
+from train.loop.loop import Host, host_of
+from train.models.front_end import XlsrFrontEnd
+from train.models.head_teacher import HeadTeacher, XlsrFromMemory, describe, weights_of
+from train.models.loading import find_student, is_teacher
+from train.models.pruned import ABOUT_FILE, DENSE_FILE, SPARSE_FILE, save_pruned
+from train.models.student import Student, macs_of
+from train.models.teacher import load_teacher
+from train.models.tensors import write_about
+from train.pruning.masks import Masks
+from train.pruning.structured import (
+    choose_units,
+    dead_units,
+    remove_units,
+    removed,
+    unit_importance,
+)
+from train.pruning.units import layout_of
+
+REPORT_FILE = "structured.json"
+
+BATCH = 8
+"""Clips that go through a network at a time."""
+
+WORTH_A_MASK = 0.05
+"""Share of zeros above which a tensor of 32 bits a weight is smaller with a bit for each."""
+
+
+class Settings(BaseModel):
+    """What a user chooses; folders and the machine are not in it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    keep_macs: float | None = Field(
+        default=None, gt=0, le=1, description="share of the multiply-adds to keep; students only"
+    )
+    importance_clips: int = Field(default=64, ge=1, description="clips of --importance-from")
+    clips: int = Field(default=16, ge=1, description="clips whose scores are compared")
+    repeats: int = Field(default=7, ge=1, description="of each measurement of speed")
+
+
+# --- clips ----------------------------------------------------------------------------------------
+
+
+def clips_of(where: Path | str | None, count: int, seed: int = 0) -> Tensor:
+    """Up to ``count`` clips, float32 (B, 122880) within -1 to 1, drawn from all of a source.
+
+    A CSV of rated clips, a folder of shards, or None: noise of different loudness over time.
+    """
+    draw = generator(seed)
+    if where is None:
+        noise_BT = draw.standard_normal((count, CROP_SAMPLES), np.float32)
+        gates_BS = draw.random((count, CROP_SAMPLES // 7680), np.float32) ** 3
+        return torch.from_numpy(0.1 * noise_BT * gates_BS.repeat(7680, axis=1))
+    samples = _samples(where)
+    numbers = sorted(draw.permutation(len(samples))[:count].tolist())
+    pcm_BT = torch.from_numpy(np.stack([samples.read(number)[0] for number in numbers]))
+    return to_waves(pcm_BT, torch.device("cpu"))
+
+
+def _samples(where: Path | str) -> Samples:
+    if str(where).endswith(".csv"):
+        clips = read_rated(where)
+        require_heard(clips)
+        return RatedSamples(clips)
+    return ShardSamples(list_shards(where))
+
+
+def scores_of(model: Student | HeadTeacher, waves_BT: Tensor) -> Tensor:
+    """MOS (B,) of waves, float64, a few at a time."""
+    if isinstance(model, HeadTeacher):
+        parts = [torch.from_numpy(model.score(part)[0]) for part in waves_BT.split(BATCH)]
+        return torch.cat(parts).double()
+    device = next(model.parameters()).device
+    with torch.inference_mode():
+        found = [model.eval()(part.to(device)).cpu() for part in waves_BT.split(BATCH)]
+    return torch.cat(found).double()
+
+
+# --- what it buys ---------------------------------------------------------------------------------
+
+
+class Report:
+    """What is measured: printed at once, and kept for ``structured.json``."""
+
+    def __init__(self, waves_BT: Tensor, original: Student | HeadTeacher) -> None:
+        self.waves_BT, self.before_B = waves_BT, scores_of(original, waves_BT)
+        self.values: dict[str, Any] = {"threads": torch.get_num_threads()}
+
+    def difference(self, what: str, model: Student | HeadTeacher) -> None:
+        """How far the scores of clips are from the original's."""
+        apart_B = (scores_of(model, self.waves_BT) - self.before_B).abs()
+        found = {"max": float(apart_B.max()), "mean": float(apart_B.mean()), "clips": len(apart_B)}
+        self.values[f"MOS apart {what}"] = found
+        print(
+            f"{what}: scores of {found['clips']} clips are {found['max']:.2g} MOS apart at most, "
+            f"{found['mean']:.2g} on average",
+            flush=True,
+        )
+
+    def sizes(self, before: Student | nn.Module, after: Student | nn.Module) -> None:
+        """Parameters and multiply-adds, before and after."""
+        for name, count in (("parameters", _parameters), ("multiply-adds a clip", _macs)):
+            old, new = count(before), count(after)
+            self.values[name] = {"before": old, "after": new}
+            print(f"{name}: {old:,} -> {new:,} ({new / old:.1%})")
+
+    def speed(
+        self, before: Student | HeadTeacher, after: Student | HeadTeacher, repeats: int
+    ) -> None:
+        """Median seconds of 1 and of 8 clips, both models in turns after one pair that warms up.
+
+        In turns, so that what else the machine does falls on both; the gain is the median of the
+        pairs' own ratios.
+        """
+        self.values["speed"] = []
+        for clips in (1, BATCH):
+            waves_BT = clips_of(None, clips)
+            pairs = [(_seconds(before, waves_BT), _seconds(after, waves_BT))
+                     for _ in range(repeats + 1)][1:]  # fmt: skip
+            old_s, new_s = (statistics.median(side) for side in zip(*pairs, strict=True))
+            gain = statistics.median(old / new for old, new in pairs)
+            found = {"windows": clips, "before_s": old_s, "after_s": new_s, "gain": gain}
+            self.values["speed"].append(found)
+            print(
+                f"{clips} window(s) at a time: {1e3 * old_s:.1f} ms before, {1e3 * new_s:.1f} ms "
+                f"after: {gain:.2f} times as fast (median of {repeats}, "
+                f"{torch.get_num_threads()} threads)"
+            )
+
+    def write(self, out: Path) -> None:
+        """``structured.json``."""
+        write_text(out / REPORT_FILE, json.dumps(self.values, indent=2) + "\n")
+
+
+def _seconds(model: Student | HeadTeacher, waves_BT: Tensor) -> float:
+    began = time.perf_counter()
+    scores_of(model, waves_BT)
+    return time.perf_counter() - began
+
+
+def _parameters(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _macs(model: Any) -> int:
+    layout = layout_of(model)
+    return round(layout.macs(layout.counts))
+
+
+# --- students -------------------------------------------------------------------------------------
+
+
+def _prune_student(args: argparse.Namespace, settings: Settings, host: Host) -> None:
+    original, sha256 = find_student(args.model)
+    original.to(host.device)
+    name = Path(args.model).name  # files hold no machine's paths
+    report = Report(clips_of(args.importance_from, settings.clips), original)
+    dead = dead_units(original)
+    units = {"dead": removed(dead)}
+    student = remove_units(original, dead).to(host.device)
+    report.difference("without its dead units", student)
+    if settings.keep_macs is not None:
+        student, units["chosen"] = _without_least(student, original, args, settings)
+        report.difference("without the chosen ones", student)
+    about = {
+        "student": f"{name}, units pruned",
+        "pruned_from": {"model": name, "weights_sha256": sha256},
+        "units_left": units,
+    }
+    _write_student(student, args.out, about)
+    report.sizes(original, student)
+    report.speed(original, find_student(args.out)[0].to(host.device), settings.repeats)
+    report.write(args.out)
+    print(f"done: {args.out / DENSE_FILE}")
+
+
+def _without_least(
+    student: Student, original: Student, args: argparse.Namespace, settings: Settings
+) -> tuple[Student, dict[str, str]]:
+    """Remove the least important units, until the wanted share of the original's work is left."""
+    assert settings.keep_macs is not None
+    share = settings.keep_macs * macs_of(original.config) / macs_of(student.config)
+    if share >= 1:
+        print(f"without dead units it has less than {settings.keep_macs:.0%}: nothing is chosen")
+        return student, {}
+    device = next(student.parameters()).device
+    waves_BT = clips_of(args.importance_from, settings.importance_clips, seed=1)
+    bar = progress_bar(torch.split(waves_BT, 1), unit="clip", desc="importance")
+    importance = unit_importance(student, (wave_1T.to(device) for wave_1T in bar))
+    chosen = choose_units(student, importance, share)
+    return remove_units(student, chosen).to(device), removed(chosen)
+
+
+def _write_student(student: Student, out: Path, about: Mapping[str, Any]) -> None:
+    """``model.safetensors`` and ``model.json`` of a student, as ``train fit`` writes them."""
+    path = out / DENSE_FILE
+    write_weights(path, student.state_dict())
+    facts = {
+        "config": student.config.model_dump(mode="json"),
+        "parameters": _parameters(student),
+        "macs_per_clip": _macs(student),
+        "weights_sha256": sha256_of(path),
+        "version": version(),
+    }
+    write_about(out / ABOUT_FILE, {**about, **facts})
+
+
+# --- teachers -------------------------------------------------------------------------------------
+
+
+def prune_teacher(teacher: HeadTeacher) -> tuple[HeadTeacher, dict[str, str]]:
+    """Take the dead heads and feed-forward units out of a teacher's XLS-R; returns what is left.
+
+    ``UserError`` for a teacher without such an encoder.
+    """
+    front_end = teacher.front_end
+    if not isinstance(front_end, XlsrFrontEnd):
+        raise UserError(f"teacher {teacher.name!r} has no XLS-R encoder that could be pruned")
+    units = dead_units(front_end.encoder)
+    encoder = remove_units(front_end.encoder, units)
+    smaller = XlsrFromMemory(teacher.name, encoder, front_end.weights_sha256, str(teacher.device))
+    parts = (teacher.head, teacher.weights_sha256, teacher.calibration)
+    return HeadTeacher(teacher.name, smaller, *parts), removed(units)
+
+
+def zeros_of(weights: Mapping[str, Tensor]) -> Masks:
+    """Masks of the zeros, where they are worth it: what is left may still be sparse."""
+    matrices = {name: tensor for name, tensor in weights.items() if tensor.ndim >= 2}
+    shares = {name: float((tensor == 0).float().mean()) for name, tensor in matrices.items()}
+    return Masks({n: t != 0 for n, t in matrices.items() if shares[n] > WORTH_A_MASK})
+
+
+def _prune_teacher(args: argparse.Namespace, settings: Settings, host: Host) -> None:
+    if settings.keep_macs is not None:
+        raise UserError(
+            "of a teacher only dead units are removed: --keep-macs is for students; prune it "
+            "further with python -m train prune"
+        )
+    teacher = load_teacher(args.model, host.device, "fp32")
+    if not isinstance(teacher, HeadTeacher):
+        raise UserError(f"teacher {teacher.name!r} has no XLS-R encoder that could be pruned")
+    smaller, units = prune_teacher(teacher)
+    weights, name = weights_of(smaller), Path(args.model).name
+    about = describe(smaller) | {
+        "pruned_from": {"model": name, "weights_sha256": teacher.weights_sha256},
+        "units_left": {"dead": units},
+    }
+    save_pruned(args.out, weights, zeros_of(weights), about)
+    after = load_teacher(args.out, host.device, "fp32")
+    assert isinstance(after, HeadTeacher)
+    report = Report(clips_of(args.importance_from, settings.clips), teacher)
+    report.difference("without its dead units", after)
+    report.sizes(*(_encoder(one) for one in (teacher, smaller)))
+    report.speed(teacher, after, settings.repeats)
+    report.write(args.out)
+    print(f"done: {args.out / SPARSE_FILE}")
+
+
+def _encoder(teacher: HeadTeacher) -> nn.Module:
+    assert isinstance(teacher.front_end, XlsrFrontEnd)
+    return teacher.front_end.encoder
+
+
+# --- the command ----------------------------------------------------------------------------------
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of ``python -m train prune-structured``."""
+    add = parser.add_argument
+    add("--model", required=True, help="v7, or the folder of a run or pruned model")
+    add("--out", type=path_here, required=True, help="folder of the smaller model")
+    add(
+        "--importance-from", help="shards or a CSV of clips: their scores (no labels) say what goes"
+    )
+    add_options(parser, Settings)
+    kept = {"device", "threads"}
+    add_options(parser, Host, Host.model_fields.keys() - kept)
+
+
+def run(args: argparse.Namespace) -> int:
+    """``python -m train prune-structured``; returns the exit code."""
+    host = host_of(args, Host)
+    settings = checked(Settings, options_of(args, Settings), "options")
+    prune: Callable[[argparse.Namespace, Settings, Host], None] = _prune_student
+    if is_teacher(args.model):
+        prune = _prune_teacher
+    elif settings.keep_macs is not None and args.importance_from is None:
+        raise UserError("--keep-macs needs clips to measure by: --importance-from SHARDS")
+    with run_folder(args.out):
+        prune(args, settings, host)
+    return 0

@@ -1,0 +1,288 @@
+"""Where the units of a network are, which structured pruning removes whole.
+
+Units are a convolution's output channels, attention heads, feed-forward units, hidden units of the
+pooling, coordinates of the tokens' width. Of a student all of these; of an XLS-R encoder heads and
+feed-forward units (its convolutions and its width run through layer norms over all channels and a
+grouped convolution).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from data_specs.sample import CROP_SAMPLES
+from train.models.head import Slim
+from train.models.student import LEAK, Student, StudentConfig, macs_of
+from train.models.xlsr import Encoder, encoder_of, flops
+
+State = MutableMapping[str, Tensor]
+
+LARGEST_BLOCK = 16
+"""Units that are chosen together: AVX-512 convolves 16 channels at once, so that 17 cost as 32."""
+
+NORM_TENSORS = ("weight", "bias", "running_mean", "running_var")
+
+Kind = Literal["units", "channels", "width"]
+"""How a constant unit is made up for: in a bias; in another constant channel; it is zero anyway."""
+
+
+@dataclass(frozen=True)
+class Slices:
+    """Where a group's units are along one side of a tensor: runs of them, ``size`` values each."""
+
+    tensor: str
+    side: int
+    size: int = 1
+    starts: tuple[int, ...] = (0,)
+
+    def places(self, units_U: Tensor) -> Tensor:
+        """Indices along the side, (U, values a unit), of units by number."""
+        begins_US = units_U[:, None] * self.size + torch.tensor(self.starts)
+        return (begins_US[..., None] + torch.arange(self.size)).flatten(1)
+
+    def of(self, state: Mapping[str, Tensor], count: int) -> Tensor:
+        """What the tensor holds for each unit: (count, rest)."""
+        places = self.places(torch.arange(count)).flatten()
+        picked = state[self.tensor].index_select(self.side, places)
+        return picked.movedim(self.side, 0).reshape(count, -1)
+
+    def clear(self, state: State, units_U: Tensor) -> None:
+        """Set to zero what these units have, in place."""
+        state[self.tensor].index_fill_(self.side, self.places(units_U).flatten(), 0.0)
+
+    def keep(self, state: State, units_U: Tensor) -> None:
+        """Leave what these units have, in order."""
+        places = self.places(units_U).flatten().sort().values
+        state[self.tensor] = state[self.tensor].index_select(self.side, places)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Units of one kind in one layer.
+
+    ``parts`` go with a unit; through ``makes`` something reaches it, through ``reads`` it is read;
+    ``act(bias)`` is what it gives if nothing reaches it, which passes the batch norms ``norms`` and
+    belongs in the bias ``into``. Scaling ``gates`` by t scales what the unit gives by t.
+    """
+
+    name: str
+    count: int
+    kind: Kind
+    parts: tuple[Slices, ...]
+    makes: tuple[Slices, ...]
+    reads: tuple[Slices, ...]
+    gates: tuple[Slices, ...]
+    bias: Slices
+    act: Callable[[Tensor], Tensor] = functional.relu
+    norms: tuple[str, ...] = ()
+    into: str = ""
+    block: int = 1
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A model's groups from input to output, and what it is with other numbers of units.
+
+    ``macs`` gives multiply-adds a clip of 7.68 s, ``build`` the model of a sliced state dict; both
+    of units left by group name.
+    """
+
+    groups: list[Group]
+    macs: Callable[[Mapping[str, int]], float]
+    build: Callable[[dict[str, Tensor], Mapping[str, int]], Any]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Units by group name, all of them."""
+        return {group.name: group.count for group in self.groups}
+
+
+def layout_of(model: Student | Encoder) -> Layout:
+    """Where the units of a student or an XLS-R encoder are."""
+    if isinstance(model, Encoder):
+        return _encoder_layout(model)
+    config = model.config
+
+    def build(state: dict[str, Tensor], counts: Mapping[str, int]) -> Student:
+        student = Student(_config(config, counts))
+        student.load_state_dict(state)
+        return student.train(model.training)
+
+    groups = [*_channel_groups(config), *_head_groups(config)]
+    return Layout(groups, lambda counts: macs_of(_config(config, counts)), build)
+
+
+def _config(config: StudentConfig, counts: Mapping[str, int]) -> StudentConfig:
+    """The configuration with so many units left."""
+    channels = tuple(counts[f"convolutions.{n}"] for n in range(len(config.channels)))
+    before, layers = config.slim, range(config.layers)
+    now = Slim(
+        tuple(counts[f"layers.{n}.heads"] for n in layers),
+        before.head_dim,
+        tuple(counts[f"layers.{n}.feedforward"] for n in layers),
+        before.norm_width,
+        counts["pool"],
+    )
+    values = config.model_dump() | {"channels": channels}
+    if (counts["width"], now) != (config.dim, before):
+        values |= {"dim": counts["width"], **vars(now)}
+    return StudentConfig.model_validate(values)
+
+
+def _block(count: int) -> int:
+    """A power of two, at most a quarter of the units."""
+    block = 1
+    while block < LARGEST_BLOCK and 8 * block <= count:
+        block *= 2
+    return block
+
+
+def _identity(values: Tensor) -> Tensor:
+    return values
+
+
+def _leaky(values: Tensor) -> Tensor:
+    return functional.leaky_relu(values, LEAK)
+
+
+def _channel_groups(config: StudentConfig) -> list[Group]:
+    """The convolutions' output channels; the last one's bins are the features of the tokens."""
+    groups = []
+    last = len(config.channels) - 1
+    for number, count in enumerate(config.channels):
+        kernels = Slices(f"convolutions.{2 * number}.weight", 0)
+        bias = Slices(f"convolutions.{2 * number}.bias", 0)
+        norms: tuple[str, ...] = ()
+        reads = Slices(f"convolutions.{2 * number + 2}.weight", 1)
+        if number == last:
+            reads = Slices("head.projection.weight", 1, config.grids()[-1][0])
+            norms = ("head.norm_input", "head.norm_projection")
+        parts = [Slices(f"{norm}.{what}", 0, reads.size) for norm in norms for what in NORM_TENSORS]
+        groups.append(
+            Group(
+                f"convolutions.{number}",
+                count,
+                "units" if number == last else "channels",
+                (kernels, bias, reads, *parts),
+                makes=(kernels,),
+                reads=(reads,),
+                gates=(reads,),
+                bias=bias,
+                act=_leaky,
+                norms=norms,
+                into="head.projection.bias" if number == last else "",
+                block=_block(count),
+            )
+        )
+    return groups
+
+
+def _head_groups(config: StudentConfig) -> list[Group]:
+    slim = config.slim
+    groups = []
+    for number in range(config.layers):
+        layer, inner = f"head.encoder.layers.{number}.", slim.heads[number] * slim.head_dim
+        joint = [
+            Slices(f"{layer}self_attn.in_proj_{what}", 0, slim.head_dim, (0, inner, 2 * inner))
+            for what in ("weight", "bias")
+        ]
+        value, bias = (Slices(p.tensor, 0, slim.head_dim, (2 * inner,)) for p in joint)
+        out = f"{layer}self_attn.out_proj"
+        name = f"layers.{number}."
+        groups.append(_heads(name, slim.heads[number], slim.head_dim, joint, value, bias, out))
+        groups.append(
+            _hidden(f"{name}feedforward", slim.feedforward[number], layer, "linear1", "linear2")
+        )
+    groups.append(_hidden("pool", slim.pool, "head.pool.", "hidden", "weight"))
+    return [*groups, _width(config)]
+
+
+def _heads(
+    name: str, count: int, size: int, parts: Iterable[Slices], value: Slices, bias: Slices, out: str
+) -> Group:
+    """Attention heads: attention weights sum to one, so that constant values come out as such."""
+    reads = Slices(f"{out}.weight", 1, size)
+    return Group(
+        f"{name}heads", count, "units", (*parts, reads), makes=(value,), reads=(reads,),
+        gates=(reads,), bias=bias, act=_identity, into=f"{out}.bias",
+    )  # fmt: skip
+
+
+def _hidden(
+    name: str,
+    count: int,
+    prefix: str,
+    first: str,
+    second: str,
+    act: Callable[[Tensor], Tensor] = functional.relu,
+) -> Group:
+    """Hidden units between two linear layers."""
+    rows, bias = Slices(f"{prefix}{first}.weight", 0), Slices(f"{prefix}{first}.bias", 0)
+    reads = Slices(f"{prefix}{second}.weight", 1)
+    return Group(
+        name, count, "units", (rows, bias, reads), makes=(rows,), reads=(reads,), gates=(reads,),
+        bias=bias, act=act, into=f"{prefix}{second}.bias", block=_block(count),
+    )  # fmt: skip
+
+
+def _width(config: StudentConfig) -> Group:
+    """The tokens' coordinates: the same in every layer, because of the sums around its parts."""
+    layers = [f"head.encoder.layers.{number}." for number in range(config.layers)]
+    gates = [Slices(f"head.projection.{what}", 0) for what in ("weight", "bias")]
+    reads = [Slices(f"head.pool.{name}.weight", 1) for name in ("hidden", "output")]
+    for layer in layers:
+        for name in ("self_attn.out_proj", "linear2", "norm1", "norm2"):
+            gates += [Slices(f"{layer}{name}.{what}", 0) for what in ("weight", "bias")]
+        names = ("self_attn.in_proj_weight", "linear1.weight")
+        reads += [Slices(f"{layer}{name}", 1) for name in names]
+    positions = Slices("head.positions", 2)
+    norms = [Slices(f"head.norm_output.{what}", 0) for what in NORM_TENSORS]
+    return Group(
+        "width", config.dim, "width", (*gates, positions, *reads, *norms),
+        makes=(*gates, positions), reads=tuple(reads), gates=tuple(gates), bias=gates[1],
+        norms=("head.norm_output",), block=max(2, _block(config.dim)),
+    )  # fmt: skip
+
+
+def _encoder_layout(encoder: Encoder) -> Layout:
+    groups = []
+    layers: Any = encoder.encoder.layers
+    for number, layer in enumerate(layers):
+        where, name = f"encoder.layers.{number}.", f"layers.{number}."
+        size = layer.attention.head_dim
+        projections = [f"{where}attention.{letter}_proj" for letter in "qkv"]
+        parts = [Slices(f"{p}.{what}", 0, size) for p in projections for what in ("weight", "bias")]
+        count = layer.attention.v_proj.out_features // size
+        out = f"{where}attention.out_proj"
+        groups.append(_heads(name, count, size, parts, parts[-2], parts[-1], out))
+        wide = layer.feed_forward
+        units = wide.intermediate_dense.out_features
+        names = (f"{where}feed_forward.", "intermediate_dense", "output_dense")
+        act = wide.intermediate_act_fn
+        groups.append(_hidden(f"{name}feedforward", units, *names, act))
+
+    def build(state: dict[str, Tensor], _: Mapping[str, int]) -> Encoder:
+        dtype = encoder.feature_projection.projection.weight.dtype
+        return encoder_of(encoder.config, encoder.layers, state, dtype)
+
+    return Layout(groups, lambda counts: _encoder_macs(encoder, counts), build)
+
+
+def _encoder_macs(encoder: Encoder, counts: Mapping[str, int]) -> float:
+    config, steps = encoder.config, CROP_SAMPLES
+    for kernel, stride in zip(config.conv_kernel, config.conv_stride, strict=True):
+        steps = (steps - kernel) // stride + 1
+    below = flops(config, 0, CROP_SAMPLES)
+    macs, width = sum(below.values()) / 2, config.hidden_size
+    layers: Any = encoder.encoder.layers
+    for number, layer in enumerate(layers):
+        inner = counts[f"layers.{number}.heads"] * layer.attention.head_dim
+        hidden = counts[f"layers.{number}.feedforward"]
+        macs += steps * width * (4 * inner + 2 * hidden) + 2 * steps**2 * inner
+    return macs
