@@ -9,7 +9,6 @@ the latter, within limits of a few frames.
 
 from __future__ import annotations
 
-import copy
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -49,7 +48,7 @@ class OneClip:
 @torch.inference_mode()
 def calibrated(student: Student, waves: Sequence[Wave]) -> list[Int8Convolution]:
     """Ranges and weights for ONNX from real windows (122880,)."""
-    plain = PlainStudent(copy.deepcopy(student)).eval()
+    plain = PlainStudent(student).eval()
     spectra: Iterator[torch.Tensor] = (plain.spectrum(torch.from_numpy(w)[None]) for w in waves)
     return prepare(plain.convolutions, crops(spectra))
 
@@ -59,7 +58,7 @@ def write_int8_tensors(
     path: Path, student: Student, waves: Sequence[Wave], weights_sha256: str
 ) -> None:
     """What ``train.scoring.int8`` runs, of weights of that hash, evened out on real windows."""
-    plain = PlainStudent(copy.deepcopy(student)).eval()
+    plain = PlainStudent(student).eval()
     spectra = crops(plain.spectrum(torch.from_numpy(w)[None]) for w in waves)
     tensors: dict[str, torch.Tensor] = {}
     for number, layer in enumerate(convolutions_of(evened(plain.convolutions, spectra))):
