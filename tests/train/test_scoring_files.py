@@ -19,13 +19,13 @@ from train.evaluation import evaluate as evaluation
 from train.evaluation.evaluate import SetResult, means
 from train.metrics import agreement
 from train.models.student import Student, variant
-from train.scoring.score import Scorer, find_files, load, window_count, windows
+from train.scoring.score import StudentScorer, find_files, load, window_count, windows
 
 
 @pytest.fixture(scope="module")
 def scorer():
     torch.manual_seed(0)
-    return Scorer(Student(variant("v1")), "small", "0" * 64)
+    return StudentScorer(Student(variant("v1")), "small", "0" * 64)
 
 
 @pytest.fixture

@@ -4,9 +4,9 @@ The same network as ``train.models.student.Student``, with
 
 - the two batch norms before the projection, and the one after the encoder, folded into it;
 - the zeros behind a short clip computed once for all clips: what the convolutions make of silence
-  is the same everywhere, so only the part that hears the clip is computed (same up to rounding);
+  is the same everywhere, so only the part that the clip reaches is computed (same up to rounding);
 - convolutions over a stretch of audio shared by the windows in it (``shared``; not exact: the
-  windows share one level, start on a grid, and hear at their edges what is there, not zeros).
+  windows share one level, start on a grid, and read at their edges what is there, not zeros).
 
 On a CPU clips go through the convolutions one by one: a clip's activations stay in the cache, and
 memory is flat.
@@ -66,7 +66,7 @@ class Engine:
         strides = [stride for _, stride in student.config.strides]
         self.stride = math.prod(strides)
         self.reach = sum(math.prod(strides[:layer]) for layer in range(len(strides)))
-        """Frames that a token hears to each side of its own."""
+        """Frames that a token reads to each side of its own."""
         self.length = student.config.tokens
         self.input_dtype = dtype if convolutions is None else torch.float32
         self.convolutions = convolutions or copy.deepcopy(student.convolutions).to(device, dtype)
@@ -83,11 +83,11 @@ class Engine:
 
     @torch.inference_mode()
     def scores(self, waves: Sequence[Wave]) -> list[float]:
-        """Scores of clips of up to 122880 samples at 16 kHz; zeros are heard behind short ones."""
+        """Scores of clips of up to 122880 samples at 16 kHz; zeros are behind short ones."""
         tokens: dict[int, Tensor] = {}
         for frame_count, places in self._alike(waves):
             batch_BT = _stacked([waves[place] for place in places], frame_count * HOP_SAMPLES)
-            tokens |= zip(places, self._heard(batch_BT, frame_count).split(1), strict=True)
+            tokens |= zip(places, self._tokens_of(batch_BT, frame_count).split(1), strict=True)
         return self._mos([tokens[place] for place in range(len(waves))])
 
     @torch.inference_mode()
@@ -115,29 +115,29 @@ class Engine:
         """Places of waves that can go together, and the frames to compute for them."""
         by_frames: dict[int, list[int]] = {}
         for place, wave_T in enumerate(waves):
-            by_frames.setdefault(self.frames_heard(len(wave_T)), []).append(place)
+            by_frames.setdefault(self.frames_needed(len(wave_T)), []).append(place)
         for frame_count, places in by_frames.items():
             for start in range(0, len(places), self._together()):
                 yield frame_count, places[start : start + self._together()]
 
-    def frames_heard(self, samples: int) -> int:
-        """Frames to compute for a clip of that many samples; those after them hear zeros only.
+    def frames_needed(self, samples: int) -> int:
+        """Frames to compute for a clip of that many samples; those after them read zeros only.
 
         ``ValueError`` for more than a window.
         """
         if samples > CROP_SAMPLES:
             raise ValueError(f"a window of {samples} samples: at most {CROP_SAMPLES}")
-        heard = math.ceil((samples + (WINDOW_SAMPLES - HOP_SAMPLES) / 2) / HOP_SAMPLES)
-        first_silent = math.ceil((heard + self.reach) / self.stride)
+        sounding = math.ceil((samples + (WINDOW_SAMPLES - HOP_SAMPLES) / 2) / HOP_SAMPLES)
+        first_silent = math.ceil((sounding + self.reach) / self.stride)
         needed = first_silent * self.stride + self.reach
         return min(CROP_FRAMES, math.ceil(needed / FRAME_BUCKET) * FRAME_BUCKET)
 
-    def _heard(self, waves_BT: Tensor, frame_count: int) -> Tensor:
+    def _tokens_of(self, waves_BT: Tensor, frame_count: int) -> Tensor:
         """Projected tokens (B, L, D) of clips that need that many frames."""
         normal_BT = peak_normalise(waves_BT.to(self.device))
         tokens_BLD = self._tokens(compressed_spectrum(normal_BT))
         if frame_count < CROP_FRAMES:
-            whole = (frame_count - self.reach) // self.stride  # the rest heard the early end
+            whole = (frame_count - self.reach) // self.stride  # the rest read the early end
             rest_1LD = self._silence()[:, whole:].expand(len(waves_BT), -1, -1)
             tokens_BLD = torch.cat([tokens_BLD[:, :whole], rest_1LD], dim=1)
         return tokens_BLD

@@ -2,7 +2,7 @@
 
 Longer clips are scored in windows of 7.68 s, at most 1 s apart, spread evenly; the score is
 the windows' mean (published code). Shorter clips get zeros at their end (published), or are
-repeated (``short="repeat"``, better for small students).
+repeated (``padding="repeat"``, better for small students).
 """
 
 from __future__ import annotations
@@ -35,15 +35,19 @@ from train.models.teacher import load_teacher
 from train.models.tensors import read_about
 from train.pruning import storage
 from train.pruning.storage import SPARSE_FILE, is_pruned, load_student, parameters_left
+from train.scoring.base import WINDOWS_A_BATCH, Channels, Score, Scorer, Window
+from train.scoring.bundle import CHECKSUMS, fetch, verify_model
 from train.scoring.files import AUDIO_ENDINGS, choose_files, find_files
 from train.scoring.int8 import EXPORT, INT8_FILE, read_int8
-from train.scoring.result import Score, Window
-from train.scoring.scorer import WINDOWS_A_BATCH, Channels, Scorer, TeacherScorer, as_wave
-from train.scoring.table import Settings, Stamp, Table, open_table, rows_of, stamp_of
+from train.scoring.onnx_scorer import OnnxScorer
+from train.scoring.samples import as_wave
+from train.scoring.scorer import StudentScorer, TeacherScorer
+from train.scoring.table import LineTable, Settings, Stamp, open_table, rows_of, stamp_of
 from train.scoring.windows import (
     MAX_HOP_SAMPLES,
     MIN_SAMPLES,
     Mode,
+    Padding,
     Short,
     window_count,
     window_starts,
@@ -57,9 +61,11 @@ __all__ = [
     "WINDOWS_A_BATCH",
     "Channels",
     "Mode",
+    "Padding",
     "Score",
     "Scorer",
     "Short",
+    "StudentScorer",
     "TeacherScorer",
     "Window",
     "as_wave",
@@ -96,16 +102,16 @@ def load(model: str | Path, device: str = "cpu", precision: str = "fp32") -> Sco
     if precision == INT8:
         return _load_int8(str(model), device)
     if str(model) == "v7":
-        return Scorer(load_v7(), "v7", sha256_of(v7_weights_path()), device, precision)
+        return StudentScorer(load_v7(), "v7", sha256_of(v7_weights_path()), device, precision)
     if "://" in str(model):
         # The address may carry credentials, and names go into tables, cards and files of models.
-        return _load_path(_fetched(str(model)), redacted(str(model)), device, precision)
+        return _load_path(fetch(str(model)), redacted(str(model)), device, precision)
     return _load_path(Path(model), str(model), device, precision)
 
 
 def _load_int8(model: str, device: str) -> Scorer:
     """The student of a bundle with its int8 convolutions; the hash is that of their file."""
-    folder = _fetched(model, int8=True) if "://" in model else Path(model)
+    folder = fetch(model, (INT8_FILE,)) if "://" in model else Path(model)
     if device != "cpu":
         raise UserError(f"precision int8 is for CPUs; on {device} take auto")
     name = redacted(model)
@@ -116,13 +122,7 @@ def _load_int8(model: str, device: str) -> Scorer:
     _hold_to_checksums(folder / INT8_FILE)
     int8 = read_int8(folder, student, sha256_of(_model_in(folder)))
     sha256 = sha256_of(folder / INT8_FILE)
-    return Scorer(student, name, sha256, device, "auto", int8, scorer.parameters)
-
-
-def _fetched(address: str, int8: bool = False) -> Path:
-    from train.scoring.bundle import fetch  # only who gives an address needs it
-
-    return fetch(address, (INT8_FILE,) if int8 else ())
+    return StudentScorer(student, name, sha256, device, "auto", scorer.parameters, int8)
 
 
 def _load_path(path: Path, name: str, device: str, precision: str) -> Scorer:
@@ -136,13 +136,9 @@ def _load_path(path: Path, name: str, device: str, precision: str) -> Scorer:
         raise UserError(f"{path}: no such model; give v7, a run folder, a model file or a teacher")
     _hold_to_checksums(path)
     if path.suffix == ".onnx":
-        from train.scoring.onnx_scorer import (
-            OnnxScorer,  # only who gives such a file needs onnxruntime
-        )
-
         return OnnxScorer(path)
     student, parameters = _student_in(path)
-    return Scorer(student, name, sha256_of(path), device, precision, parameters=parameters)
+    return StudentScorer(student, name, sha256_of(path), device, precision, parameters)
 
 
 def student_in(scorer: Scorer) -> Student:
@@ -166,9 +162,7 @@ def _model_in(folder: Path) -> Path:
 
 def _hold_to_checksums(path: Path) -> None:
     """A bundle's file is what the bundle's checksums say; other files have none beside them."""
-    if (path.parent / "checksums.json").is_file():
-        from train.scoring.bundle import verify_model  # only who has a bundle needs it
-
+    if (path.parent / CHECKSUMS).is_file():
         verify_model(path)
 
 
@@ -200,7 +194,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         help=".csv, .jsonl or .parquet; scored files are skipped",
     )
-    parser.add_argument("--short", choices=get_args(Short), default="zero")
+    parser.add_argument(
+        "--padding", choices=get_args(Padding), default="zero", help="of clips under 7.68 s"
+    )
     parser.add_argument(
         "--mode",
         choices=get_args(Mode),
@@ -262,14 +258,14 @@ def _settings(scorer: Scorer, args: argparse.Namespace) -> Settings:
         scorer.version,
         scorer.precision,
         args.mode,
-        args.short,
+        args.padding,
         args.channels,
         "yes" if args.curve else "no",
     )
 
 
 def _leave_out(
-    table: Table, scorer: Scorer, settings: Settings, lost: dict[Path, str]
+    table: LineTable, scorer: Scorer, settings: Settings, lost: dict[Path, str]
 ) -> list[LeftOut]:
     """Put what cannot be scored in the table, too; returns what is wrong with each."""
     for path, reason in lost.items():
@@ -279,7 +275,7 @@ def _leave_out(
 
 
 def _score_into(
-    table: Table,
+    table: LineTable,
     scorer: Scorer,
     settings: Settings,
     todo: dict[Path, Stamp],
@@ -288,7 +284,7 @@ def _score_into(
     """Score files into a table; returns what went wrong with those that failed."""
     errors: list[LeftOut] = []
     batch = max(1, round(args.batch_seconds / WINDOW_SECONDS))
-    scores = scorer.score_files(todo, args.short, batch, args.channels, args.mode)
+    scores = scorer.score_files(todo, args.padding, batch, args.channels, args.mode)
     for path, of_file in _with_progress(scores, len(todo)):
         table.append(rows_of(path, of_file, settings, todo[path]))
         wrong = [score.error for score in of_file if score.error][:1]

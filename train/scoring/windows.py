@@ -1,11 +1,11 @@
-"""Where a clip is heard: windows of 7.68 s, at most 1 s apart, spread evenly (published code)."""
+"""Where a clip is scored: windows of 7.68 s, at most 1 s apart, spread evenly (published code)."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -13,7 +13,11 @@ from data_specs.io.errors import UserError
 from data_specs.sample import CROP_SAMPLES
 from train.audio import Clip, Wave
 
-Short = Literal["zero", "repeat"]
+Padding = Literal["zero", "repeat"]
+"""Of a clip shorter than a window: zeros at its end (published), or the clip again."""
+
+Short = Padding  # until evaluation says Padding, too
+
 Mode = Literal["exact", "fast"]
 
 MAX_HOP_SAMPLES = 16_000
@@ -43,18 +47,11 @@ class Part:
     """What stands for the windows' own peaks, where they share convolutions."""
 
 
-def checked_short(short: Short) -> Short:
-    """``ValueError`` for a way with short clips that is not known."""
-    if short not in get_args(Short):
-        raise UserError(f"short={short!r}: known are {', '.join(get_args(Short))}")
-    return short
-
-
-def checked_mode(mode: Mode) -> Mode:
-    """``ValueError`` for a mode that is not known."""
-    if mode not in get_args(Mode):
-        raise UserError(f"mode={mode!r}: known are {', '.join(get_args(Mode))}")
-    return mode
+def checked(name: str, value: str, kind: Any) -> str:
+    """Return a setting; ``ValueError`` where it is none of its ``Literal``'s values."""
+    if value not in get_args(kind):
+        raise UserError(f"{name}={value!r}: known are {', '.join(get_args(kind))}")
+    return value
 
 
 def window_count(samples: int) -> int:
@@ -73,11 +70,13 @@ def window_starts(samples: int, grid: int = 1) -> list[int]:
     return [min(round(start / grid) * grid, last) for start in starts]
 
 
-def windows(wave_T: Wave, short: Short = "zero") -> Iterator[Wave]:
+def windows(wave_T: Wave, padding: Padding = "zero") -> Iterator[Wave]:
     """The windows (122880,) of a 16 kHz clip, as the published code cuts them."""
     missing = CROP_SAMPLES - len(wave_T)
     if missing > 0:
-        yield (np.pad(wave_T, (0, missing)) if short == "zero" else np.resize(wave_T, CROP_SAMPLES))
+        yield (
+            np.pad(wave_T, (0, missing)) if padding == "zero" else np.resize(wave_T, CROP_SAMPLES)
+        )
         return
     for start in window_starts(len(wave_T)):
         yield wave_T[start : start + CROP_SAMPLES]
