@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from data_specs.io.errors import UserError
 from data_specs.io.parse import json_field, json_object
 from data_specs.strict import digest
+from train.models.tensors import require_finite
 
 NORMAL_FLOOR = 1e-7
 """Added to the variance of a wave (transformers, ``Wav2Vec2FeatureExtractor``)."""
@@ -156,6 +157,7 @@ def load_encoder(
     with torch.no_grad():
         for name, tensor in read_tensors(folder, wanted | set(_norm_names())):
             sums[_one_name(name)] = _sha256(tensor)
+            require_finite(folder, {name: tensor})
             if name in places:
                 _fill(places[name], tensor, name, folder)
             else:
