@@ -8,6 +8,7 @@ a folder. Clip by clip all take turns, so that what else the machine does meets 
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import subprocess
 import sys
@@ -99,20 +100,13 @@ def published() -> Score:
     return score
 
 
-def contenders(long: bool, int8: Path | None, onnx: Path | None) -> list[Contender]:
+def contenders(long: bool, onnx: Path | None) -> list[Contender]:
     """The package first, then ours."""
-    models = [("fp32", "v7"), ("bf16", "v7"), *([("int8", str(int8))] if int8 else [])]
     modes: tuple[Mode, ...] = ("exact", "fast") if long else ("exact",)
-    ways = [(precision, mode, model) for mode in modes for precision, model in models]
     found = [Contender("distillmos", published())]
-    for precision, mode, model in ways:
-        scorer = load(model, precision=precision)
-        found.append(
-            Contender(
-                f"{precision} {mode}",
-                partial(scorer.score, sample_rate=SAMPLE_RATE, mode=mode),
-            )
-        )
+    for mode, precision in itertools.product(modes, ("fp32", "bf16")):
+        score = partial(load("v7", precision=precision).score, sample_rate=SAMPLE_RATE, mode=mode)
+        found.append(Contender(f"{precision} {mode}", score))
     if onnx is not None:
         exported = OnnxScorer(onnx, torch.get_num_threads())  # its own default is every core
         found.append(Contender(onnx.name, partial(exported.score, sample_rate=SAMPLE_RATE)))
@@ -372,10 +366,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--long-mode", choices=("exact", "fast"), default="fast")
     parser.add_argument("--long-model", default="v7")
     parser.add_argument("--precision", default="auto", help="of the commands")
-    parser.add_argument(
-        "--int8", type=path_here, help="v7's bundle of `train export --int8`, raced, too"
-    )
-    parser.add_argument("--onnx", type=path_here, help="an .onnx file to race, too")
+    parser.add_argument("--onnx", type=path_here, help="an .onnx file to race, int8 or not, too")
     parser.add_argument("--threads", type=int, default=1, help="cores for everything")
     parser.add_argument("--out", type=path_here, help="the table as CSV")
 
@@ -391,7 +382,7 @@ def _race_rows(args: argparse.Namespace, seconds: float, count: int) -> list[dic
     if not count:
         return []
     clips = clips_of(int(seconds * SAMPLE_RATE), count, args.audio)
-    entrants = contenders(seconds == LONG_CLIP_SECONDS, args.int8, args.onnx)
+    entrants = contenders(seconds == LONG_CLIP_SECONDS, args.onnx)
     race(entrants, clips, args.rounds)
     return rows_of(f"{seconds:g} s", [*entrants, moved(clips, entrants[0], args.rounds)])
 

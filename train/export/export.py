@@ -17,8 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from data_specs.io.addresses import path_here
 from data_specs.io.errors import UserError
 from data_specs.io.files import LOCK_FILE, only_writer, replace_folder, sha256_of, write_text
@@ -26,7 +24,7 @@ from train.command import command_of
 from train.export import page
 from train.export.card import card_text
 from train.export.clips import read_clips
-from train.export.int8 import calibrated, write_int8, write_int8_tensors
+from train.export.int8 import calibrated, write_int8
 from train.export.onnx_file import require_packages, write_onnx
 from train.export.parity import Parity, as_json, as_markdown, compare
 from train.files import version, write_weights
@@ -34,7 +32,6 @@ from train.models.student import Student
 from train.models.tensors import read_about, write_about
 from train.pruning import storage
 from train.scoring import bundle
-from train.scoring.int8 import INT8_FILE
 from train.scoring.onnx_scorer import Facts
 from train.scoring.score import Scorer, load
 
@@ -89,7 +86,7 @@ def write_model(source: Source, out: Path) -> str:
 
 
 def write_networks(source: Source, out: Path, sha256: str, args: argparse.Namespace) -> list[Path]:
-    """The files that were asked for: ONNX, and int8 for ONNX and for ``load``."""
+    """The files that were asked for: ONNX in float32, and in int8."""
     name = source.about["made_from"]["model"]
     facts = Facts(model=name, weights_sha256=sha256, version=version(), precision="fp32")
     files = [out / bundle.ONNX]
@@ -97,11 +94,10 @@ def write_networks(source: Source, out: Path, sha256: str, args: argparse.Namesp
     if args.int8:
         waves = read_clips(args.calibrate, args.calibration_clips)
         print(f"int8: calibrating on {len(waves)} clips of {args.calibrate}", flush=True)
+        files.append(out / bundle.ONNX_INT8)
         made = calibrated(source.student, waves)
-        files += [out / bundle.ONNX_INT8, out / INT8_FILE]
         int8 = facts.model_copy(update={"precision": "int8"})
         write_int8(files[1], files[0], made, waves[0], int8)
-        write_int8_tensors(files[2], source.student, waves, sha256)
     return files
 
 
@@ -112,9 +108,6 @@ def write_parity(
     if not args.parity:
         return {}
     waves = read_clips(args.parity, args.parity_clips)
-    if not torch.cpu._is_vnni_supported() and out / INT8_FILE in files:
-        print(f"{INT8_FILE} is not compared: this CPU has no VNNI, which it needs")
-        files = [path for path in files if path.name != INT8_FILE]
     found = compare(source.scorer, files, waves)
     write_text(out / bundle.PARITY, json.dumps(as_json(found, args.parity.name), indent=1) + "\n")
     write_text(out / bundle.PARITY_TEXT, as_markdown(found))

@@ -159,7 +159,8 @@ class OnnxScorer(Scorer):
 
         self.facts = facts = facts_of(self.session.get_modelmeta().custom_metadata_map, path)
         name = f"{facts.model} (onnx {facts.precision})"
-        super().__init__(name, sha256_of(path), f"onnxruntime {onnxruntime.__version__} cpu")
+        runtime = f"onnxruntime {onnxruntime.__version__} cpu"
+        super().__init__(name, sha256_of(path), runtime, facts.precision)
 
     def score_windows(self, waves: Sequence[Wave]) -> list[float]:
         """See ``Scorer.score_windows``."""

@@ -36,9 +36,8 @@ from train.models.tensors import read_about
 from train.pruning import storage
 from train.pruning.storage import SPARSE_FILE, is_pruned, load_student, parameters_left
 from train.scoring.base import WINDOWS_A_BATCH, Channels, Score, Scorer, Window
-from train.scoring.bundle import CHECKSUMS, fetch, verify_model
+from train.scoring.bundle import CHECKSUMS, ONNX_INT8, fetch, verify_model
 from train.scoring.files import AUDIO_ENDINGS, choose_files, find_files
-from train.scoring.int8 import EXPORT, INT8_FILE, read_int8
 from train.scoring.onnx_scorer import OnnxScorer
 from train.scoring.samples import as_wave
 from train.scoring.scorer import StudentScorer, TeacherScorer
@@ -83,6 +82,7 @@ FAILURES_TOLD = 20
 """Files that could not be scored and are named at the end; all are in the table."""
 
 INT8 = "int8"
+EXPORT = "python -m train export --int8 --calibrate SHARDS --model MODEL --out BUNDLE"
 
 WINDOW_SECONDS = CROP_SAMPLES / SAMPLE_RATE
 
@@ -110,19 +110,16 @@ def load(model: str | Path, device: str = "cpu", precision: str = "fp32") -> Sco
 
 
 def _load_int8(model: str, device: str) -> Scorer:
-    """The student of a bundle with its int8 convolutions; the hash is that of their file."""
-    folder = fetch(model, (INT8_FILE,)) if "://" in model else Path(model)
+    """The int8 file of a bundle."""
+    name = redacted(model)
     if device != "cpu":
         raise UserError(f"precision int8 is for CPUs; on {device} take auto")
-    name = redacted(model)
-    if model == "v7" or not folder.is_dir():
+    if "://" not in model and (model == "v7" or not Path(model).is_dir()):
         raise UserError(f"precision int8: {name} is no bundle's folder: make one: {EXPORT}")
-    scorer = _load_path(folder, name, device, "fp32")
-    student = student_in(scorer)
-    _hold_to_checksums(folder / INT8_FILE)
-    int8 = read_int8(folder, student, sha256_of(_model_in(folder)))
-    sha256 = sha256_of(folder / INT8_FILE)
-    return StudentScorer(student, name, sha256, device, "auto", scorer.parameters, int8)
+    path = fetch(model, ONNX_INT8) if "://" in model else Path(model) / ONNX_INT8
+    if not path.is_file():
+        raise UserError(f"{path} is missing: int8 is calibrated on real clips: {EXPORT}")
+    return _load_path(path, name, device, "fp32")
 
 
 def _load_path(path: Path, name: str, device: str, precision: str) -> Scorer:

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-from torch import nn
 
 from data_specs.io.errors import UserError
 from data_specs.sample import CROP_SAMPLES
@@ -38,19 +37,15 @@ class StudentScorer(Scorer):
         device: str = "cpu",
         precision: str = "fp32",
         parameters: int | None = None,
-        convolutions: nn.Module | None = None,
     ) -> None:
-        """``parameters``: how many are alive, if not all of the network's.
-
-        ``convolutions``: in int8, in place of the student's own; ``precision`` is of the rest.
-        """
+        """``parameters``: how many are alive, if not all of the network's."""
         self.device = torch.device(device)
         self.dtype = resolve_precision(precision, self.device)
-        self.network, self.convolutions = network.to(self.device).eval(), convolutions
-        name_of = "int8" if convolutions else PRECISION_NAMES[self.dtype]
+        self.network = network.to(self.device).eval()
         if parameters is None:
             parameters = sum(parameter.numel() for parameter in network.parameters())
-        super().__init__(name, weights_sha256, torch_on(self.device), name_of, parameters)
+        runtime, in_words = torch_on(self.device), PRECISION_NAMES[self.dtype]
+        super().__init__(name, weights_sha256, runtime, in_words, parameters)
         self._engine: Engine | None = None
         self._made_of: tuple[tuple[int, int], ...] = ()
 
@@ -59,7 +54,7 @@ class StudentScorer(Scorer):
         tensors = [*self.network.parameters(), *self.network.buffers()]
         made_of = tuple((t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors)
         if self._engine is None or made_of != self._made_of:
-            self._engine = Engine(self.network, self.dtype, self.device, self.convolutions)
+            self._engine = Engine(self.network, self.dtype, self.device)
             self._made_of = made_of
         return self._engine
 
