@@ -239,7 +239,7 @@ def test_the_card_tells_what_is_known_and_what_is_not(made: SimpleNamespace) -> 
     front = yaml.safe_load(text.split("---")[1])
     assert front["license"] == "other"
     assert "Not chosen yet" in text and "fill in" in text
-    assert "abc" in text and "7 updates of 2" in text and "None were given" in text
+    assert "abc" in text and "7 steps of 2" in text and "None were given" in text
     sums = json.loads((made.out / "checksums.json").read_text())["files"]
     for name, entry in sums.items():
         assert name == "README.md" or entry["sha256"] in text
