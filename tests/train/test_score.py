@@ -25,7 +25,7 @@ from train.scoring import scorer as scorer_module
 from train.scoring import windows as cutting
 from train.scoring.base import ahead
 from train.scoring.engine import Engine
-from train.scoring.score import Scorer, StudentScorer, load, window_count, window_starts, windows
+from train.scoring.score import Scorer, StudentScorer, load, window_count, window_starts
 
 CROP = 122_880
 
@@ -423,12 +423,6 @@ def test_unknown_settings_are_refused(small):
         small.score(wave(1), 16_000, mode="quick")
     with pytest.raises(ValueError, match="precision"):
         StudentScorer(Student(variant("v1")), "x", "0", precision="fp8")
-
-
-def test_windows_are_padded_or_repeated():
-    zeros, again = next(windows(wave(1))), next(windows(wave(1), "repeat"))
-    assert not zeros[16_000:].any()
-    assert np.array_equal(again[16_000:32_000], wave(1))
 
 
 # --- every type of samples -----------------------------------------------------------------------

@@ -199,6 +199,10 @@ def test_exit_codes(scored, clips, tmp_path, capsys):
     out = str(tmp_path / "s.csv")
     bad = clips / "bad.wav"
     bad.write_text("no audio")
+    soundfile.write(tmp_path / "empty.wav", np.zeros(0), 16_000)
+    assert main(["score", str(tmp_path / "empty.wav"), "--out", out]) == 2
+    assert "no samples" in capsys.readouterr().err
+    assert main(["score", str(bad), "--out", str(tmp_path / "no/where.csv")]) == 2
     assert main(["score", str(bad), "--out", out]) == 2
     assert "bad.wav" in capsys.readouterr().err
     assert main(["score", str(clips), "--out", out]) == 1

@@ -77,7 +77,7 @@ def _described(path: Path) -> dict[str, Any]:
 
 
 def write_model(source: Source, out: Path) -> str:
-    """Weights and description; the weights' SHA-256, as ``load`` of the folder will tell it."""
+    """Weights and description; the weights' SHA-256, as ``load`` of the folder finds it."""
     weights = out / bundle.WEIGHTS
     write_weights(weights, source.student.state_dict())
     sha256 = sha256_of(weights)
@@ -169,7 +169,7 @@ def run(args: argparse.Namespace) -> int:
 
 @contextmanager
 def _bundle_for(out: Path) -> Iterator[Path]:
-    """A new folder beside ``out`` to fill, which then takes its place whole.
+    """A new folder beside ``out`` to fill, which then replaces it whole.
 
     One export at a time: the folder around it, ``.NAME.export``, is locked. ``UserError`` where
     ``out`` is something else than a bundle as it was exported.
@@ -205,7 +205,7 @@ def _take_place(made: Path, out: Path) -> None:
 
 
 def _check(args: argparse.Namespace) -> None:
-    """``ValueError`` for what can be told before any work."""
+    """``ValueError`` for what is wrong before any work."""
     require_packages()
     if args.int8 and not args.calibrate:
         raise UserError("--int8 needs real clips: give --calibrate SHARDS, a CSV or a folder")

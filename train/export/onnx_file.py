@@ -71,7 +71,7 @@ def save(path: Path, model: Any, facts: Facts) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter tells its progress and PyTorch's own deprecations; neither is the user's."""
+    """Silence the exporter's progress and PyTorch's own deprecations, which are not the user's."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

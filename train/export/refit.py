@@ -180,8 +180,8 @@ def _rows(
 
 
 def _limits(maps: Sequence[Tensor], generator: torch.Generator) -> Range:
-    places = [torch.randint(0, x.numel(), (RANGE_SAMPLES,), generator=generator) for x in maps]
-    values = torch.cat([x.flatten()[place] for x, place in zip(maps, places, strict=True)])
+    indices = [torch.randint(0, x.numel(), (RANGE_SAMPLES,), generator=generator) for x in maps]
+    values = torch.cat([x.flatten()[index] for x, index in zip(maps, indices, strict=True)])
     low, high = np.quantile(values.numpy(), (OUTSIDE, 1 - OUTSIDE))
     return float(min(low, 0)), float(max(high, 0))
 

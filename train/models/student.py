@@ -356,13 +356,10 @@ def _shapes(config: StudentConfig) -> dict[str, tuple[int, ...]]:
 def _student_state(published: dict[str, Tensor]) -> dict[str, Tensor]:
     """The published state dict under our names."""
     convolutions, head = "cnn.cnn.", "transformer_pool_attn."
-    state = {
-        "convolutions." + name[len(convolutions) :]: tensor
-        for name, tensor in published.items()
-        if name.startswith(convolutions)
-    }
-    head_tensors = {
-        name[len(head) :]: tensor for name, tensor in published.items() if name.startswith(head)
-    }
-    state.update({f"head.{name}": tensor for name, tensor in head_state(head_tensors).items()})
-    return state
+    state, of_head = {}, {}
+    for name, tensor in published.items():
+        if name.startswith(convolutions):
+            state["convolutions." + name.removeprefix(convolutions)] = tensor
+        elif name.startswith(head):
+            of_head[name.removeprefix(head)] = tensor
+    return state | {f"head.{name}": tensor for name, tensor in head_state(of_head).items()}

@@ -126,7 +126,7 @@ def require_finite(where: Path, tensors: Mapping[str, Tensor]) -> None:
 
 def require_room(where: Path, size: int) -> None:
     """``UserError`` where a model would need more bytes than this process may take."""
-    if size > (room := available_memory()):
+    if size > (available := available_memory()):
         raise UserError(
-            f"{where}: needs {size / 1e9:.3g} GB of memory, {room / 1e9:.3g} GB are available"
+            f"{where}: needs {size / 1e9:.3g} GB of memory, {available / 1e9:.3g} GB are available"
         )

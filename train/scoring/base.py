@@ -182,7 +182,7 @@ class Scorer(ABC):
         return self._scored(named, padding, mode, batch)
 
     def curve(self, wave: Samples, sample_rate: float, mode: Mode = "exact") -> list[Window]:
-        """The score over time: every window's place in the clip, in seconds, and its score.
+        """The score over time: where in the clip every window is, in seconds, and its score.
 
         Windows are 7.68 s and overlap; they are at most 1 s apart.
         """

@@ -77,10 +77,10 @@ class Engine:
     def scores(self, waves: Sequence[Wave]) -> list[float]:
         """Scores of clips of up to 122880 samples at 16 kHz; zeros are behind short ones."""
         tokens: dict[int, Tensor] = {}
-        for frame_count, places in self._alike(waves):
-            batch_BT = _stacked([waves[place] for place in places], frame_count * HOP_SAMPLES)
-            tokens |= zip(places, self._tokens_of(batch_BT, frame_count).split(1), strict=True)
-        return self._mos([tokens[place] for place in range(len(waves))])
+        for frame_count, indices in self._alike(waves):
+            batch_BT = _stacked([waves[index] for index in indices], frame_count * HOP_SAMPLES)
+            tokens |= zip(indices, self._tokens_of(batch_BT, frame_count).split(1), strict=True)
+        return self._mos([tokens[index] for index in range(len(waves))])
 
     @torch.inference_mode()
     def shared(self, wave_T: Wave, offsets: Sequence[int], peak: float) -> list[float]:
@@ -104,13 +104,13 @@ class Engine:
         return max(1, torch.get_num_threads() // THREADS_A_CLIP)
 
     def _alike(self, waves: Sequence[Wave]) -> Iterator[tuple[int, list[int]]]:
-        """Places of waves that can go together, and the frames to compute for them."""
+        """Indices of waves that can go together, and the frames to compute for them."""
         by_frames: dict[int, list[int]] = {}
-        for place, wave_T in enumerate(waves):
-            by_frames.setdefault(self.frames_needed(len(wave_T)), []).append(place)
-        for frame_count, places in by_frames.items():
-            for start in range(0, len(places), self._together()):
-                yield frame_count, places[start : start + self._together()]
+        for index, wave_T in enumerate(waves):
+            by_frames.setdefault(self.frames_needed(len(wave_T)), []).append(index)
+        for frame_count, indices in by_frames.items():
+            for start in range(0, len(indices), self._together()):
+                yield frame_count, indices[start : start + self._together()]
 
     def frames_needed(self, samples: int) -> int:
         """Frames to compute for a clip of that many samples; those after them read zeros only.

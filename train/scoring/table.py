@@ -79,8 +79,8 @@ def rows_of(path: Path, scores: Sequence[Score], settings: Settings, stamp: Stam
         of_score = {"channel": score.channel, "model": score.model, "error": score.error}
         of_score["seconds"] = _rounded(score.seconds, 3)
         for scope, start, until, mos in found:
-            place = {"start_seconds": _rounded(start, 4), "end_seconds": _rounded(until, 4)}
-            rows.append(same | of_score | place | {"scope": scope, "mos": _rounded(mos, 6)})
+            extent = {"start_seconds": _rounded(start, 4), "end_seconds": _rounded(until, 4)}
+            rows.append(same | of_score | extent | {"scope": scope, "mos": _rounded(mos, 6)})
     return [{name: (row | {"rows": len(rows)})[name] for name in COLUMNS} for row in rows]
 
 
@@ -150,9 +150,9 @@ class LineTable:
             with _named_errors(self.path):
                 os.fsync(self.file.fileno())
             if not _is_open_at(self.file, self.path):
-                place, lost = _place_after_loss(self.path)
+                target, lost = _path_after_loss(self.path)
                 self.file.seek(0)
-                with whole_file(place) as copy:
+                with whole_file(target) as copy:
                     shutil.copyfileobj(self.file, copy)
         finally:
             self._let_go()
@@ -199,14 +199,14 @@ class ParquetTable(LineTable):
 
     def close(self) -> str:
         """See ``LineTable.close``: old rows and the journal's become one file, the journal goes."""
-        place, lost = self.table, ""
+        target, lost = self.table, ""
         try:
-            as_opened = _is_open_at(self.stored, place) if self.stored else not place.exists()
+            as_opened = _is_open_at(self.stored, target) if self.stored else not target.exists()
             journal_is_there = _is_open_at(self.file, self.path)
             if not (as_opened and journal_is_there):
-                place, lost = _place_after_loss(place, as_opened)
-            if self.file.seek(0, io.SEEK_END) or not place.exists():
-                write_atomically(place, self._write_all)
+                target, lost = _path_after_loss(target, as_opened)
+            if self.file.seek(0, io.SEEK_END) or not target.exists():
+                write_atomically(target, self._write_all)
             if journal_is_there:
                 self.path.unlink()
         finally:
@@ -299,11 +299,13 @@ def _is_open_at(file: IO[bytes] | FileIO, path: Path) -> bool:
         return False
 
 
-def _place_after_loss(path: Path, is_ours: bool = False) -> tuple[Path, str]:
+def _path_after_loss(path: Path, is_ours: bool = False) -> tuple[Path, str]:
     """Where a table goes whose file was removed or replaced, and what to say of that."""
-    place = path.with_stem(f"{path.stem}.{os.getpid()}") if path.exists() and not is_ours else path
-    place.parent.mkdir(parents=True, exist_ok=True)
-    return place, f"{path}: was removed or replaced while it was written; its rows are in {place}"
+    new = path
+    if path.exists() and not is_ours:
+        new = path.with_stem(f"{path.stem}.{os.getpid()}")
+    new.parent.mkdir(parents=True, exist_ok=True)
+    return new, f"{path}: was removed or replaced while it was written; its rows are in {new}"
 
 
 @contextmanager

@@ -65,7 +65,7 @@ def window_starts(samples: int, grid: int = 1) -> list[int]:
     Moved by half of ``grid`` at most, the last by less than ``grid``: it must end in the clip.
     """
     missing = max(0, samples - CROP_SAMPLES)
-    starts = [int(place * missing) for place in np.linspace(0, 1, window_count(samples))]
+    starts = [int(share * missing) for share in np.linspace(0, 1, window_count(samples))]
     last = missing // grid * grid
     return [min(round(start / grid) * grid, last) for start in starts]
 
