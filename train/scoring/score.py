@@ -78,7 +78,7 @@ __all__ = [
 DONE, SOME_FAILED, NONE_SCORED = 0, 1, 2
 """Exit codes of ``python -m train score``."""
 
-FAILURES_TOLD = 20
+FAILURES_NAMED = 20
 """Files that could not be scored and are named at the end; all are in the table."""
 
 INT8 = "int8"
@@ -179,45 +179,23 @@ def _student_in(path: Path) -> tuple[Student, int | None]:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``python -m train score``."""
-    parser.add_argument(
-        "paths", nargs="+", help="files, folders, globs, .txt lists, - for a list on standard input"
-    )
-    parser.add_argument(
-        "--model", default="v7", help="v7, a run folder, a model file, an address, or a teacher"
-    )
-    parser.add_argument(
-        "--out",
-        type=path_here,
-        required=True,
-        help=".csv, .jsonl or .parquet; scored files are skipped",
-    )
-    parser.add_argument(
-        "--padding", choices=get_args(Padding), default="zero", help="of clips under 7.68 s"
-    )
-    parser.add_argument(
-        "--mode",
-        choices=get_args(Mode),
-        default="exact",
-        help="fast: the windows of long clips share their convolutions; close, not equal",
-    )
-    parser.add_argument(
-        "--channels", choices=get_args(Channels), default="mono", help="mono: the first channel"
-    )
-    parser.add_argument("--curve", action="store_true", help="a row for every window, too")
-    parser.add_argument(
-        "--precision",
-        choices=(*PRECISIONS, INT8),
-        default="fp32",
-        help="auto: bf16 where it is fast; int8: of a bundle exported with --int8",
-    )
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument(
-        "--batch-seconds",
-        type=float,
-        default=WINDOWS_A_BATCH * WINDOW_SECONDS,
-        help="audio that is scored at a time",
-    )
-    parser.add_argument("--threads", type=int, help="default: all cores")
+    add, a_batch = parser.add_argument, WINDOWS_A_BATCH * WINDOW_SECONDS
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    add("paths", nargs="+", help="files, folders, globs, .txt lists, - for a list on stdin")
+    add("--model", default="v7", help="v7, a run folder, a model file, an address, or a teacher")
+    table = ".csv, .jsonl or .parquet; what it holds already is not scored again"
+    add("--out", type=path_here, required=True, help=table)
+    add("--padding", choices=get_args(Padding), default="zero", help="of clips under 7.68 s")
+    fast = "fast: the windows of long clips share their convolutions; close, not equal"
+    add("--mode", choices=get_args(Mode), default="exact", help=fast)
+    channels = get_args(Channels)
+    add("--channels", choices=channels, default="mono", help="mono: the first channel")
+    add("--curve", action="store_true", help="a row for every window, too")
+    auto = "auto: bf16 where it is fast; int8: of a bundle exported with --int8"
+    add("--precision", choices=(*PRECISIONS, INT8), default="fp32", help=auto)
+    add("--device", default=device)
+    add("--batch-seconds", type=float, default=a_batch, help="audio that is scored at a time")
+    add("--threads", type=int, help="default: all cores")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -245,20 +223,14 @@ def run(args: argparse.Namespace) -> int:
         if gone:
             print(f"warning: {gone}", file=sys.stderr)
     tell_left_out("folders", chosen.harmless())
-    status = _tell(len(files) - len(todo), len(todo) - len(failed), [*failed, *errors], args.out)
+    status = _report(len(files) - len(todo), len(todo) - len(failed), [*failed, *errors], args.out)
     return max(status, SOME_FAILED) if gone else status
 
 
 def _settings(scorer: Scorer, args: argparse.Namespace) -> Settings:
-    return Settings(
-        scorer.weights_sha256,
-        scorer.version,
-        scorer.precision,
-        args.mode,
-        args.padding,
-        args.channels,
-        "yes" if args.curve else "no",
-    )
+    made_by = scorer.weights_sha256, scorer.version, scorer.precision
+    curve = "yes" if args.curve else "no"
+    return Settings(*made_by, args.mode, args.padding, args.channels, curve)
 
 
 def _leave_out(
@@ -291,24 +263,24 @@ def _score_into(
 
 def _with_progress(scores: Iterator[Score], files: int) -> Iterator[tuple[Path, Sequence[Score]]]:
     """The scores file by file; a bar shows files and how many times real time is reached."""
-    heard_seconds = 0.0
+    scored_seconds = 0.0
     with progress_bar(total=files, unit="file", desc="score") as bar:
         for path, group in itertools.groupby(scores, lambda score: score.path):
             of_file = list(group)
             assert path is not None  # these are scores of files
             yield path, of_file
-            heard_seconds += sum(score.seconds or 0.0 for score in of_file)
+            scored_seconds += sum(score.seconds or 0.0 for score in of_file)
             bar.update()
             elapsed = max(bar.format_dict["elapsed"], 1e-9)
-            bar.set_postfix_str(f"{heard_seconds / elapsed:.1f}x real time")
+            bar.set_postfix_str(f"{scored_seconds / elapsed:.1f}x real time")
 
 
-def _tell(before: int, scored: int, errors: Sequence[LeftOut], out: Path) -> int:
+def _report(before: int, scored: int, errors: Sequence[LeftOut], out: Path) -> int:
     """Say how it went; returns the exit code."""
-    for error in errors[:FAILURES_TOLD]:
+    for error in errors[:FAILURES_NAMED]:
         print(printable(f"not scored: {error.path}: {error.reason}"), file=sys.stderr)
-    if len(errors) > FAILURES_TOLD:
-        print(f"and {len(errors) - FAILURES_TOLD} more: see {out}", file=sys.stderr)
+    if len(errors) > FAILURES_NAMED:
+        print(f"and {len(errors) - FAILURES_NAMED} more: see {out}", file=sys.stderr)
     kinds = [LeftOut("", error.reason.removeprefix(UNREADABLE)) for error in errors]
     why = f" ({counts(kinds)})" if errors else ""
     print(f"{scored} scored, {before} scored before, {len(errors)} not{why}: {out}")
