@@ -18,7 +18,7 @@ from tests.tolerance import HALF_PRECISION, STUDENT, rounding
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
-from tests.export_helpers import TINY, tiny
+from tests.export_helpers import TINY, tiny, write_run
 from tests.train_helpers import tone_pcm, write_dataset, write_rated
 from train.__main__ import main
 from train.export.card import card_text
@@ -35,7 +35,6 @@ from train.export.refit import (
     refit,
     rounded_weight,
 )
-from train.files import write_weights
 from train.scoring import bundle
 from train.scoring.onnx_scorer import OnnxScorer
 from train.scoring.score import load
@@ -43,21 +42,15 @@ from train.scoring.score import load
 pytest.importorskip("onnxscript")
 
 
-def write_run(folder: Path) -> Path:
-    folder.mkdir()
-    student = tiny()
-    write_weights(folder / "model.safetensors", student.state_dict())
-    fit = {"steps": 7, "batch": 2, "preset": "fast", "seed": 3, "samples": 12, "rated_clips": 4}
-    about = {"student": "tiny", "config": TINY.model_dump(mode="json"), "recipe_hash": "abc"}
-    (folder / "model.json").write_text(json.dumps(about | {"teacher": "someone", "fit": fit}))
-    return folder
+FIT = {"steps": 7, "batch": 2, "preset": "fast", "seed": 3, "samples": 12, "rated_clips": 4}
 
 
 @pytest.fixture(scope="session")
 def made(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     """A run, shards, rated clips, and the run's export with everything."""
     top = tmp_path_factory.mktemp("export")
-    run, shards = write_run(top / "run"), write_dataset(top / "shards", 2, 4)
+    run = write_run(top / "run", student="tiny", recipe_hash="abc", teacher="someone", fit=FIT)
+    shards = write_dataset(top / "shards", 2, 4)
     rated, out = write_rated(top / "rated"), top / "bundle"
     arguments = ["export", "--model", str(run), "--out", str(out), "--int8"]
     arguments += ["--calibrate", str(shards), "--parity", str(rated)]
