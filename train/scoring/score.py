@@ -185,7 +185,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--model", default="v7", help="v7, a run folder, a model file, an address, or a teacher")
     table = ".csv, .jsonl or .parquet; what it holds already is not scored again"
     add("--out", type=path_here, required=True, help=table)
-    add("--padding", choices=get_args(Padding), default="zero", help="of clips under 7.68 s")
+    padding = "how clips under 7.68 s are padded"
+    add("--short", choices=get_args(Padding), default="zero", help=padding)
     fast = "fast: the windows of long clips share their convolutions; close, not equal"
     add("--mode", choices=get_args(Mode), default="exact", help=fast)
     channels = get_args(Channels)
@@ -230,7 +231,7 @@ def run(args: argparse.Namespace) -> int:
 def _settings(scorer: Scorer, args: argparse.Namespace) -> Settings:
     made_by = scorer.weights_sha256, scorer.version, scorer.precision
     curve = "yes" if args.curve else "no"
-    return Settings(*made_by, args.mode, args.padding, args.channels, curve)
+    return Settings(*made_by, args.mode, args.short, args.channels, curve)
 
 
 def _leave_out(
@@ -253,7 +254,7 @@ def _score_into(
     """Score files into a table; returns what went wrong with those that failed."""
     errors: list[LeftOut] = []
     batch = max(1, round(args.batch_seconds / WINDOW_SECONDS))
-    scores = scorer.score_files(todo, args.padding, batch, args.channels, args.mode)
+    scores = scorer.score_files(todo, args.short, batch, args.channels, args.mode)
     for path, of_file in _with_progress(scores, len(todo)):
         table.append(rows_of(path, of_file, settings, todo[path]))
         wrong = [score.error for score in of_file if score.error][:1]

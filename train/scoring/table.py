@@ -31,13 +31,13 @@ ROWS_AT_A_TIME = 10_000
 
 
 class Settings(NamedTuple):
-    """What, besides the file, decides a score."""
+    """What, besides the file, decides a score; ``short`` is how short clips are padded."""
 
     weights_sha256: str
     version: str
     precision: str
     mode: str
-    padding: str
+    short: str
     channels: str
     curve: str
 

@@ -16,7 +16,8 @@ from train.audio import Clip, Wave
 Padding = Literal["zero", "repeat"]
 """Of a clip shorter than a window: zeros at its end (published), or the clip again."""
 
-Short = Padding  # until evaluation says Padding, too
+Short = Padding
+"""As evaluation and the option ``--short`` call it."""
 
 Mode = Literal["exact", "fast"]
 
