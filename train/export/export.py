@@ -33,7 +33,7 @@ from train.models.tensors import read_about, write_about
 from train.pruning import storage
 from train.scoring import bundle
 from train.scoring.onnx_scorer import Facts
-from train.scoring.score import Scorer, load
+from train.scoring.score import StudentScorer, load
 
 INT8_LIMIT = 0.03
 """MOS at the 99th percentile that int8 may be away from float32; a warning says if it is more."""
@@ -43,7 +43,7 @@ INT8_LIMIT = 0.03
 class Source:
     """The model that is exported."""
 
-    scorer: Scorer
+    scorer: StudentScorer
     student: Student
     about: dict[str, Any]
 
@@ -51,11 +51,11 @@ class Source:
 def open_source(model: str) -> Source:
     """v7, a run folder, a model file or a bundle; ``ValueError`` for anything but a student."""
     scorer = load(model)
-    student = getattr(scorer, "network", None)
-    if not isinstance(student, Student):
+    if not isinstance(scorer, StudentScorer):
         raise UserError(
             f"{scorer.name}: only students are exported, not teachers or exported files"
         )
+    student = scorer.network
     about = {**_described(Path(model)), "config": student.config.model_dump(mode="json")}
     name = model if model == "v7" else _last_part(scorer.name)
     made_from = about.get("made_from", {"model": name, "weights_sha256": scorer.weights_sha256})

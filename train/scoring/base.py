@@ -22,7 +22,7 @@ from train.scoring.samples import Samples, as_wave, checked_rate, rates_of
 from train.scoring.windows import (
     Mode,
     Padding,
-    Part,
+    WindowGroup,
     checked,
     exact_parts,
     whole,
@@ -81,7 +81,7 @@ class _Pending:
     def is_done(self) -> bool:
         return self.error is not None or len(self.windows) == self.count
 
-    def add(self, part: Part, scores: Sequence[float]) -> None:
+    def add(self, part: WindowGroup, scores: Sequence[float]) -> None:
         for start, mos in zip(part.starts, scores, strict=True):
             end = min((start + CROP_SAMPLES) / SAMPLE_RATE, self.score.seconds or 0.0)
             self.windows.append(Window(start / SAMPLE_RATE, end, mos))
@@ -97,7 +97,7 @@ class _Pending:
         return replace(self.score, seconds=None, error=error)
 
 
-Work = tuple[_Pending, Part | str]
+Work = tuple[_Pending, WindowGroup | str]
 """Something to score, or why a clip cannot be."""
 
 
@@ -139,13 +139,15 @@ class Scorer(ABC):
         """Return what a clip at 16 kHz of up to one window is scored in."""
         return windows(wave_T, padding)
 
-    def parts(self, clip: Clip, padding: Padding, mode: Mode) -> Iterator[Part]:
+    def parts(self, clip: Clip, padding: Padding, mode: Mode) -> Iterator[WindowGroup]:
         """Cut a clip into what is scored at a time; ``mode`` is for scorers that override it."""
         if clip.samples > CROP_SAMPLES:
             return exact_parts(clip)
-        return (Part(window_T, (0,), (0,)) for window_T in self.windows(whole(clip), padding))
+        return (
+            WindowGroup(window_T, (0,), (0,)) for window_T in self.windows(whole(clip), padding)
+        )
 
-    def score_shared(self, part: Part) -> list[float]:
+    def score_shared(self, part: WindowGroup) -> list[float]:
         """Score windows that share convolutions, as ``parts`` of mode "fast" gives them."""
         raise UserError(f"{self.name}: mode 'fast' shares a student's convolutions; take exact")
 
@@ -277,7 +279,7 @@ class Scorer(ABC):
 
     def _results(self, work: Iterable[Work], batch: int = WINDOWS_A_BATCH) -> Iterator[Score]:
         pending: list[_Pending] = []
-        queue: list[tuple[_Pending, Part]] = []
+        queue: list[tuple[_Pending, WindowGroup]] = []
         for clip, part in work:
             if not pending or pending[-1] is not clip:
                 pending.append(clip)
@@ -292,7 +294,7 @@ class Scorer(ABC):
         self._work_off(queue)
         yield from _completed(pending)
 
-    def _work_off(self, queue: list[tuple[_Pending, Part]]) -> None:
+    def _work_off(self, queue: list[tuple[_Pending, WindowGroup]]) -> None:
         alone = [part.wave_T for _, part in queue if len(part.offsets) == 1]
         scores = iter(self.score_windows(alone) if alone else [])
         for clip, part in queue:

@@ -16,7 +16,15 @@ from train.models.student import Student, mos_of
 from train.models.teacher import Teacher
 from train.scoring.base import Scorer
 from train.scoring.engine import Engine
-from train.scoring.windows import MIN_SAMPLES, Mode, Padding, Part, shared_parts, whole, windows
+from train.scoring.windows import (
+    MIN_SAMPLES,
+    Mode,
+    Padding,
+    WindowGroup,
+    shared_parts,
+    whole,
+    windows,
+)
 
 PRECISION_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
@@ -58,19 +66,19 @@ class StudentScorer(Scorer):
             self._made_of = made_of
         return self._engine
 
-    def parts(self, clip: Clip, padding: Padding, mode: Mode) -> Iterator[Part]:
+    def parts(self, clip: Clip, padding: Padding, mode: Mode) -> Iterator[WindowGroup]:
         """See ``Scorer.parts``; the engine pads with zeros itself: it knows what silence gives."""
         if clip.samples > CROP_SAMPLES and mode == "fast":
             return shared_parts(clip, self.engine().grid_samples)
         if clip.samples <= CROP_SAMPLES and padding == "zero":
-            return iter((Part(whole(clip), (0,), (0,)),))
+            return iter((WindowGroup(whole(clip), (0,), (0,)),))
         return super().parts(clip, padding, mode)
 
     def score_windows(self, waves: Sequence[Wave]) -> list[float]:
         """See ``Scorer.score_windows``; zeros are put behind a window that is shorter."""
         return self.engine().scores(waves)
 
-    def score_shared(self, part: Part) -> list[float]:
+    def score_shared(self, part: WindowGroup) -> list[float]:
         """See ``Scorer.score_shared``."""
         return self.engine().shared(part.wave_T, part.offsets, part.peak)
 

@@ -89,7 +89,7 @@ def _rounded(value: float | None, digits: int) -> float | None:
 
 
 Key = tuple[str, Settings]
-Outcome = tuple[Stamp, str | None]
+ScoredAs = tuple[Stamp, str | None]
 """What a file was when it was scored, and why that failed."""
 
 
@@ -97,7 +97,7 @@ def _key(row: Row) -> Key:
     return row["path"], Settings(*(row[name] for name in Settings._fields))
 
 
-def _outcome(rows: Sequence[Row]) -> Outcome:
+def _outcome(rows: Sequence[Row]) -> ScoredAs:
     errors = (row["error"] for row in rows if row["error"])
     return Stamp(rows[0]["file_bytes"], rows[0]["file_mtime_ns"]), next(errors, None)
 
@@ -122,7 +122,7 @@ class LineTable:
 
     def __init__(self, path: Path) -> None:
         self.path, self.is_csv = path, path.suffix == ".csv"
-        self.outcomes: dict[Key, Outcome] = {}
+        self.outcomes: dict[Key, ScoredAs] = {}
         """The last outcome of every file and settings in the table."""
         self.file = _opened(path)
         try:

@@ -35,7 +35,7 @@ LEVELS_ALIKE = 4.0
 
 
 @dataclass(frozen=True)
-class Part:
+class WindowGroup:
     """Samples (T,) at 16 kHz and the windows in them: one, or several that share convolutions.
 
     ``offsets`` are where the windows start in the samples, ``starts`` where in the clip.
@@ -105,13 +105,13 @@ def cut(clip: Clip, starts: Iterable[int]) -> Iterator[tuple[int, Wave]]:
         pass
 
 
-def exact_parts(clip: Clip) -> Iterator[Part]:
+def exact_parts(clip: Clip) -> Iterator[WindowGroup]:
     """Every window by itself."""
     for start, window_T in cut(clip, window_starts(clip.samples)):
-        yield Part(window_T, (0,), (start,))
+        yield WindowGroup(window_T, (0,), (start,))
 
 
-def shared_parts(clip: Clip, grid: int) -> Iterator[Part]:
+def shared_parts(clip: Clip, grid: int) -> Iterator[WindowGroup]:
     """Stretches of at most a minute, of windows of similar level, that start on a grid."""
     group: list[tuple[int, Wave, float]] = []
     for start, window_T in cut(clip, window_starts(clip.samples, grid)):
@@ -129,14 +129,14 @@ def _may_join(group: list[tuple[int, Wave, float]], start: int, peak: float) -> 
     return alike and start + CROP_SAMPLES - group[0][0] <= SEGMENT_SAMPLES
 
 
-def _joined(group: list[tuple[int, Wave, float]]) -> Part:
+def _joined(group: list[tuple[int, Wave, float]]) -> WindowGroup:
     starts = [start for start, _, _ in group]
     hops = np.diff(starts)
     ends = [
         window_T[CROP_SAMPLES - hop :]
         for hop, (_, window_T, _) in zip(hops, group[1:], strict=True)
     ]
-    return Part(
+    return WindowGroup(
         np.concatenate([group[0][1], *ends]),
         tuple(start - starts[0] for start in starts),
         tuple(starts),
