@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import torch
 from torch import nn
 
+from train.files import write_weights
 from train.models.student import Student, StudentConfig
+from train.models.tensors import write_about
 
 TINY = StudentConfig(channels=(4, 4, 6), strides=((4, 2), (2, 2), (4, 2)), dim=8, heads=2, layers=2)
 
@@ -32,3 +37,11 @@ def tiny() -> Student:
     """The same student every time."""
     torch.manual_seed(1)
     return lively(Student(TINY))
+
+
+def write_run(folder: Path, network: Student | None = None, **about: Any) -> Path:
+    """The folder of a trained student, and what else its description says."""
+    folder.mkdir(parents=True)
+    write_weights(folder / "model.safetensors", (network or tiny()).state_dict())
+    write_about(folder / "model.json", {"config": TINY.model_dump(mode="json"), **about})
+    return folder

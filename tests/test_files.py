@@ -42,7 +42,7 @@ from tests.conftest import ROOT
 from train.__main__ import main as train
 from train.audio import open_clip, read_mono
 from train.models.student import Student, variant
-from train.scoring.score import Scorer, find_files
+from train.scoring.score import StudentScorer, find_files
 
 FAULTS = ROOT.parent / "shared" / "data" / "faults"
 
@@ -316,7 +316,7 @@ def test_evaluate_compares_on_every_clip_or_names_it(
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
-    scorer = Scorer(Student(variant("v1")), "small", "0" * 64)
+    scorer = StudentScorer(Student(variant("v1")), "small", "0" * 64)
     monkeypatch.setattr("train.scoring.score.load", lambda *_: scorer)
 
 

@@ -13,12 +13,10 @@ from pathlib import Path
 import pytest
 
 from data_specs.io import storage
-from tests.export_helpers import TINY, tiny
+from tests.export_helpers import write_run
 from tests.train_helpers import write_dataset, write_rated
 from train.__main__ import main
 from train.export import export
-from train.files import write_weights
-from train.models.tensors import write_about
 from train.scoring import bundle
 
 pytest.importorskip("fsspec", reason="fsspec is not installed: pip install 'fsspec[http]'")
@@ -39,11 +37,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setenv("SPEECH_CACHE", str(tmp_path / "cache"))
     for name in ("NO_PROXY", "no_proxy"):
         monkeypatch.setenv(name, "127.0.0.1")
-    folder = tmp_path / "site" / "tiny"
-    folder.mkdir(parents=True)
-    write_weights(folder / "model.safetensors", tiny().state_dict())
-    write_about(folder / "model.json", {"config": TINY.model_dump(mode="json")})
-    bundle.write_checksums(folder)
+    bundle.write_checksums(write_run(tmp_path / "site" / "tiny"))
     for tar in write_dataset(tmp_path / "site" / "shards").glob("*.tar"):
         record = tar.with_suffix(".json")
         sha256 = hashlib.sha256(tar.read_bytes()).hexdigest()

@@ -602,7 +602,7 @@ def test_a_table_of_scores_goes_on_with_names_that_a_spreadsheet_would_run(tmp_p
     table.append([row])
     table.close()
     assert "\n'=1+1.wav" in (tmp_path / "scores.csv").read_text()
-    assert ("=1+1.wav") in {path for path, _ in LineTable(tmp_path / "scores.csv").done.stamps}
+    assert "=1+1.wav" in {path for path, _ in LineTable(tmp_path / "scores.csv").outcomes}
 
 
 # --- credentials in addresses ---------------------------------------------------------------------

@@ -8,6 +8,7 @@ a folder. Clip by clip all take turns, so that what else the machine does meets 
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import subprocess
 import sys
@@ -60,6 +61,8 @@ command_line_inference()
 it FFmpeg's libraries; where those are missing it reads with soundfile, as torchaudio did before.
 """
 
+THEIRS = "distillmos' command"
+
 LOOK_SECONDS = 0.05
 """How often the memory of a command is looked at."""
 
@@ -99,20 +102,13 @@ def published() -> Score:
     return score
 
 
-def contenders(long: bool, int8: Path | None, onnx: Path | None) -> list[Contender]:
+def contenders(long: bool, onnx: Path | None) -> list[Contender]:
     """The package first, then ours."""
-    models = [("fp32", "v7"), ("bf16", "v7"), *([("int8", str(int8))] if int8 else [])]
     modes: tuple[Mode, ...] = ("exact", "fast") if long else ("exact",)
-    ways = [(precision, mode, model) for mode in modes for precision, model in models]
     found = [Contender("distillmos", published())]
-    for precision, mode, model in ways:
-        scorer = load(model, precision=precision)
-        found.append(
-            Contender(
-                f"{precision} {mode}",
-                partial(scorer.score, sample_rate=SAMPLE_RATE, mode=mode),
-            )
-        )
+    for mode, precision in itertools.product(modes, ("fp32", "bf16")):
+        score = partial(load("v7", precision=precision).score, sample_rate=SAMPLE_RATE, mode=mode)
+        found.append(Contender(f"{precision} {mode}", score))
     if onnx is not None:
         exported = OnnxScorer(onnx, torch.get_num_threads())  # its own default is every core
         found.append(Contender(onnx.name, partial(exported.score, sample_rate=SAMPLE_RATE)))
@@ -236,44 +232,44 @@ def _peak_mb_of(process: int) -> float:
 
 
 def folder_rows(args: argparse.Namespace) -> list[dict[str, object]]:
-    """A folder of clips of 4 s through both commands; ours also through a quarter of it."""
+    """A folder of clips of 4 s through both commands, in turns."""
     if not args.files:
         return []
     with tempfile.TemporaryDirectory(prefix="bench-score-") as top:
         folder = Path(top)
-        _write_folder(folder, args.files, args.audio)
-        times: dict[str, list[Ran]] = {}
+        (folder / "all").mkdir()
+        for number in range(args.files):
+            clip_T = _folder_clip(number, args.audio)
+            soundfile.write(folder / "all" / f"{number:06d}.wav", clip_T, SAMPLE_RATE)
+        commands = _commands(folder, args)
+        times: dict[str, list[Ran]] = {name: [] for name in commands}
         for _ in range(args.folder_rounds):
-            for name, words in _commands(folder, args).items():
-                times.setdefault(name, []).append(command(words, folder))
+            (folder / "ours.csv").unlink(missing_ok=True)
+            for name, words in commands.items():
+                times[name].append(command(words, folder))
         apart = _apart(folder)
-    base = float(np.median([ran.seconds for ran in times["distillmos' command"]]))
-    rows: list[dict[str, object]] = []
-    for name, rans in times.items():
-        seconds = float(np.median([ran.seconds for ran in rans]))
-        quarter = "quarter" in name
-        rows.append(
-            {
-                "what": f"{args.files // (4 if quarter else 1)} files of {FOLDER_SECONDS} s",
-                "scorer": name,
-                "seconds": f"{seconds:.1f}",
-                "ratio": None if quarter else f"{base / seconds:.2f}",
-                **(_differences(apart) if name == f"train score {args.precision}" else {}),
-                "peak_mb": round(max(ran.peak_mb for ran in rans)),
-            }
-        )
-    return rows
+    seconds = {name: float(np.median([r.seconds for r in rans])) for name, rans in times.items()}
+    return [
+        {
+            "what": f"{args.files} files of {FOLDER_SECONDS} s",
+            "scorer": name,
+            "seconds": f"{seconds[name]:.1f}",
+            "ratio": f"{seconds[THEIRS] / seconds[name]:.2f}",
+            **({} if name == THEIRS else _differences(apart)),
+            "peak_mb": round(max(ran.peak_mb for ran in rans)),
+        }
+        for name, rans in times.items()
+    ]
 
 
-def _write_folder(folder: Path, files: int, audio: Path | None) -> None:
-    for part, names in (("all", range(files)), ("quarter", range(files // 4))):
-        (folder / part).mkdir()
-        for number in names:
-            where = folder / part / f"{number:06d}.wav"
-            if part == "quarter":
-                where.hardlink_to(folder / "all" / where.name)
-                continue
-            soundfile.write(where, _folder_clip(number, audio), SAMPLE_RATE)
+def _commands(folder: Path, args: argparse.Namespace) -> dict[str, list[str]]:
+    clips, options = str(folder / "all"), ["--precision", args.precision]
+    theirs = ["-c", DISTILLMOS_COMMAND, f"{clips}/000000.wav", clips, "-o", f"{folder}/theirs.csv"]
+    ours = ["-m", "train", "score", clips, *options, "--threads", str(args.threads)]
+    return {
+        THEIRS: theirs,
+        f"train score {args.precision}": [*ours, "--out", str(folder / "ours.csv")],
+    }
 
 
 def _folder_clip(number: int, audio: Path | None) -> Wave:
@@ -282,27 +278,6 @@ def _folder_clip(number: int, audio: Path | None) -> Wave:
     files = find_files([audio])
     wave_T = to_16k(*read_mono(files[number % len(files)]))
     return np.resize(np.roll(wave_T, -1000 * (number // len(files))), FOLDER_SECONDS * SAMPLE_RATE)
-
-
-def _commands(folder: Path, args: argparse.Namespace) -> dict[str, list[str]]:
-    ours = ["-m", "train", "score", "--precision", args.precision, "--threads", str(args.threads)]
-    for made in folder.glob("*.csv"):
-        made.unlink()
-    found = {}
-    if args.files >= 4:
-        found[f"train score {args.precision}, a quarter"] = [
-            *ours,
-            *(str(folder / "quarter"), "--out", str(folder / "quarter.csv")),
-        ]
-    found["distillmos' command"] = [
-        *("-c", DISTILLMOS_COMMAND, str(folder / "all" / "000000.wav"), str(folder / "all")),
-        *("-o", str(folder / "theirs.csv")),
-    ]
-    found[f"train score {args.precision}"] = [
-        *ours,
-        *(str(folder / "all"), "--out", str(folder / "ours.csv")),
-    ]
-    return found
 
 
 def _apart(folder: Path) -> NDArray[np.float64]:
@@ -372,10 +347,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--long-mode", choices=("exact", "fast"), default="fast")
     parser.add_argument("--long-model", default="v7")
     parser.add_argument("--precision", default="auto", help="of the commands")
-    parser.add_argument(
-        "--int8", type=path_here, help="v7's bundle of `train export --int8`, raced, too"
-    )
-    parser.add_argument("--onnx", type=path_here, help="an .onnx file to race, too")
+    parser.add_argument("--onnx", type=path_here, help="an .onnx file to race, int8 or not, too")
     parser.add_argument("--threads", type=int, default=1, help="cores for everything")
     parser.add_argument("--out", type=path_here, help="the table as CSV")
 
@@ -391,7 +363,7 @@ def _race_rows(args: argparse.Namespace, seconds: float, count: int) -> list[dic
     if not count:
         return []
     clips = clips_of(int(seconds * SAMPLE_RATE), count, args.audio)
-    entrants = contenders(seconds == LONG_CLIP_SECONDS, args.int8, args.onnx)
+    entrants = contenders(seconds == LONG_CLIP_SECONDS, args.onnx)
     race(entrants, clips, args.rounds)
     return rows_of(f"{seconds:g} s", [*entrants, moved(clips, entrants[0], args.rounds)])
 

@@ -94,6 +94,7 @@ def test_one_file_by_its_address(served: Served) -> None:
     assert "model.safetensors" not in served.asked
     with pytest.raises(ValueError, match=r"the bundle has no model\.int8\.onnx"):
         bundle.fetch(f"{served.address}/model.int8.onnx")
+    assert bundle.fetch(served.address + "/?token=x", "model.onnx").read_bytes() == b"onnx"
 
 
 def test_a_new_export_is_seen_and_nothing_is_mixed(served: Served) -> None:

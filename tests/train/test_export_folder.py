@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import stat
@@ -16,10 +15,9 @@ import pytest
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
-from tests.export_helpers import TINY, tiny
+from tests.export_helpers import tiny, write_run
 from train.__main__ import main
 from train.export import export
-from train.files import write_weights
 from train.scoring import bundle
 from train.scoring.score import load
 
@@ -38,14 +36,11 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(export, "write_networks", networks)
 
 
-def write_run(folder: Path, shift: float) -> Path:
-    folder.mkdir()
+def shifted(folder: Path, shift: float) -> Path:
+    """A run of a student whose scores are others by its shift."""
     student = tiny()
     student.head.pool.output.bias.data += shift
-    write_weights(folder / "model.safetensors", student.state_dict())
-    about = {"student": "tiny", "config": TINY.model_dump(mode="json")}
-    (folder / "model.json").write_text(json.dumps(about))
-    return folder
+    return write_run(folder, student)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -66,7 +61,7 @@ def foreign_folders(top: Path) -> Iterator[tuple[str, Path]]:
     project.mkdir()
     (project / "README.md").write_text("my project")
     yield "README.md", project
-    yield "model.json", write_run(top / "other", 0.5)
+    yield "model.json", shifted(top / "other", 0.5)
     for name, change in (("README.md", "my own card"), ("LICENSE", "mine")):
         changed = top / f"changed-{name}"
         assert exported(top / "run", changed) == 0
@@ -82,7 +77,7 @@ def foreign_folders(top: Path) -> Iterator[tuple[str, Path]]:
 def test_what_is_no_bundle_is_left_as_it_is(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write_run(tmp_path / "run", 0)
+    shifted(tmp_path / "run", 0)
     for name, folder in foreign_folders(tmp_path):
         before = contents(folder)
         assert exported(tmp_path / "run", folder) == 2
@@ -95,7 +90,7 @@ def test_a_bundle_is_replaced_whole_and_nothing_stays_beside_it(tmp_path: Path) 
     out = tmp_path / "bundle"
     out.mkdir()
     for shift in (0.0, 1.0):
-        run = write_run(tmp_path / f"run{shift:g}", shift)
+        run = shifted(tmp_path / f"run{shift:g}", shift)
         assert exported(run, out) == 0
         bundle.verify(out)
         assert load(out).weights_sha256 == load(run).weights_sha256
@@ -103,7 +98,7 @@ def test_a_bundle_is_replaced_whole_and_nothing_stays_beside_it(tmp_path: Path) 
 
 
 def test_files_have_the_umasks_permissions(tmp_path: Path) -> None:
-    run = write_run(tmp_path / "run", 0)
+    run = shifted(tmp_path / "run", 0)
     before = os.umask(0o027)
     try:
         assert exported(run, tmp_path / "bundle") == 0
@@ -137,7 +132,7 @@ def test_whenever_it_is_killed_one_bundle_is_there_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchange: bool
 ) -> None:
     """Without an exchange of names (``exchange=False``) the next export brings the old one back."""
-    old, new = write_run(tmp_path / "old", 0), write_run(tmp_path / "new", 1)
+    old, new = shifted(tmp_path / "old", 0), shifted(tmp_path / "new", 1)
     out = tmp_path / "out" / "bundle"
     assert exported(old, out) == 0
     if not exchange:
@@ -158,7 +153,7 @@ def test_whenever_it_is_killed_one_bundle_is_there_whole(
 
 def test_two_exports_into_one_folder(tmp_path: Path) -> None:
     """One of them is refused, whichever; the bundle is the other's."""
-    run, out = write_run(tmp_path / "run", 0), tmp_path / "bundle"
+    run, out = shifted(tmp_path / "run", 0), tmp_path / "bundle"
     script = (
         "import sys; from data_specs.io.files import only_writer; from pathlib import Path\n"
         f"with only_writer(Path({str(tmp_path / '.bundle.export')!r})):\n"

@@ -21,7 +21,7 @@ from tests.train_helpers import tone_pcm
 from train.__main__ import main
 from train.models.student import Student, variant
 from train.scoring import table as tables
-from train.scoring.score import Scorer, find_files
+from train.scoring.score import Scorer, StudentScorer, find_files
 from train.scoring.table import COLUMNS, LineTable, open_table
 
 ENDINGS = [".csv", ".jsonl", ".parquet"]
@@ -30,7 +30,7 @@ ENDINGS = [".csv", ".jsonl", ".parquet"]
 @pytest.fixture(scope="module")
 def scorer():
     torch.manual_seed(0)
-    return Scorer(Student(variant("v1")), "small", "0" * 64)
+    return StudentScorer(Student(variant("v1")), "small", "0" * 64)
 
 
 @pytest.fixture
@@ -104,7 +104,7 @@ def test_a_changed_file_is_scored_again_and_another_model_too(
     assert main(command) == 0
     soundfile.write(clips / "a.wav", tone_pcm(9, 5000), 16_000)
     assert main(command) == 0
-    other = Scorer(scorer.network, "other", "1" * 64)
+    other = StudentScorer(scorer.network, "other", "1" * 64)
     monkeypatch.setattr("train.scoring.score.load", lambda *_: other)
     assert main(command) == 0
     assert main([*command, "--short", "repeat"]) == 0
@@ -199,6 +199,10 @@ def test_exit_codes(scored, clips, tmp_path, capsys):
     out = str(tmp_path / "s.csv")
     bad = clips / "bad.wav"
     bad.write_text("no audio")
+    soundfile.write(tmp_path / "empty.wav", np.zeros(0), 16_000)
+    assert main(["score", str(tmp_path / "empty.wav"), "--out", out]) == 2
+    assert "no samples" in capsys.readouterr().err
+    assert main(["score", str(bad), "--out", str(tmp_path / "no/where.csv")]) == 2
     assert main(["score", str(bad), "--out", out]) == 2
     assert "bad.wav" in capsys.readouterr().err
     assert main(["score", str(clips), "--out", out]) == 1

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+from huggingface_hub import ModelCardData
 
 from data_specs.io.errors import UserError
 from data_specs.io.names import code, markdown
@@ -47,6 +48,7 @@ def card_text(
     parameters, macs = count(StudentConfig.model_validate(about["config"]))
     published = about.get("made_from", {}).get("model") == "v7"
     return environment.get_template("model_card.md.j2").render(
+        front=_front(published).to_yaml(),
         about=about,
         published=published,
         licence=V7_LICENCE if published else NO_LICENCE,
@@ -56,6 +58,17 @@ def card_text(
         parity=as_markdown(parity) if parity else None,
         results=read_results(evaluation) if evaluation else [],
         columns=RESULT_COLUMNS,
+    )
+
+
+def _front(published: bool) -> ModelCardData:
+    """What the hub reads of a card; a licence that nobody has chosen is left to be filled in."""
+    return ModelCardData(
+        license="mit" if published else "other",
+        license_name=None if published else "to-be-filled-in",
+        library_name="distill-mos-factory",
+        pipeline_tag="audio-classification",
+        tags=["speech-quality", "mean-opinion-score", "onnx"],
     )
 
 

@@ -26,8 +26,8 @@ def read_clips(source: Path, count: int) -> list[Wave]:
     if count < 1:
         raise UserError(f"{count} clips of {source}: need at least 1")
     total, read = _opened(source)
-    places = np.unique(np.linspace(0, total - 1, min(count, total)).astype(int))
-    return [read(int(place)) for place in places]
+    numbers = np.unique(np.linspace(0, total - 1, min(count, total)).astype(int))
+    return [read(int(number)) for number in numbers]
 
 
 def _opened(source: Path) -> tuple[int, Callable[[int], Wave]]:

@@ -17,8 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from data_specs.io.addresses import path_here
 from data_specs.io.errors import UserError
 from data_specs.io.files import LOCK_FILE, only_writer, replace_folder, sha256_of, write_text
@@ -26,7 +24,7 @@ from train.command import command_of
 from train.export import page
 from train.export.card import card_text
 from train.export.clips import read_clips
-from train.export.int8 import calibrated, write_int8, write_int8_tensors
+from train.export.int8 import calibrated, write_int8
 from train.export.onnx_file import require_packages, write_onnx
 from train.export.parity import Parity, as_json, as_markdown, compare
 from train.files import version, write_weights
@@ -34,9 +32,8 @@ from train.models import pruned
 from train.models.student import Student
 from train.models.tensors import read_about, write_about
 from train.scoring import bundle
-from train.scoring.int8 import INT8_FILE
 from train.scoring.onnx_scorer import Facts
-from train.scoring.score import Scorer, load
+from train.scoring.score import StudentScorer, load
 
 INT8_LIMIT = 0.03
 """MOS at the 99th percentile that int8 may be away from float32; a warning says if it is more."""
@@ -46,7 +43,7 @@ INT8_LIMIT = 0.03
 class Source:
     """The model that is exported."""
 
-    scorer: Scorer
+    scorer: StudentScorer
     student: Student
     about: dict[str, Any]
 
@@ -54,11 +51,11 @@ class Source:
 def open_source(model: str) -> Source:
     """v7, a run folder, a model file or a bundle; ``ValueError`` for anything but a student."""
     scorer = load(model)
-    student = getattr(scorer, "network", None)
-    if not isinstance(student, Student):
+    if not isinstance(scorer, StudentScorer):
         raise UserError(
             f"{scorer.name}: only students are exported, not teachers or exported files"
         )
+    student = scorer.network
     about = {**_described(Path(model)), "config": student.config.model_dump(mode="json")}
     name = model if model == "v7" else _last_part(scorer.name)
     made_from = about.get("made_from", {"model": name, "weights_sha256": scorer.weights_sha256})
@@ -80,7 +77,7 @@ def _described(path: Path) -> dict[str, Any]:
 
 
 def write_model(source: Source, out: Path) -> str:
-    """Weights and description; the weights' SHA-256, as ``load`` of the folder will tell it."""
+    """Weights and description; the weights' SHA-256, as ``load`` of the folder finds it."""
     weights = out / bundle.WEIGHTS
     write_weights(weights, source.student.state_dict())
     sha256 = sha256_of(weights)
@@ -89,7 +86,7 @@ def write_model(source: Source, out: Path) -> str:
 
 
 def write_networks(source: Source, out: Path, sha256: str, args: argparse.Namespace) -> list[Path]:
-    """The files that were asked for: ONNX, and int8 for ONNX and for ``load``."""
+    """The files that were asked for: ONNX in float32, and in int8."""
     name = source.about["made_from"]["model"]
     facts = Facts(model=name, weights_sha256=sha256, version=version(), precision="fp32")
     files = [out / bundle.ONNX]
@@ -97,11 +94,10 @@ def write_networks(source: Source, out: Path, sha256: str, args: argparse.Namesp
     if args.int8:
         waves = read_clips(args.calibrate, args.calibration_clips)
         print(f"int8: calibrating on {len(waves)} clips of {args.calibrate}", flush=True)
+        files.append(out / bundle.ONNX_INT8)
         made = calibrated(source.student, waves)
-        files += [out / bundle.ONNX_INT8, out / INT8_FILE]
         int8 = facts.model_copy(update={"precision": "int8"})
         write_int8(files[1], files[0], made, waves[0], int8)
-        write_int8_tensors(files[2], source.student, waves, sha256)
     return files
 
 
@@ -112,9 +108,6 @@ def write_parity(
     if not args.parity:
         return {}
     waves = read_clips(args.parity, args.parity_clips)
-    if not torch.cpu._is_vnni_supported() and out / INT8_FILE in files:
-        print(f"{INT8_FILE} is not compared: this CPU has no VNNI, which it needs")
-        files = [path for path in files if path.name != INT8_FILE]
     found = compare(source.scorer, files, waves)
     write_text(out / bundle.PARITY, json.dumps(as_json(found, args.parity.name), indent=1) + "\n")
     write_text(out / bundle.PARITY_TEXT, as_markdown(found))
@@ -176,7 +169,7 @@ def run(args: argparse.Namespace) -> int:
 
 @contextmanager
 def _bundle_for(out: Path) -> Iterator[Path]:
-    """A new folder beside ``out`` to fill, which then takes its place whole.
+    """A new folder beside ``out`` to fill, which then replaces it whole.
 
     One export at a time: the folder around it, ``.NAME.export``, is locked. ``UserError`` where
     ``out`` is something else than a bundle as it was exported.
@@ -212,7 +205,7 @@ def _take_place(made: Path, out: Path) -> None:
 
 
 def _check(args: argparse.Namespace) -> None:
-    """``ValueError`` for what can be told before any work."""
+    """``ValueError`` for what is wrong before any work."""
     require_packages()
     if args.int8 and not args.calibrate:
         raise UserError("--int8 needs real clips: give --calibrate SHARDS, a CSV or a folder")

@@ -1,15 +1,13 @@
-"""Static int8 quantisation of a student's convolutions: for ONNX, in QDQ form, and for PyTorch.
+"""Static int8 quantisation of a student's convolutions, in ONNX's QDQ form.
 
 In float stay the spectrum, the first convolution (0.9 % of the work of v7, and its input's quiet
 bins need more than 8 bits), the projection and the head. Activations are u8, one scale a map;
 weights s8, one scale an output channel: what processors with VNNI multiply fastest. ONNX Runtime
-rounds a convolution's sums, then what LeakyReLU makes of them, within fixed limits; PyTorch only
-the latter, within limits of a few frames.
+rounds a convolution's sums, then what LeakyReLU makes of them, within fixed limits.
 """
 
 from __future__ import annotations
 
-import copy
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -21,17 +19,8 @@ import torch
 from train.audio import Wave
 from train.export.network import PlainStudent
 from train.export.onnx_file import save
-from train.export.refit import (
-    Int8Convolution,
-    convolutions_of,
-    crops,
-    evened,
-    prepare,
-    weight_steps,
-)
-from train.files import write_weights
+from train.export.refit import Int8Convolution, crops, prepare
 from train.models.student import Student
-from train.scoring.int8 import MADE_OF
 from train.scoring.onnx_scorer import INPUT, Facts
 
 
@@ -49,28 +38,9 @@ class OneClip:
 @torch.inference_mode()
 def calibrated(student: Student, waves: Sequence[Wave]) -> list[Int8Convolution]:
     """Ranges and weights for ONNX from real windows (122880,)."""
-    plain = PlainStudent(copy.deepcopy(student)).eval()
+    plain = PlainStudent(student).eval()
     spectra: Iterator[torch.Tensor] = (plain.spectrum(torch.from_numpy(w)[None]) for w in waves)
     return prepare(plain.convolutions, crops(spectra))
-
-
-@torch.inference_mode()
-def write_int8_tensors(
-    path: Path, student: Student, waves: Sequence[Wave], weights_sha256: str
-) -> None:
-    """What ``train.scoring.int8`` runs, of weights of that hash, evened out on real windows."""
-    plain = PlainStudent(copy.deepcopy(student)).eval()
-    spectra = crops(plain.spectrum(torch.from_numpy(w)[None]) for w in waves)
-    tensors: dict[str, torch.Tensor] = {}
-    for number, layer in enumerate(convolutions_of(evened(plain.convolutions, spectra))):
-        assert layer.bias is not None
-        weight = tensors[f"{number}.weight"] = layer.weight.detach()
-        tensors[f"{number}.bias"] = layer.bias.detach()
-        if number:
-            steps = weight_steps(weight)
-            tensors[f"{number}.weight"] = (weight / steps).round().to(torch.int8)
-            tensors[f"{number}.scales"] = steps.flatten()
-    write_weights(path, tensors, {MADE_OF: weights_sha256})
 
 
 def write_int8(

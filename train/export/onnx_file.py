@@ -8,7 +8,6 @@ trained on all of them at once, so a clip of another length is cut into windows,
 from __future__ import annotations
 
 import contextlib
-import copy
 import io
 import logging
 import warnings
@@ -43,7 +42,7 @@ def require_packages() -> None:
 
 def write_onnx(path: Path, student: Student, facts: Facts) -> None:
     """Export a student in float32."""
-    plain = PlainStudent(copy.deepcopy(student)).eval()
+    plain = PlainStudent(student).eval()
     example_BT = torch.zeros(2, CROP_SAMPLES)  # a batch of one would be taken for a constant
     with _quiet(), torch.no_grad():
         program: Any = torch.onnx.export(
@@ -72,7 +71,7 @@ def save(path: Path, model: Any, facts: Facts) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter tells its progress and PyTorch's own deprecations; neither is the user's."""
+    """Silence the exporter's progress and PyTorch's own deprecations, which are not the user's."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

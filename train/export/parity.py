@@ -14,9 +14,8 @@ from numpy.typing import NDArray
 
 from train.audio import Wave
 from train.metrics import agreement
-from train.scoring.int8 import INT8_FILE
+from train.scoring.base import Scorer
 from train.scoring.onnx_scorer import OnnxScorer
-from train.scoring.score import Scorer, load
 
 TIMED = 20
 """Clips that are timed at most: a ratio of medians needs no more."""
@@ -46,17 +45,13 @@ def compare(scorer: Scorer, files: Sequence[Path], waves: Sequence[Wave]) -> dic
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        exported = {path.name: _opened(path) for path in files}
+        exported = {path.name: OnnxScorer(path, threads=1) for path in files}
         scorers = {"torch": scorer, **exported}
         scores, seconds = _in_turns(scorers, waves)
     finally:
         torch.set_num_threads(threads)
     sizes = {path.name: path.stat().st_size for path in files}
     return {name: _parity(name, scores, seconds, sizes[name]) for name in exported}
-
-
-def _opened(path: Path) -> Scorer:
-    return load(path.parent, precision="int8") if path.name == INT8_FILE else OnnxScorer(path, 1)
 
 
 Columns = dict[str, NDArray[np.float64]]

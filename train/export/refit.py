@@ -8,8 +8,6 @@ by regularised least squares over real clips, to where its sums are again those 
 network. Before that, channels are scaled towards one peak, so that each has more of the steps, and
 the next layer's weights back: LeakyReLU lets any positive scale through, so the float network stays
 the same. The graph and its cost stay as they are.
-
-PyTorch's int8 (``train.scoring.int8``) needs only the evening out: it finds each range as it runs.
 """
 
 from __future__ import annotations
@@ -25,7 +23,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from train.models.student import KERNEL, LEAK
-from train.scoring.int8 import LEVELS, step_of
+
+LEVELS = 255
 
 CROP_FRAMES = 96
 """Frames of each clip that are looked at: an eighth of it, elsewhere in every clip."""
@@ -67,19 +66,16 @@ class Int8Convolution:
 
 def rounded(x: Tensor, limits: Range) -> Tensor:
     """Values as u8 between limits that hold zero represents them."""
-    step, zero = step_of(limits)
+    low, high = limits
+    step = max((high - low) / LEVELS, 1e-12)
+    zero = round(-low / step)
     return ((x / step).round() + zero).clamp(0, LEVELS).sub(zero).mul(step)
 
 
 def rounded_weight(weight: Tensor) -> Tensor:
     """Weights (out, in, height, width) as s8, a scale for every output, represents them."""
-    step = weight_steps(weight)
+    step = weight.abs().amax(dim=(1, 2, 3), keepdim=True).clamp_min(1e-12) / 127
     return (weight / step).round().mul(step)
-
-
-def weight_steps(weight: Tensor) -> Tensor:
-    """(out, 1, 1, 1): the step of every output's weights."""
-    return weight.abs().amax(dim=(1, 2, 3), keepdim=True).clamp_min(1e-12) / 127
 
 
 def prepare(convolutions: nn.Sequential, spectra: Sequence[Tensor]) -> list[Int8Convolution]:
@@ -184,8 +180,8 @@ def _rows(
 
 
 def _limits(maps: Sequence[Tensor], generator: torch.Generator) -> Range:
-    places = [torch.randint(0, x.numel(), (RANGE_SAMPLES,), generator=generator) for x in maps]
-    values = torch.cat([x.flatten()[place] for x, place in zip(maps, places, strict=True)])
+    indices = [torch.randint(0, x.numel(), (RANGE_SAMPLES,), generator=generator) for x in maps]
+    values = torch.cat([x.flatten()[index] for x, index in zip(maps, indices, strict=True)])
     low, high = np.quantile(values.numpy(), (OUTSIDE, 1 - OUTSIDE))
     return float(min(low, 0)), float(max(high, 0))
 

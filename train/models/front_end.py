@@ -56,8 +56,8 @@ def centre_crop(frames_BLC: Tensor, tokens: int = TEACHER_TOKENS) -> Tensor:
 class MfccFrontEnd:
     """40 coefficients every 12.5 ms, torchaudio's defaults: the published MFCC baseline.
 
-    384 frames are 4.8 s: of a clip of 7.68 s it hears the middle. Decibels are floored at 80 below
-    a clip's own loudest bin (torchaudio takes the batch's, if it is not told that they are apart).
+    384 frames are 4.8 s: of a clip of 7.68 s they are the middle. Decibels are floored at 80 below
+    a clip's own loudest bin (torchaudio takes the batch's, without a dimension between them).
     """
 
     name = "mfcc"
@@ -122,9 +122,9 @@ class XlsrFrontEnd:
 class StudentFrontEnd:
     """What the convolutions of the published student (v7) give its head: 1024 values every 20 ms.
 
-    It hears 7.68 s at any level, as the student does: the middle of a longer clip, and a shorter
+    It reads 7.68 s at any level, as the student does: the middle of a longer clip, and a shorter
     one with zeros after it. A caveat: the authors of the paper trained v7 with people's ratings,
-    so its features know of such data, perhaps of the very clips that a head is then judged on.
+    so its features know of such data, perhaps of the very clips that a head is then evaluated on.
 
     On a CPU clips go through one at a time, as in ``DistillMosTeacher``.
     """

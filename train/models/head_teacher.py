@@ -83,7 +83,7 @@ class HeadTeacher:
     def logits(self, waves_BT: Tensor) -> Tensor:
         """Logits (B,), float32, of (B, T) waves of any one length, as the published code has it.
 
-        The front end hears all of a clip; the head reads the middle 384 frames.
+        The front end reads all of a clip; the head reads the middle 384 frames.
         """
         logits_B: Tensor = self.head(self.front_end.frames(waves_BT))
         if self.calibration is None:
@@ -185,9 +185,9 @@ def identify_trained(name: str, folder: Path) -> Identity:
     """What ``load_trained`` gives, from the files alone: of networks only the head is built."""
     about, state = _read_head(folder)
     _, calibration = _described(folder, about, state)
-    heard = front_end_sha256(about["front_end"])
-    _require_front_end(folder, about, heard)
-    sha256 = _sha256(heard, sha256_of(folder / HEAD_WEIGHTS), calibration)
+    front_end = front_end_sha256(about["front_end"])
+    _require_front_end(folder, about, front_end)
+    sha256 = _sha256(front_end, sha256_of(folder / HEAD_WEIGHTS), calibration)
     return Identity(_known_as(name), sha256, calibration)
 
 
@@ -253,7 +253,7 @@ class XlsrFromMemory(XlsrFrontEnd):
 def describe(teacher: HeadTeacher) -> dict[str, Any]:
     """What ``model.json`` must say of a pruned XLS-R teacher for it to be loaded again.
 
-    ``ValueError`` for a teacher that hears through something else.
+    ``ValueError`` for a teacher with another front end.
     """
     encoder, head = _encoder_in(teacher), config_of(teacher.head)
     calibration = teacher.calibration
@@ -320,10 +320,10 @@ def identify_pruned(name: str, folder: Path) -> Identity:
     """What ``load_pruned_teacher`` gives, from the file's own hash."""
     sha256, about = pruned_sha256(folder)
     try:
-        heard, calibration = digest([sha256, about["layers"]]), _calibration(about["calibration"])
+        encoder, calibration = digest([sha256, about["layers"]]), _calibration(about["calibration"])
     except (KeyError, ValidationError) as error:
         raise UserError(f"{folder / ABOUT_FILE}: does not describe a teacher: {error}") from error
-    return Identity(_known_as(name), _sha256(heard, sha256, calibration), calibration)
+    return Identity(_known_as(name), _sha256(encoder, sha256, calibration), calibration)
 
 
 def _under(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -142,71 +142,36 @@ class StudentConfig(BaseModel):
         return self.channels[-1] * self.grids()[-1][0]
 
 
-def _published_strides(layers: int) -> tuple[tuple[int, int], ...]:
-    """First (1, 1), then (2, 1), last (2, 2): section IV-B."""
-    return ((1, 1), *((2, 1),) * (layers - 2), (2, 2))
-
+_PUBLISHED = ((1, 1), (2, 1), (2, 1), (2, 1), (2, 1), (2, 2))
+"""Section IV-B."""
 
 # The small ones halve the time axis early: v2 costs a fiftieth of v7 a clip, so that two
 # CPU cores train it in minutes. notes: 96 or 192 tokens of 80 or 40 ms.
 _TOKENS_96 = ((2, 2), (2, 2), (2, 1), (2, 1), (2, 2))
 _TOKENS_192 = ((2, 2), (2, 1), (2, 1), (2, 1), (2, 2))
 
+
+def _size(
+    channels: tuple[int, ...],
+    strides: tuple[tuple[int, int], ...],
+    dim: int,
+    heads: int,
+    layers: int,
+) -> StudentConfig:
+    return StudentConfig(channels=channels, strides=strides, dim=dim, heads=heads, layers=layers)
+
+
 VARIANTS: dict[str, StudentConfig] = {
-    "v1": StudentConfig(
-        channels=(8, 16, 24, 32, 32), strides=_TOKENS_96, dim=32, heads=4, layers=2
-    ),
-    "v2": StudentConfig(
-        channels=(16, 32, 48, 64, 64), strides=_TOKENS_96, dim=64, heads=4, layers=3
-    ),
-    "v3": StudentConfig(
-        channels=(24, 48, 64, 96, 96), strides=_TOKENS_96, dim=96, heads=4, layers=4
-    ),
-    "v4": StudentConfig(
-        channels=(32, 48, 96, 128, 128), strides=_TOKENS_192, dim=128, heads=4, layers=5
-    ),
-    "v5": StudentConfig(
-        channels=(32, 64, 128, 160, 160),
-        strides=_TOKENS_192,
-        dim=160,
-        heads=8,
-        layers=6,
-    ),
-    "v6": StudentConfig(
-        channels=(48, 64, 128, 192, 192),
-        strides=_TOKENS_192,
-        dim=192,
-        heads=8,
-        layers=7,
-    ),
-    "v7": StudentConfig(
-        channels=(64, 64, 128, 256, 256, 256),
-        strides=_published_strides(6),
-        dim=200,
-        heads=8,
-        layers=7,
-    ),
-    "v8": StudentConfig(
-        channels=(64, 64, 128, 256, 384, 384),
-        strides=_published_strides(6),
-        dim=288,
-        heads=8,
-        layers=8,
-    ),
-    "v9": StudentConfig(
-        channels=(64, 64, 128, 256, 512, 512),
-        strides=_published_strides(6),
-        dim=384,
-        heads=8,
-        layers=10,
-    ),
-    "v10": StudentConfig(
-        channels=(64, 64, 128, 256, 512, 512),
-        strides=_published_strides(6),
-        dim=512,
-        heads=8,
-        layers=12,
-    ),
+    "v1": _size((8, 16, 24, 32, 32), _TOKENS_96, 32, 4, 2),
+    "v2": _size((16, 32, 48, 64, 64), _TOKENS_96, 64, 4, 3),
+    "v3": _size((24, 48, 64, 96, 96), _TOKENS_96, 96, 4, 4),
+    "v4": _size((32, 48, 96, 128, 128), _TOKENS_192, 128, 4, 5),
+    "v5": _size((32, 64, 128, 160, 160), _TOKENS_192, 160, 8, 6),
+    "v6": _size((48, 64, 128, 192, 192), _TOKENS_192, 192, 8, 7),
+    "v7": _size((64, 64, 128, 256, 256, 256), _PUBLISHED, 200, 8, 7),
+    "v8": _size((64, 64, 128, 256, 384, 384), _PUBLISHED, 288, 8, 8),
+    "v9": _size((64, 64, 128, 256, 512, 512), _PUBLISHED, 384, 8, 10),
+    "v10": _size((64, 64, 128, 256, 512, 512), _PUBLISHED, 512, 8, 12),
 }
 """The ten sizes, smallest first; ``python -m train variants`` prints their cost."""
 
@@ -391,13 +356,10 @@ def _shapes(config: StudentConfig) -> dict[str, tuple[int, ...]]:
 def _student_state(published: dict[str, Tensor]) -> dict[str, Tensor]:
     """The published state dict under our names."""
     convolutions, head = "cnn.cnn.", "transformer_pool_attn."
-    state = {
-        "convolutions." + name[len(convolutions) :]: tensor
-        for name, tensor in published.items()
-        if name.startswith(convolutions)
-    }
-    head_tensors = {
-        name[len(head) :]: tensor for name, tensor in published.items() if name.startswith(head)
-    }
-    state.update({f"head.{name}": tensor for name, tensor in head_state(head_tensors).items()})
-    return state
+    state, of_head = {}, {}
+    for name, tensor in published.items():
+        if name.startswith(convolutions):
+            state["convolutions." + name.removeprefix(convolutions)] = tensor
+        elif name.startswith(head):
+            of_head[name.removeprefix(head)] = tensor
+    return state | {f"head.{name}": tensor for name, tensor in head_state(of_head).items()}

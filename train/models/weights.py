@@ -150,7 +150,7 @@ def folder_of(name: str, entry: Weights) -> Path:
 
 
 def state_of(name: str, entry: Weights) -> State:
-    """What can be told without reading a file."""
+    """What is known without reading a file."""
     folder = folder_of(name, entry)
     run = remedy(name, entry)
     lacking = [file.name for file in entry.files if not (folder / file.name).is_file()]

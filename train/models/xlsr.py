@@ -9,6 +9,7 @@ more, because that norm falls on the last one; it is neither loaded nor run.)
 from __future__ import annotations
 
 import hashlib
+import math
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 from data_specs.io.errors import UserError
 from data_specs.io.parse import json_field, json_object
 from data_specs.strict import digest
+from train.models.tensors import require_finite
 
 NORMAL_FLOOR = 1e-7
 """Added to the variance of a wave (transformers, ``Wav2Vec2FeatureExtractor``)."""
@@ -149,18 +151,19 @@ def load_encoder(
     """
     config = read_config(folder)
     encoder = _empty(config, layers, dtype)
-    places = dict(encoder.named_parameters()) | dict(encoder.named_buffers())
+    targets = dict(encoder.named_parameters()) | dict(encoder.named_buffers())
     sums: dict[str, str] = {}
     norm: dict[str, Tensor] = {}
     wanted = tensor_names(config, layers)
     with torch.no_grad():
         for name, tensor in read_tensors(folder, wanted | set(_norm_names())):
             sums[_one_name(name)] = _sha256(tensor)
-            if name in places:
-                _fill(places[name], tensor, name, folder)
+            require_finite(folder, {name: tensor})
+            if name in targets:
+                _fill(targets[name], tensor, name, folder)
             else:
                 norm[_one_name(name)] = tensor.to(torch.float32, copy=True)
-        _fill(places[POSITIONS + "weight"], _fused(norm, folder), "weight", folder)
+        _fill(targets[POSITIONS + "weight"], _fused(norm, folder), "weight", folder)
     return encoder.eval().requires_grad_(False), _digest(sums, wanted, folder)
 
 
@@ -285,13 +288,13 @@ def _fused(norm: Mapping[str, Tensor], folder: Path) -> Tensor:
     return direction_OIK.mul_(gain_11K / direction_OIK.norm(dim=(0, 1), keepdim=True))
 
 
-def _fill(place: Tensor, tensor: Tensor, name: str, folder: Path) -> None:
-    if place.shape != tensor.shape:
+def _fill(target: Tensor, tensor: Tensor, name: str, folder: Path) -> None:
+    if target.shape != tensor.shape:
         raise UserError(
             f"{folder}: tensor {name!r} has shape {tuple(tensor.shape)}, config.json says "
-            f"{tuple(place.shape)}"
+            f"{tuple(target.shape)}"
         )
-    place.copy_(tensor)
+    target.copy_(tensor)
 
 
 def _sha256(tensor: Tensor) -> str:
@@ -357,16 +360,9 @@ def _sizes(path: Path) -> dict[str, int]:
     if path.suffix == ".safetensors":
         with safetensors.safe_open(path, "pt") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-            return {name: 4 * _count(part.get_shape()) for name, part in slices.items()}
+            return {name: 4 * math.prod(part.get_shape()) for name, part in slices.items()}
     shapes = torch.load(path, map_location="meta", weights_only=True, mmap=zipfile.is_zipfile(path))
     return {name: tensor.nbytes for name, tensor in shapes.items()}
-
-
-def _count(shape: Sequence[int]) -> int:
-    count = 1
-    for size in shape:
-        count *= size
-    return count
 
 
 def _read(path: Path, names: list[str]) -> Iterator[tuple[str, Tensor]]:

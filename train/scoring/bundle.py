@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -21,9 +21,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from data_specs.io.addresses import local_path, redacted
 from data_specs.io.cache import CACHE_FOLDER_VARIABLE, RemoteFile, default_cache
 from data_specs.io.errors import UserError
-from data_specs.io.files import sha256_of, write_atomically, write_text
+from data_specs.io.files import sha256_of, whole_file, write_atomically, write_text
 from data_specs.io.storage import NotFound, RemoteFolder, open_folder
-from train.scoring.int8 import INT8_FILE
 
 CHECKSUMS = "checksums.json"
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
@@ -31,7 +30,7 @@ ONNX, ONNX_INT8 = "model.onnx", "model.int8.onnx"
 CARD, PARITY, PARITY_TEXT = "README.md", "parity.json", "parity.md"
 
 TO_LOAD = (WEIGHTS, DESCRIPTION)
-FILES = (*TO_LOAD, CARD, INT8_FILE, ONNX, ONNX_INT8, PARITY, PARITY_TEXT)
+FILES = (*TO_LOAD, CARD, ONNX, ONNX_INT8, PARITY, PARITY_TEXT)
 """All that a bundle may hold. A name that is not here is never fetched."""
 
 MOST_CHECKSUMS_BYTES = 1 << 16
@@ -130,12 +129,11 @@ class Address(NamedTuple):
 
     folder: str
     name: str | None
-    more: tuple[str, ...] = ()
 
     @property
     def wanted(self) -> tuple[str, ...]:
         """The files to fetch."""
-        return (self.name,) if self.name else (*TO_LOAD, *self.more)
+        return (self.name,) if self.name else TO_LOAD
 
 
 def parse(address: str) -> Address:
@@ -147,23 +145,23 @@ def parse(address: str) -> Address:
     return Address(address, None)
 
 
-def fetch(address: str, more: tuple[str, ...] = ()) -> Path:
-    """A bundle's folder on this machine; or, if the address ends with one, its file.
+def fetch(address: str, name: str | None = None) -> Path:
+    """Return a bundle's folder on this machine; or its file ``name``, or that the address ends in.
 
-    ``https://host/folder``, ``https://host/folder/model.onnx``, ``hf://org/name@revision``; with
-    ``more``, files of the folder besides those that every model is loaded from. What
+    ``https://host/folder``, ``https://host/folder/model.onnx``, ``hf://org/name@revision``. What
     is here already is not fetched again; without a network, what was fetched last is used, and a
     warning says so. ``ValueError`` or ``OSError`` naming the address, without its credentials.
     """
-    place = parse(address)._replace(more=more)
-    if place.folder.startswith(HUB):
-        folder = _from_hub(place)
-    elif place.folder.startswith("file://"):
-        folder = local_path(place.folder)
-        verify(folder, place.wanted)
+    found = parse(address)
+    found = found._replace(name=name or found.name)
+    if found.folder.startswith(HUB):
+        folder = _from_hub(found)
+    elif found.folder.startswith("file://"):
+        folder = local_path(found.folder)
+        verify(folder, found.wanted)
     else:
-        folder = _from_store(place)
-    return folder / place.name if place.name else folder
+        folder = _from_store(found)
+    return folder / found.name if found.name else folder
 
 
 def cache_folder() -> Path:
@@ -172,15 +170,15 @@ def cache_folder() -> Path:
     return (shards if os.environ.get(CACHE_FOLDER_VARIABLE) else shards.parent) / "models"
 
 
-def _from_store(place: Address) -> Path:
-    remote = open_folder(place.folder)
+def _from_store(bundle: Address) -> Path:
+    remote = open_folder(bundle.folder)
     assert isinstance(remote, RemoteFolder)
     data = _checksums_of(remote)
     sums = _parsed(data, remote.shown(CHECKSUMS))
     # By content: a bundle that was exported anew is another folder, and nothing is mixed.
     folder = cache_folder() / hashlib.sha256(data).hexdigest()
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    for name in place.wanted:
+    for name in bundle.wanted:
         _bring(remote, name, sums.entry(name, remote.shown()), folder / name)
     _write_bytes(folder / CHECKSUMS, data)
     return folder
@@ -212,39 +210,30 @@ def _bring(remote: RemoteFolder, name: str, entry: Entry, to: Path) -> None:
 
 
 def _write_bytes(path: Path, data: bytes) -> None:
-    def write(part: Path) -> None:
-        part.write_bytes(data)
-
-    write_atomically(path, write)
+    with whole_file(path) as file:
+        file.write(data)
 
 
 # ---------------------------------------------------------------- the hub
 
 
-def _from_hub(place: Address) -> Path:
+def _from_hub(bundle: Address) -> Path:
     """The hub's own client keeps the files, logs in and works offline; they are verified here."""
-    repository, revision = _repository(place.folder)
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError:
-        raise UserError(
-            f"{redacted(place.folder)}: reading hf:// needs a package: pip install huggingface_hub"
-        ) from None
-    folder = Path(_snapshot(snapshot_download, repository, revision, place.wanted))
-    verify(folder, place.wanted)
-    return folder
+    import huggingface_hub
 
-
-def _snapshot(download: object, repository: str, revision: str | None, names: Sequence[str]) -> str:
-    shown = f"{HUB}{repository}"
+    repository, revision = _repository(bundle.folder)
     try:
-        assert callable(download)
-        return str(download(repository, revision=revision, allow_patterns=[*names, CHECKSUMS]))
+        folder = huggingface_hub.snapshot_download(
+            repository, revision=revision, allow_patterns=[*bundle.wanted, CHECKSUMS]
+        )
     except Exception as error:  # the hub's kinds are its own, and quote addresses
         raise OSError(
-            f"{shown}: cannot be fetched: {type(error).__name__}; check the name, the revision, "
-            "the network and, for a private repository, the hub's token in the environment"
+            f"{HUB}{repository}: cannot be fetched: {type(error).__name__}; check the name, "
+            "the revision, the network and, for a private repository, the hub's token in the "
+            "environment"
         ) from None
+    verify(Path(folder), bundle.wanted)
+    return Path(folder)
 
 
 def _repository(address: str) -> tuple[str, str | None]:

@@ -19,7 +19,7 @@ from data_specs.io.files import sha256_of
 from data_specs.sample import CROP_SAMPLES, SAMPLE_RATE
 from train.audio import Wave
 from train.models.tensors import require_room
-from train.scoring.scorer import Scorer
+from train.scoring.base import Scorer
 from train.scoring.windows import MAX_HOP_SAMPLES
 
 INPUT, OUTPUT = "waves", "mos"
@@ -29,7 +29,7 @@ OPERATIONS = frozenset(
         *("Abs", "Add", "Clip", "Concat", "Conv", "DequantizeLinear", "Div", "Gemm", "Identity"),
         *("LayerNormalization", "LeakyRelu", "MatMul", "Mul", "Pad", "Pow", "QuantizeLinear"),
         *("Reciprocal", "ReduceMax", "ReduceMean", "ReduceSum", "Relu", "Reshape", "Sigmoid"),
-        *("Softmax", "Split", "Sqrt", "Squeeze", "Sub", "Transpose", "Unsqueeze"),
+        *("Slice", "Softmax", "Split", "Sqrt", "Squeeze", "Sub", "Transpose", "Unsqueeze"),
     )
 )
 """Of ONNX: what exported students consist of. None of them loops, or reads another file."""
@@ -157,10 +157,10 @@ class OnnxScorer(Scorer):
         self.session = open_session(path, threads)
         import onnxruntime  # it is there: a session is open
 
-        self.facts = facts_of(self.session.get_modelmeta().custom_metadata_map, path)
-        self.name = f"{self.facts.model} (onnx {self.facts.precision})"
-        self.weights_sha256 = sha256_of(path)
-        self.runtime = f"onnxruntime {onnxruntime.__version__} cpu"
+        self.facts = facts = facts_of(self.session.get_modelmeta().custom_metadata_map, path)
+        name = f"{facts.model} (onnx {facts.precision})"
+        runtime = f"onnxruntime {onnxruntime.__version__} cpu"
+        super().__init__(name, sha256_of(path), runtime, facts.precision)
 
     def score_windows(self, waves: Sequence[Wave]) -> list[float]:
         """See ``Scorer.score_windows``."""

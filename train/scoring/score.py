@@ -2,7 +2,7 @@
 
 Longer clips are scored in windows of 7.68 s, at most 1 s apart, spread evenly; the score is
 the windows' mean (published code). Shorter clips get zeros at their end (published), or are
-repeated (``short="repeat"``, better for small students).
+repeated (``padding="repeat"``, better for small students).
 """
 
 from __future__ import annotations
@@ -28,17 +28,20 @@ from data_specs.sample import CROP_SAMPLES, SAMPLE_RATE
 from train.models.loading import is_teacher, model_in, read_model
 from train.models.memory import keep_freed_memory
 from train.models.precision import PRECISIONS
-from train.models.student import Student, load_v7, v7_weights_path
+from train.models.student import load_v7, v7_weights_path
 from train.models.teacher import load_teacher
+from train.scoring.base import WINDOWS_A_BATCH, Channels, Score, Scorer, Window
+from train.scoring.bundle import CHECKSUMS, ONNX_INT8, fetch, verify_model
 from train.scoring.files import AUDIO_ENDINGS, choose_files, find_files
-from train.scoring.int8 import EXPORT, INT8_FILE, read_int8
-from train.scoring.result import Score, Window
-from train.scoring.scorer import WINDOWS_A_BATCH, Channels, Scorer, TeacherScorer, as_wave
-from train.scoring.table import Settings, Stamp, Table, open_table, rows_of, stamp_of
+from train.scoring.onnx_scorer import OnnxScorer
+from train.scoring.samples import as_wave
+from train.scoring.scorer import StudentScorer, TeacherScorer
+from train.scoring.table import LineTable, Settings, Stamp, open_table, rows_of, stamp_of
 from train.scoring.windows import (
     MAX_HOP_SAMPLES,
     MIN_SAMPLES,
     Mode,
+    Padding,
     Short,
     window_count,
     window_starts,
@@ -52,9 +55,11 @@ __all__ = [
     "WINDOWS_A_BATCH",
     "Channels",
     "Mode",
+    "Padding",
     "Score",
     "Scorer",
     "Short",
+    "StudentScorer",
     "TeacherScorer",
     "Window",
     "as_wave",
@@ -68,10 +73,11 @@ __all__ = [
 DONE, SOME_FAILED, NONE_SCORED = 0, 1, 2
 """Exit codes of ``python -m train score``."""
 
-FAILURES_TOLD = 20
+FAILURES_NAMED = 20
 """Files that could not be scored and are named at the end; all are in the table."""
 
 INT8 = "int8"
+EXPORT = "python -m train export --int8 --calibrate SHARDS --model MODEL --out BUNDLE"
 
 WINDOW_SECONDS = CROP_SAMPLES / SAMPLE_RATE
 
@@ -91,33 +97,24 @@ def load(model: str | Path, device: str = "cpu", precision: str = "fp32") -> Sco
     if precision == INT8:
         return _load_int8(str(model), device)
     if str(model) == "v7":
-        return Scorer(load_v7(), "v7", sha256_of(v7_weights_path()), device, precision)
+        return StudentScorer(load_v7(), "v7", sha256_of(v7_weights_path()), device, precision)
     if "://" in str(model):
         # The address may carry credentials, and names go into tables, cards and files of models.
-        return _load_path(_fetched(str(model)), redacted(str(model)), device, precision)
+        return _load_path(fetch(str(model)), redacted(str(model)), device, precision)
     return _load_path(Path(model), str(model), device, precision)
 
 
 def _load_int8(model: str, device: str) -> Scorer:
-    """The student of a bundle with its int8 convolutions; the hash is that of their file."""
-    folder = _fetched(model, int8=True) if "://" in model else Path(model)
+    """The int8 file of a bundle."""
+    name = redacted(model)
     if device != "cpu":
         raise UserError(f"precision int8 is for CPUs; on {device} take auto")
-    name = redacted(model)
-    if model == "v7" or not folder.is_dir():
+    if "://" not in model and (model == "v7" or not Path(model).is_dir()):
         raise UserError(f"precision int8: {name} is no bundle's folder: make one: {EXPORT}")
-    scorer = _load_path(folder, name, device, "fp32")
-    student = student_in(scorer)
-    _hold_to_checksums(folder / INT8_FILE)
-    int8 = read_int8(folder, student, sha256_of(model_in(folder)))
-    sha256 = sha256_of(folder / INT8_FILE)
-    return Scorer(student, name, sha256, device, "auto", int8, scorer.parameters)
-
-
-def _fetched(address: str, int8: bool = False) -> Path:
-    from train.scoring.bundle import fetch  # only who gives an address needs it
-
-    return fetch(address, (INT8_FILE,) if int8 else ())
+    path = fetch(model, ONNX_INT8) if "://" in model else Path(model) / ONNX_INT8
+    if not path.is_file():
+        raise UserError(f"{path} is missing: int8 is calibrated on real clips: {EXPORT}")
+    return _load_path(path, name, device, "fp32")
 
 
 def _load_path(path: Path, name: str, device: str, precision: str) -> Scorer:
@@ -129,70 +126,37 @@ def _load_path(path: Path, name: str, device: str, precision: str) -> Scorer:
         raise UserError(f"{path}: no such model; give v7, a run folder, a model file or a teacher")
     _hold_to_checksums(path)
     if path.suffix == ".onnx":
-        from train.scoring.onnx_scorer import (
-            OnnxScorer,  # only who gives such a file needs onnxruntime
-        )
-
         return OnnxScorer(path)
     student, parameters = read_model(path)
-    return Scorer(student, name, sha256_of(path), device, precision, parameters=parameters)
-
-
-def student_in(scorer: Scorer) -> Student:
-    """The student that scores, to go on with; ``ValueError`` for a scorer that is none."""
-    network = getattr(scorer, "network", None)
-    if not isinstance(network, Student):
-        raise UserError(f"{scorer.name}: is not a student: give v7, or a run or model of one")
-    return network
+    return StudentScorer(student, name, sha256_of(path), device, precision, parameters)
 
 
 def _hold_to_checksums(path: Path) -> None:
     """A bundle's file is what the bundle's checksums say; other files have none beside them."""
-    if (path.parent / "checksums.json").is_file():
-        from train.scoring.bundle import verify_model  # only who has a bundle needs it
-
+    if (path.parent / CHECKSUMS).is_file():
         verify_model(path)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``python -m train score``."""
-    parser.add_argument(
-        "paths", nargs="+", help="files, folders, globs, .txt lists, - for a list on standard input"
-    )
-    parser.add_argument(
-        "--model", default="v7", help="v7, a run folder, a model file, an address, or a teacher"
-    )
-    parser.add_argument(
-        "--out",
-        type=path_here,
-        required=True,
-        help=".csv, .jsonl or .parquet; scored files are skipped",
-    )
-    parser.add_argument("--short", choices=get_args(Short), default="zero")
-    parser.add_argument(
-        "--mode",
-        choices=get_args(Mode),
-        default="exact",
-        help="fast: the windows of long clips share their convolutions; close, not equal",
-    )
-    parser.add_argument(
-        "--channels", choices=get_args(Channels), default="mono", help="mono: the first channel"
-    )
-    parser.add_argument("--curve", action="store_true", help="a row for every window, too")
-    parser.add_argument(
-        "--precision",
-        choices=(*PRECISIONS, INT8),
-        default="fp32",
-        help="auto: bf16 where it is fast; int8: of a bundle exported with --int8",
-    )
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument(
-        "--batch-seconds",
-        type=float,
-        default=WINDOWS_A_BATCH * WINDOW_SECONDS,
-        help="audio that is scored at a time",
-    )
-    parser.add_argument("--threads", type=int, help="default: all cores")
+    add, a_batch = parser.add_argument, WINDOWS_A_BATCH * WINDOW_SECONDS
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    add("paths", nargs="+", help="files, folders, globs, .txt lists, - for a list on stdin")
+    add("--model", default="v7", help="v7, a run folder, a model file, an address, or a teacher")
+    table = ".csv, .jsonl or .parquet; what it holds already is not scored again"
+    add("--out", type=path_here, required=True, help=table)
+    padding = "how clips under 7.68 s are padded"
+    add("--short", choices=get_args(Padding), default="zero", help=padding)
+    fast = "fast: the windows of long clips share their convolutions; close, not equal"
+    add("--mode", choices=get_args(Mode), default="exact", help=fast)
+    channels = get_args(Channels)
+    add("--channels", choices=channels, default="mono", help="mono: the first channel")
+    add("--curve", action="store_true", help="a row for every window, too")
+    auto = "auto: bf16 where it is fast; int8: of a bundle exported with --int8"
+    add("--precision", choices=(*PRECISIONS, INT8), default="fp32", help=auto)
+    add("--device", default=device)
+    add("--batch-seconds", type=float, default=a_batch, help="audio that is scored at a time")
+    add("--threads", type=int, help="default: all cores")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -220,24 +184,18 @@ def run(args: argparse.Namespace) -> int:
         if gone:
             print(f"warning: {gone}", file=sys.stderr)
     tell_left_out("folders", chosen.harmless())
-    status = _tell(len(files) - len(todo), len(todo) - len(failed), [*failed, *errors], args.out)
+    status = _report(len(files) - len(todo), len(todo) - len(failed), [*failed, *errors], args.out)
     return max(status, SOME_FAILED) if gone else status
 
 
 def _settings(scorer: Scorer, args: argparse.Namespace) -> Settings:
-    return Settings(
-        scorer.weights_sha256,
-        scorer.version,
-        scorer.precision,
-        args.mode,
-        args.short,
-        args.channels,
-        "yes" if args.curve else "no",
-    )
+    made_by = scorer.weights_sha256, scorer.version, scorer.precision
+    curve = "yes" if args.curve else "no"
+    return Settings(*made_by, args.mode, args.short, args.channels, curve)
 
 
 def _leave_out(
-    table: Table, scorer: Scorer, settings: Settings, lost: dict[Path, str]
+    table: LineTable, scorer: Scorer, settings: Settings, lost: dict[Path, str]
 ) -> list[LeftOut]:
     """Put what cannot be scored in the table, too; returns what is wrong with each."""
     for path, reason in lost.items():
@@ -247,7 +205,7 @@ def _leave_out(
 
 
 def _score_into(
-    table: Table,
+    table: LineTable,
     scorer: Scorer,
     settings: Settings,
     todo: dict[Path, Stamp],
@@ -266,24 +224,24 @@ def _score_into(
 
 def _with_progress(scores: Iterator[Score], files: int) -> Iterator[tuple[Path, Sequence[Score]]]:
     """The scores file by file; a bar shows files and how many times real time is reached."""
-    heard_seconds = 0.0
+    scored_seconds = 0.0
     with progress_bar(total=files, unit="file", desc="score") as bar:
         for path, group in itertools.groupby(scores, lambda score: score.path):
             of_file = list(group)
             assert path is not None  # these are scores of files
             yield path, of_file
-            heard_seconds += sum(score.seconds or 0.0 for score in of_file)
+            scored_seconds += sum(score.seconds or 0.0 for score in of_file)
             bar.update()
             elapsed = max(bar.format_dict["elapsed"], 1e-9)
-            bar.set_postfix_str(f"{heard_seconds / elapsed:.1f}x real time")
+            bar.set_postfix_str(f"{scored_seconds / elapsed:.1f}x real time")
 
 
-def _tell(before: int, scored: int, errors: Sequence[LeftOut], out: Path) -> int:
+def _report(before: int, scored: int, errors: Sequence[LeftOut], out: Path) -> int:
     """Say how it went; returns the exit code."""
-    for error in errors[:FAILURES_TOLD]:
+    for error in errors[:FAILURES_NAMED]:
         print(printable(f"not scored: {error.path}: {error.reason}"), file=sys.stderr)
-    if len(errors) > FAILURES_TOLD:
-        print(f"and {len(errors) - FAILURES_TOLD} more: see {out}", file=sys.stderr)
+    if len(errors) > FAILURES_NAMED:
+        print(f"and {len(errors) - FAILURES_NAMED} more: see {out}", file=sys.stderr)
     kinds = [LeftOut("", error.reason.removeprefix(UNREADABLE)) for error in errors]
     why = f" ({counts(kinds)})" if errors else ""
     print(f"{scored} scored, {before} scored before, {len(errors)} not{why}: {out}")

@@ -9,50 +9,29 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
-from typing import IO, Any, NamedTuple, Protocol
+from typing import IO, Any, NamedTuple
 
 from data_specs.io.errors import UserError
 from data_specs.io.files import lock, whole_file, write_atomically
 from data_specs.io.names import cell, plain
-from train.scoring.result import Score
-
-TEXT, WHOLE, REAL = "text", "whole", "real"
-
-COLUMNS: dict[str, str] = {
-    "path": TEXT,
-    "mos": REAL,
-    "seconds": REAL,
-    "channel": WHOLE,
-    "scope": TEXT,
-    "start_seconds": REAL,
-    "end_seconds": REAL,
-    "model": TEXT,
-    "weights_sha256": TEXT,
-    "version": TEXT,
-    "precision": TEXT,
-    "mode": TEXT,
-    "short": TEXT,
-    "channels": TEXT,
-    "curve": TEXT,
-    "file_bytes": WHOLE,
-    "file_mtime_ns": WHOLE,
-    "rows": WHOLE,
-    "error": TEXT,
-}
-"""``scope`` is "clip" or "window"; ``rows`` is how many rows the file has from one run."""
+from train.scoring.base import Score
 
 Row = dict[str, Any]
 
+ROWS_AT_A_TIME = 10_000
+"""Rows that are in memory while a Parquet table is written."""
+
 
 class Settings(NamedTuple):
-    """What, besides the file, decides a score."""
+    """What, besides the file, decides a score; ``short`` is how short clips are padded."""
 
     weights_sha256: str
     version: str
@@ -70,8 +49,17 @@ class Stamp(NamedTuple):
     file_mtime_ns: int | None
 
 
+COLUMNS: dict[str, type] = {
+    **{"path": str, "mos": float, "seconds": float, "channel": int, "scope": str},
+    **{"start_seconds": float, "end_seconds": float, "model": str},
+    **dict.fromkeys(Settings._fields, str),
+    **{"file_bytes": int, "file_mtime_ns": int, "rows": int, "error": str},
+}
+"""``scope`` is "clip" or "window"; ``rows`` is how many rows the file has from one run."""
+
+
 def stamp_of(path: Path) -> Stamp:
-    """The stamp of a file; empty where there is none."""
+    """Return the stamp of a file; empty where there is none."""
     try:
         about = path.stat()
     except OSError:
@@ -80,81 +68,42 @@ def stamp_of(path: Path) -> Stamp:
 
 
 def rows_of(path: Path, scores: Sequence[Score], settings: Settings, stamp: Stamp) -> list[Row]:
-    """All rows of one file: for each channel the clip's and, with a curve, its windows'."""
+    """Return all rows of one file: for each channel the clip's and, with a curve, its windows'."""
+    same = {"path": str(path)} | settings._asdict() | stamp._asdict()
     rows: list[Row] = []
     for score in scores:
-        same = {"path": str(path), "channel": score.channel, "model": score.model}
-        same |= {"error": score.error}
-        same |= settings._asdict() | stamp._asdict()
         end = None if score.mos is None else score.seconds
-        start = None if end is None else 0.0
-        rows.append(same | _heard("clip", score.mos, score.seconds, start, end))
+        found = [("clip", None if end is None else 0.0, end, score.mos)]
         if settings.curve == "yes":
-            for window in score.windows:
-                rows.append(same | _heard("window", window.mos, score.seconds, *window[:2]))
+            found += [("window", *window) for window in score.windows]
+        of_score = {"channel": score.channel, "model": score.model, "error": score.error}
+        of_score["seconds"] = _rounded(score.seconds, 3)
+        for scope, start, until, mos in found:
+            extent = {"start_seconds": _rounded(start, 4), "end_seconds": _rounded(until, 4)}
+            rows.append(same | of_score | extent | {"scope": scope, "mos": _rounded(mos, 6)})
     return [{name: (row | {"rows": len(rows)})[name] for name in COLUMNS} for row in rows]
 
 
-def _heard(
-    scope: str, mos: float | None, seconds: float | None, start: float | None, end: float | None
-) -> Row:
-    return {
-        "scope": scope,
-        "mos": None if mos is None else round(mos, 6),
-        "seconds": None if seconds is None else round(seconds, 3),
-        "start_seconds": None if start is None else round(start, 4),
-        "end_seconds": None if end is None else round(end, 4),
-    }
+def _rounded(value: float | None, digits: int) -> float | None:
+    return None if value is None else round(value, digits)
 
 
-class Table(Protocol):
-    """An open table."""
-
-    def is_done(self, path: Path, settings: Settings, stamp: Stamp) -> bool:
-        """Whether the file, as it is, has its scores under these settings."""
-
-    def append(self, rows: Sequence[Row]) -> None:
-        """Add all rows of one file."""
-
-    def close(self) -> str:
-        """Make the table whole; says what was lost, or moved, if somebody removed it meanwhile."""
+Key = tuple[str, Settings]
+ScoredAs = tuple[Stamp, str | None]
+"""What a file was when it was scored, and why that failed."""
 
 
-class _Done:
-    """What is in a table: the last stamp of every file and settings, and what failed how."""
-
-    def __init__(self) -> None:
-        self.stamps: dict[tuple[str, Settings], tuple[Stamp, str | None]] = {}
-
-    def take(self, rows: Sequence[Row]) -> None:
-        stamp, errors = _stamp_in(rows[0]), [row["error"] for row in rows if row["error"]]
-        self.stamps[_key(rows[0])] = stamp, (errors[0] if errors else None)
-
-    def has(self, path: Path, settings: Settings, stamp: Stamp) -> bool:
-        return self.stamps.get((str(path), settings)) == (stamp, None)
-
-    def failed_so(self, rows: Sequence[Row]) -> bool:
-        """Whether exactly this failure stands there already."""
-        error = rows[0]["error"]
-        return bool(error) and self.stamps.get(_key(rows[0])) == (_stamp_in(rows[0]), error)
-
-    def contains(self, rows: Sequence[Row]) -> bool:
-        """Whether these very rows were taken: same file, settings, stamp, outcome."""
-        errors = [row["error"] for row in rows if row["error"]]
-        outcome = _stamp_in(rows[0]), (errors[0] if errors else None)
-        return self.stamps.get(_key(rows[0])) == outcome
-
-
-def _key(row: Row) -> tuple[str, Settings]:
+def _key(row: Row) -> Key:
     return row["path"], Settings(*(row[name] for name in Settings._fields))
 
 
-def _stamp_in(row: Row) -> Stamp:
-    return Stamp(row["file_bytes"], row["file_mtime_ns"])
+def _outcome(rows: Sequence[Row]) -> ScoredAs:
+    errors = (row["error"] for row in rows if row["error"])
+    return Stamp(rows[0]["file_bytes"], rows[0]["file_mtime_ns"]), next(errors, None)
 
 
-def open_table(path: Path) -> Table:
-    """The table at ``path``, made if it is not there; the ending says which kind.
+def open_table(path: Path) -> LineTable:
+    """Open the table at ``path``, made if it is not there; the ending says which kind.
 
     ``ValueError`` for another ending or folder, a file that is no such table, one that another
     run writes to, and for Parquet where pyarrow is missing.
@@ -169,30 +118,55 @@ def open_table(path: Path) -> Table:
 
 
 class LineTable:
-    """CSV or JSON lines, appended to."""
+    """CSV or JSON lines, appended to; locked from here to ``close``."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.is_csv = path, path.suffix == ".csv"
-        self.done = _Done()
-        self.lost = ""
-        """What became of the table where somebody removed or replaced it meanwhile."""
+        self.outcomes: dict[Key, ScoredAs] = {}
+        """The last outcome of every file and settings in the table."""
         self.file = _opened(path)
         try:
             self._resume()
         except BaseException:
-            self.file.close()
+            self._let_go()
             raise
 
-    def groups(self) -> Iterator[tuple[list[Row], int]]:
-        """(all rows of one file, where they end) for every file that is whole in the table."""
-        return _groups(self.path, self.file, _csv_rows if self.is_csv else _json_rows)
+    def is_done(self, path: Path, settings: Settings, stamp: Stamp) -> bool:
+        """Whether the file, as it is, has its scores under these settings."""
+        return self.outcomes.get((str(path), settings)) == (stamp, None)
+
+    def append(self, rows: Sequence[Row]) -> None:
+        """Add all rows of one file; a failure that stands there already is not written again."""
+        key, outcome = _key(rows[0]), _outcome(rows)
+        if rows[0]["error"] and self.outcomes.get(key) == outcome:
+            return
+        self._write(b"".join(map(_csv_line if self.is_csv else _json_line, rows)))
+        self.outcomes[key] = outcome
+
+    def close(self) -> str:
+        """Make the table whole; say what was moved, if somebody removed it meanwhile."""
+        lost = ""
+        try:
+            with _named_errors(self.path):
+                os.fsync(self.file.fileno())
+            if not _is_open_at(self.file, self.path):
+                target, lost = _path_after_loss(self.path)
+                self.file.seek(0)
+                with whole_file(target) as copy:
+                    shutil.copyfileobj(self.file, copy)
+        finally:
+            self._let_go()
+        return lost
+
+    def _let_go(self) -> None:
+        self.file.close()
 
     def _resume(self) -> None:
         """Take what is whole, cut off the rest; an empty CSV gets its first line."""
-        head = _csv_line(list(COLUMNS)) if self.is_csv else b""
-        end = 0
-        for rows, end in self.groups():  # noqa: B007, the last end
-            self.done.take(rows)
+        head = _csv_line({name: name for name in COLUMNS}) if self.is_csv else b""
+        lines, end = _Lines(self.file), 0
+        for rows in lines.groups(self.path, _csv_rows if self.is_csv else _json_rows):
+            self.outcomes[_key(rows[0])], end = _outcome(rows), lines.end
         if not end:
             self._require_ours(head or _json_line(dict.fromkeys(COLUMNS))[:8])
             end = len(head) if os.pread(self.file.fileno(), len(head), 0) == head else 0
@@ -202,56 +176,106 @@ class LineTable:
 
     def _require_ours(self, head: bytes) -> None:
         """Refuse to cut off what no run of ours can have left: it begins otherwise."""
-        begin = os.pread(self.file.fileno(), len(head), 0)
-        if not head.startswith(begin):
+        if not head.startswith(os.pread(self.file.fileno(), len(head), 0)):
             raise UserError(f"{self.path}: not a table of scores; give another --out")
 
-    def is_done(self, path: Path, settings: Settings, stamp: Stamp) -> bool:
-        """See ``Table``."""
-        return self.done.has(path, settings, stamp)
-
-    def append(self, rows: Sequence[Row]) -> None:
-        """See ``Table``; a failure that stands there already is not written again."""
-        if self.done.failed_so(rows):
-            return
-        text = b"".join(
-            _csv_line(list(row.values())) if self.is_csv else _json_line(row) for row in rows
-        )
-        self._write(text)
-        self.done.take(rows)
-
     def _write(self, text: bytes) -> None:
-        self.keep()
         with _named_errors(self.path):
             while text:
                 text = text[self.file.write(text) :]
 
-    def keep(self) -> None:
-        """Where the table is no longer under its name, go on with a copy of what is open."""
-        if _is_open_at(self.file, self.path):
-            return
-        place = _own_name(self.path) if self.path.exists() else self.path
-        self.lost = _lost(self.path, place)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        self.file.seek(0)
-        with whole_file(place) as copy:
-            shutil.copyfileobj(self.file, copy)
-        self.file.close()
-        self.file, self.path = _opened(place), place
+
+class ParquetTable(LineTable):
+    """Parquet; what a run adds is in ``.NAME.jsonl`` beside it until the run ends.
+
+    The journal's lock is held until then: whoever waits for it then reads all rows.
+    """
+
+    def __init__(self, path: Path) -> None:
+        _pyarrow()
+        self.table = path
+        self.stored: IO[bytes] | None = None
+        super().__init__(path.with_name(f".{path.name}.jsonl"))
 
     def close(self) -> str:
-        """See ``Table``."""
+        """See ``LineTable.close``: old rows and the journal's become one file, the journal goes."""
+        target, lost = self.table, ""
         try:
-            self.keep()
-            with _named_errors(self.path):
-                os.fsync(self.file.fileno())
+            as_opened = _is_open_at(self.stored, target) if self.stored else not target.exists()
+            journal_is_there = _is_open_at(self.file, self.path)
+            if not (as_opened and journal_is_there):
+                target, lost = _path_after_loss(target, as_opened)
+            if self.file.seek(0, io.SEEK_END) or not target.exists():
+                write_atomically(target, self._write_all)
+            if journal_is_there:
+                self.path.unlink()
         finally:
-            self.file.close()
-        return self.lost
+            self._let_go()
+        return lost
+
+    def _let_go(self) -> None:
+        super()._let_go()
+        if self.stored:
+            self.stored.close()
+
+    def _resume(self) -> None:
+        self.stored = self.table.open("rb") if self.table.exists() else None
+        for rows in _groups(self._stored_rows()):
+            self.outcomes[_key(rows[0])] = _outcome(rows)
+        self.stored_outcomes = dict(self.outcomes)
+        super()._resume()
+
+    def _stored_rows(self) -> Iterator[Row]:
+        if not self.stored:
+            return
+        self.stored.seek(0)
+        try:
+            with _pyarrow()[1].ParquetFile(self.stored) as file:
+                if file.schema_arrow.names != list(COLUMNS):
+                    raise UserError("its columns are others")
+                for batch in file.iter_batches():
+                    yield from batch.to_pylist()
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self.table}: not a table of scores: {error}") from error
+
+    def _new_rows(self) -> Iterator[Row]:
+        for rows in _Lines(self.file).groups(self.path, _json_rows):
+            # Else: a run was killed between the rename and the unlink.
+            if self.stored_outcomes.get(_key(rows[0])) != _outcome(rows):
+                yield from rows
+
+    def _write_all(self, temporary: Path) -> None:
+        arrow, parquet = _pyarrow()
+        kinds = {str: arrow.string(), int: arrow.int64(), float: arrow.float64()}
+        schema = arrow.schema([(name, kinds[kind]) for name, kind in COLUMNS.items()])
+        rows = map(_in_unicode, itertools.chain(self._stored_rows(), self._new_rows()))
+        with parquet.ParquetWriter(temporary, schema) as writer:
+            while some := list(itertools.islice(rows, ROWS_AT_A_TIME)):
+                writer.write_table(arrow.Table.from_pylist(some, schema=schema))
+
+
+def _in_unicode(row: Row) -> Row:
+    """Replace what is no Unicode in a file name: Parquet holds nothing else."""
+    return {
+        name: value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
+        for name, value in row.items()
+    }
+
+
+def _pyarrow() -> tuple[Any, Any]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise UserError("a .parquet table needs pyarrow: pip install pyarrow") from error
+    return pyarrow, pyarrow.parquet
+
+
+# --- files that are open --------------------------------------------------------------------------
 
 
 def _opened(path: Path) -> FileIO:
-    """The file at ``path``, made if it is not there, locked for as long as it is open.
+    """Open the file at ``path``, made if it is not there, locked for as long as it is open.
 
     ``UserError`` where another run holds it.
     """
@@ -267,13 +291,21 @@ def _opened(path: Path) -> FileIO:
         file.close()  # whoever held it removed it, as a journal is, or replaced it
 
 
-def _own_name(path: Path) -> Path:
-    """A name beside ``path``, which is another's now."""
-    return path.with_stem(f"{path.stem}.{os.getpid()}")
+def _is_open_at(file: IO[bytes] | FileIO, path: Path) -> bool:
+    """Whether an open file is the one that has this name."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
-def _lost(path: Path, place: Path) -> str:
-    return f"{path}: was removed or replaced while it was written; its rows are in {place}"
+def _path_after_loss(path: Path, is_ours: bool = False) -> tuple[Path, str]:
+    """Where a table goes whose file was removed or replaced, and what to say of that."""
+    new = path
+    if path.exists() and not is_ours:
+        new = path.with_stem(f"{path.stem}.{os.getpid()}")
+    new.parent.mkdir(parents=True, exist_ok=True)
+    return new, f"{path}: was removed or replaced while it was written; its rows are in {new}"
 
 
 @contextmanager
@@ -285,129 +317,13 @@ def _named_errors(path: Path) -> Iterator[None]:
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
-def _is_open_at(file: IO[bytes] | FileIO, path: Path) -> bool:
-    """Whether an open file is the one that has this name."""
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except FileNotFoundError:
-        return False
+# --- rows as lines --------------------------------------------------------------------------------
 
 
-class ParquetTable:
-    """Parquet; what a run adds is in ``.NAME.jsonl`` beside it until the run ends."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.done = _Done()
-        _pyarrow()
-        self.journal = LineTable(path.with_name(f".{path.name}.jsonl"))
-        self.stored = path.open("rb") if path.exists() else None
-        try:
-            for rows in self._stored():
-                self.done.take(rows)
-        except BaseException:
-            self._let_go()
-            raise
-
-    def is_done(self, path: Path, settings: Settings, stamp: Stamp) -> bool:
-        """See ``Table``."""
-        newer = self.journal.done.stamps.get((str(path), settings))
-        if newer is not None:
-            return newer == (stamp, None)
-        return self.done.has(path, settings, stamp)
-
-    def append(self, rows: Sequence[Row]) -> None:
-        """See ``Table``."""
-        if not self.done.failed_so(rows):
-            self.journal.append(rows)
-
-    def close(self) -> str:
-        """See ``Table``: the old rows and the journal's become one file, then the journal goes.
-
-        The journal's lock is held until then: whoever waits for it then reads all rows.
-        """
-        try:
-            self.journal.keep()
-            place, lost = self._place()
-            if self.journal.done.stamps or not place.exists():
-                write_atomically(place, self._write_all)
-            self.journal.path.unlink()
-        finally:
-            self._let_go()
-        return lost
-
-    def _place(self) -> tuple[Path, str]:
-        """Where the table goes, and what to say if that is not as it was when it was opened."""
-        there = self.path.exists()
-        same = _is_open_at(self.stored, self.path) if self.stored else not there
-        if same and not self.journal.lost:
-            return self.path, ""
-        place = self.path if same or not there else _own_name(self.path)
-        return place, _lost(self.path, place)
-
-    def _let_go(self) -> None:
-        self.journal.file.close()
-        if self.stored:
-            self.stored.close()
-
-    def _stored(self) -> Iterator[list[Row]]:
-        _, parquet = _pyarrow()
-        if not self.stored:
-            return
-        self.stored.seek(0)
-        try:
-            with parquet.ParquetFile(self.stored) as file:
-                if file.schema_arrow.names != list(COLUMNS):
-                    raise UserError("its columns are others")
-                rows = (row for batch in file.iter_batches() for row in batch.to_pylist())
-                yield from _whole_groups(rows)
-        except (OSError, ValueError) as error:
-            raise UserError(f"{self.path}: not a table of scores: {error}") from error
-
-    def _write_all(self, temporary: Path) -> None:
-        arrow, parquet = _pyarrow()
-        kinds = {TEXT: arrow.string(), WHOLE: arrow.int64(), REAL: arrow.float64()}
-        schema = arrow.schema([(name, kinds[kind]) for name, kind in COLUMNS.items()])
-        with parquet.ParquetWriter(temporary, schema) as writer:
-            for rows in _in_lots(self._all()):
-                plain = [{k: _unicode(v) for k, v in row.items()} for row in rows]
-                writer.write_table(arrow.Table.from_pylist(plain, schema=schema))
-
-    def _all(self) -> Iterator[Row]:
-        for rows in self._stored():
-            yield from rows
-        for rows, _ in self.journal.groups():
-            if not self.done.contains(rows):  # else: killed between the rename and the unlink
-                yield from rows
-
-
-def _unicode(value: Any) -> Any:
-    """Parquet holds Unicode only: of a file name that is not UTF-8, what is none is replaced."""
-    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
-
-
-def _in_lots(rows: Iterable[Row], lot: int = 10_000) -> Iterator[list[Row]]:
-    held: list[Row] = []
-    for row in rows:
-        held.append(row)
-        if len(held) == lot:
-            yield held
-            held = []
-    yield held
-
-
-def _pyarrow() -> tuple[Any, Any]:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise UserError("a .parquet table needs pyarrow: pip install pyarrow") from error
-    return pyarrow, pyarrow.parquet
-
-
-def _csv_line(values: Sequence[Any]) -> bytes:
+def _csv_line(row: Row) -> bytes:
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerow("" if v is None else cell(v) for v in values)
+    values = ("" if value is None else cell(value) for value in row.values())
+    csv.writer(text, lineterminator="\n").writerow(values)
     return text.getvalue().encode("utf-8", "surrogateescape")
 
 
@@ -431,25 +347,37 @@ class _Lines:
                 self.number += 1
                 yield line.decode("utf-8", "surrogateescape")
 
+    def groups(
+        self, path: Path, parse: Callable[[Iterator[str]], Iterator[Row]]
+    ) -> Iterator[list[Row]]:
+        """All rows of one file, for every file that is whole. ``UserError`` naming a bad line."""
+        try:
+            yield from _groups(parse(iter(self)))
+        except (ValueError, csv.Error, KeyError) as error:
+            if isinstance(error, csv.Error) and "unexpected end" in str(error):
+                return  # torn within quotes
+            raise UserError(
+                f"{path}: line {self.number}: {error}; give another --out, or repair it"
+            ) from error
 
-def _csv_rows(lines: _Lines) -> Iterator[Row]:
-    reader = csv.reader(iter(lines), strict=True)
+
+def _csv_rows(lines: Iterator[str]) -> Iterator[Row]:
+    reader = csv.reader(lines, strict=True)
     header = next(reader, None)
     if header is not None and header != list(COLUMNS):
         raise UserError("its first line is not that of a table of scores")
     for values in reader:
-        yield {
-            name: _value(text, COLUMNS[name]) for name, text in zip(COLUMNS, values, strict=True)
-        }
+        pairs = zip(COLUMNS.items(), values, strict=True)
+        yield {name: _value(text, kind) for (name, kind), text in pairs}
 
 
-def _value(text: str, kind: str) -> Any:
+def _value(text: str, kind: type) -> Any:
     if not text:
         return None
-    return plain(text) if kind == TEXT else int(text) if kind == WHOLE else float(text)
+    return plain(text) if kind is str else kind(text)
 
 
-def _json_rows(lines: _Lines) -> Iterator[Row]:
+def _json_rows(lines: Iterator[str]) -> Iterator[Row]:
     for line in lines:
         row = json.loads(line)
         if not isinstance(row, dict) or list(row) != list(COLUMNS):
@@ -457,28 +385,12 @@ def _json_rows(lines: _Lines) -> Iterator[Row]:
         yield row
 
 
-def _groups(path: Path, file: FileIO, parse: Any) -> Iterator[tuple[list[Row], int]]:
-    lines = _Lines(file)
-    held: list[Row] = []
-    try:
-        for row in parse(lines):
-            if held and _key(held[0]) != _key(row):
-                held = []
-            held.append(row)
-            if len(held) == row["rows"]:
-                yield held, lines.end
-                held = []
-    except (ValueError, csv.Error, KeyError) as error:
-        if isinstance(error, csv.Error) and "unexpected end" in str(error):
-            return  # torn within quotes
-        raise UserError(
-            f"{path}: line {lines.number}: {error}; give another --out, or repair it"
-        ) from error
-
-
-def _whole_groups(rows: Iterable[Row]) -> Iterator[list[Row]]:
+def _groups(rows: Iterable[Row]) -> Iterator[list[Row]]:
+    """Gather the rows of one file each; those of a file that lacks some are left out."""
     held: list[Row] = []
     for row in rows:
+        if held and _key(held[0]) != _key(row):
+            held = []
         held.append(row)
         if len(held) == row["rows"]:
             yield held

@@ -1,11 +1,11 @@
-"""Where a clip is heard: windows of 7.68 s, at most 1 s apart, spread evenly (published code)."""
+"""Where a clip is scored: windows of 7.68 s, at most 1 s apart, spread evenly (published code)."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -13,7 +13,12 @@ from data_specs.io.errors import UserError
 from data_specs.sample import CROP_SAMPLES
 from train.audio import Clip, Wave
 
-Short = Literal["zero", "repeat"]
+Padding = Literal["zero", "repeat"]
+"""Of a clip shorter than a window: zeros at its end (published), or the clip again."""
+
+Short = Padding
+"""As evaluation and the option ``--short`` call it."""
+
 Mode = Literal["exact", "fast"]
 
 MAX_HOP_SAMPLES = 16_000
@@ -30,7 +35,7 @@ LEVELS_ALIKE = 4.0
 
 
 @dataclass(frozen=True)
-class Part:
+class WindowGroup:
     """Samples (T,) at 16 kHz and the windows in them: one, or several that share convolutions.
 
     ``offsets`` are where the windows start in the samples, ``starts`` where in the clip.
@@ -43,18 +48,11 @@ class Part:
     """What stands for the windows' own peaks, where they share convolutions."""
 
 
-def checked_short(short: Short) -> Short:
-    """``ValueError`` for a way with short clips that is not known."""
-    if short not in get_args(Short):
-        raise UserError(f"short={short!r}: known are {', '.join(get_args(Short))}")
-    return short
-
-
-def checked_mode(mode: Mode) -> Mode:
-    """``ValueError`` for a mode that is not known."""
-    if mode not in get_args(Mode):
-        raise UserError(f"mode={mode!r}: known are {', '.join(get_args(Mode))}")
-    return mode
+def checked(name: str, value: str, kind: Any) -> str:
+    """Return a setting; ``ValueError`` where it is none of its ``Literal``'s values."""
+    if value not in get_args(kind):
+        raise UserError(f"{name}={value!r}: known are {', '.join(get_args(kind))}")
+    return value
 
 
 def window_count(samples: int) -> int:
@@ -68,16 +66,18 @@ def window_starts(samples: int, grid: int = 1) -> list[int]:
     Moved by half of ``grid`` at most, the last by less than ``grid``: it must end in the clip.
     """
     missing = max(0, samples - CROP_SAMPLES)
-    starts = [int(place * missing) for place in np.linspace(0, 1, window_count(samples))]
+    starts = [int(share * missing) for share in np.linspace(0, 1, window_count(samples))]
     last = missing // grid * grid
     return [min(round(start / grid) * grid, last) for start in starts]
 
 
-def windows(wave_T: Wave, short: Short = "zero") -> Iterator[Wave]:
+def windows(wave_T: Wave, padding: Padding = "zero") -> Iterator[Wave]:
     """The windows (122880,) of a 16 kHz clip, as the published code cuts them."""
     missing = CROP_SAMPLES - len(wave_T)
     if missing > 0:
-        yield (np.pad(wave_T, (0, missing)) if short == "zero" else np.resize(wave_T, CROP_SAMPLES))
+        yield (
+            np.pad(wave_T, (0, missing)) if padding == "zero" else np.resize(wave_T, CROP_SAMPLES)
+        )
         return
     for start in window_starts(len(wave_T)):
         yield wave_T[start : start + CROP_SAMPLES]
@@ -105,13 +105,13 @@ def cut(clip: Clip, starts: Iterable[int]) -> Iterator[tuple[int, Wave]]:
         pass
 
 
-def exact_parts(clip: Clip) -> Iterator[Part]:
+def exact_parts(clip: Clip) -> Iterator[WindowGroup]:
     """Every window by itself."""
     for start, window_T in cut(clip, window_starts(clip.samples)):
-        yield Part(window_T, (0,), (start,))
+        yield WindowGroup(window_T, (0,), (start,))
 
 
-def shared_parts(clip: Clip, grid: int) -> Iterator[Part]:
+def shared_parts(clip: Clip, grid: int) -> Iterator[WindowGroup]:
     """Stretches of at most a minute, of windows of similar level, that start on a grid."""
     group: list[tuple[int, Wave, float]] = []
     for start, window_T in cut(clip, window_starts(clip.samples, grid)):
@@ -129,14 +129,14 @@ def _may_join(group: list[tuple[int, Wave, float]], start: int, peak: float) -> 
     return alike and start + CROP_SAMPLES - group[0][0] <= SEGMENT_SAMPLES
 
 
-def _joined(group: list[tuple[int, Wave, float]]) -> Part:
+def _joined(group: list[tuple[int, Wave, float]]) -> WindowGroup:
     starts = [start for start, _, _ in group]
     hops = np.diff(starts)
     ends = [
         window_T[CROP_SAMPLES - hop :]
         for hop, (_, window_T, _) in zip(hops, group[1:], strict=True)
     ]
-    return Part(
+    return WindowGroup(
         np.concatenate([group[0][1], *ends]),
         tuple(start - starts[0] for start in starts),
         tuple(starts),
