@@ -18,8 +18,8 @@ from data_specs.io.errors import UserError
 from tests.train.test_report import Reader
 from tests.train_helpers import needs_shared, write_dataset
 from train.__main__ import main
-from train.evaluation import evaluate as evaluation
-from train.evaluation.comparing import others, page
+from train.evaluation import external_scorers, page, scorers
+from train.evaluation.external_scorers import EXTERNAL
 from train.scoring.score import Score
 
 RATE = 16_000
@@ -81,10 +81,10 @@ def fakes(monkeypatch):
     def loud(options):
         return lambda wave_T, rate: {"mos": 1 + float(np.abs(wave_T).max())}, "e" * 64, None
 
-    monkeypatch.setattr(evaluation, "load", load)
+    monkeypatch.setattr(scorers, "load", load)
     for name, change in (("utmos", refuse), ("nisqa", loud)):
-        monkeypatch.setitem(others.OTHERS, name, replace(others.OTHERS[name], load=change))
-    monkeypatch.setattr(others.importlib.metadata, "version", lambda package: "1.0")
+        monkeypatch.setitem(EXTERNAL, name, replace(EXTERNAL[name], load=change))
+    monkeypatch.setattr(external_scorers.importlib.metadata, "version", lambda package: "1.0")
     return made
 
 
@@ -116,7 +116,7 @@ def test_scorers_are_compared_and_one_that_cannot_be_had_is_named(fakes, tmp_pat
     assert len(results["pairs"]) == 3 and results["pairs"][0]["resampled"] == "condition"
     (gone,) = results["unavailable"]
     assert gone["model"] == "utmos" and "not known" in gone["reason"]
-    assert gone["command"] == others.OTHERS["utmos"].get
+    assert gone["command"] == EXTERNAL["utmos"].get
     said = capsys.readouterr()
     assert "not available: utmos" in said.out and "pip install utmos-pytorch" in said.out
     text = (out / "results.md").read_text()
@@ -171,9 +171,9 @@ def test_a_clip_that_fails_is_left_out_for_all_and_named(fakes, tmp_path, capsys
     ],
 )
 def test_what_cannot_be_compared_is_an_error(fakes, tmp_path, capsys, monkeypatch, names, said):
-    empty = others.OTHERS["dnsmos"]
+    empty = EXTERNAL["dnsmos"]
     nothing = replace(empty, load=lambda options: (lambda wave_T, rate: {}, "0", None))
-    monkeypatch.setitem(others.OTHERS, "dnsmos", nothing)
+    monkeypatch.setitem(EXTERNAL, "dnsmos", nothing)
     labels = write_labels(tmp_path / "rated")
     assert evaluate(*models(*names), "--rated", labels, "--out", tmp_path / "out") == 2
     assert said in capsys.readouterr().err
@@ -192,7 +192,7 @@ def test_a_teacher_without_its_weights_is_not_available(fakes, tmp_path, monkeyp
             raise UserError("teacher 'xlsr-2b-l10': no weights 'x' in /c: run make weights NAMES=x")
         return fakes["v7"]
 
-    monkeypatch.setattr(evaluation, "load", load)
+    monkeypatch.setattr(scorers, "load", load)
     labels, out = write_labels(tmp_path / "rated"), tmp_path / "out"
     assert evaluate(*models("v7", "xlsr-2b-l10"), "--rated", labels, "--out", out) == 0
     (gone,) = json.loads((out / "results.json").read_text())["unavailable"]
@@ -261,7 +261,7 @@ def test_the_page_shows_everything(html):
         "run (repeat)",
         "nisqa",
     }
-    assert html.count('<tr class="quoted">') == 11 + 11  # of the set, and the whole table
+    assert html.count('<tr class="published">') == 11 + 11  # of the set, and the whole table
     for text in ("quoted, not measured here", "pip install utmos-pytorch", "03.flac", "Holm"):
         assert text in html
     figures = html.count("<figure>")
@@ -320,17 +320,15 @@ def _try_page(browser, address):
     table.locator("thead th").nth(2).locator("button").click()  # Spearman: Table I's are last
     values = column(3)
     assert values.index("") > 0 and set(values[values.index("") :]) == {""}
-    dot = wide.locator("svg.live circle[data-c]").nth(2)
+    dot = wide.locator("svg.live use[data-c]").nth(2)
     dot.scroll_into_view_if_needed()
     dot.hover(force=True)
     assert (
         ".flac" in wide.locator("#tip").inner_text()
         and "v7 (zero)" in wide.locator("#tip").inner_text()
     )
-    clip = wide.locator("circle.hot").first.get_attribute("data-c")
-    assert (
-        wide.locator(f'circle[data-c="{clip}"]').count() == wide.locator("circle.hot").count() > 5
-    )
+    clip = wide.locator("use.hot").first.get_attribute("data-c")
+    assert wide.locator(f'use[data-c="{clip}"]').count() == wide.locator("use.hot").count() > 5
     dot.click(force=True)
     for _ in range(100):  # the page's policy forbids Playwright's own way to wait
         if wide.locator("#player audio").evaluate("audio => audio.currentTime") > 0.05:

@@ -49,10 +49,10 @@ def test_crops_and_fillings_are_what_they_say(folder):
             assert np.array_equal(crop.wave, whole[crop.start : crop.start + length])
             assert (crop.number, crop.label) == (number, tone_mos(number))
             energy = float(np.sum(np.square(crop.wave, dtype=np.float64)))
-            padded = lengths.filled(zero, crop, "zero")
+            padded = lengths.padded(zero, crop, "zero")
             assert zero.score_windows([padded]) == [pytest.approx(energy)]
             assert not padded[length:].any() and np.array_equal(padded[:length], crop.wave)
-            again = lengths.filled(repeat, crop, "repeat")
+            again = lengths.padded(repeat, crop, "repeat")
             said = repeat.score_windows([again])[0]
             assert said == pytest.approx(energy * CROP / length, rel=0.05)
             assert np.array_equal(again[length : 2 * length], crop.wave[: CROP - length])

@@ -17,8 +17,9 @@ import pytest
 
 from data_specs.io.listen import in_words, quantity, spectrogram_png
 from tests.fake_dataset import write_dataset
+from train import charts
 from train.__main__ import main
-from train.report import charts, report
+from train.report import draws, reading, report
 
 VOID = {"meta", "img", "br", "link", "line", "circle", "rect", "path", "polyline"}
 
@@ -58,7 +59,8 @@ def write_run(run: Path) -> Path:
         {"step": step, "loss": 1 / step, "lr": 1e-3, "samples_per_s": 300, "data_wait_share": 0.1}
         for step in range(50, 501, 50)
     ]
-    lines.append({"step": 500, "val_loss": 0.2, "val_pcc": 0.9, "val_rmse": 0.4})
+    held_out = {"loss": 0.2, "pcc": 0.9, "rmse": 0.4}
+    lines.append({"step": 500} | {f"validation_{name}": v for name, v in held_out.items()})
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (run / "log.jsonl").write_text(text + '{"step": 550, "lo')  # cut by a crash
     about = {"student": "v2", "parameters": 287_361, "metrics": {"pcc": 0.9, "rmse": 0.4}}
@@ -140,8 +142,8 @@ def test_damaged_input_is_an_error_that_names_the_file(
 
 
 def test_decisions_are_counted_against_the_recipe(tmp_path: Path) -> None:
-    dataset = report.read_dataset(write_dataset(tmp_path, shards=2, samples=100))
-    rows = {row["name"]: row for row in report.decisions(dataset)}
+    dataset = reading.read_dataset(write_dataset(tmp_path, shards=2, samples=100))
+    rows = {row["name"]: row for row in draws.decisions(dataset)}
     assert rows["room"]["asked"] == pytest.approx(33)
     assert abs(rows["room"]["errors"]) < 4 and abs(rows["noise"]["errors"]) < 4
     assert rows["enhance"]["drawn"] == 100 and rows["enhance: none"]["of"] == 200
@@ -149,8 +151,8 @@ def test_decisions_are_counted_against_the_recipe(tmp_path: Path) -> None:
 
 
 def test_an_equalisers_points_are_one_distribution(tmp_path: Path) -> None:
-    dataset = report.read_dataset(write_dataset(tmp_path))
-    charts_by_title = {chart["title"]: chart for chart in report.parameters(dataset)}
+    dataset = reading.read_dataset(write_dataset(tmp_path))
+    charts_by_title = {chart["title"]: chart for chart in draws.parameters(dataset)}
     coloured = sum(
         len(r.plan["steps"]) and r.plan["speech_steps"] for r in dataset.records.values()
     )
@@ -185,13 +187,16 @@ def test_a_spectrogram_is_a_png_for_any_length(samples: int) -> None:
 
 def test_a_chart_survives_flat_and_single_values() -> None:
     for values in ([3.0], [0.0, 0.0], [1e-9, 1e9]):
-        svg = charts.lines("t", "x (s)", "y", [charts.Series("a", values, values)])
+        svg = charts.lines("t", "x (s)", "y", {"a": (values, values)})
         assert "nan" not in svg.lower() and re.search(r'viewBox="0 0 \d+ \d+"', svg)
 
 
-def test_a_ticks_number_is_the_ticks() -> None:
-    said = {0.0015: "1.5e-3", 0.0005: "5e-4", 250_000: "2.5e5", 0.61: "0.61", 0: "0"}
-    assert {value: charts.number_text(value) for value in said} == said
+def test_a_chart_takes_the_pages_colours_and_marks_its_dots() -> None:
+    x, y = [1.0, 2.5, 4.0], [1.5, 9.0, -3.0]
+    svg = charts.scatter("a & <b>", ("x", "y"), (x, y), first=7)
+    assert re.findall(r'data-c="(\d+)"', svg) == ["7", "8", "9"] and "var(--one)" in svg
+    assert "url(" not in svg and "#1f5fa8" not in svg and 'aria-label="a &amp; &lt;b&gt;"' in svg
+    assert svg == charts.scatter("a & <b>", ("x", "y"), (x, y), first=7)
 
 
 # --- damaged input --------------------------------------------------------------------------------
@@ -315,8 +320,8 @@ def test_every_damaged_file_is_named_in_one_sentence(
 def test_of_a_large_dataset_some_shards_are_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(report, "MOST_RECORDS", 4)
-    dataset = report.read_dataset(write_dataset(tmp_path, shards=5, samples=2))
+    monkeypatch.setattr(reading, "MOST_RECORDS", 4)
+    dataset = reading.read_dataset(write_dataset(tmp_path, shards=5, samples=2))
     assert list(dataset.records) == [f"{i:09d}" for i in (0, 1, 6, 7)]
     assert dataset.total == 10 and dataset.which == "4 of 10 samples"
     assert len(report.players(dataset, None, "run")) == 4

@@ -15,8 +15,9 @@ from tests.tolerance import STUDENT
 from tests.train_helpers import tone_pcm, write_dataset, write_rated
 from train.__main__ import main
 from train.audio import read_mono, to_16k
-from train.evaluation import evaluate as evaluation
-from train.evaluation.evaluate import SetResult, means
+from train.evaluation import scorers
+from train.evaluation.records import SetResult
+from train.evaluation.tables import means
 from train.metrics import agreement
 from train.models.student import Student, variant
 from train.scoring.score import Scorer, find_files, load, window_count, windows
@@ -31,7 +32,7 @@ def scorer():
 @pytest.fixture
 def small_v7(scorer, monkeypatch):
     monkeypatch.setattr("train.scoring.score.load", lambda *_: scorer)
-    monkeypatch.setattr(evaluation, "load", lambda *_: scorer)
+    monkeypatch.setattr(scorers, "load", lambda *_: scorer)
     return scorer
 
 

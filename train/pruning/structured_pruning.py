@@ -33,7 +33,7 @@ from data_specs.sample import CROP_SAMPLES
 from train.data.shards import list_shards
 from train.data.sources import RatedSamples, Samples, open_sources
 from train.data.stream import ShardSamples, to_waves
-from train.evaluation.evaluate import score_rated, score_shards
+from train.evaluation.scorers import OwnScorer, complete, score_rated, score_shards
 from train.files import load_checkpoint, run_folder, version, write_weights
 from train.metrics import Agreement, agreement
 from train.models.front_end import XlsrFrontEnd
@@ -244,9 +244,9 @@ def judge(scorers: Sequence[Scorer], where: Path) -> list[Agreement]:
     found = []
     for scorer in scorers:
         if where.suffix == ".csv":
-            rows = score_rated(scorer, read_rated(where), "zero")
+            rows = complete(score_rated(OwnScorer(scorer), read_rated(where), "zero"))
         else:
-            rows = score_shards(scorer, where)
+            rows = complete(score_shards(OwnScorer(scorer), where))
         found.append(agreement([row.truth for row in rows], [row.score for row in rows]))
     return found
 
