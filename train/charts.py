@@ -22,6 +22,9 @@ from numpy.typing import ArrayLike
 WIDTH, HEIGHT, SQUARE = 360, 250, 350
 """Pixels: about a column of the pages, so that 12 px text stays 12 px."""
 
+LEFT, BOTTOM, MARGIN = 66, 46, 13
+"""Pixels around the axes: left and below for ticks and labels, a margin elsewhere."""
+
 MOST_DOTS = 1500
 """More dots than this in a chart are thinned evenly: the page stays small."""
 
@@ -67,12 +70,21 @@ Points = tuple[ArrayLike, ArrayLike]
 
 @themed
 def new(height: float = HEIGHT, rows: int = 1, columns: int = 1) -> tuple[Figure, list[Axes]]:
-    """An empty figure and its axes, row by row; ``height`` in pixels of each."""
-    size = columns * WIDTH / 72, rows * height / 72
-    figure = Figure(figsize=size, layout="constrained")
-    axes = [axes for row in figure.subplots(rows, columns, squeeze=False) for axes in row]
+    """An empty figure and its axes, row by row; ``height`` in pixels of each.
+
+    One axes stands at a fixed place, for to lay it out takes longer than to draw it.
+    """
+    figure = Figure(figsize=(columns * WIDTH / 72, rows * height / 72))
+    if rows == columns == 1:
+        wide, high = WIDTH - LEFT - MARGIN, height - BOTTOM - MARGIN
+        place = LEFT / WIDTH, BOTTOM / height, wide / WIDTH, high / height
+        axes = [figure.add_axes(place)]
+    else:
+        figure.set_layout_engine("constrained")
+        axes = [axes for row in figure.subplots(rows, columns, squeeze=False) for axes in row]
     for one in axes:
-        one.yaxis.set_major_locator(MaxNLocator(5))
+        one.xaxis.set_major_locator(MaxNLocator(6, steps=(1, 2, 5, 10)))
+        one.yaxis.set_major_locator(MaxNLocator(5, steps=(1, 2, 5, 10)))
         one.margins(0.05)
     return figure, axes
 
@@ -96,7 +108,8 @@ def inline(figure: Figure, title: str, marks: Sequence[int | str] = ()) -> Marku
         axes.patch.set_visible(False)
     text = svg(figure, title)
     text = re.sub(r"<(metadata|style|clipPath).*?</\1>", "", text[text.index("<svg") :], flags=re.S)
-    text = re.sub(r' clip-path="[^"]*"|font-family: [^;"]*(; )?|(?<=\.\d\d)\d+', "", text)
+    text = re.sub(r' clip-path="[^"]*"|font-family: [^;"]*(; )?', "", text)
+    text = re.sub("<[^>]*>", lambda tag: re.sub(r"(?<=\.\d\d)\d+", "", tag[0]), text)
     if marks:
         before, after = text.split('<g id="dots">')
         left = iter(marks)

@@ -83,18 +83,6 @@ def test_the_interval_covers_the_correlation_it_was_drawn_from():
     assert np.mean(widths) == pytest.approx(fisher, rel=0.1)
 
 
-def test_equal_clips_of_a_condition_are_no_more_evidence_than_one():
-    rng = np.random.default_rng(3)
-    truth, score = (np.repeat(side, 8) for side in pairs(rng, 0.8, 30))
-    conditions = [str(n // 8) for n in range(240)]
-    wide, narrow = (
-        interval(0.8, bootstrap.pearson(draws(groups, 0), truth, score))
-        for groups in (conditions, [str(n) for n in range(240)])
-    )
-    ratio = (wide.high - wide.low) / (narrow.high - narrow.low)
-    assert ratio == pytest.approx(np.sqrt(8), rel=0.2)
-
-
 def test_share_of_the_gap_by_hand():
     ends = [np.array([0.5, 0.6, 0.7]), np.array([0.7, 0.75, 0.8]), np.full(3, 0.9)]
     found = share_of_gap(0.6, 0.75, 0.9, tuple(ends))

@@ -94,8 +94,8 @@ def draw_shares(axes: Axes, test: TestSet, outcome: Outcome) -> None:
     axes.autoscale_view(scalex=False)
     axes.axhline(100 * HALF, ls="--", color=charts.SOFT, lw=1)
     _note(axes, (0.98, 100 * HALF), "half", axes.get_yaxis_transform(), ha="right")
-    if outcome.teacher.parameters:
-        tenth = SMALL * outcome.teacher.parameters / 1e6
+    tenth = SMALL * (outcome.teacher.parameters or 0) / 1e6
+    if axes.get_xlim()[0] < tenth:
         axes.axvline(tenth, ls="--", color=charts.SOFT, lw=1)
         _note(axes, (tenth, 0.95), "1/10 of the teacher", axes.get_xaxis_transform(), ha="center")
 

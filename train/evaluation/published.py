@@ -16,7 +16,7 @@ from data_specs.rated import rated_sets
 from data_specs.strict import HERE
 
 FILE = HERE / "table1.csv"
-MARK = "quoted, not measured here"
+MARK = "published, not measured here"
 MEANS = ("weighted_mean", "unweighted_mean")
 
 
