@@ -27,7 +27,7 @@ from train.command import command_of
 from train.evaluation.bootstrap import LEVEL, RESAMPLES
 from train.evaluation.common_clips import common_clips, entries_of
 from train.evaluation.external_scorers import Options
-from train.evaluation.page import write_page
+from train.evaluation.page import page
 from train.evaluation.published import MARK, table1
 from train.evaluation.records import ClipScore, Comparison, Failure, Kind
 from train.evaluation.score_cache import ScoreCache
@@ -232,7 +232,7 @@ def run(args: argparse.Namespace) -> int:
     about = about_run(args, scorers)
     write_results(args.out, found, about)
     heard = sets.clips if args.allow_outside else sets.below
-    write_page(args.out / "evaluation.html", found, heard, about, args.audio_mb)
+    write_text(args.out / "evaluation.html", page(found, heard, about, args.audio_mb))
     if outside := len(sets.clips) - len(heard):
         print(
             f"{outside} rated clips lie outside their CSV's folder, and their audio is not in the "

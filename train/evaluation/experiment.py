@@ -326,32 +326,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``python -m train experiment``."""
     add = parser.add_argument
     add("--shards", type=path_here, required=True, help="pseudo-labelled shards to train on")
-    add(
-        "--validation",
-        type=path_here,
-        help="shards that choose the best step (default: validation beside --shards)",
-    )
+    beside = "shards that choose the best step (default: validation beside --shards)"
+    add("--validation", type=path_here, help=beside)
     add("--rated", type=path_here, required=True, help="CSV of rated clips to train on")
     add("--rated-set", nargs="+", metavar="NAME", help="take these datasets of it only")
     add("--rated-validation", type=path_here, help="CSV that chooses the labelled-only best step")
-    add(
-        *("--rated-hold-out",),
-        type=float,
-        default=RATED_HOLD_OUT,
-        help="without it: share of conditions taken from --rated (default %(default)s)",
-    )
+    share = "without it: share of conditions taken from --rated (default %(default)s)"
+    add("--rated-hold-out", type=float, default=RATED_HOLD_OUT, help=share)
     add("--test-rated", type=path_here, help="CSV of rated clips to evaluate on")
     add("--test-rated-set", nargs="+", metavar="NAME", help="take these datasets of it only")
     add("--test-shards", nargs="+", type=path_here, help="shards to evaluate on, by their labels")
     add("--test-samples", type=int, help="of every --test-shards, spread evenly (default: all)")
-    add(
-        "--pruned",
-        nargs="+",
-        type=path_here,
-        default=[],
-        metavar="RUN",
-        help="folders of train prune: evaluated and drawn too",
-    )
+    drawn = "folders of train prune: evaluated and drawn too"
+    add("--pruned", nargs="+", type=path_here, default=[], metavar="RUN", help=drawn)
     _add_training_arguments(parser)
 
 

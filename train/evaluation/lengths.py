@@ -213,10 +213,10 @@ def left_out(results: Sequence[LengthResult]) -> str:
 
 def write_all(results: Sequence[LengthResult], out: Path, about: dict[str, Any]) -> None:
     """``lengths.json``, ``lengths.csv`` and ``lengths.md``."""
-    rows = [asdict(row) for row in results]
-    content = {"about": about, "results": rows}
-    write_text(out / "lengths.json", json.dumps(content, indent=2, allow_nan=False) + "\n")
-    write_text(out / "lengths.csv", csv_text(rows))
+    records = [asdict(one) for one in results]
+    content = json.dumps({"about": about, "results": records}, indent=2, allow_nan=False)
+    write_text(out / "lengths.json", content + "\n")
+    write_text(out / "lengths.csv", csv_text(records))
     how = f"`{about['command']}`, {about['date']}. In brackets: bootstrap intervals (95 %)."
     parts = [table(results), left_out(results), how]
     write_text(out / "lengths.md", "\n\n".join(part for part in parts if part) + "\n")

@@ -17,7 +17,6 @@ import numpy as np
 import soundfile
 
 from data_specs.io.audio import BadAudio, open_audio
-from data_specs.io.files import write_text
 from data_specs.rated import RatedClip
 from train import charts
 from train.evaluation import figures
@@ -255,14 +254,3 @@ def _best(results: Sequence[SetResult]) -> list[SetResult]:
         if result.pcc is not None and result.pcc > getattr(best.get(result.set), "pcc", -2.0):
             best[result.set] = result
     return list(best.values())
-
-
-def write_page(
-    path: Path,
-    found: Comparison,
-    rated: Sequence[RatedClip],
-    about: Mapping[str, Any],
-    audio_mb: float,
-) -> None:
-    """Write the page to ``path``."""
-    write_text(path, page(found, rated, about, audio_mb))

@@ -10,7 +10,6 @@ import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
@@ -23,7 +22,13 @@ from train.audio import Wave
 from train.data.shards import list_shards
 from train.data.stream import PCM_SCALE, ShardSamples
 from train.data.tars import Span, read_pcm, read_record
-from train.evaluation.external_scorers import NotAvailable, Options, load_external, outputs_named
+from train.evaluation.external_scorers import (
+    ExternalScorer,
+    NotAvailable,
+    Options,
+    load_external,
+    outputs_named,
+)
 from train.evaluation.records import SHARDS_SHORT, ClipScore, Failure, Output, Scored, Unavailable
 from train.evaluation.score_cache import Key, ScoreCache
 from train.scoring.score import WINDOWS_A_BATCH, Scorer, Short, load
@@ -36,36 +41,6 @@ PADDINGS: dict[str, tuple[Short, ...]] = {
 """By ``--short``: how short clips are padded."""
 
 Scores = tuple[list[ClipScore], list[Failure]]
-
-
-class ComparedScorer(Protocol):
-    """A loaded scorer: ours (``OwnScorer``) or an external one (``ExternalScorer``)."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def weights_sha256(self) -> str: ...
-    @property
-    def version(self) -> str: ...
-    @property
-    def parameters(self) -> int | None: ...
-
-    @property
-    def outputs(self) -> tuple[Output, ...]:
-        """What it gives of a clip."""
-        ...
-
-    def paddings(self, asked: Sequence[Short]) -> Sequence[str]:
-        """Of the paddings of short clips asked for, those that it has."""
-        ...
-
-    def score_files(self, paths: Sequence[Path], padding: str) -> Iterator[Scored]:
-        """Score files, in order."""
-        ...
-
-    def score_windows(self, waves: Sequence[Wave]) -> list[Scored]:
-        """Score windows of 7.68 s at 16 kHz."""
-        ...
 
 
 class OwnScorer:
@@ -95,6 +70,9 @@ class OwnScorer:
         if mos is not None and not math.isfinite(mos):
             mos, error = None, f"{self.name} gives no finite score ({mos})"
         return Scored(None, error) if mos is None else Scored({self.name: mos})
+
+
+ComparedScorer = OwnScorer | ExternalScorer
 
 
 def load_scorers(
