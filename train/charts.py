@@ -22,7 +22,7 @@ from numpy.typing import ArrayLike
 WIDTH, HEIGHT, SQUARE = 360, 250, 350
 """Pixels: about a column of the pages, so that 12 px text stays 12 px."""
 
-LEFT, BOTTOM, MARGIN = 66, 46, 13
+LEFT, BOTTOM, MARGIN = 66, 46, 16
 """Pixels around the axes: left and below for ticks and labels, a margin elsewhere."""
 
 MOST_DOTS = 1500
@@ -74,7 +74,7 @@ def new(height: float = HEIGHT, rows: int = 1, columns: int = 1) -> tuple[Figure
 
     One axes stands at a fixed place, for to lay it out takes longer than to draw it.
     """
-    figure = Figure(figsize=(columns * WIDTH / 72, rows * height / 72))
+    figure = Figure(figsize=(columns * WIDTH / 72, rows * height / 72), dpi=72)
     if rows == columns == 1:
         wide, high = WIDTH - LEFT - MARGIN, height - BOTTOM - MARGIN
         place = LEFT / WIDTH, BOTTOM / height, wide / WIDTH, high / height
@@ -152,8 +152,9 @@ def millions(axes: Axes, sizes: Sequence[float], margin: float) -> None:
 
 def log_ticks(axes: Axes, low: float, high: float) -> None:
     """Few round ticks from ``low`` to ``high``."""
-    wide = high > 30 * low
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 3) if wide else (1, 2, 5)))
+    wide = high / low
+    subs = (1,) if wide > 1000 else (1, 3) if wide > 30 else (1, 2, 5)
+    axes.xaxis.set_major_locator(LogLocator(subs=subs))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
 
@@ -187,7 +188,7 @@ def scatter(
     ``mos_scale`` the scores have another unit than the ratings.
     """
     figure, (axes,) = new(SQUARE)
-    axes.set(xlabel=labels[0], ylabel=labels[1], xlim=MOS)
+    axes.set(xlabel=labels[0], ylabel=labels[1], xlim=MOS, xticks=range(1, 6))
     x, y = (np.asarray(side, np.float64) for side in points)
     if mos_scale:
         axes.set_ylim(MOS)

@@ -89,7 +89,8 @@ def residuals(clips: CommonClips, entry: Entry, first: int) -> tuple[Markup, int
         across += [number + ((n * 0.618) % 1 - 0.5) * 0.5 for n in range(len(kept))]
     charts.dots(axes, across, errors_N[np.array(marks) - first], 4.6, 0.75)
     names = [name if len(name) <= MOST_LETTERS else f"{name[:7]}…" for name in shown]
-    axes.set_xticks(range(len(shown)), names, rotation=50 if len("".join(names)) > 40 else 0)
+    slant = {"rotation": 50, "ha": "right", "rotation_mode": "anchor"}
+    axes.set_xticks(range(len(shown)), names, **(slant if len("".join(names)) > 40 else {}))
     axes.set_ylabel("score - rating (MOS)" if entry.mos_scale else "mapped score - rating (MOS)")
     title = f"residuals of {entry.label} on {clips.name} by {clips.unit}"
     return charts.inline(figure, title, marks), len(places) - len(shown)
@@ -142,23 +143,23 @@ def _name_points(axes: Axes, points: Sequence[Point], sizes: Sequence[float]) ->
         [(size, point.pcc) for size, point in zip(sizes, points, strict=True)]
     )
     taken = [(x - 5, y - 5, x + 5, y + 5) for x, y in at]
+    for (x, _), point in zip(at, points, strict=True):
+        ends = axes.transData.transform([(1, point.low or point.pcc), (1, point.high or point.pcc)])
+        taken.append((x - 1, ends[0][1], x + 1, ends[1][1]))
     frame = axes.bbox.x0, axes.bbox.y0, axes.bbox.x1, axes.bbox.y1
     for (x, y), point in zip(at, points, strict=True):
-        wide = 6.2 * len(point.name)
-        for left, up in ((7, 0), (-7 - wide, 0), (7, 12), (7, -12), (-7 - wide, 12)):
-            box = (x + left, y + up - 6, x + left + wide, y + up + 6)
+        wide = 6.6 * len(point.name)
+        for side, up in ((1, 0), (-1, 0), (1, 12), (1, -12), (-1, 12)):
+            near, far = x + 8 * side, x + (8 + wide) * side
+            box = min(near, far), y + up - 6, max(near, far), y + up + 6
             inside = box[0] > frame[0] and box[2] < frame[2] and frame[1] < box[1] < frame[3]
-            if inside and not any(_overlap(box, other) for other in taken):
+            # As near to another point as to its own it would be taken for the other's.
+            near_other = any(abs(a - x) < 20 and abs(b - y - up) < abs(up) for a, b in at)
+            if inside and not near_other and not any(_overlap(box, other) for other in taken):
                 taken.append(box)
-                style: Any = {"style": "italic", "color": charts.SOFT} if point.published else {}
-                axes.annotate(
-                    point.name,
-                    (x + left, y + up),
-                    xycoords="figure pixels",
-                    va="center",
-                    size=11,
-                    **style,
-                )
+                look: Any = {"ha": "left" if side > 0 else "right", "va": "center", "size": 11}
+                look |= {"style": "italic", "color": charts.SOFT} if point.published else {}
+                axes.annotate(point.name, (near, y + up), xycoords="figure pixels", **look)
                 break
 
 
