@@ -43,6 +43,7 @@ STYLE: Any = {
     "svg.fonttype": "none",
     "font.size": 12,
     "text.color": INK,
+    "text.parse_math": False,  # names are text, whatever they hold
     "axes.labelcolor": INK,
     "axes.labelsize": 13,
     "axes.edgecolor": SOFT,
