@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -93,7 +94,11 @@ def new(height: float = HEIGHT, rows: int = 1, columns: int = 1) -> tuple[Figure
 def svg(figure: Figure, title: str) -> str:
     """A figure as an SVG file, the same bytes for the same figure and title."""
     text = io.StringIO()
-    with matplotlib.rc_context(STYLE | {"svg.hashsalt": title}):
+    settings = matplotlib.rc_context(STYLE | {"svg.hashsalt": title})
+    with (
+        settings,
+        warnings.catch_warnings(action="ignore"),
+    ):  # of glyphs: the page's fonts have them
         figure.savefig(text, format="svg", metadata={"Date": None})
     return text.getvalue()
 

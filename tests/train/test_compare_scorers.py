@@ -42,10 +42,10 @@ class Mean(nn.Module):
     def __init__(self, values=1):
         super().__init__()
         self.scale = nn.Parameter(torch.ones(1))
-        self.values, self.heard = values, []
+        self.values, self.scored = values, []
 
     def forward(self, *waves):
-        self.heard += list(waves)
+        self.scored += list(waves)
         mean_1 = self.scale * waves[0].mean(dim=-1)
         return mean_1 if self.values == 1 else [mean_1 + n for n in range(self.values)]
 
@@ -142,7 +142,7 @@ def test_squim_subjective_compares_with_clean_speech(monkeypatch, tmp_path):
     soundfile.write(clean, wave(1, 3), RATE, subtype="FLOAT")
     squim = loaded("squim-subjective", clean_speech=clean)
     assert squim.score(wave(), RATE)["squim-mos"] == pytest.approx(float(wave().mean()))
-    assert np.array_equal(network.heard[1][0].numpy(), wave(1, 3))
+    assert np.array_equal(network.scored[1][0].numpy(), wave(1, 3))
 
 
 def test_utmos_hears_16_khz(monkeypatch):
@@ -154,7 +154,7 @@ def test_utmos_hears_16_khz(monkeypatch):
     monkeypatch.setattr(external_scorers.importlib.metadata, "version", lambda package: "1.0")
     utmos = loaded("utmos")
     utmos.score(wave(1), 8000)
-    assert network.heard[0].shape == (1, 32_000)
+    assert network.scored[0].shape == (1, 32_000)
     assert utmos.version.startswith("utmos-pytorch 1.0, ") and utmos.parameters == 1
 
 
@@ -183,7 +183,7 @@ def test_nisqa_as_torchmetrics_runs_it(monkeypatch, tmp_path):
     expected_5 = nisqa.non_intrusive_speech_quality_assessment(wave_T, 48_000)
     assert found.score(wave(1), 48_000) == {"nisqa": float(expected_5[0])}
     with pytest.raises(ValueError, match="nisqa: RuntimeError"):
-        found.score(wave(60), RATE)  # longer than it can hear
+        found.score(wave(60), RATE)  # longer than it takes
     nisqa._load_nisqa_model.cache_clear()
 
 

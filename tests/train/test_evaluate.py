@@ -27,17 +27,17 @@ CLIPS, PER_CONDITION = 24, 4
 
 
 class Fake:
-    """Says the rating plus noise of its own; counts what it heard."""
+    """Says the rating plus noise of its own; keeps what it scored."""
 
     def __init__(self, name, noise, broken=()):
         self.name, self.noise, self.broken = name, noise, broken
         self.weights_sha256 = hashlib.sha256(name.encode()).hexdigest()
         self.parameters, self.version, self.precision = 10_010, "1.0", "fp32"
-        self.heard = []
+        self.scored = []
 
     def score_files(self, paths, short="zero", batch=8):
         for path in paths:
-            self.heard.append(path.name)
+            self.scored.append(path.name)
             if path.name in self.broken:
                 yield Score(path, None, None, f"{path}: cannot be read as audio: made so")
                 continue
@@ -135,14 +135,14 @@ def test_only_what_is_new_is_scored(fakes, tmp_path):
     run[1] = tmp_path / "moved" / "labels.csv"
     clip, rate = soundfile.read(tmp_path / "moved" / "07.flac")
     soundfile.write(tmp_path / "moved" / "07.flac", clip / 2, rate)
-    fakes["v7"].heard.clear()
+    fakes["v7"].scored.clear()
     assert evaluate(*models("v7", "run"), *run) == 0
-    assert fakes["v7"].heard == ["07.flac"] and len(fakes["run"].heard) == CLIPS
+    assert fakes["v7"].scored == ["07.flac"] and len(fakes["run"].scored) == CLIPS
     after = [row for row in read(out / "scores.csv") if row["model"] == "v7"]
     changed = [a["score"] != b["score"] for a, b in zip(before, after, strict=True)]
     assert [n for n, was in enumerate(changed) if was] == [7]
     assert evaluate(*models("v7"), *run, "--fresh") == 0
-    assert len(fakes["v7"].heard) == 1 + CLIPS
+    assert len(fakes["v7"].scored) == 1 + CLIPS
 
 
 def test_a_clip_that_fails_is_left_out_for_all_and_named(fakes, tmp_path, capsys):
@@ -157,9 +157,9 @@ def test_a_clip_that_fails_is_left_out_for_all_and_named(fakes, tmp_path, capsys
     assert ("run", "03.flac") not in rows and rows["v7", "03.flac"]["compared"] == "0"
     assert rows["v7", "04.flac"]["compared"] == "1" and rows["v7", "04.flac"]["condition"] == "c1"
     fakes["run"].broken = ()  # what failed is tried again
-    fakes["run"].heard.clear()
+    fakes["run"].scored.clear()
     assert evaluate(*models("v7", "run"), "--rated", labels, "--out", out) == 0
-    assert fakes["run"].heard == ["03.flac"]
+    assert fakes["run"].scored == ["03.flac"]
 
 
 @pytest.mark.parametrize(
@@ -208,9 +208,9 @@ def test_ctrl_c_keeps_what_was_scored(fakes, tmp_path, monkeypatch, capsys):
     assert evaluate(*models("v7"), "--rated", labels, "--out", out) == 130
     assert "run the same command again" in capsys.readouterr().err
     monkeypatch.setattr(Fake, "score_files", whole)
-    fakes["v7"].heard.clear()
+    fakes["v7"].scored.clear()
     assert evaluate(*models("v7"), "--rated", labels, "--out", out) == 0
-    assert len(fakes["v7"].heard) == CLIPS - 5
+    assert len(fakes["v7"].scored) == CLIPS - 5
 
 
 def test_one_clip_twice_in_a_set_is_refused(fakes, tmp_path, capsys):

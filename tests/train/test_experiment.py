@@ -388,8 +388,8 @@ def test_the_whole_experiment(data, tmp_path, stub_teacher, monkeypatch, capsys)
     out = tmp_path / "out"
     args = arguments(data, out, "--short", "both", "--validate-every", "2", "--warmup", "1")
     assert experiment.run(args) == 0
-    heard = capsys.readouterr().out
-    assert "v1-labelled" in heard and "multiply-adds" in heard and "beats labelled-only" in heard
+    told = capsys.readouterr().out
+    assert all(part in told for part in ("v1-labelled", "multiply-adds", "beats labelled-only"))
 
     content = json.loads((out / "results.json").read_text())
     sets = {(row["set"], row["short"]) for row in content["sets"]}
@@ -452,9 +452,9 @@ def test_counterparts_have_the_same_rated_clips_and_the_same_budget(data, tmp_pa
     assert labelled.config.rated_hash == distilled.config.rated_hash
     assert labelled.config.steps == distilled.config.steps == 2
     assert not labelled.sources.shards and distilled.sources.shards
-    heard, held = ({clip.condition for clip in part} for part in (
+    trained, held = ({clip.condition for clip in part} for part in (
         labelled.sources.rated, labelled.sources.rated_validation))  # fmt: skip
-    assert len(held) == 1 and len(heard) == 3 and not heard & held
+    assert len(held) == 1 and len(trained) == 3 and not trained & held
     assert {clip.dataset for clip in labelled.sources.rated} == {"wb"}
 
 

@@ -23,13 +23,13 @@ class Energy:
 
     def __init__(self, name="energy"):
         self.name = name
-        self.heard = []
+        self.scored = []
 
     def windows(self, wave_T, short):
         return windows(wave_T, short)
 
     def score_windows(self, waves):
-        self.heard += list(waves)
+        self.scored += list(waves)
         return [float(np.sum(np.square(wave, dtype=np.float64))) for wave in waves]
 
 
@@ -99,8 +99,8 @@ def test_samples_are_spread_evenly():
 def test_all_models_hear_the_same_crops(folder):
     one, two = Energy("one"), Energy("two")
     results = lengths.measure([one, two], folder, [2, 1], seed=0)
-    assert len(one.heard) == 10 * (2 + 2 + 1)
-    assert all(np.array_equal(a, b) for a, b in zip(one.heard, two.heard, strict=True))
+    assert len(one.scored) == 10 * (2 + 2 + 1)
+    assert all(np.array_equal(a, b) for a, b in zip(one.scored, two.scored, strict=True))
     assert [(row.model, row.seconds, row.short) for row in results] == [
         (name, seconds, short)
         for name in ("one", "two")

@@ -4,7 +4,7 @@ Any scorers over any rated sets: v7, runs and teachers of this package, and exte
 (``train.evaluation.external_scorers``). Per set: Pearson (PCC), Spearman, Kendall, RMSE, and RMSE
 after a monotone third-order map, at the level of clips, conditions and systems, with intervals, and
 whether two scorers differ; over the rated sets the means, unweighted and weighted by clips, as the
-paper judges (section V). Scores are kept: a second run scores only what is new.
+paper compares (section V). Scores are kept: a second run scores only what is new.
 """
 
 from __future__ import annotations
@@ -231,9 +231,9 @@ def run(args: argparse.Namespace) -> int:
     found = compare(Comparison(unavailable, scores, failures), scorers, sets, args.seed)
     about = about_run(args, scorers)
     write_results(args.out, found, about)
-    heard = sets.clips if args.allow_outside else sets.below
-    write_text(args.out / "evaluation.html", page(found, heard, about, args.audio_mb))
-    if outside := len(sets.clips) - len(heard):
+    published = sets.clips if args.allow_outside else sets.below
+    write_text(args.out / "evaluation.html", page(found, published, about, args.audio_mb))
+    if outside := len(sets.clips) - len(published):
         print(
             f"{outside} rated clips lie outside their CSV's folder, and their audio is not in the "
             "page: where the table is your own, --allow-outside puts it there"

@@ -209,11 +209,11 @@ def page(
     shards: Path | None,
     evaluation: Path | None,
     command: str,
-    judged: Path | None = None,
+    held_out: Path | None = None,
 ) -> str:
     """The whole page as HTML. Raises ``ValueError`` for damaged input, naming the file.
 
-    ``shards`` were trained on (labels, draws); ``judged`` were not (players; default ``shards``).
+    ``shards`` were trained on (labels, draws); ``held_out`` were not (players; default ``shards``).
     """
     log = _section(lambda: read_log(run))
     model = _section(lambda: read_model(run))
@@ -224,7 +224,7 @@ def page(
     results: Evaluation | None = scored.get("content")
     if results:
         results = mark_mine(results, str(about.get("weights_sha256")), run.name)
-    heard = read_dataset(judged) if judged else dataset
+    shown = read_dataset(held_out) if held_out else dataset
     return (
         environment()
         .get_template("report.html.j2")
@@ -241,7 +241,7 @@ def page(
             labels=labels(dataset) if dataset and dataset.records else None,
             decisions=decisions(dataset) if dataset and dataset.records else [],
             parameters=parameters(dataset) if dataset and dataset.records else [],
-            players=players(heard, results, run.name) if heard and heard.records else [],
+            players=players(shown, results, run.name) if shown and shown.records else [],
             evaluation=evaluation,
             make={"run": MAKE_RUN, "shards": MAKE_SHARDS, "scores": MAKE_SCORES},
         )
@@ -253,7 +253,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run", type=path_here, required=True, help="folder that fit wrote")
     parser.add_argument("--shards", type=path_here, help="the dataset that it was trained on")
     parser.add_argument(
-        "--judged", type=path_here, help="held-out dataset to listen to (the players)"
+        "--held-out", type=path_here, help="held-out dataset to listen to (the players)"
     )
     parser.add_argument("--evaluation", type=path_here, help="folder that evaluate wrote")
     parser.add_argument("--out", type=path_here, required=True, metavar="HTML")
@@ -264,7 +264,7 @@ def run(args: argparse.Namespace) -> int:
     command = command_of("report", args, add_arguments)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     write_text(
-        args.out, page(args.run.resolve(), args.shards, args.evaluation, command, args.judged)
+        args.out, page(args.run.resolve(), args.shards, args.evaluation, command, args.held_out)
     )
     print(args.out.resolve())
     return 0
