@@ -29,6 +29,9 @@ LEFT, BOTTOM, MARGIN = 66, 46, 16
 MOST_DOTS = 1500
 """More dots than this in a chart are thinned evenly: the page stays small."""
 
+HUGE = 1e300
+"""Numbers beyond this are drawn here: an axis around larger ones would overflow."""
+
 MOS = (0.9, 5.1)
 """Ends of an axis of scores."""
 
@@ -95,10 +98,8 @@ def svg(figure: Figure, title: str) -> str:
     """A figure as an SVG file, the same bytes for the same figure and title."""
     text = io.StringIO()
     settings = matplotlib.rc_context(STYLE | {"svg.hashsalt": title})
-    with (
-        settings,
-        warnings.catch_warnings(action="ignore"),
-    ):  # of glyphs: the page's fonts have them
+    # Warnings are of letters that matplotlib's font lacks; the reader's fonts have them.
+    with settings, warnings.catch_warnings(action="ignore"):
         figure.savefig(text, format="svg", metadata={"Date": None})
     return text.getvalue()
 
@@ -171,7 +172,8 @@ def lines(title: str, x_label: str, y_label: str, series: Mapping[str, Points]) 
     figure, (axes,) = new()
     for (name, (x, y)), colour in zip(series.items(), SERIES, strict=False):
         marker = "o" if np.size(x) < 40 else ""
-        axes.plot(x, y, color=colour, marker=marker, ms=5, lw=1.6, label=name)
+        shown = np.clip(np.asarray(y, np.float64), -HUGE, HUGE)
+        axes.plot(x, shown, color=colour, marker=marker, ms=5, lw=1.6, label=name)
     if len(series) > 1:
         axes.legend()
     axes.set(xlabel=x_label, ylabel=y_label)

@@ -186,7 +186,7 @@ def test_a_spectrogram_is_a_png_for_any_length(samples: int) -> None:
 
 
 def test_a_chart_survives_flat_and_single_values() -> None:
-    for values in ([3.0], [0.0, 0.0], [1e-9, 1e9]):
+    for values in ([3.0], [0.0, 0.0], [1e-9, 1e9], [1e308, -1e308]):
         svg = charts.lines("t", "x (s)", "y", {"a": (values, values)})
         assert "nan" not in svg.lower() and re.search(r'viewBox="0 0 \d+ \d+"', svg)
 

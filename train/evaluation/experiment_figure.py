@@ -106,7 +106,7 @@ def _percent(end: float | None) -> float | None:
 
 def _line(axes: Axes, points: Sequence[Any], number: int, label: str) -> None:
     """A line through (parameters, value) or (parameters, value, low, high), with bars."""
-    points = sorted(points)
+    points = sorted(points, key=lambda point: point[:2])
     barred = any(len(point) > 2 for point in points)
     x = [point[0] / 1e6 * (APART**number if barred else 1) for point in points]
     y, colour = [point[1] for point in points], charts.SERIES[number % len(charts.SERIES)]

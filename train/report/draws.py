@@ -113,6 +113,7 @@ def _chart(
     label = f"{what} ({unit})" if unit else what
     if isinstance(distribution, Choice):
         return _choice_chart(title, label, distribution, values)
+    values = np.clip(values, -charts.HUGE, charts.HUGE).tolist()
     edges = _edges(distribution, values)
     expected = [_below(distribution, b) - _below(distribution, a) for a, b in pairwise(edges)]
     log = isinstance(distribution, LogUniform)
