@@ -101,7 +101,7 @@ real: setup ## the job on real recordings, judged on other people, noise and roo
 	  --shards $(REAL)/shards/judge \
 	  --rated $(call q,$(SHARED)/data/mos/labels.csv) --out $(REAL)/evaluation --short both
 	$(PY) -m train report --run $(REAL)/model --shards $(REAL)/shards/train \
-	  --judged $(REAL)/shards/judge \
+	  --held-out $(REAL)/shards/judge \
 	  --evaluation $(REAL)/evaluation --out $(REAL)/report.html
 	@echo "report: $(abspath $(REAL)/report.html)"
 
@@ -214,7 +214,7 @@ export: setup ## ONNX, card and bundle of MODEL=v7|RUN: [CALIBRATE=shards|csv] [
 .PHONY: report
 report: setup ## one HTML page: losses, scores, what was drawn, samples to listen to
 	$(PY) -m train report --run $(call q,$(OUT)/model) \
-	  --shards $(call q,$(OUT)/shards/train) --judged $(call q,$(OUT)/shards/test) \
+	  --shards $(call q,$(OUT)/shards/train) --held-out $(call q,$(OUT)/shards/test) \
 	  --evaluation $(call q,$(OUT)/evaluation) --out $(call q,$(OUT)/report.html)
 
 FRONT_END ?= xlsr-2b-l10

@@ -10,9 +10,8 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -101,7 +100,7 @@ def read_rated(csv_path: Path | str, scale: Scale | None = None) -> list[RatedCl
     if not csv_path.is_file():
         raise SpecError(f"{csv_path}: no such file; a rated set is a CSV with columns path, mos")
     text = io.StringIO(read_text(csv_path), newline="")
-    with _named_errors(csv_path):
+    try:
         reader = csv.DictReader(text, skipinitialspace=True, strict=True)
         _require_columns(csv_path, reader.fieldnames or [])
         clips = [
@@ -109,6 +108,8 @@ def read_rated(csv_path: Path | str, scale: Scale | None = None) -> list[RatedCl
             for row in reader
             if any(row.values())
         ]
+    except csv.Error as error:
+        raise SpecError(f"{csv_path}: not a CSV: {error}") from error
     if not clips:
         raise SpecError(f"{csv_path}: no rows")
     _require_once(clips)
@@ -156,14 +157,6 @@ def _require_once(clips: Sequence[RatedClip]) -> None:
                 f"{clip.where}: {clip.path} is rated twice in {clip.dataset!r}, first in "
                 f"{first.rpartition(': ')[2]}: give one row a clip"
             )
-
-
-@contextmanager
-def _named_errors(csv_path: Path) -> Iterator[None]:
-    try:
-        yield
-    except csv.Error as error:
-        raise SpecError(f"{csv_path}: not a CSV: {error}") from error
 
 
 def _clip(row: dict[str | None, Any], csv_path: Path, line: int, scale: Scale) -> RatedClip:

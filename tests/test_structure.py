@@ -89,6 +89,15 @@ def test_the_command_lines_are_imported_by_none() -> None:
         assert name in mains or not mains & set(imports(path)), name
 
 
+def test_charts_and_pages_lie_below_evaluation_and_report() -> None:
+    upper = {"train.evaluation", "train.report"}
+    for name, path in modules().items():
+        package = name.rpartition(".")[0]
+        if package in upper or name in ("train.charts", "train.pages"):
+            found = {one.rpartition(".")[0] for one in taken(path, modules())}
+            assert not found & (upper - {package}), name
+
+
 def test_no_benchmark_is_part_of_the_product() -> None:
     for path in modules().values():
         assert "tests" not in {name.split(".")[0] for name in imports(path)}, path

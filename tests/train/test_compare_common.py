@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from train.evaluation.comparing.cache import ScoreCache
-from train.evaluation.comparing.common import common_clips, entries_of
-from train.evaluation.comparing.quoted import quoted_for, table1
-from train.evaluation.comparing.rows import ClipScore, SetResult
-from train.evaluation.comparing.tables import means
+from train.evaluation.common_clips import common_clips, entries_of
+from train.evaluation.published import published_for, table1
+from train.evaluation.records import ClipScore, SetResult
+from train.evaluation.score_cache import ScoreCache
+from train.evaluation.tables import means
 
 KEY = ("w" * 64, "v", "zero", "c" * 64)
 
@@ -96,7 +96,7 @@ def test_nothing_in_common():
     assert clips is None and "no clip that all models scored" in notes[-1]
 
 
-def test_a_model_with_two_ways_is_two_entries():
+def test_a_model_with_two_paddings_is_two_entries():
     rows = rows_of("a", "pq") + rows_of("a", "pq", "repeat") + rows_of("b", "pq", "own")
     clips, _ = compared(rows, ["p", "q"])
     assert list(clips.scores) == ["a (zero)", "a (repeat)", "b"]
@@ -147,8 +147,9 @@ def test_table_1_is_the_papers():
 
 
 def test_a_set_is_known_by_any_of_its_names():
-    by_name = {row.model: pcc for row, pcc in quoted_for("nisqa_p501")}
+    by_name = {row.model: pcc for row, pcc in published_for("nisqa_p501")}
     assert by_name["XLS-R-DistillMOS v7"] == 0.90 and len(by_name) == 11
-    assert quoted_for("NISQA P.501") == quoted_for("NISQA_P501") == quoted_for("nisqa_p501")
-    assert len(quoted_for("dns3_fb")) == 10  # one cell of Table I is empty
-    assert quoted_for("p835ref_nb") == []
+    for name in ("NISQA P.501", "NISQA_P501"):
+        assert published_for(name) == published_for("nisqa_p501")
+    assert len(published_for("dns3_fb")) == 10  # one cell of Table I is empty
+    assert published_for("p835ref_nb") == []

@@ -1,4 +1,4 @@
-"""Scorers of others: what is loaded, what is said where one cannot be had, one clip that fails."""
+"""External scorers: what is loaded, what is said where one cannot be had, one clip that fails."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from torch import nn
 from tests.tolerance import STUDENT
 from tests.train_helpers import needs_shared, tone_pcm
 from train.audio import read_mono, to_16k
-from train.evaluation.comparing import others
-from train.evaluation.comparing.judges import OtherJudge
-from train.evaluation.comparing.others import (
-    OTHERS,
+from train.evaluation import external_scorers
+from train.evaluation.external_scorers import (
+    EXTERNAL,
+    ExternalScorer,
     NotAvailable,
     Options,
-    load_other,
-    others_named,
+    load_external,
+    outputs_named,
 )
 
 RATE = 16_000
@@ -33,7 +33,7 @@ def wave(seconds=2.0, number=0):
 
 
 def loaded(name, **options):
-    return load_other(name, OTHERS[name].outputs, Options(**options))
+    return load_external(name, EXTERNAL[name].outputs, Options(**options))
 
 
 class Mean(nn.Module):
@@ -42,17 +42,17 @@ class Mean(nn.Module):
     def __init__(self, values=1):
         super().__init__()
         self.scale = nn.Parameter(torch.ones(1))
-        self.values, self.heard = values, []
+        self.values, self.scored = values, []
 
     def forward(self, *waves):
-        self.heard += list(waves)
+        self.scored += list(waves)
         mean_1 = self.scale * waves[0].mean(dim=-1)
         return mean_1 if self.values == 1 else [mean_1 + n for n in range(self.values)]
 
 
 def test_names_ask_for_a_scorer_for_all_of_a_kind_or_for_one_number():
     def names(name):
-        return [(family, [o.name for o in outputs]) for family, outputs in others_named(name)]
+        return [(family, [o.name for o in outputs]) for family, outputs in outputs_named(name)]
 
     assert names("dnsmos-p808") == [("dnsmos", ["dnsmos-p808"])]
     assert [o for _, found in names("dnsmos") for o in found] == [
@@ -63,9 +63,9 @@ def test_names_ask_for_a_scorer_for_all_of_a_kind_or_for_one_number():
 
 
 def test_output_names_are_unique_and_every_scorer_says_how_it_is_had():
-    names = [output.name for known in OTHERS.values() for output in known.outputs]
+    names = [output.name for known in EXTERNAL.values() for output in known.outputs]
     assert len(names) == len(set(names))
-    assert all(known.get and known.clips and known.about for known in OTHERS.values())
+    assert all(known.get and known.clips and known.about for known in EXTERNAL.values())
 
 
 @pytest.mark.parametrize(
@@ -88,10 +88,10 @@ def test_a_missing_package_is_named_with_what_would_get_it(monkeypatch, name, mo
     if name == "nisqa":
         fake = SimpleNamespace(_load_nisqa_model=lambda: (Mean(), {}))
         monkeypatch.setitem(sys.modules, "torchmetrics.functional.audio.nisqa", fake)
-    monkeypatch.setattr(others.importlib, "import_module", without)
+    monkeypatch.setattr(external_scorers.importlib, "import_module", without)
     with pytest.raises(NotAvailable, match=f"{module} is not installed") as found:
         loaded(name)
-    assert found.value.command == OTHERS[name].get and found.value.command in str(found.value)
+    assert found.value.command == EXTERNAL[name].get and found.value.command in str(found.value)
 
 
 @pytest.mark.parametrize("name", ["squim-objective", "utmos", "nisqa"])
@@ -142,7 +142,7 @@ def test_squim_subjective_compares_with_clean_speech(monkeypatch, tmp_path):
     soundfile.write(clean, wave(1, 3), RATE, subtype="FLOAT")
     squim = loaded("squim-subjective", clean_speech=clean)
     assert squim.score(wave(), RATE)["squim-mos"] == pytest.approx(float(wave().mean()))
-    assert np.array_equal(network.heard[1][0].numpy(), wave(1, 3))
+    assert np.array_equal(network.scored[1][0].numpy(), wave(1, 3))
 
 
 def test_utmos_hears_16_khz(monkeypatch):
@@ -151,11 +151,11 @@ def test_utmos_hears_16_khz(monkeypatch):
     monkeypatch.setitem(
         sys.modules, "utmos_pytorch", SimpleNamespace(UTMOSScoreTorch=lambda device: network)
     )
-    monkeypatch.setattr(others.importlib.metadata, "version", lambda package: "1.0")
+    monkeypatch.setattr(external_scorers.importlib.metadata, "version", lambda package: "1.0")
     utmos = loaded("utmos")
     utmos.score(wave(1), 8000)
-    assert network.heard[0].shape == (1, 32_000)
-    assert utmos.version == "utmos-pytorch 1.0" and utmos.parameters == 1
+    assert network.scored[0].shape == (1, 32_000)
+    assert utmos.version.startswith("utmos-pytorch 1.0, ") and utmos.parameters == 1
 
 
 NISQA_ARGS = {
@@ -183,7 +183,7 @@ def test_nisqa_as_torchmetrics_runs_it(monkeypatch, tmp_path):
     expected_5 = nisqa.non_intrusive_speech_quality_assessment(wave_T, 48_000)
     assert found.score(wave(1), 48_000) == {"nisqa": float(expected_5[0])}
     with pytest.raises(ValueError, match="nisqa: RuntimeError"):
-        found.score(wave(60), RATE)  # longer than it can hear
+        found.score(wave(60), RATE)  # longer than it takes
     nisqa._load_nisqa_model.cache_clear()
 
 
@@ -205,7 +205,7 @@ def test_dnsmos_is_the_packages_own(shared):
     wave_T, rate = read_mono(path)
     expected = dnsmos.run(np.clip(to_16k(wave_T, rate), -1, 1), RATE)
     said = loaded("dnsmos").score(wave_T, rate)
-    for output in OTHERS["dnsmos"].outputs:
+    for output in EXTERNAL["dnsmos"].outputs:
         assert said[output.name] == pytest.approx(expected[output.key], abs=STUDENT)
 
 
@@ -215,14 +215,14 @@ def test_a_clip_that_a_scorer_fails_on_is_named(tmp_path):
             raise RuntimeError("too loud")
         return {"mos": np.nan if len(wave_T) < 100 else 3.0}
 
-    known = OTHERS["utmos"]
-    judge = OtherJudge(others.Other("utmos", known, known.outputs, "0", None, "v", scores))
+    known = EXTERNAL["utmos"]
+    scorer = ExternalScorer("utmos", known, known.outputs, "0", None, "v", scores)
     made = {"good": wave(1), "loud": np.ones(RATE), "short": wave(1)[:50]}
     for name, wave_T in made.items():
         soundfile.write(tmp_path / f"{name}.wav", wave_T, RATE, subtype="FLOAT")
     (tmp_path / "text.wav").write_text("no audio")
     paths = [tmp_path / f"{name}.wav" for name in (*made, "text")]
-    good, loud, short, text = judge.hear_files(paths, "own")
+    good, loud, short, text = scorer.score_files(paths, "own")
     assert good.values == {"utmos": 3.0}
     assert "loud.wav: utmos: RuntimeError: too loud" in loud.error
     assert "short.wav" in short.error and "not finite" in short.error

@@ -18,8 +18,8 @@ from data_specs.io.errors import UserError
 from tests.train.test_report import Reader
 from tests.train_helpers import needs_shared, write_dataset
 from train.__main__ import main
-from train.evaluation import evaluate as evaluation
-from train.evaluation.comparing import others, page
+from train.evaluation import external_scorers, page, scorers
+from train.evaluation.external_scorers import EXTERNAL
 from train.scoring.score import Score
 
 RATE = 16_000
@@ -27,17 +27,17 @@ CLIPS, PER_CONDITION = 24, 4
 
 
 class Fake:
-    """Says the rating plus noise of its own; counts what it heard."""
+    """Says the rating plus noise of its own; keeps what it scored."""
 
     def __init__(self, name, noise, broken=()):
         self.name, self.noise, self.broken = name, noise, broken
         self.weights_sha256 = hashlib.sha256(name.encode()).hexdigest()
         self.parameters, self.version, self.precision = 10_010, "1.0", "fp32"
-        self.heard = []
+        self.scored = []
 
     def score_files(self, paths, short="zero", batch=8):
         for path in paths:
-            self.heard.append(path.name)
+            self.scored.append(path.name)
             if path.name in self.broken:
                 yield Score(path, None, None, f"{path}: cannot be read as audio: made so")
                 continue
@@ -81,10 +81,10 @@ def fakes(monkeypatch):
     def loud(options):
         return lambda wave_T, rate: {"mos": 1 + float(np.abs(wave_T).max())}, "e" * 64, None
 
-    monkeypatch.setattr(evaluation, "load", load)
+    monkeypatch.setattr(scorers, "load", load)
     for name, change in (("utmos", refuse), ("nisqa", loud)):
-        monkeypatch.setitem(others.OTHERS, name, replace(others.OTHERS[name], load=change))
-    monkeypatch.setattr(others.importlib.metadata, "version", lambda package: "1.0")
+        monkeypatch.setitem(EXTERNAL, name, replace(EXTERNAL[name], load=change))
+    monkeypatch.setattr(external_scorers.importlib.metadata, "version", lambda package: "1.0")
     return made
 
 
@@ -116,14 +116,14 @@ def test_scorers_are_compared_and_one_that_cannot_be_had_is_named(fakes, tmp_pat
     assert len(results["pairs"]) == 3 and results["pairs"][0]["resampled"] == "condition"
     (gone,) = results["unavailable"]
     assert gone["model"] == "utmos" and "not known" in gone["reason"]
-    assert gone["command"] == others.OTHERS["utmos"].get
+    assert gone["command"] == EXTERNAL["utmos"].get
     said = capsys.readouterr()
     assert "not available: utmos" in said.out and "pip install utmos-pytorch" in said.out
     text = (out / "results.md").read_text()
-    for part in ("| v7 |", "## Not available here", "quoted, not measured here", "Holm"):
+    for part in ("| v7 |", "## Not available here", "published, not measured here", "Holm"):
         assert part in text
     assert len(read(out / "results.csv")) == 6 and len(read(out / "pairs.csv")) == 3
-    assert results["table1"]["mark"] == "quoted, not measured here"
+    assert results["table1"]["mark"] == "published, not measured here"
 
 
 def test_only_what_is_new_is_scored(fakes, tmp_path):
@@ -135,14 +135,14 @@ def test_only_what_is_new_is_scored(fakes, tmp_path):
     run[1] = tmp_path / "moved" / "labels.csv"
     clip, rate = soundfile.read(tmp_path / "moved" / "07.flac")
     soundfile.write(tmp_path / "moved" / "07.flac", clip / 2, rate)
-    fakes["v7"].heard.clear()
+    fakes["v7"].scored.clear()
     assert evaluate(*models("v7", "run"), *run) == 0
-    assert fakes["v7"].heard == ["07.flac"] and len(fakes["run"].heard) == CLIPS
+    assert fakes["v7"].scored == ["07.flac"] and len(fakes["run"].scored) == CLIPS
     after = [row for row in read(out / "scores.csv") if row["model"] == "v7"]
     changed = [a["score"] != b["score"] for a, b in zip(before, after, strict=True)]
     assert [n for n, was in enumerate(changed) if was] == [7]
     assert evaluate(*models("v7"), *run, "--fresh") == 0
-    assert len(fakes["v7"].heard) == 1 + CLIPS
+    assert len(fakes["v7"].scored) == 1 + CLIPS
 
 
 def test_a_clip_that_fails_is_left_out_for_all_and_named(fakes, tmp_path, capsys):
@@ -157,9 +157,9 @@ def test_a_clip_that_fails_is_left_out_for_all_and_named(fakes, tmp_path, capsys
     assert ("run", "03.flac") not in rows and rows["v7", "03.flac"]["compared"] == "0"
     assert rows["v7", "04.flac"]["compared"] == "1" and rows["v7", "04.flac"]["condition"] == "c1"
     fakes["run"].broken = ()  # what failed is tried again
-    fakes["run"].heard.clear()
+    fakes["run"].scored.clear()
     assert evaluate(*models("v7", "run"), "--rated", labels, "--out", out) == 0
-    assert fakes["run"].heard == ["03.flac"]
+    assert fakes["run"].scored == ["03.flac"]
 
 
 @pytest.mark.parametrize(
@@ -168,22 +168,17 @@ def test_a_clip_that_fails_is_left_out_for_all_and_named(fakes, tmp_path, capsys
         (("utmos",), "none of the scorers can be had here"),
         (("v7", "tpyo"), "tpyo: no such model"),
         (("dnsmos", "dnsmos-p808"), "'dnsmos-p808' is asked for twice"),
+        (("run",), "nothing to compare"),  # none of its clips can be scored
     ],
 )
 def test_what_cannot_be_compared_is_an_error(fakes, tmp_path, capsys, monkeypatch, names, said):
-    empty = others.OTHERS["dnsmos"]
+    empty = EXTERNAL["dnsmos"]
     nothing = replace(empty, load=lambda options: (lambda wave_T, rate: {}, "0", None))
-    monkeypatch.setitem(others.OTHERS, "dnsmos", nothing)
+    monkeypatch.setitem(EXTERNAL, "dnsmos", nothing)
+    fakes["run"].broken = tuple(f"{n:02d}.flac" for n in range(CLIPS))
     labels = write_labels(tmp_path / "rated")
     assert evaluate(*models(*names), "--rated", labels, "--out", tmp_path / "out") == 2
     assert said in capsys.readouterr().err
-
-
-def test_all_clips_fail(fakes, tmp_path, capsys):
-    labels = write_labels(tmp_path / "rated")
-    fakes["v7"].broken = tuple(f"{n:02d}.flac" for n in range(CLIPS))
-    assert evaluate(*models("v7"), "--rated", labels, "--out", tmp_path / "out") == 2
-    assert "nothing to compare" in capsys.readouterr().err
 
 
 def test_a_teacher_without_its_weights_is_not_available(fakes, tmp_path, monkeypatch, capsys):
@@ -192,7 +187,7 @@ def test_a_teacher_without_its_weights_is_not_available(fakes, tmp_path, monkeyp
             raise UserError("teacher 'xlsr-2b-l10': no weights 'x' in /c: run make weights NAMES=x")
         return fakes["v7"]
 
-    monkeypatch.setattr(evaluation, "load", load)
+    monkeypatch.setattr(scorers, "load", load)
     labels, out = write_labels(tmp_path / "rated"), tmp_path / "out"
     assert evaluate(*models("v7", "xlsr-2b-l10"), "--rated", labels, "--out", out) == 0
     (gone,) = json.loads((out / "results.json").read_text())["unavailable"]
@@ -213,9 +208,9 @@ def test_ctrl_c_keeps_what_was_scored(fakes, tmp_path, monkeypatch, capsys):
     assert evaluate(*models("v7"), "--rated", labels, "--out", out) == 130
     assert "run the same command again" in capsys.readouterr().err
     monkeypatch.setattr(Fake, "score_files", whole)
-    fakes["v7"].heard.clear()
+    fakes["v7"].scored.clear()
     assert evaluate(*models("v7"), "--rated", labels, "--out", out) == 0
-    assert len(fakes["v7"].heard) == CLIPS - 5
+    assert len(fakes["v7"].scored) == CLIPS - 5
 
 
 def test_one_clip_twice_in_a_set_is_refused(fakes, tmp_path, capsys):
@@ -239,7 +234,7 @@ def html(fakes, tmp_path):
     return (tmp_path / "out" / "evaluation.html").read_text("utf-8")
 
 
-def test_the_page_is_whole_and_asks_nothing_of_the_network(html):
+def test_the_page_shows_everything_and_asks_nothing_of_the_network(html):
     found = Reader(html)
     assert len(found.ids) == len(set(found.ids))
     for address in found.addresses:
@@ -248,24 +243,17 @@ def test_the_page_is_whole_and_asks_nothing_of_the_network(html):
     outside = [part for part in re.findall(r"https?://[^\s\"'<]+", html) if "w3.org" not in part]
     assert not outside and "default-src 'none'" in html
     assert "made<b>" not in html and "made&lt;b&gt;" in html
-
-
-def test_the_page_shows_everything(html):
     sets = json.loads(re.search(r'id="clips">(.*?)</script>', html, re.DOTALL)[1])
     sound = json.loads(re.search(r'id="sound">(.*?)</script>', html, re.DOTALL)[1])
     assert len(sets) == CLIPS - 1 + 4 and len(sound) == CLIPS - 1
-    assert sets[0]["scores"].keys() == {
-        "v7 (zero)",
-        "v7 (repeat)",
-        "run (zero)",
-        "run (repeat)",
-        "nisqa",
-    }
-    assert html.count('<tr class="quoted">') == 11 + 11  # of the set, and the whole table
-    for text in ("quoted, not measured here", "pip install utmos-pytorch", "03.flac", "Holm"):
+    names = {f"{model} ({padding})" for model in ("v7", "run") for padding in ("zero", "repeat")}
+    assert sets[0]["scores"].keys() == names | {"nisqa"}
+    assert html.count('<tr class="published">') == 11 + 11  # of the set, and the whole table
+    for text in ("published, not measured here", "pip install utmos-pytorch", "03.flac", "Holm"):
         assert text in html
-    figures = html.count("<figure>")
-    assert figures == 2 + (5 + 5) + 3  # Figure 3 and Table I; scatters, residuals; the shards
+    # Figure 3 and Table I; scatters, residuals; the shards
+    assert html.count("<figure>") == 2 + (5 + 5) + 3
+    assert html.count('data-c="0"') == 5 + 5  # a clip's dots in all charts of its set
 
 
 def test_audio_in_the_page_is_spread_over_the_ratings_and_limited(tmp_path):
@@ -320,17 +308,15 @@ def _try_page(browser, address):
     table.locator("thead th").nth(2).locator("button").click()  # Spearman: Table I's are last
     values = column(3)
     assert values.index("") > 0 and set(values[values.index("") :]) == {""}
-    dot = wide.locator("svg.live circle[data-c]").nth(2)
+    dot = wide.locator("svg.live use[data-c]").nth(2)
     dot.scroll_into_view_if_needed()
     dot.hover(force=True)
     assert (
         ".flac" in wide.locator("#tip").inner_text()
         and "v7 (zero)" in wide.locator("#tip").inner_text()
     )
-    clip = wide.locator("circle.hot").first.get_attribute("data-c")
-    assert (
-        wide.locator(f'circle[data-c="{clip}"]').count() == wide.locator("circle.hot").count() > 5
-    )
+    clip = wide.locator("use.hot").first.get_attribute("data-c")
+    assert wide.locator(f'use[data-c="{clip}"]').count() == wide.locator("use.hot").count() > 5
     dot.click(force=True)
     for _ in range(100):  # the page's policy forbids Playwright's own way to wait
         if wide.locator("#player audio").evaluate("audio => audio.currentTime") > 0.05:

@@ -1,4 +1,4 @@
-"""Twins with and without distillation: planned, trained, resumed, judged and drawn."""
+"""Students with and without distillation: planned, trained, resumed, evaluated and drawn."""
 
 from __future__ import annotations
 
@@ -17,14 +17,16 @@ from safetensors.torch import save_file
 from data_specs.io.files import sha256_of
 from tests.train.test_report import Reader
 from tests.train_helpers import tone_mos, tone_pcm, write_dataset
-from train.evaluation import bootstrap, experiment
-from train.evaluation.bootstrap import Gap, Model, TestSet, draws, interval, judge, share_of_gap
+from train import charts
+from train.evaluation import bootstrap, experiment, experiment_figure, experiment_results
+from train.evaluation.bootstrap import draws, interval, share_of_gap
+from train.evaluation.experiment_report import results_md
+from train.evaluation.experiment_results import Gap, Model, TestSet, evaluate_set
 from train.metrics import agreement
 from train.models.pruned import save_pruned
 from train.models.student import Student, count, variant
 from train.pruning.masks import Masks, prunable
 from train.pruning.runs import pruned_models
-from train.report import charts
 from train.scoring.score import load
 from train.student import fit as fitting
 
@@ -35,7 +37,7 @@ def expanded(counts_N, values_N):
     return np.repeat(values_N, counts_N.astype(int))
 
 
-def test_a_resample_is_judged_like_the_clips_that_it_holds():
+def test_a_resample_is_measured_like_the_clips_that_it_holds():
     rng = np.random.default_rng(1)
     truth = np.round(rng.uniform(1, 5, 40))  # many ties
     score = np.round(truth + rng.normal(0, 1, 40), 1)
@@ -81,18 +83,6 @@ def test_the_interval_covers_the_correlation_it_was_drawn_from():
     assert np.mean(widths) == pytest.approx(fisher, rel=0.1)
 
 
-def test_equal_clips_of_a_condition_are_no_more_evidence_than_one():
-    rng = np.random.default_rng(3)
-    truth, score = (np.repeat(side, 8) for side in pairs(rng, 0.8, 30))
-    conditions = [str(n // 8) for n in range(240)]
-    wide, narrow = (
-        interval(0.8, bootstrap.pearson(draws(groups, 0), truth, score))
-        for groups in (conditions, [str(n) for n in range(240)])
-    )
-    ratio = (wide.high - wide.low) / (narrow.high - narrow.low)
-    assert ratio == pytest.approx(np.sqrt(8), rel=0.2)
-
-
 def test_share_of_the_gap_by_hand():
     ends = [np.array([0.5, 0.6, 0.7]), np.array([0.7, 0.75, 0.8]), np.full(3, 0.9)]
     found = share_of_gap(0.6, 0.75, 0.9, tuple(ends))
@@ -122,7 +112,7 @@ def test_an_undefined_correlation_is_said():
     assert bootstrap.difference(None, 0.5, flat, flat).reason == "a correlation is not defined"
 
 
-# --- judging --------------------------------------------------------------------------------------
+# --- evaluating -----------------------------------------------------------------------------------
 
 TEACHER = Model("v7", None, "teacher", 4_133_226, "f" * 64)
 
@@ -137,31 +127,31 @@ def simulated(spread, clips=96, conditions=12, **changes):
     return TestSet(**(values | {"ratings": truth, "groups": groups, "scores": scores} | changes))
 
 
-def twins(*variants):
+def counterparts(*variants):
     found = []
     for name in variants:
-        for kind in experiment.KINDS:
+        for kind in experiment_results.KINDS:
             parameters = count(variant(name))[0]
             found.append(Model(f"{name}-{kind}", name, kind, parameters, "a" * 64))
     return [*found, TEACHER]
 
 
-def test_models_are_judged_on_the_same_resamples():
+def test_models_are_evaluated_on_the_same_resamples():
     spread = {"v1-labelled": 1.5, "v1-distilled": 0.8, "v7": 0.3}
-    test, models = simulated(spread), twins("v1")
-    judged, (gap,) = judge(test, models, seed=0)
-    for row in judged:
+    test, models = simulated(spread), counterparts("v1")
+    results, (gap,) = evaluate_set(test, models, seed=0)
+    for row in results:
         wanted = agreement(test.ratings, test.scores[row.model])
         assert (row.pcc, row.rmse) == (wanted.pcc, wanted.rmse)
         assert row.pcc_low < row.pcc < row.pcc_high and row.rmse_low < row.rmse < row.rmse_high
         assert (row.clips, row.groups, row.resampled) == (96, 12, "condition")
-    labelled, distilled, teacher = (row.pcc for row in judged)
+    labelled, distilled, teacher = (row.pcc for row in results)
     assert gap.difference == pytest.approx(distilled - labelled)
     assert gap.share == pytest.approx((distilled - labelled) / (teacher - labelled))
     assert gap.difference_low < gap.difference < gap.difference_high
-    # Paired: twins that say the same have no difference in any resample.
+    # Paired: counterparts that say the same have no difference in any resample.
     same = replace(test, scores=test.scores | {"v1-distilled": test.scores["v1-labelled"]})
-    (_, (none,)) = judge(same, models, seed=0)
+    (_, (none,)) = evaluate_set(same, models, seed=0)
     assert (none.difference, none.difference_low, none.difference_high) == (0, 0, 0)
     assert (none.share, none.share_low, none.share_high) == (0, 0, 0)
 
@@ -175,34 +165,34 @@ def gap_of(name, difference=0.1, share=0.6, parameters=None, reason=None):
 
 
 def test_the_first_question():
-    yes = experiment.beats("nb (people)", [gap_of("v1", 0.2), gap_of("v2", 0.04)])
+    yes = experiment_results.beats("nb (people)", [gap_of("v1", 0.2), gap_of("v2", 0.04)])
     assert yes.answer is True
     assert yes.text == (
         "distilled beats labelled-only at every size on nb (people): yes; smallest difference "
         "+0.040 [-0.010, +0.090] (v2); the whole interval is above 0 at 1 of 2 sizes"
     )
-    no = experiment.beats("nb (people)", [gap_of("v1", 0.2), gap_of("v2", -0.04)])
+    no = experiment_results.beats("nb (people)", [gap_of("v1", 0.2), gap_of("v2", -0.04)])
     assert no.answer is False and ": no; smallest difference -0.040" in no.text
-    none = experiment.beats("nb (people)", [gap_of("v1", None, reason="all equal")])
+    none = experiment_results.beats("nb (people)", [gap_of("v1", None, reason="all equal")])
     assert none.answer is None and none.text.endswith("not defined (v1: all equal)")
 
 
 def test_the_second_question():
     gaps = [gap_of("v1", share=0.45), gap_of("v2", share=0.55), gap_of("v6", share=0.9)]
-    yes = experiment.closes_half("nb (people)", gaps, TEACHER)
+    yes = experiment_results.closes_half("nb (people)", gaps, TEACHER)
     assert yes.answer is True
     assert yes.text == (
         "closes half of the gap at a tenth of the teacher's size (<= 0.41 M parameters) on "
         "nb (people): yes; best such variant: v2, share 0.550 [0.450, 0.650]"
     )
-    no = experiment.closes_half("nb (people)", [gaps[0], gaps[2]], TEACHER)
+    no = experiment_results.closes_half("nb (people)", [gaps[0], gaps[2]], TEACHER)
     assert no.answer is False and "best such variant: v1, share 0.450" in no.text
-    large = experiment.closes_half("nb (people)", gaps[2:], TEACHER)
+    large = experiment_results.closes_half("nb (people)", gaps[2:], TEACHER)
     assert large.answer is None and "no variant is that small" in large.text
     none = [gap_of("v1", share=None, reason="no gap: because")]
-    closed = experiment.closes_half("nb (people)", none, TEACHER)
+    closed = experiment_results.closes_half("nb (people)", none, TEACHER)
     assert closed.answer is None and closed.text.endswith("not defined (no gap: because)")
-    unknown = experiment.closes_half("nb (people)", gaps, replace(TEACHER, parameters=None))
+    unknown = experiment_results.closes_half("nb (people)", gaps, replace(TEACHER, parameters=None))
     assert unknown.answer is None and "how large v7 is is not known" in unknown.text
 
 
@@ -213,75 +203,51 @@ def test_parameters_of_scorers_and_teachers():
 
 # --- figures --------------------------------------------------------------------------------------
 
-SVG = "{http://www.w3.org/2000/svg}"
-
-
-def places(svg, tag, at):
-    return [
-        tuple(float(node.get(name)) for name in at)
-        for node in svg.iter(f"{SVG}{tag}")
-        if node.get("class", "").startswith("dot")
-    ]
-
 
 def outcome_of(*tests, variants=("v1", "v2")):
-    return experiment.find(tests, twins(*variants), seed=0)
+    return experiment_results.find(tests, counterparts(*variants), seed=0)
 
 
-def test_figure_3_has_its_points_where_the_axes_say():
-    spread = {
-        "v1-labelled": 2.0,
-        "v1-distilled": 1,
-        "v2-labelled": 1.8,
-        "v2-distilled": 0.7,
-        "v7": 0.3,
-    }
+def test_figure_3_has_its_points_where_the_results_say():
+    spread = {"v1-labelled": 2.0, "v1-distilled": 1}
+    spread |= {"v2-labelled": 1.8, "v2-distilled": 0.7, "v7": 0.3}
     test = simulated(spread)
     outcome = outcome_of(test)
-    found = experiment.panels([test], outcome)
-    text = str(experiment.figure3(found, outcome))
-    root = ElementTree.fromstring(text)
-    upper, lower = root.findall(f"{SVG}svg")
-    assert (upper.get("width"), lower.get("y")) == (str(charts.WIDTH), str(34 + 26 + 250 + 18 + 26))
+    _, (axes,) = charts.new()
+    experiment_figure.draw_correlations(axes, test, outcome)
     sizes = [count(variant(name))[0] / 1e6 for name in ("v1", "v2")]
-    x = charts.Axis("", sizes[0] / 1.35, 4.133226 * 1.35, log=True)
-    ends = [end for row in outcome.judged for end in (row.pcc, row.pcc_low, row.pcc_high)]
-    tight = charts.axis("", ends)
-    room = 0.1 * (tight.high - tight.low)
-    y = charts.Axis("", tight.low - room, tight.high + room)
-    pcc = {row.model: row.pcc for row in outcome.judged}
-    for kind, marks, shift, corner in (
-        ("distilled", places(upper, "circle", ("cx", "cy")), -2.5, 0),
-        ("labelled", places(upper, "rect", ("x", "y")), 2.5, -3),
-    ):
-        for (across, up), name, size in zip(marks, ("v1", "v2"), sizes, strict=True):
-            assert across == pytest.approx(charts.x_at(x, size) + shift + corner, abs=0.06)
-            assert up == pytest.approx(charts.y_at(y, pcc[f"{name}-{kind}"]) + corner, abs=0.06)
-    assert "teacher v7, 4.1 M" in text and "prefers-color-scheme: dark" in text
-    bars = [node for node in upper.iter(f"{SVG}path") if "bars" in node.get("class", "")]
-    assert len(bars) == 4
-    assert "var(" not in text and "nan" not in text.replace("dominant", "")
+    pcc = {row.model: row.pcc for row in outcome.results}
+    drawn = {line.get_label(): line for line in axes.get_lines()}
+    for number, kind in enumerate(("distilled", "labelled-only")):
+        x, y = drawn[kind].get_data()
+        assert x == pytest.approx([size * experiment_figure.APART**number for size in sizes])
+        assert y == pytest.approx([pcc[f"{name}-{kind.split('-')[0]}"] for name in ("v1", "v2")])
+    bars = [bar.get_segments()[0] for bar in axes.collections]
+    ends = {(row.pcc_low, row.pcc_high) for row in outcome.results if row.kind != "teacher"}
+    assert {(low, high) for (_, low), (_, high) in bars} == ends
+    text = experiment_figure.figure3([test], outcome)
+    ElementTree.fromstring(text)
+    assert "teacher v7, 4.1 M" in text and "nan" not in text
+    assert text == experiment_figure.figure3([test], outcome)  # reproducible, without a date
 
 
-def test_bars_end_at_the_edge_and_a_point_without_interval_has_none():
-    x, y = charts.Axis("x", 0.1, 10, log=True), charts.Axis("y", 0, 1)
-    one = charts.Estimates("a", [1, 2], [0.5, 0.6], [-4, None], [4, None])
-    svg = ElementTree.fromstring(charts.estimates("t", x, y, [one]))
-    (bar,) = [node for node in svg.iter("path") if node.get("class") == "bars s0"]
-    assert f" {charts.y_at(y, 0):.1f}V{charts.y_at(y, 1):.1f}" in bar.get("d")
-    dot, _ = svg.iter("circle")
-    assert float(dot.get("cx")) == pytest.approx(charts.x_at(x, 1), abs=0.06)  # alone: not moved
+def test_bars_are_cut_and_a_gap_without_interval_has_none():
+    gaps = [gap_of("v1", share=0.5), replace(gap_of("v2"), share_low=None, share_high=None)]
+    gaps[0] = replace(gaps[0], share_low=-4.0, share_high=4.0)
+    outcome = experiment_results.Outcome(counterparts("v1", "v2"), [], gaps, [])
+    _, (axes,) = charts.new()
+    experiment_figure.draw_shares(axes, simulated({}), outcome)
+    (bar,) = [one.get_segments()[0] for one in axes.collections]
+    assert bar[:, 1].tolist() == [-100, 200]
 
 
 def test_a_set_without_any_gap_is_drawn_all_the_same():
-    spread = {"v1-labelled": 0.2, "v1-distilled": 1, "v7": 0.5}
-    test = simulated(spread)
+    test = simulated({"v1-labelled": 0.2, "v1-distilled": 1, "v7": 0.5})
     outcome = outcome_of(test, variants=("v1",))
     assert outcome.gaps[0].share is None
-    text = experiment.figure3(experiment.panels([test], outcome), outcome)
-    ElementTree.fromstring(text)
+    ElementTree.fromstring(experiment_figure.figure3([test], outcome))
     about = {"command": "c", "date": "d", "intervals": "i"}
-    assert "the teacher is not above" in experiment.markdown([test], outcome, about)
+    assert "the teacher is not above" in results_md([test], outcome, about)
 
 
 # --- the command ----------------------------------------------------------------------------------
@@ -422,8 +388,8 @@ def test_the_whole_experiment(data, tmp_path, stub_teacher, monkeypatch, capsys)
     out = tmp_path / "out"
     args = arguments(data, out, "--short", "both", "--validate-every", "2", "--warmup", "1")
     assert experiment.run(args) == 0
-    heard = capsys.readouterr().out
-    assert "v1-labelled" in heard and "multiply-adds" in heard and "beats labelled-only" in heard
+    told = capsys.readouterr().out
+    assert all(part in told for part in ("v1-labelled", "multiply-adds", "beats labelled-only"))
 
     content = json.loads((out / "results.json").read_text())
     sets = {(row["set"], row["short"]) for row in content["sets"]}
@@ -446,7 +412,7 @@ def test_the_whole_experiment(data, tmp_path, stub_teacher, monkeypatch, capsys)
     reader = Reader(page)
     assert len(reader.ids) == len(set(reader.ids))
     assert all(a.startswith("data:") or a[1:] in reader.ids for a in reader.addresses)
-    assert "<script" not in page and "url(" not in page and page.count("<svg ") == 2 + 6
+    assert "<script" not in page and "url(" not in page and page.count("<svg ") == 6
     table = (out / "results.md").read_text()
     assert table.count("| v1 |") == 3 and "1 by definition" in table and "10 clips in 4" in table
     ElementTree.parse(out / "figure3.svg")
@@ -462,7 +428,7 @@ def test_the_whole_experiment(data, tmp_path, stub_teacher, monkeypatch, capsys)
     ]
     assert {row["clips"] for row in more if row["set"] == "judge"} == {3}
     drawn = (out / "figure3.svg").read_text()
-    assert "v1 pruned by importance" in drawn and 'class="line s2"' in drawn
+    assert "v1 pruned by importance" in drawn
     assert "v1-importance-20" in (out / "experiment.html").read_text()
     assert experiment.run(args) == 0
 
@@ -474,7 +440,7 @@ def test_the_whole_experiment(data, tmp_path, stub_teacher, monkeypatch, capsys)
     assert again["sets"] == content["sets"] and again["gaps"] == content["gaps"]
 
 
-def test_twins_hear_the_same_rated_clips_and_have_the_same_budget(data, tmp_path, stub_fit):
+def test_counterparts_have_the_same_rated_clips_and_the_same_budget(data, tmp_path, stub_fit):
     args = arguments(data, tmp_path / "out", "--variants", "v2", "v1", "--rated-share", "0.5")
     (tmp_path / "out").mkdir()
     runs = experiment.make_plan(args)
@@ -486,9 +452,9 @@ def test_twins_hear_the_same_rated_clips_and_have_the_same_budget(data, tmp_path
     assert labelled.config.rated_hash == distilled.config.rated_hash
     assert labelled.config.steps == distilled.config.steps == 2
     assert not labelled.sources.shards and distilled.sources.shards
-    heard, held = ({clip.condition for clip in part} for part in (
+    trained, held = ({clip.condition for clip in part} for part in (
         labelled.sources.rated, labelled.sources.rated_validation))  # fmt: skip
-    assert len(held) == 1 and len(heard) == 3 and not heard & held
+    assert len(held) == 1 and len(trained) == 3 and not trained & held
     assert {clip.dataset for clip in labelled.sources.rated} == {"wb"}
 
 
@@ -554,7 +520,7 @@ def test_report_only_asks_for_what_is_missing(data, tmp_path, stub_fit):
         (["--test-shards", "JUDGE", "OTHER"], "two test sets have one name"),
     ],
 )
-def test_what_cannot_be_judged_is_refused_at_once(data, tmp_path, stub_fit, more, message):
+def test_what_cannot_be_evaluated_is_refused_at_once(data, tmp_path, stub_fit, more, message):
     named = {"TRAIN": "train", "JUDGE": "judge", "OTHER": "other/judge"}
     more = [str(data / named[word]) if word in named else word for word in more]
     with pytest.raises(ValueError, match=message):
@@ -562,8 +528,8 @@ def test_what_cannot_be_judged_is_refused_at_once(data, tmp_path, stub_fit, more
     assert not stub_fit
 
 
-def test_nothing_to_judge_on(data, tmp_path, stub_fit):
+def test_nothing_to_evaluate_on(data, tmp_path, stub_fit):
     args = arguments(data, tmp_path)
     args.test_rated = args.test_shards = None
-    with pytest.raises(ValueError, match="nothing to judge on"):
+    with pytest.raises(ValueError, match="nothing to evaluate on"):
         experiment.run(args)

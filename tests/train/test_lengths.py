@@ -23,13 +23,13 @@ class Energy:
 
     def __init__(self, name="energy"):
         self.name = name
-        self.heard = []
+        self.scored = []
 
     def windows(self, wave_T, short):
         return windows(wave_T, short)
 
     def score_windows(self, waves):
-        self.heard += list(waves)
+        self.scored += list(waves)
         return [float(np.sum(np.square(wave, dtype=np.float64))) for wave in waves]
 
 
@@ -49,10 +49,10 @@ def test_crops_and_fillings_are_what_they_say(folder):
             assert np.array_equal(crop.wave, whole[crop.start : crop.start + length])
             assert (crop.number, crop.label) == (number, tone_mos(number))
             energy = float(np.sum(np.square(crop.wave, dtype=np.float64)))
-            padded = lengths.filled(zero, crop, "zero")
+            padded = lengths.padded(zero, crop, "zero")
             assert zero.score_windows([padded]) == [pytest.approx(energy)]
             assert not padded[length:].any() and np.array_equal(padded[:length], crop.wave)
-            again = lengths.filled(repeat, crop, "repeat")
+            again = lengths.padded(repeat, crop, "repeat")
             said = repeat.score_windows([again])[0]
             assert said == pytest.approx(energy * CROP / length, rel=0.05)
             assert np.array_equal(again[length : 2 * length], crop.wave[: CROP - length])
@@ -99,8 +99,8 @@ def test_samples_are_spread_evenly():
 def test_all_models_hear_the_same_crops(folder):
     one, two = Energy("one"), Energy("two")
     results = lengths.measure([one, two], folder, [2, 1], seed=0)
-    assert len(one.heard) == 10 * (2 + 2 + 1)
-    assert all(np.array_equal(a, b) for a, b in zip(one.heard, two.heard, strict=True))
+    assert len(one.scored) == 10 * (2 + 2 + 1)
+    assert all(np.array_equal(a, b) for a, b in zip(one.scored, two.scored, strict=True))
     assert [(row.model, row.seconds, row.short) for row in results] == [
         (name, seconds, short)
         for name in ("one", "two")

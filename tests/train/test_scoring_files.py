@@ -15,8 +15,7 @@ from tests.tolerance import STUDENT
 from tests.train_helpers import tone_pcm, write_dataset, write_rated
 from train.__main__ import main
 from train.audio import read_mono, to_16k
-from train.evaluation import evaluate as evaluation
-from train.evaluation.evaluate import SetResult, means
+from train.evaluation import scorers
 from train.metrics import agreement
 from train.models.student import Student, variant
 from train.scoring.score import StudentScorer, find_files, load, window_count, windows
@@ -31,7 +30,7 @@ def scorer():
 @pytest.fixture
 def small_v7(scorer, monkeypatch):
     monkeypatch.setattr("train.scoring.score.load", lambda *_: scorer)
-    monkeypatch.setattr(evaluation, "load", lambda *_: scorer)
+    monkeypatch.setattr(scorers, "load", lambda *_: scorer)
     return scorer
 
 
@@ -115,19 +114,6 @@ def test_undefined_correlation_has_a_reason(truth, predicted, reason):
     result = agreement(truth, predicted)
     assert result.pcc is None
     assert reason in result.reason
-
-
-def test_means():
-    rows = [
-        SetResult("m", "a", 10, 0.8, 0.8, 0.3, "zero", "rated"),
-        SetResult("m", "b", 30, 0.4, 0.4, 0.5, "zero", "rated"),
-        SetResult("m", "c", 1, None, None, 0.5, "zero", "rated", "fewer than two clips"),
-        SetResult("m", "s", 99, 0.1, 0.1, 0.5, "none", "shards"),
-    ]
-    (mean,) = means(rows)
-    assert mean["pcc_unweighted"] == pytest.approx(0.6)
-    assert mean["pcc_weighted"] == pytest.approx(0.5)
-    assert (mean["sets"], mean["undefined_sets"], mean["clips"]) == (2, 1, 40)
 
 
 def test_evaluate_command(small_v7, tmp_path):

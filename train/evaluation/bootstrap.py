@@ -1,8 +1,8 @@
-"""Models judged on a held-out set, with bootstrap intervals.
+"""Bootstrap intervals of correlations and errors, for all comparisons.
 
-An interval says how far a figure would move with other clips of the same kind. What is drawn with
+An interval says how far a number would move with other clips of the same kind. What is drawn with
 replacement are groups of clips: conditions where a set has them, because clips of one condition are
-no independent evidence, else clips. All models of a set are judged on the same draws, so that
+no independent evidence, else clips. All models of a set get the same draws, so that
 differences between models have intervals too (paired). Intervals are the percentiles of 2000 draws.
 With a dozen conditions they are somewhat too narrow: a bootstrap knows only the conditions it has.
 So they are for shards whose samples come from few speakers: each sample counts as independent.
@@ -12,13 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-
-from train.evaluation.comparing.rows import SHARDS_SHORT
-from train.metrics import agreement
 
 Doubles = NDArray[np.float64]
 
@@ -98,13 +94,41 @@ def _by_parts(
 
 def ranks(counts_RN: Doubles, values: ArrayLike) -> Doubles:
     """Rank of every clip within every resample, (R, N), a clip counted as often as it was drawn."""
-    found, place_N = np.unique(np.asarray(values, np.float64), return_inverse=True)
-    order_N = np.argsort(place_N, kind="stable")
-    first = np.searchsorted(place_N[order_N], np.arange(len(found)))
-    tied_RU = np.add.reduceat(counts_RN[:, order_N], first, axis=1)
+    tied_RU, place_N = tied(counts_RN, values)
     middle_RU = np.cumsum(tied_RU, axis=1) - (tied_RU - 1) / 2
     middle_RN: Doubles = middle_RU[:, place_N]
     return middle_RN
+
+
+def tied(counts_RN: Doubles, values: ArrayLike) -> tuple[Doubles, NDArray[np.intp]]:
+    """How often every different value was drawn (R, U), and which of them every clip has (N,)."""
+    found, place_N = np.unique(np.asarray(values, np.float64), return_inverse=True)
+    order_N = np.argsort(place_N, kind="stable")
+    first = np.searchsorted(place_N[order_N], np.arange(len(found)))
+    return np.add.reduceat(counts_RN[:, order_N], first, axis=1), place_N
+
+
+def kendall(counts_RN: Doubles, truth: ArrayLike, score: ArrayLike) -> Doubles:
+    """Kendall's tau-b in every resample (R,); NaN where one side does not vary.
+
+    A clip that was drawn twice is two clips that are equal in both.
+    """
+    truth_N, score_N = np.asarray(truth, np.float64), np.asarray(score, np.float64)
+    # Sums of products of -1, 0, 1 with counts: whole numbers, exact in float32 up to 2**24.
+    signs_NN = np.sign(truth_N[:, None] - truth_N) * np.sign(score_N[:, None] - score_N)
+    along_RN = counts_RN.astype(np.float32) @ signs_NN.astype(np.float32)
+    both_R = np.sum(counts_RN * along_RN, axis=1)
+    untied_R = _untied(counts_RN, truth_N) * _untied(counts_RN, score_N)
+    defined_R = untied_R > 0
+    return np.where(defined_R, both_R / np.sqrt(np.where(defined_R, untied_R, 1)), np.nan)
+
+
+def _untied(counts_RN: Doubles, values_N: Doubles) -> Doubles:
+    """Ordered pairs that differ, in every resample (R,)."""
+    pairs_R: Doubles = counts_RN.sum(axis=1) ** 2 - np.sum(
+        tied(counts_RN, values_N)[0] ** 2, axis=1
+    )
+    return pairs_R
 
 
 def rmse(counts_RN: Doubles, truth: ArrayLike, score: ArrayLike) -> Doubles:
@@ -160,173 +184,3 @@ def share_of_gap(
     shares_R = np.where(open_R, (distilled_R - labelled_R) / np.where(open_R, gap_R, 1.0), np.nan)
     share = (distilled - labelled) / (teacher - labelled)
     return interval(share, shares_R, "no gap")
-
-
-# --- models on a held-out set ---------------------------------------------------------------------
-
-FILLED = {"zero": ", short clips zero-padded", "repeat": ", short clips repeated", SHARDS_SHORT: ""}
-
-
-@dataclass(frozen=True)
-class Model:
-    """A model that is judged: ``kind`` is labelled, distilled, teacher, or what was pruned how."""
-
-    name: str
-    variant: str | None
-    kind: str
-    parameters: int | None
-    weights_sha256: str
-
-
-@dataclass(frozen=True)
-class TestSet:
-    """One set, its short clips filled one way: the truth (N,) and every model's scores (N,).
-
-    ``truth`` says whose ``ratings`` are; ``unit`` is what is resampled (condition, system or clip),
-    ``groups`` (N,) each clip's. ``by_definition``: the ratings are the teacher's own.
-    """
-
-    __test__ = False  # not a test, whatever its name says to pytest
-
-    name: str
-    truth: Literal["people", "teacher"]
-    short: str
-    ratings: Doubles
-    unit: str
-    groups: list[str]
-    scores: dict[str, Doubles]
-    by_definition: bool = False
-
-    @property
-    def heading(self) -> str:
-        """The set in words."""
-        whom = "people" if self.truth == "people" else "the teacher's labels"
-        return f"{self.name} ({whom}{FILLED[self.short]})"
-
-
-@dataclass(frozen=True)
-class Judged:
-    """One model on one set: a row of ``results.csv``. Ends of 95 % intervals; MOS for ``rmse``."""
-
-    model: str
-    variant: str | None
-    kind: str
-    parameters: int | None
-    set: str
-    truth: str
-    short: str
-    clips: int
-    resampled: str
-    groups: int
-    pcc: float | None
-    pcc_low: float | None
-    pcc_high: float | None
-    spearman: float | None
-    spearman_low: float | None
-    spearman_high: float | None
-    rmse: float | None
-    rmse_low: float | None
-    rmse_high: float | None
-    by_definition: bool
-    reason: str | None
-
-
-@dataclass(frozen=True)
-class Gap:
-    """One variant on one set: how far the distilled student is above its twin.
-
-    ``share`` is of the gap between the labelled-only student and the teacher, in PCC.
-    """
-
-    variant: str
-    parameters: int
-    set: str
-    truth: str
-    short: str
-    labelled: float | None
-    distilled: float | None
-    teacher: float | None
-    difference: float | None
-    difference_low: float | None
-    difference_high: float | None
-    share: float | None
-    share_low: float | None
-    share_high: float | None
-    reason: str | None
-
-
-def judge(test: TestSet, models: Sequence[Model], seed: int) -> tuple[list[Judged], list[Gap]]:
-    """Every model's figures and every variant's gap, all from the same resamples."""
-    counts_RN = draws(test.groups, seed)
-    judged = {model.name: _judged(test, model, counts_RN) for model in models}
-    pcc = {
-        name: (row.pcc, pearson(counts_RN, test.ratings, test.scores[name]))
-        for name, row in judged.items()
-    }
-    teacher = next(model.name for model in models if model.kind == "teacher")
-    gaps = []
-    for model in models:
-        if model.kind == "distilled" and model.variant:
-            twins = pcc[f"{model.variant}-labelled"], pcc[model.name], pcc[teacher]
-            gaps.append(_gap(test, model.variant, model.parameters or 0, twins))
-    return list(judged.values()), gaps
-
-
-def _judged(test: TestSet, model: Model, counts_RN: Doubles) -> Judged:
-    score_N = test.scores[model.name]
-    found = agreement(test.ratings, score_N)
-    values: dict[str, float | None] = {}
-    reasons = [found.reason]
-    for name, statistic in (("pcc", pearson), ("spearman", spearman), ("rmse", rmse)):
-        resampled_R = statistic(counts_RN, test.ratings, score_N)
-        one = interval(getattr(found, name), resampled_R, found.reason or "not defined")
-        values |= {name: one.value, f"{name}_low": one.low, f"{name}_high": one.high}
-        reasons.append(one.reason)
-    return Judged(
-        model=model.name,
-        variant=model.variant,
-        kind=model.kind,
-        parameters=model.parameters,
-        set=test.name,
-        truth=test.truth,
-        short=test.short,
-        clips=len(test.ratings),
-        resampled=test.unit,
-        groups=len(set(test.groups)),
-        by_definition=test.by_definition and model.kind == "teacher",
-        reason=next((reason for reason in reasons if reason), None),
-        **values,
-    )
-
-
-Correlation = tuple[float | None, Doubles]
-"""A correlation, and what the resamples gave (R,)."""
-
-
-def _gap(
-    test: TestSet,
-    name: str,
-    parameters: int,
-    correlations: tuple[Correlation, Correlation, Correlation],
-) -> Gap:
-    (labelled, labelled_R), (distilled, distilled_R), (teacher, teacher_R) = correlations
-    above = difference(distilled, labelled, distilled_R, labelled_R)
-    resampled = labelled_R, distilled_R, teacher_R
-    share = share_of_gap(labelled, distilled, teacher, resampled)
-    return Gap(
-        variant=name,
-        parameters=parameters,
-        set=test.name,
-        truth=test.truth,
-        short=test.short,
-        labelled=labelled,
-        distilled=distilled,
-        teacher=teacher,
-        difference=above.value,
-        difference_low=above.low,
-        difference_high=above.high,
-        share=share.value,
-        share_low=share.low,
-        share_high=share.high,
-        reason=above.reason or share.reason,
-    )

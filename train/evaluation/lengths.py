@@ -2,8 +2,8 @@
 
 The samples of held-out shards are cropped to some seconds, and what a model says of the crop is
 held against the label in the shard: the teacher's score of the whole clip. Crops are as long as
-what a user brings; they are filled up to 7.68 s with zeros (published) or repeated. All models and
-both fillings are given the same crops.
+what a user brings; they are padded to 7.68 s with zeros (published) or repeated. All models and
+both paddings are given the same crops.
 """
 
 from __future__ import annotations
@@ -30,20 +30,21 @@ from train.command import command_of
 from train.data.shards import list_shards
 from train.data.stream import PCM_SCALE, ShardSamples
 from train.evaluation.bootstrap import draws, interval, pearson
-from train.evaluation.experiment import ranged
+from train.evaluation.tables import markdown
 from train.files import csv_text, run_folder
 from train.metrics import agreement
+from train.pages import decimals, ranged
 from train.scoring.score import WINDOWS_A_BATCH, Scorer, Short, load
 
 SILENT_DB = -60.0
-"""A crop whose level is this far below its clip's is silent: nobody could judge it."""
+"""A crop whose level is this far below its clip's is silent: nobody could rate it."""
 
 ATTEMPTS = 10
 """Places that are tried for a crop that is not silent; then the clip is left out."""
 
 FULL = CROP_SAMPLES / SAMPLE_RATE
 WHOLE = "none"
-"""What stands in the column ``short`` for whole clips: nothing is filled."""
+"""What stands in the column ``short`` for whole clips: nothing is padded."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class Crop:
 
 @dataclass(frozen=True)
 class LengthResult:
-    """One model, length and filling: a row of ``lengths.csv``. Interval of 95 %; RMSE in MOS."""
+    """One model, length and padding: a record of ``lengths.csv``. Interval of 95 %; RMSE in MOS."""
 
     model: str
     seconds: float
@@ -75,7 +76,7 @@ def crop_start(wave_T: Wave, length: int, seed: int, number: int) -> int | None:
     """Where the crop of sample ``number`` starts; None if every place that is tried is silent.
 
     A pure function: the places that are tried depend on seed and number alone, as shares of the
-    room that there is.
+    audio that there is.
     """
     generator = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, number])))
     loud = _power(wave_T) * 10 ** (SILENT_DB / 10)
@@ -113,13 +114,12 @@ def crops(
             yield Crop(number, label, start, wave_T[start : start + length])
 
 
-def filled(scorer: Scorer, crop: Crop, short: str) -> Wave:
+def padded(scorer: Scorer, crop: Crop, short: str) -> Wave:
     """What the scorer is given for a crop: one window."""
-    way: Short = "repeat" if short == "repeat" else "zero"
-    return next(iter(scorer.windows(crop.wave, way)))
+    return next(iter(scorer.windows(crop.wave, "repeat" if short == "repeat" else "zero")))
 
 
-def judge(
+def result_of(
     name: str, seconds: float, short: str, labels: Sequence[float], scores: Sequence[float]
 ) -> LengthResult:
     """Agreement of the crops' scores with the labels of their whole clips."""
@@ -138,28 +138,28 @@ def measure_length(
     seconds: float,
     seed: int,
 ) -> list[LengthResult]:
-    """Every model at one length, with both fillings; a batch of crops is in memory at a time.
+    """Every model at one length, with both paddings; a batch of crops is in memory at a time.
 
     ``ValueError`` if all of the crops are silent.
     """
-    ways: tuple[str, ...] = get_args(Short) if seconds < FULL else (WHOLE,)
+    paddings: tuple[str, ...] = get_args(Short) if seconds < FULL else (WHOLE,)
     scores: dict[tuple[str, str], list[float]] = {
-        (scorer.name, short): [] for scorer in scorers for short in ways
+        (scorer.name, short): [] for scorer in scorers for short in paddings
     }
     labels: list[float] = []
     for start in progress_bar(
         range(0, len(numbers), WINDOWS_A_BATCH), desc=f"{seconds:g} s", unit="batch"
     ):
         part = numbers[start : start + WINDOWS_A_BATCH]
-        heard = [crop for crop in crops(samples, part, seconds, seed) if crop]
-        labels += [crop.label for crop in heard]
-        for scorer in scorers if heard else ():
-            for short in ways:
-                waves = [filled(scorer, crop, short) for crop in heard]
+        kept = [crop for crop in crops(samples, part, seconds, seed) if crop]
+        labels += [crop.label for crop in kept]
+        for scorer in scorers if kept else ():
+            for short in paddings:
+                waves = [padded(scorer, crop, short) for crop in kept]
                 scores[scorer.name, short] += scorer.score_windows(waves)
     if not labels:
         raise UserError(f"all crops of {seconds:g} s are silent: give longer --seconds")
-    return [judge(name, seconds, short, labels, mos) for (name, short), mos in scores.items()]
+    return [result_of(name, seconds, short, labels, mos) for (name, short), mos in scores.items()]
 
 
 def measure(
@@ -182,17 +182,20 @@ def measure(
 def table(results: Sequence[LengthResult]) -> str:
     """The results as a Markdown table."""
     pcc = "PCC to the teacher's score of the whole clip"
-    lines = [
-        f"| model | crop | filled with | clips | {pcc} | RMSE (MOS) |",
-        "|---|---:|---|---:|---:|---:|",
+    padding = {"zero": "zeros", "repeat": "itself", WHOLE: "–"}
+    cells = [
+        [
+            one.model,
+            "whole" if one.seconds >= FULL else f"{one.seconds:g} s",
+            padding[one.short],
+            str(one.clips),
+            ranged(one.pcc, one.pcc_low, one.pcc_high),
+            decimals(one.rmse),
+        ]
+        for one in results
     ]
-    for row in results:
-        filling = {"zero": "zeros", "repeat": "itself", WHOLE: "–"}[row.short]
-        rmse = "–" if row.rmse is None else f"{row.rmse:.3f}"
-        length = "whole" if row.seconds >= FULL else f"{row.seconds:g} s"
-        pcc = ranged(row.pcc, row.pcc_low, row.pcc_high)
-        lines.append(f"| {row.model} | {length} | {filling} | {row.clips} | {pcc} | {rmse} |")
-    return "\n".join(lines)
+    titles = ("model", "crop", "padded with", "clips", pcc, "RMSE (MOS)")
+    return "\n".join(markdown(titles, cells, 3))
 
 
 def left_out(results: Sequence[LengthResult]) -> str:
@@ -210,10 +213,10 @@ def left_out(results: Sequence[LengthResult]) -> str:
 
 def write_all(results: Sequence[LengthResult], out: Path, about: dict[str, Any]) -> None:
     """``lengths.json``, ``lengths.csv`` and ``lengths.md``."""
-    rows = [asdict(row) for row in results]
-    content = {"about": about, "results": rows}
-    write_text(out / "lengths.json", json.dumps(content, indent=2, allow_nan=False) + "\n")
-    write_text(out / "lengths.csv", csv_text(rows))
+    records = [asdict(one) for one in results]
+    content = json.dumps({"about": about, "results": records}, indent=2, allow_nan=False)
+    write_text(out / "lengths.json", content + "\n")
+    write_text(out / "lengths.csv", csv_text(records))
     how = f"`{about['command']}`, {about['date']}. In brackets: bootstrap intervals (95 %)."
     parts = [table(results), left_out(results), how]
     write_text(out / "lengths.md", "\n\n".join(part for part in parts if part) + "\n")

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 SOURCES = (
     *("train/scoring", "train/models", "train/audio.py", "train/scoring/onnx_scorer.py"),
-    *("train/evaluation/comparing/others.py", "data_specs"),
+    *("train/evaluation/external_scorers.py", "data_specs"),
 )
 """Files and folders whose code decides what score a clip gets."""
 

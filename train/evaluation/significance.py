@@ -25,9 +25,9 @@ from itertools import combinations
 import numpy as np
 import scipy.stats
 
-from train.evaluation.bootstrap import RESAMPLES, difference, draws, pearson
-from train.evaluation.comparing.rows import CommonClips, Doubles, Pair
-from train.evaluation.comparing.statistics import FEWEST
+from train.evaluation.bootstrap import RESAMPLES, Doubles, difference, draws, pearson
+from train.evaluation.records import CommonClips, Pair
+from train.evaluation.statistics import FEWEST
 from train.metrics import agreement
 
 LEVEL = 0.05
@@ -84,7 +84,7 @@ def williams(
 def resamples_for(entries: int, clips: int) -> int:
     """So many that the smallest p is, after Holm's method, a quarter of ``LEVEL``.
 
-    At least ``RESAMPLES``, and no more above them than the table of draws has room for.
+    At least ``RESAMPLES``, and no more above them than the table of draws may hold.
     """
     pairs = entries * (entries - 1) // 2
     wanted = math.ceil(2 * pairs / (LEVEL / 4))

@@ -10,52 +10,46 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from train.evaluation.comparing.rows import ClipScore, CommonClips, Entry, Kind
+from train.evaluation.records import ClipScore, CommonClips, Entry, Kind
 
 LEAST_SHARE = 0.5
 """A model has to score at least this share of a set's clips to be compared on it."""
 
 
-def label_of(model: str, short: str, ways: Mapping[str, set[str]]) -> str:
-    """A model's name; with its way with short clips where it is there in several."""
-    return f"{model} ({short})" if len(ways[model]) > 1 else model
-
-
 def entries_of(
-    rows: Sequence[ClipScore], sizes: Mapping[str, int | None], other_scales: set[str]
+    records: Sequence[ClipScore], sizes: Mapping[str, int | None], other_scales: set[str]
 ) -> dict[tuple[str, str], Entry]:
-    """The models of a set with their ways, in order of appearance."""
-    ways: dict[str, set[str]] = {}
-    for row in rows:
-        ways.setdefault(row.model, set()).add(row.short)
-    return {
-        (row.model, row.short): Entry(
-            label_of(row.model, row.short, ways),
-            row.model,
-            row.short,
-            row.weights_sha256,
-            sizes.get(row.model),
-            row.model not in other_scales,
+    """The models of a set with their paddings, in order of appearance.
+
+    A label names the padding where a model is there with several.
+    """
+    entries: dict[tuple[str, str], Entry] = {}
+    pairs = dict.fromkeys((row.model, row.short) for row in records)
+    weights = {row.model: row.weights_sha256 for row in records}
+    for model, short in pairs:
+        several = sum(one == model for one, _ in pairs) > 1
+        label = f"{model} ({short})" if several else model
+        entries[model, short] = Entry(
+            label, model, short, weights[model], sizes.get(model), model not in other_scales
         )
-        for row in rows
-    }
+    return entries
 
 
 def common_clips(
-    rows: Sequence[ClipScore],
+    records: Sequence[ClipScore],
     keys: Sequence[str],
     kind: Kind,
     entries: Mapping[tuple[str, str], Entry],
 ) -> tuple[CommonClips | None, list[str]]:
     """One set's clips that all of its models scored, and what was left out, in words.
 
-    ``rows`` are all of one set, ``keys`` (in the order of the result) its clips. None where no clip
-    is left.
+    ``records`` are all of one set, ``keys`` (in the order of the result) its clips. None where
+    no clip is left.
     """
     tables: dict[tuple[str, str], dict[str, ClipScore]] = {key: {} for key in entries}
-    for row in rows:
+    for row in records:
         tables[row.model, row.short][row.path_or_key] = row
-    name = rows[0].set
+    name = records[0].set
     notes = []
     for key in list(tables):
         share = len(tables[key]) / len(keys)

@@ -1,4 +1,4 @@
-"""The paper's Table I: what others and the paper's own models reached, quoted, not measured here.
+"""Published results, not measured here: the paper's Table I, of its own models and of others'.
 
 ``data_specs/table1.csv`` has a row a model and a column a test set: Pearson's correlation per clip,
 as printed (Stahl and Gamper, "Distillation and Pruning for Scalable Self-Supervised
@@ -16,12 +16,12 @@ from data_specs.rated import rated_sets
 from data_specs.strict import HERE
 
 FILE = HERE / "table1.csv"
-MARK = "quoted, not measured here"
+MARK = "published, not measured here"
 MEANS = ("weighted_mean", "unweighted_mean")
 
 
 @dataclass(frozen=True)
-class Quoted:
+class Published:
     """A row of Table I: PCC by set, as printed; parameters in millions."""
 
     model: str
@@ -37,17 +37,17 @@ class Quoted:
 
 
 @cache
-def table1() -> tuple[tuple[Quoted, ...], dict[str, int]]:
+def table1() -> tuple[tuple[Published, ...], dict[str, int]]:
     """The rows, and the number of clips of every set."""
     with FILE.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     sets = [name for name in rows[0] if name not in ("model", "params_m", *MEANS)]
     clips = {name: int(rows[0][name]) for name in sets}
-    return tuple(_quoted(row, sets) for row in rows[1:]), clips
+    return tuple(_record(row, sets) for row in rows[1:]), clips
 
 
-def _quoted(row: dict[str, str], sets: list[str]) -> Quoted:
-    return Quoted(
+def _record(row: dict[str, str], sets: list[str]) -> Published:
+    return Published(
         row["model"],
         float(row["params_m"]),
         {name: float(row[name]) if row[name] else None for name in sets},
@@ -56,7 +56,7 @@ def _quoted(row: dict[str, str], sets: list[str]) -> Quoted:
     )
 
 
-def quoted_for(dataset: str) -> list[tuple[Quoted, float]]:
+def published_for(dataset: str) -> list[tuple[Published, float]]:
     """What Table I says of a rated set; nothing for a set that it does not have.
 
     A set is known by its name in Table I or in ``data_specs/rated`` (upper and lower case alike).

@@ -1,7 +1,7 @@
 """Scores that were made before, so that another run scores only what is new.
 
 ``cache.jsonl`` in the results' folder has a line a clip, written as soon as it is scored: whose
-weights, by what code, packages, precision and device (``version``), how short clips were filled,
+weights, by what code, packages, precision and device (``version``), how short clips were padded,
 the hash of the clip's bytes, and the scores. A name or a path is no part of it, so renamed models
 and moved clips count as known. A line that a crash cut is left out.
 """
@@ -10,38 +10,32 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any
 
 Key = tuple[str, str, str, str]
-"""SHA-256 of the weights, ``Judge.version``, way with short clips, SHA-256 of the clip."""
+"""SHA-256 of the weights, the scorer's version, padding, SHA-256 of the clip."""
 
 FIELDS = ("weights", "version", "short", "clip")
 
 
 class ScoreCache:
-    """Known scores by key; new ones are written at once. Used in a ``with`` block."""
+    """Known scores by key; in a ``with`` block new ones are written to ``path`` at once."""
 
-    def __init__(self, path: Path, fresh: bool = False) -> None:
-        self.path = path
-        self._known: dict[Key, dict[str, float]] = {} if fresh else _read(path)
-        self._fresh = fresh
+    def __init__(self, path: Path | None = None, fresh: bool = False) -> None:
+        self.path, self._fresh = path, fresh
+        self._known = {} if fresh or path is None else _read(path)
         self._file: IO[str] | None = None
 
     def __enter__(self) -> ScoreCache:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        cut = not self._fresh and _is_cut(self.path)
-        self._file = self.path.open("w" if self._fresh else "a", encoding="utf-8")
-        if cut:
-            self._file.write("\n")
+        if self.path:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            cut = not self._fresh and _is_cut(self.path)
+            self._file = self.path.open("w" if self._fresh else "a", encoding="utf-8")
+            if cut:
+                self._file.write("\n")
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._file:
             self._file.close()
 
@@ -53,11 +47,10 @@ class ScoreCache:
     def put(self, key: Key, scores: dict[str, float]) -> None:
         """Keep a clip's scores."""
         self._known[key] = scores
-        if self._file is None:
-            raise RuntimeError("the cache is closed")
-        line = dict(zip(FIELDS, key, strict=True)) | {"scores": scores}
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
+        if self._file:
+            line = dict(zip(FIELDS, key, strict=True)) | {"scores": scores}
+            self._file.write(json.dumps(line) + "\n")
+            self._file.flush()
 
 
 def _is_cut(path: Path) -> bool:
@@ -70,14 +63,8 @@ def _is_cut(path: Path) -> bool:
 
 
 def _read(path: Path) -> dict[Key, dict[str, float]]:
-    if not path.is_file():
-        return {}
-    found: dict[Key, dict[str, float]] = {}
-    for line in path.read_text("utf-8", errors="replace").splitlines():
-        entry = _entry(line)
-        if entry:
-            found[entry[0]] = entry[1]
-    return found
+    text = path.read_text("utf-8", errors="replace") if path.is_file() else ""
+    return dict(entry for line in text.splitlines() if (entry := _entry(line)))
 
 
 def _entry(line: str) -> tuple[Key, dict[str, float]] | None:

@@ -17,17 +17,16 @@ import numpy as np
 import soundfile
 
 from data_specs.io.audio import BadAudio, open_audio
-from data_specs.io.files import write_text
 from data_specs.rated import RatedClip
-from train.evaluation.comparing import figures
-from train.evaluation.comparing.comparison import Comparison
-from train.evaluation.comparing.figures import Point
-from train.evaluation.comparing.others import OTHERS
-from train.evaluation.comparing.quoted import MARK, quoted_for, table1
-from train.evaluation.comparing.rows import METRICS, CommonClips, Pair, SetResult
-from train.evaluation.comparing.significance import LEVEL
-from train.evaluation.comparing.tables import TITLES, means, p_text
-from train.report.report import environment, versions
+from train import charts
+from train.evaluation import figures
+from train.evaluation.external_scorers import EXTERNAL
+from train.evaluation.figures import Point
+from train.evaluation.published import MARK, published_for, table1
+from train.evaluation.records import METRICS, CommonClips, Comparison, Pair, SetResult
+from train.evaluation.significance import LEVEL
+from train.evaluation.tables import TITLES, means, p_text
+from train.pages import environment
 
 LONGEST_SECONDS = 12.0
 """Longer clips are cut in the page."""
@@ -108,11 +107,11 @@ def _result_rows(results: Sequence[SetResult], level: str) -> list[dict[str, Any
     for name in dict.fromkeys(result.set for result in results if result.level == level):
         found = [r for r in results if r.set == name and r.level == level]
         found.sort(key=lambda r: -1.0 if r.pcc is None else r.pcc, reverse=True)
-        rows += [{"result": result, "quoted": None} for result in found]
+        rows += [{"result": result, "published": None} for result in found]
         if level == "clip" and found[0].kind == "rated":
             rows += [
-                {"result": None, "quoted": row, "set": name, "pcc": pcc}
-                for row, pcc in quoted_for(name)
+                {"result": None, "published": row, "set": name, "pcc": pcc}
+                for row, pcc in published_for(name)
             ]
     return rows
 
@@ -123,30 +122,25 @@ def _panels(results: Sequence[SetResult]) -> list[dict[str, Any]]:
     per_clip = [r for r in results if r.level == "clip" and r.kind == "rated"]
     for name in dict.fromkeys(result.set for result in per_clip):
         mine = [r for r in per_clip if r.set == name and r.pcc is not None]
-        # Of a model's ways with short clips the first: the others would cover it.
+        # Of a model's paddings of short clips the first: the others would cover it.
         firsts = {r.model: r for r in reversed(mine)}.values()
         points = [
-            Point(
-                _short_name(r.model),
-                r.parameters,
-                r.pcc,
-                r.pcc_low,
-                r.pcc_high,
-            )
+            Point(_short_name(r.model), r.parameters, r.pcc, r.pcc_low, r.pcc_high)
             for r in firsts
             if r.parameters and r.pcc is not None
         ]
         points += [
-            Point(row.model, row.parameters, pcc, quoted=True) for row, pcc in quoted_for(name)
+            Point(row.model, row.parameters, pcc, published=True)
+            for row, pcc in published_for(name)
         ]
         unknown = [r.model for r in firsts if not r.parameters]
         svg = figures.over_size(f"PCC over parameters, {name}", points)
-        found.append({"title": name, "svg": svg, "unknown": unknown, "quoted": False})
+        found.append({"title": name, "svg": svg, "unknown": unknown, "published": False})
     rows, _ = table1()
-    quoted = [Point(row.model, row.parameters, row.weighted, quoted=True) for row in rows]
-    svg = figures.over_size("PCC over parameters, the paper's Table I", quoted)
+    published = [Point(row.model, row.parameters, row.weighted, published=True) for row in rows]
+    svg = figures.over_size("PCC over parameters, the paper's Table I", published)
     title = "Table I: mean over 16 sets, by clips"
-    return [*found, {"title": title, "svg": svg, "unknown": [], "quoted": True}]
+    return [*found, {"title": title, "svg": svg, "unknown": [], "published": True}]
 
 
 def _short_name(model: str) -> str:
@@ -183,90 +177,73 @@ def _cell(pair: Pair, sign: int) -> dict[str, Any]:
 
 def _set_view(clips: CommonClips, first: int, pairs: Sequence[Pair]) -> dict[str, Any]:
     truth = "people's rating" if clips.kind == "rated" else "teacher's label"
-    charts = []
+    drawn = []
     for entry in clips.entries:
-        strips = figures.residuals(clips, entry, first)
-        charts.append(
-            {
-                "entry": entry,
-                "scatter": figures.scatter(clips, entry, first, truth),
-                "residuals": strips[0] if strips else None,
-                "hidden": strips[1] if strips else 0,
-            }
-        )
+        strips, hidden = figures.residuals(clips, entry, first) or (None, 0)
+        dots = figures.scatter(clips, entry, first, truth)
+        drawn.append({"entry": entry, "scatter": dots, "residuals": strips, "hidden": hidden})
     return {
         "clips": clips,
         "first": first,
-        "charts": charts,
+        "charts": drawn,
         "matrix": matrix(clips, pairs),
         "groups": len(set(clips.groups)),
-        "thinned": len(figures.shown_places(len(clips.keys))) < len(clips.keys),
+        "thinned": len(clips.keys) > charts.MOST_DOTS,
         "listed": len(clips.keys) <= MOST_ROWS,
     }
 
 
 def _clip_data(sets: Sequence[CommonClips]) -> list[dict[str, Any]]:
     """What the script knows of every clip: name, set, condition, rating, scores by label."""
-    found = []
-    for clips in sets:
-        for n, key in enumerate(clips.keys):
-            scores = {label: round(float(s[n]), 3) for label, s in clips.scores.items()}
-            found.append(
-                {
-                    "name": Path(key).name,
-                    "set": clips.name,
-                    "group": clips.groups[n] if clips.unit != "clip" else "",
-                    "truth": round(float(clips.truth[n]), 3),
-                    "scores": scores,
-                }
-            )
-    return found
+    return [
+        {
+            "name": Path(key).name,
+            "set": clips.name,
+            "group": clips.groups[n] if clips.unit != "clip" else "",
+            "truth": round(float(clips.truth[n]), 3),
+            "scores": {label: round(float(s[n]), 3) for label, s in clips.scores.items()},
+        }
+        for clips in sets
+        for n, key in enumerate(clips.keys)
+    ]
 
 
 def page(
-    found: Comparison,
-    rated: Sequence[RatedClip],
-    about: Mapping[str, Any],
-    audio_mb: float,
+    found: Comparison, rated: Sequence[RatedClip], about: Mapping[str, Any], audio_mb: float
 ) -> str:
     """The page as HTML; ``rated`` are the clips whose audio it may hold."""
     here = {(clip.dataset, str(clip.path)): clip.path for clip in rated}
     starts = np.cumsum([0, *(len(clips.keys) for clips in found.sets)]).tolist()
     data = _clip_data(found.sets)
-    paths = {
-        start + n: here[clips.name, key]
-        for clips, start in zip(found.sets, starts, strict=False)
-        for n, key in enumerate(clips.keys)
-        if (clips.name, key) in here
-    }
-    audio = embedded(paths, {n: data[n]["truth"] for n in paths}, audio_mb)
+    numbered = [(clips.name, key) for clips in found.sets for key in clips.keys]
+    paths = {number: here[clip] for number, clip in enumerate(numbered) if clip in here}
     rows, clips_of = table1()
     levels = dict.fromkeys(result.level for result in found.results)
-    template = environment().get_template("evaluation.html.j2")
-    return template.render(
-        about=about,
-        levels=[(level, _result_rows(found.results, level)) for level in levels],
-        means=means(found.results),
-        metrics=METRICS,
-        titles=TITLES,
-        best=_best(found.per_clip),
-        sets=[
-            _set_view(clips, start, found.pairs)
-            for clips, start in zip(found.sets, starts, strict=False)
-        ],
-        panels=_panels(found.results),
-        unavailable=found.unavailable,
-        notes=found.notes,
-        failures=found.failures,
-        table1=rows,
-        table1_clips=clips_of,
-        mark=MARK,
-        level=LEVEL,
-        others=OTHERS,
-        data=data,
-        audio=audio,
-        versions=versions(),
-        short_name=_short_name,
+    return (
+        environment()
+        .get_template("evaluation.html.j2")
+        .render(
+            about=about,
+            levels=[(level, _result_rows(found.results, level)) for level in levels],
+            means=means(found.results),
+            metrics=METRICS,
+            titles=TITLES,
+            best=_best(found.per_clip),
+            sets=[
+                _set_view(clips, start, found.pairs)
+                for clips, start in zip(found.sets, starts, strict=False)
+            ],
+            panels=_panels(found.results),
+            found=found,
+            table1=rows,
+            table1_clips=clips_of,
+            mark=MARK,
+            level=LEVEL,
+            external=EXTERNAL,
+            data=data,
+            audio=embedded(paths, {n: data[n]["truth"] for n in paths}, audio_mb),
+            short_name=_short_name,
+        )
     )
 
 
@@ -274,19 +251,6 @@ def _best(results: Sequence[SetResult]) -> list[SetResult]:
     """The highest PCC of every set."""
     best: dict[str, SetResult] = {}
     for result in results:
-        if result.pcc is not None and (
-            result.set not in best or result.pcc > (best[result.set].pcc or -1.0)
-        ):
+        if result.pcc is not None and result.pcc > getattr(best.get(result.set), "pcc", -2.0):
             best[result.set] = result
     return list(best.values())
-
-
-def write_page(
-    path: Path,
-    found: Comparison,
-    rated: Sequence[RatedClip],
-    about: Mapping[str, Any],
-    audio_mb: float,
-) -> None:
-    """Write the page to ``path``."""
-    write_text(path, page(found, rated, about, audio_mb))

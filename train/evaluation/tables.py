@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from train.evaluation.comparing.quoted import MARK, quoted_for, table1
-from train.evaluation.comparing.rows import METRICS, Pair, SetResult, Unavailable
+from train.evaluation.published import MARK, published_for, table1
+from train.evaluation.records import METRICS, Comparison, Pair, SetResult
+from train.pages import decimals, ranged
 
 TITLES = {
     "pcc": "PCC",
@@ -49,61 +50,47 @@ def _mean(model: str, short: str, group: Sequence[SetResult]) -> dict[str, Any]:
     return row
 
 
-def figure(value: float | None) -> str:
-    """Three decimals; a dash for what is not defined."""
-    return "-" if value is None else f"{value:.3f}"
-
-
-def ranged(result: SetResult, name: str) -> str:
-    """``0.906 [0.846, 0.944]``."""
-    ends = [getattr(result, f"{name}_{end}") for end in ("low", "high")]
-    brackets = "" if None in ends else f" [{figure(ends[0])}, {figure(ends[1])}]"
-    return figure(getattr(result, name)) + brackets
-
-
 def text_table(results: Sequence[SetResult]) -> str:
     """The clip level's results as text."""
-    shown = [result for result in results if result.level == "clip"]
-    width = max([len(result.model) for result in shown] + [5])
-    name_width = max([len(result.set) for result in shown] + [3])
-    titles = f"{'short':6} {'clips':>6} {'PCC':>7} {'Spearm.':>7} {'Kendall':>7} {'RMSE':>6}"
-    lines = [f"{'model':{width}} {'set':{name_width}} {titles} {'mapped':>6}"]
-    for r in shown:
-        lines.append(
-            f"{r.model:{width}} {r.set:{name_width}} {r.short:6} {r.clips:6} "
-            f"{figure(r.pcc):>7} {figure(r.spearman):>7} {figure(r.kendall):>7} "
-            f"{figure(r.rmse):>6} {figure(r.rmse_mapped):>6}{'  ' + r.reason if r.reason else ''}"
-        )
-    return "\n".join(lines)
+    rows = [
+        [r.model, r.set, r.short, str(r.clips)]
+        + [decimals(getattr(r, name)) for name in METRICS]
+        + [r.reason or ""]
+        for r in results
+        if r.level == "clip"
+    ]
+    rows.insert(0, ["model", "set", "short", "clips", *TITLES.values(), ""])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(
+            f"{cell:<{wide}}" if place in (0, 1, 2, 9) else f"{cell:>{wide}}"
+            for place, (cell, wide) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    )
 
 
-def _markdown(titles: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:
-    """A table whose first ``left`` columns are text."""
+def markdown(titles: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:
+    """Lines of a Markdown table whose first ``left`` columns are text."""
     marks = ["---"] * left + ["---:"] * (len(titles) - left)
     cells = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
     return [f"| {' | '.join(row)} |" for row in ([*titles], marks, *cells)]
 
 
-def results_md(
-    results: Sequence[SetResult],
-    pairs: Sequence[Pair],
-    unavailable: Sequence[Unavailable],
-    notes: Sequence[str],
-    about: Mapping[str, Any],
-) -> str:
+def results_md(found: Comparison, about: Mapping[str, Any]) -> str:
     """``results.md``: every set and level, means, differences, Table I, what is missing."""
     lines = [f"# Scorers compared, {about['date']}", "", f"`{about['command']}`", ""]
     lines += [f"In brackets: {about['intervals']}.", ""]
-    for name in dict.fromkeys(result.set for result in results):
-        lines += [f"## {name}", "", *_of_set(name, results), ""]
-    lines += ["## Means over the rated sets", "", *_means_md(results), ""]
-    lines += ["## Differences in PCC, per clip", "", *_pairs_md(pairs), ""]
-    if unavailable:
-        rows = [(one.model, one.reason, f"`{one.command}`") for one in unavailable]
-        lines += ["## Not available here", "", *_markdown(("scorer", "why", "to get it"), rows, 3)]
+    for name in dict.fromkeys(result.set for result in found.results):
+        lines += [f"## {name}", "", *_of_set(name, found.results), ""]
+    lines += ["## Means over the rated sets", "", *_means_md(found.results), ""]
+    lines += ["## Differences in PCC, per clip", "", *_pairs_md(found.pairs), ""]
+    if found.unavailable:
+        rows = [(one.model, one.reason, f"`{one.command}`") for one in found.unavailable]
+        lines += ["## Not available here", "", *markdown(("scorer", "why", "to get it"), rows, 3)]
         lines.append("")
-    if notes:
-        lines += ["## Left out", "", *(f"- {note}" for note in notes), ""]
+    if found.notes:
+        lines += ["## Left out", "", *(f"- {note}" for note in found.notes), ""]
     lines += [f"## The paper's Table I ({MARK})", "", *_table1_md(), ""]
     return "\n".join(lines)
 
@@ -116,17 +103,21 @@ def _of_set(name: str, results: Sequence[SetResult]) -> list[str]:
             r.short,
             r.level,
             f"{r.points}",
-            *(ranged(r, metric) for metric in METRICS),
+            *(_ranged(r, metric) for metric in METRICS),
             r.reason or "",
         )
         for r in found
     ]
     rows += [
         (row.model, MARK, "clip", "", f"{pcc:.2f}", *[""] * (len(METRICS) - 1), MARK)
-        for row, pcc in (quoted_for(name) if found[0].kind == "rated" else ())
+        for row, pcc in (published_for(name) if found[0].kind == "rated" else ())
     ]
     titles = ("model", "short", "level", "points", *TITLES.values(), "note")
-    return _markdown(titles, rows, 3)
+    return markdown(titles, rows, 3)
+
+
+def _ranged(result: SetResult, name: str) -> str:
+    return ranged(*(getattr(result, f"{name}{end}") for end in ("", "_low", "_high")))
 
 
 def _means_md(results: Sequence[SetResult]) -> list[str]:
@@ -137,14 +128,14 @@ def _means_md(results: Sequence[SetResult]) -> list[str]:
             f"{row['sets']}",
             f"{row['clips']}",
             *(
-                f"{figure(row[f'{name}_unweighted'])} / {figure(row[f'{name}_weighted'])}"
+                f"{decimals(row[f'{name}_unweighted'])} / {decimals(row[f'{name}_weighted'])}"
                 for name in METRICS
             ),
         )
         for row in means(results)
     ]
     head = ("model", "short", "sets", "clips", *TITLES.values())
-    return ["Unweighted / weighted by clips.", "", *_markdown(head, rows, 2)]
+    return ["Unweighted / weighted by clips.", "", *markdown(head, rows, 2)]
 
 
 def _pairs_md(pairs: Sequence[Pair]) -> list[str]:
@@ -153,8 +144,8 @@ def _pairs_md(pairs: Sequence[Pair]) -> list[str]:
             pair.set,
             pair.one,
             pair.other,
-            figure(pair.difference),
-            f"[{figure(pair.difference_low)}, {figure(pair.difference_high)}]",
+            decimals(pair.difference),
+            f"[{decimals(pair.difference_low)}, {decimals(pair.difference_high)}]",
             p_text(pair.p),
             p_text(pair.p_holm),
             p_text(pair.williams_p),
@@ -162,13 +153,13 @@ def _pairs_md(pairs: Sequence[Pair]) -> list[str]:
         for pair in pairs
     ]
     head = ("set", "one", "other", "PCC one - other", "95 %", "p", "p (Holm)", "p (Williams)")
-    return _markdown(head, rows, 3)
+    return markdown(head, rows, 3)
 
 
 def p_text(p: float | None) -> str:
     """A p-value in words of two digits."""
     if p is None:
-        return "-"
+        return "–"
     return "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
@@ -185,4 +176,4 @@ def _table1_md() -> list[str]:
         for row in rows
     ]
     head = ("model", "M parameters", *clips, "weighted mean", "unweighted mean")
-    return _markdown(head, body)
+    return markdown(head, body)

@@ -1,4 +1,4 @@
-"""The rows of a comparison's tables: ``scores.csv``, ``results.csv``, ``pairs.csv``."""
+"""What a comparison finds: the records of ``scores.csv``, ``results.csv`` and ``pairs.csv``."""
 
 from __future__ import annotations
 
@@ -6,16 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
-Doubles = NDArray[np.float64]
+from train.evaluation.bootstrap import Doubles
 
 SHARDS_SHORT = "none"
 """What stands in the column ``short`` for shards: their clips are never short."""
 
 OWN_SHORT = "own"
-"""What stands there for scorers of others: they do with short clips what they do."""
+"""What stands there for external scorers: they pad short clips in their own way."""
 
 Kind = Literal["rated", "shards"]
 METRICS = ("pcc", "spearman", "kendall", "rmse", "rmse_mapped")
@@ -23,7 +20,7 @@ METRICS = ("pcc", "spearman", "kendall", "rmse", "rmse_mapped")
 
 @dataclass(frozen=True)
 class ClipScore:
-    """One scored clip: a row of ``scores.csv``."""
+    """One scored clip: a record of ``scores.csv``."""
 
     model: str
     set: str
@@ -39,7 +36,7 @@ class ClipScore:
 
 @dataclass(frozen=True)
 class SetResult:
-    """One model on one set at one level: a row of ``results.csv``.
+    """One model on one set at one level: a record of ``results.csv``.
 
     ``kind`` is "rated" or "shards". ``level`` is clip, condition or system: what ``points`` counts,
     while ``clips`` stay clips. Ends of 95 % intervals are over resamples of ``groups`` groups of
@@ -77,7 +74,7 @@ class SetResult:
 
 @dataclass(frozen=True)
 class Entry:
-    """A model with its way with short clips: what is compared. ``label`` names it in tables.
+    """A model with one padding of short clips: what is compared. ``label`` names it in tables.
 
     ``mos_scale`` is False for scores of another unit (dB, PESQ): they have no RMSE in MOS.
     """
@@ -122,7 +119,7 @@ class CommonClips:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two entries on the clips of one set: a row of ``pairs.csv``.
+    """Two entries on the clips of one set: a record of ``pairs.csv``.
 
     ``difference`` is the PCC of ``one`` less that of ``other``, with its interval. ``p`` is of the
     paired bootstrap, two-sided, ``p_holm`` adjusted over the set's pairs; ``williams_p`` is of
@@ -156,9 +153,53 @@ class Failure:
 
 
 @dataclass(frozen=True)
+class Output:
+    """A number that a scorer gives of a clip: ``name`` in tables, ``key`` in what it returns.
+
+    ``mos_scale`` is False where it is not a mean opinion score from 1 to 5. ``parameters`` of a
+    network that does not tell its size (ONNX) is the paper's, Table I.
+    """
+
+    name: str
+    key: str
+    about: str
+    mos_scale: bool = True
+    parameters: int | None = None
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What a scorer gave for one clip: its outputs' values by name, or why there are none."""
+
+    values: dict[str, float] | None
+    error: str = ""
+
+
+@dataclass(frozen=True)
 class Unavailable:
     """A scorer that was asked for and cannot be had here: why, and what would get it."""
 
     model: str
     reason: str
     command: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Everything that was found. ``scores`` are all, ``sets`` the clips that count."""
+
+    unavailable: list[Unavailable] = field(default_factory=list)
+    scores: list[ClipScore] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+    sets: list[CommonClips] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    results: list[SetResult] = field(default_factory=list)
+    pairs: list[Pair] = field(default_factory=list)
+
+    @property
+    def per_clip(self) -> list[SetResult]:
+        """The results at the level of clips, in the order in which they were scored."""
+        scored = dict.fromkeys((one.model, one.short, one.set) for one in self.scores)
+        order = {key: place for place, key in enumerate(scored)}
+        found = [result for result in self.results if result.level == "clip"]
+        return sorted(found, key=lambda r: order[r.model, r.short, r.set])

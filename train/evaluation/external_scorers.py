@@ -1,4 +1,4 @@
-"""Scorers of other people, by name: ``distillmos``, ``dnsmos``, ``nisqa``, ``squim``, ``utmos``.
+"""External scorers by name: ``distillmos``, ``dnsmos``, ``nisqa``, ``squim``, ``utmos``.
 
 Each runs as its own package runs it, on whole clips and with its own handling of short and long
 ones. Packages are imported when a scorer is asked for by name, and those that bring no weights
@@ -14,7 +14,7 @@ import importlib
 import importlib.metadata
 import io
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -28,6 +28,10 @@ from data_specs.io.files import sha256_of
 from data_specs.sample import SAMPLE_RATE
 from data_specs.strict import digest
 from train.audio import Wave, read_mono, to_16k
+from train.evaluation.records import OWN_SHORT, Output, Scored
+from train.scoring.code import made_with
+from train.scoring.score import Short
+from train.scoring.scorer import torch_on
 
 Loaded = Callable[[Wave, int], Mapping[str, float]]
 """What scores a clip (T,) at a rate in Hz: values by the name of an output."""
@@ -39,21 +43,6 @@ class NotAvailable(UserError):
     def __init__(self, name: str, reason: str, command: str) -> None:
         super().__init__(f"{name} is not available: {reason}; to get it: {command}")
         self.name, self.reason, self.command = name, reason, command
-
-
-@dataclass(frozen=True)
-class Output:
-    """A number that a scorer gives of a clip: ``name`` in tables, ``key`` in what it returns.
-
-    ``mos_scale`` is False where it is not a mean opinion score from 1 to 5. ``parameters`` of a
-    network that does not tell its size (ONNX) is the paper's, Table I.
-    """
-
-    name: str
-    key: str
-    about: str
-    mos_scale: bool = True
-    parameters: int | None = None
 
 
 @dataclass(frozen=True)
@@ -72,7 +61,7 @@ class Load(Protocol):
 
 @dataclass(frozen=True)
 class Known:
-    """A scorer that can be asked for: ``rate`` is what it hears (None: the file's own, Hz)."""
+    """A scorer that can be asked for: ``rate`` is what it takes (None: the file's own, Hz)."""
 
     about: str
     package: str
@@ -84,8 +73,8 @@ class Known:
 
 
 @dataclass(frozen=True)
-class Other:
-    """A loaded scorer of others, with those of its outputs that were asked for."""
+class ExternalScorer:
+    """A loaded external scorer, with those of its outputs that were asked for."""
 
     name: str
     known: Known
@@ -93,18 +82,42 @@ class Other:
     weights_sha256: str
     parameters: int | None
     version: str
-    scores: Loaded
+    call: Loaded
+
+    def paddings(self, asked: Sequence[Short]) -> Sequence[str]:
+        """Its own, whatever is asked for."""
+        return (OWN_SHORT,)
+
+    def score_files(self, paths: Sequence[Path], padding: str) -> Iterator[Scored]:
+        """Score files, in order."""
+        for path in paths:
+            try:
+                wave_T, rate = read_mono(path)
+            except UserError as error:
+                yield Scored(None, str(error))
+                continue
+            yield self._scored(wave_T, rate, str(path))
+
+    def score_windows(self, waves: Sequence[Wave]) -> list[Scored]:
+        """Score windows of 7.68 s at 16 kHz."""
+        return [self._scored(wave_T, SAMPLE_RATE, "a sample of the shards") for wave_T in waves]
+
+    def _scored(self, wave_T: Wave, rate: int, where: str) -> Scored:
+        try:
+            return Scored(self.score(wave_T, rate))
+        except UserError as error:
+            return Scored(None, f"{where}: {error}")
 
     def score(self, wave_T: Wave, rate: int) -> dict[str, float]:
-        """All outputs of a clip, by output name. ``ValueError`` where the scorer gives none.
+        """All outputs of a clip (T,), by output name. ``UserError`` where the scorer gives none.
 
-        What a foreign scorer raises becomes a ``ValueError``: the clip counts as not scored.
+        What a foreign scorer raises becomes a ``UserError``: the clip counts as not scored.
         """
         if self.known.rate == SAMPLE_RATE:
             wave_T, rate = to_16k(wave_T, rate), SAMPLE_RATE
         try:
-            found = self.scores(wave_T, rate)
-        except Exception as error:  # anything may come out of others' code
+            found = self.call(wave_T, rate)
+        except Exception as error:  # anything may come out of foreign code
             raise UserError(f"{self.name}: {_first_line(error)}") from error
         values = {output.name: float(found[output.key]) for output in self.known.outputs}
         wrong = [name for name, value in values.items() if not np.isfinite(value)]
@@ -228,7 +241,7 @@ SQUIM_OBJECTIVE_OUTPUTS = (
 )
 _ASKS = "python -c 'import torchaudio; torchaudio.pipelines.{}.get_model()'"
 
-OTHERS: dict[str, Known] = {
+EXTERNAL: dict[str, Known] = {
     "distillmos": Known(
         "Distill-MOS v7 as its package runs it (the authors' own code)",
         "distillmos",
@@ -297,32 +310,33 @@ GROUPS = {"squim": ("squim-objective", "squim-subjective")}
 """Names for several scorers."""
 
 
-def others_named(name: str) -> list[tuple[str, tuple[Output, ...]]]:
-    """The scorers of others that a name asks for, with the outputs it asks for; none if unknown.
+def outputs_named(name: str) -> list[tuple[str, tuple[Output, ...]]]:
+    """The external scorers that a name asks for, with the outputs it asks for; none if unknown.
 
     A scorer's name asks for all of its outputs, an output's name (``dnsmos-p808``) for that one.
     """
     if name in GROUPS:
-        return [(one, OTHERS[one].outputs) for one in GROUPS[name]]
-    if name in OTHERS:
-        return [(name, OTHERS[name].outputs)]
+        return [(one, EXTERNAL[one].outputs) for one in GROUPS[name]]
+    if name in EXTERNAL:
+        return [(name, EXTERNAL[name].outputs)]
     return [
         (family, (output,))
-        for family, known in OTHERS.items()
+        for family, known in EXTERNAL.items()
         for output in known.outputs
         if output.name == name
     ]
 
 
-def load_other(name: str, outputs: tuple[Output, ...], options: Options) -> Other:
-    """Load a scorer of ``OTHERS``; ``NotAvailable`` for whatever hinders it."""
-    known = OTHERS[name]
+def load_external(name: str, outputs: tuple[Output, ...], options: Options) -> ExternalScorer:
+    """Load a scorer of ``EXTERNAL``; ``NotAvailable`` for whatever hinders it."""
+    known = EXTERNAL[name]
     try:
         scores, sha256, parameters = known.load(options)
         version = importlib.metadata.version(known.package)
     except Exception as error:  # whatever a foreign loader raises, the scorer is not there
         raise NotAvailable(name, _reason(error), known.get) from error
-    return Other(name, known, outputs, sha256, parameters, f"{known.package} {version}", scores)
+    version = f"{known.package} {version}, {made_with(torch_on(torch.device(options.device)))}"
+    return ExternalScorer(name, known, outputs, sha256, parameters, version, scores)
 
 
 def _reason(error: Exception) -> str:

@@ -1,1 +1,0 @@
-"""Comparing scorers on rated sets: others' scorers, statistics, the page."""
