@@ -1,4 +1,4 @@
-"""Options that several verbs have, and what they stand for."""
+"""Options that several verbs of the pipeline have, and what they stand for."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import argparse
 import os
 import re
 from collections.abc import Sequence
+from typing import Literal
+
+from pydantic import BaseModel, Field
 
 from data_specs.cluster.needs import (
     EVERY,
@@ -16,6 +19,7 @@ from data_specs.cluster.needs import (
 from data_specs.io.addresses import Place, place, shown
 from data_specs.io.errors import UserError
 from data_specs.io.hardware import cpus, require_device
+from data_specs.io.options import add_options
 from data_specs.recipe import Recipe
 from pipeline.engine import run
 from pipeline.render.guard import TIME_LIMIT_S
@@ -52,8 +56,8 @@ def shards_options(verb: argparse.ArgumentParser) -> None:
         help="make again the shards with dropped samples or failed attempts, and only those",
     )
     sample_options(verb)
-    engine_options(verb)
-    worker_options(verb)
+    add_options(verb, EngineOptions)
+    add_options(verb, WorkerOptions)
 
 
 def parse_shards(words: Sequence[str]) -> argparse.Namespace:
@@ -84,16 +88,41 @@ def outside_option(verb: argparse.ArgumentParser) -> None:
     )
 
 
-def worker_options(verb: argparse.ArgumentParser) -> None:
+class WorkerOptions(BaseModel):
     """Where new samples are made, and how long one may take."""
-    verb.add_argument("--device", default="cpu", help="of the networks (default cpu)")
-    verb.add_argument("--teacher-device", default="", help="of the teacher (default: --device)")
-    verb.add_argument(
-        "--time-limit",
-        type=float,
-        default=TIME_LIMIT_S,
-        metavar="SECONDS",
-        help="drop a sample on which a processor takes longer (default %(default)g)",
+
+    device: str = Field("cpu", description="of the networks")
+    teacher_device: str = Field("", description="of the teacher (default: --device)")
+    time_limit: float = Field(
+        TIME_LIMIT_S, description="seconds; drop a sample on which a processor takes longer"
+    )
+
+
+class EngineOptions(BaseModel):
+    """How and by how many processes shards are made: nothing that is data."""
+
+    engine: Literal["ray", "local"] = Field("ray", description="what runs the workers")
+    workers: int = Field(default_factory=cpus, description="processes that make shards")
+    teacher_actors: int = Field(
+        0,
+        description="N teachers that all of Ray's workers share, such as one for each GPU "
+        "(default: every worker loads its own)",
+    )
+    teachers_per_gpu: int = Field(1, description="how many of them share a GPU")
+    ray_address: str = Field(
+        "",
+        description="auto or HOST:PORT of a running Ray cluster (default: RAY_ADDRESS, or a Ray "
+        "of its own)",
+    )
+    worker_needs: str = Field(
+        "",
+        description="cores=N,memory_gb=N,gpus=N: what Ray reserves for a worker (default: a core; "
+        "where it computes on cuda, its share of the GPUs)",
+    )
+    teacher_needs: str = Field("", description="the same for a teacher")
+    part: str = Field(
+        str(EVERY),
+        description="I/N: make only the I-th of N parts, beside other jobs that make the others",
     )
 
 
@@ -128,49 +157,8 @@ def parse_splits(options: Sequence[str], roles: Sequence[str]) -> dict[str, str]
     return splits
 
 
-def engine_options(verb: argparse.ArgumentParser) -> None:
-    """How and by how many shards are made: nothing that is data."""
-    verb.add_argument("--engine", choices=("ray", "local"), default="ray")
-    verb.add_argument("--workers", type=int, default=cpus())
-    verb.add_argument(
-        "--teacher-actors",
-        type=int,
-        default=0,
-        metavar="N",
-        help="N teachers that all of Ray's workers share, such as one for each GPU "
-        "(default: every worker loads its own)",
-    )
-    verb.add_argument(
-        "--teachers-per-gpu",
-        type=int,
-        default=1,
-        metavar="N",
-        help="how many of them share a GPU (default %(default)s)",
-    )
-    verb.add_argument(
-        "--ray-address",
-        default="",
-        metavar="auto|HOST:PORT",
-        help="of a running Ray cluster (default: RAY_ADDRESS, or a Ray of its own)",
-    )
-    for stage in ("worker", "teacher"):
-        verb.add_argument(
-            f"--{stage}-needs",
-            default="",
-            metavar="cores=N,memory_gb=N,gpus=N",
-            help=f"what Ray reserves for a {stage} (default: a core; where it computes on cuda, "
-            "its share of the GPUs)",
-        )
-    verb.add_argument(
-        "--part",
-        default=str(EVERY),
-        metavar="I/N",
-        help="make only the I-th of N parts (from 1), beside other jobs that make the others",
-    )
-
-
 def teacher_actors(options: argparse.Namespace, device: str) -> run.TeacherActors:
-    """What ``engine_options`` say of teachers; ``ValueError`` where it cannot be."""
+    """What ``EngineOptions`` say of teachers; ``ValueError`` where it cannot be."""
     needs = parse_stage(options.teacher_needs, "--teacher-needs")
     actors = run.TeacherActors(options.teacher_actors, options.teachers_per_gpu, needs)
     actors.check(options.engine, device)
@@ -178,7 +166,7 @@ def teacher_actors(options: argparse.Namespace, device: str) -> run.TeacherActor
 
 
 def machines(options: argparse.Namespace, places: Sequence[tuple[str, Place]]) -> run.Machines:
-    """What ``engine_options`` say of machines; ``ValueError`` where it cannot be.
+    """What ``EngineOptions`` say of machines; ``ValueError`` where it cannot be.
 
     ``places`` are (flag, path) of what every machine must find under the same name.
     """

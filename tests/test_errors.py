@@ -28,8 +28,8 @@ sys.exit(main({argv!r}))
 """
 CLIS = {
     "pipeline": (
-        "from pipeline.__main__ import main; from pipeline import verbs",
-        'verbs.VERBS["verify"]',
+        "from pipeline.__main__ import main; import pipeline.dataset.verify",
+        "pipeline.dataset.verify.run",
         ["verify", "."],
     ),
     "train": (

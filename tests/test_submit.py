@@ -21,8 +21,7 @@ from data_specs.strict import SpecError
 from pipeline.__main__ import main as pipeline_main
 from pipeline.cluster import rates
 from pipeline.cluster import submit as shards_submit
-from pipeline.cluster.estimate import measured_on
-from pipeline.cluster.throughput import Rates, cost_sha256, uses
+from pipeline.cluster.rates import Rates, cost_sha256
 from tests.conftest import ROOT
 from tests.kubernetes_schemas import JOB, RAY_JOB, SERVICE
 from train import submit as train_submit
@@ -375,14 +374,11 @@ def test_a_dry_run_prints_the_file_alone(
 
 
 def known(**changes: Any) -> Rates:
-    """A second a sample on every machine that the demo's processors run on, 1 MB of it written."""
+    """A second of a core and 1 MB a sample."""
     recipe = load_recipe("demo")
-    share = sum(share for kind, share in uses(recipe).items() if kind != "none")
-    values: dict[str, Any] = {"driver_s": 0.0, "worker_s": 0.0, "mix_s": 0.25, "encode_s": 0.0}
-    values |= {"processors": dict.fromkeys(recipe.kinds(), 0.5 / share), "teacher_s": 0.25}
-    values |= {"commit_s_per_shard": 0.0, "bytes_written": 1e6, "bytes_read": 0.0}
-    values |= {"about": "a test's machine"}
-    return measured_on(recipe, Rates(**values | changes))
+    values: dict[str, Any] = {"recipe": "demo", "recipe_sha256": cost_sha256(recipe)}
+    values |= {"core_s": {"read and mix": 0.75, "teacher": 0.25}, "sample_bytes": 1e6}
+    return Rates(**values | {"about": "a test's machine"} | changes)
 
 
 @pytest.fixture
@@ -391,14 +387,15 @@ def rates_file(tmp_path: Path) -> Path:
     return tmp_path / "rates.yaml"
 
 
-def told_of(kind: str, at: Site, rates: Path | None, samples: int, *more: str) -> str:
-    job = [*SHARDS[:-1], str(samples), *more]
-    return shards_submit.foresee(kind, at, job, rates)
-
-
 SHARD = load_recipe("demo").shard_samples
 MANY = 8400 * SHARD  # a hundred shards for each of 84 workers
 HOURS = 100 * SHARD / 3600
+
+
+def how_long(kind: str, at: Site, rates: Path | None, samples: int = MANY, *more: str) -> str:
+    job = [*SHARDS[:-1], str(samples), *more]
+    where = shards_submit.submission(kind, at, job, rates).where
+    return next(line for line in where.splitlines() if line.startswith("how long"))
 
 
 def test_a_dry_run_says_how_long_and_how_large(
@@ -410,89 +407,44 @@ def test_a_dry_run_says_how_long_and_how_large(
     told = capsys.readouterr()
     assert "how long" not in told.out and told.out.startswith("#!/bin/bash")
     assert f"how long: {HOURS:.2f} h with 84 workers at once, bottleneck: cores" in told.err
-    assert f"how large: {MANY / 1e3:.2f} GB, {MANY} samples" in told.err
-    assert "by rates of a test's machine" in told.err
+    assert f"how large: {MANY / 1e3:.2f} GB; by rates of a test's machine" in told.err
 
 
 def test_the_machines_of_every_kind_are_counted(rates_file: Path) -> None:
-    def told(kind: str, **changes: Any) -> str:
-        return told_of(kind, site(**changes), rates_file, MANY).splitlines()[0]
-
     whole = math.ceil(8400 / 64) * SHARD / 3600  # shards are dealt whole
-    assert f"{whole:.2f} h with 64 workers" in told("ray", ray__workers=64)
-    # Of 64 tasks 16 run at once, each with 5 workers: four turns of the largest part.
-    part = math.ceil(math.ceil(8400 / 64) / 5) * SHARD / 3600
-    assert f"{4 * part:.2f} h with 80 workers" in told("slurm-array")
+    assert f"{whole:.2f} h with 64 workers" in how_long("ray", site(ray__workers=64), rates_file)
+    # Of 64 tasks 16 run at once, each with 5 workers.
+    assert f"{8400 / 80 * SHARD / 3600:.2f} h with 80 workers" in how_long(
+        "slurm-array", site(), rates_file
+    )
     # 10 of 6 GB fit into each of 20 pods.
-    alone = example()["kubernetes"] | {"gpu": None}
-    assert f"{HOURS * 84 / 200:.2f} h with 200 workers" in told("kubernetes", kubernetes=alone)
-    assert "with 7 workers" in told_of("slurm", site(), rates_file, MANY, "--workers", "7")
-
-
-def test_few_shards_are_the_bottleneck_that_is_named(rates_file: Path) -> None:
-    told = told_of("slurm", site(), rates_file, 5 * SHARD)
-    assert f"{SHARD / 3600:.2f} h" in told and "bottleneck: shards' size" in told
+    alone = site(kubernetes=example()["kubernetes"] | {"gpu": None})
+    assert f"{42 * SHARD / 3600:.2f} h with 200 workers" in how_long(
+        "kubernetes", alone, rates_file
+    )
+    assert "with 7 workers" in how_long("slurm", site(), rates_file, MANY, "--workers", "7")
+    few = how_long("slurm", site(), rates_file, 5 * SHARD)
+    assert f"{SHARD / 3600:.2f} h" in few and "bottleneck: too few shards" in few
 
 
 def test_teachers_on_gpus_are_counted_apart(rates_file: Path) -> None:
     at = site(slurm__gpus=1)
-    with pytest.raises(ValueError, match="teacher is on a GPU and has no rate there"):
-        told_of("slurm", at, rates_file, MANY)
-    rates.save(known(gpu={"teacher": 0.5}), rates_file)
-    told = told_of("slurm", at, rates_file, MANY)
+    with pytest.raises(ValueError, match="the teacher on cores, and the job runs otherwise"):
+        how_long("slurm", at, rates_file)
+    rates.save(known(core_s={"read and mix": 0.5}, gpu_s={"teacher": 0.5}), rates_file)
+    told = how_long("slurm", at, rates_file)
     assert f"{MANY * 0.5 / 4 / 3600:.2f} h" in told and "bottleneck: GPUs" in told
-    assert "bottleneck: cores" in told_of("slurm", site(), rates_file, MANY)  # no GPU is used
-    with pytest.raises(ValueError, match="no processor has a rate there: give --gpu-rate NAME=X"):
-        told_of("slurm", at, rates_file, MANY, "--device", "cuda")
-    with pytest.raises(ValueError, match="the site's machines have no GPUs"):
-        told_of("slurm", site(), rates_file, MANY, "--teacher-device", "cuda")
+    with pytest.raises(ValueError, match="on a GPU, and the job runs otherwise"):
+        how_long("slurm", site(), rates_file)
+    with pytest.raises(ValueError, match="the machines have none"):
+        how_long("slurm", site(), rates_file, MANY, "--teacher-device", "cuda")
 
 
-def test_teachers_take_their_cores_from_workers(rates_file: Path) -> None:
-    small = site(slurm__cores=4, slurm__nodes=1)
-    assert "with 3 workers" in told_of("slurm", small, rates_file, MANY, "--teacher-actors", "1")
-
-
-def test_without_rates_the_user_learns_how_to_come_by_them(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = str(file(tmp_path / "site.yaml", example()))
-    assert pipeline_main(["submit", "slurm", "--site", path, "--dry-run", "--", *SHARDS]) == 0
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if "how long" in line]
-    command = line.partition("`")[2].partition("`")[0]
+def test_without_rates_the_user_learns_how_to_come_by_them() -> None:
+    command = how_long("slurm", site(), None).partition("`")[2].partition("`")[0]
     assert command.startswith("python -m pipeline estimate demo --corpus speech=/data/speech")
-    assert command.endswith("--save rates.yaml") and "--teacher-device" not in command
-    assert "--teacher-device cuda" in told_of("slurm", site(slurm__gpus=1), None, 100)
-
-
-def test_rates_that_are_not_the_jobs_are_refused(
-    rates_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = str(file(tmp_path / "site.yaml", example()))
-
-    def error(rates_file: Path) -> str:
-        given = ["submit", "slurm", "--site", path, "--rates", str(rates_file), "--dry-run"]
-        assert pipeline_main([*given, "--", *SHARDS]) == 2
-        told = capsys.readouterr()
-        assert told.out == "" and str(rates_file) in told.err
-        return told.err
-
-    assert "no such file" in error(tmp_path / "none.yaml")
-    rates.save(measured_on(load_recipe("paper"), known()), rates_file)
-    assert "was measured on recipe 'paper', the job makes 'demo'" in error(rates_file)
-    rates.save(known().model_copy(update={"recipe_sha256": "0"}), rates_file)
-    assert "another version of recipe 'demo'" in error(rates_file)
-    rates.save(known(processors={}), rates_file)
-    assert "no rate for processor" in error(rates_file)
-    for damaged, said in (("mix_s: [1", "not readable as YAML"), ("", "top level"), ("a: 1", "a")):
-        rates_file.write_text(damaged)
-        assert said in error(rates_file)
-
-
-def test_a_recipes_name_and_seed_do_not_change_what_it_costs() -> None:
-    demo = load_recipe("demo")
-    same = demo.model_copy(update={"name": "mine", "seed": 7})
-    assert cost_sha256(same) == cost_sha256(demo) != cost_sha256(load_recipe("paper"))
+    assert command.endswith("--teacher-device cpu --save rates.yaml")
+    assert "--teacher-device cuda" in how_long("slurm", site(slurm__gpus=1), None)
 
 
 def test_without_the_cluster_s_own_command_the_user_is_told(

@@ -1,14 +1,17 @@
-"""How every command ends: exit statuses, errors of users and of ours, signals."""
+"""How every command begins and ends: verbs, exit statuses, errors of users and of ours, signals."""
 
 from __future__ import annotations
 
+import argparse
 import errno
+import importlib
 import os
 import select
 import signal
 import sys
+import textwrap
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -16,6 +19,7 @@ from types import FrameType
 from typing import NoReturn, TextIO
 
 from data_specs.io.errors import UserError
+from data_specs.io.output import visible_output
 
 BAD_INPUT = 2
 EXIT_STATUSES = (
@@ -46,6 +50,54 @@ class Stopped(KeyboardInterrupt):
     def __init__(self, number: int = signal.SIGINT) -> None:
         super().__init__()
         self.number = number
+
+
+Verbs = Mapping[str, tuple[str, str]]
+"""By verb: its module, with ``add_arguments(parser)`` and ``run(options)``, and what it does."""
+
+
+def run_program(
+    program: str,
+    verbs: Verbs,
+    argv: Sequence[str] | None = None,
+    check: Callable[[str, argparse.Namespace], None] = lambda verb, options: None,
+) -> int:
+    """Run one verb of ``python -m PROGRAM``; returns its exit status (see ``EXIT_STATUSES``).
+
+    Only the verb's own module is imported: help is quick, and scoring needs nothing of training.
+    ``check`` may refuse a verb's options before it runs.
+    """
+    about = (f"  {verb:14} {does}" for verb, (_, does) in verbs.items())
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {program}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="\n".join(["verbs:", *about, "", textwrap.fill(EXIT_STATUSES, 80)]),
+    )
+    parser.add_argument("verb", choices=verbs, metavar="VERB", help="VERB --help says more")
+    words = sys.argv[1:] if argv is None else list(argv)
+    with visible_output():
+        verb = parser.parse_args(words[:1]).verb
+        return run_command(partial(_run_verb, program, verb, verbs[verb][0], words[1:], check))
+
+
+def _run_verb(
+    program: str,
+    verb: str,
+    name: str,
+    words: Sequence[str],
+    check: Callable[[str, argparse.Namespace], None],
+) -> int:
+    with signals_end_at_once():
+        module = importlib.import_module(name)
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {program} {verb}",
+        description=module.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    module.add_arguments(parser)
+    options = parser.parse_args(words)
+    check(verb, options)
+    return int(module.run(options))
 
 
 def run_command(work: Callable[[], int]) -> int:

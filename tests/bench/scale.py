@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,10 +26,8 @@ from data_specs.io.errors import UserError
 from data_specs.io.files import whole_file
 from data_specs.recipe import Recipe, load_recipe
 from data_specs.sample import DATASET_FILE, sample_key, shard_name
-from pipeline import verbs
-from pipeline.cluster.throughput import uses
 from pipeline.corpora.manifest import SCHEMA, Manifest
-from pipeline.dataset import ledger, shards
+from pipeline.dataset import ledger, plan_file, shards
 from pipeline.dataset.card import CARD, write_card
 from pipeline.dataset.job import CLIP_HOURS, Job, reopen
 from pipeline.dataset.shards import ShardRecord
@@ -161,6 +160,18 @@ def _drop(index: int) -> dict[str, str]:
     }
 
 
+def uses(recipe: Recipe) -> dict[str, float]:
+    """How often a sample goes through each processor, on average."""
+    voices = recipe.voices
+    degraded = 1.0 if not voices or voices.degrade else 1.0 - voices.share
+    found: dict[str, float] = defaultdict(float)
+    for stage in recipe.all_stages():
+        weights = sum(option.weight for option in stage.choices)
+        for option in stage.choices:
+            found[option.use.kind] += degraded * stage.probability * option.weight / weights
+    return dict(found)
+
+
 def _summary(recipe: Recipe, kept: int) -> Summary:
     corpora = [source.corpus for source in recipe.sources.present().values()]
     each, rest = divmod(kept, MOS_BINS)
@@ -181,7 +192,7 @@ def step_plan(out: Path) -> str:
     job = reopen(out, {})
     path = out / "plan.parquet"
     with whole_file(path) as file:
-        verbs.write_plans(job, file)
+        plan_file.write_plans(job, file)
     size = path.stat().st_size
     path.unlink()
     return f"{job.samples} samples, {size / 1e6:.0f} MB"
