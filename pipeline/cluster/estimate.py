@@ -53,8 +53,11 @@ Price = Annotated[float, Field(ge=0)]
 
 
 class Setup(Strict):
-    """Machines and prices; the defaults and the help of their options."""
+    """What is measured, machines and prices: the defaults and the help of their options."""
 
+    measure: int = Field(100, ge=1, description="samples that each worker makes")
+    workers: int = Field(default_factory=cpus, ge=1, description="that measure at once")
+    teacher_device: str = Field("cpu", description="where the teacher is measured")
     nodes: tuple[Annotated[int, Field(ge=1)], ...] = Field(
         (1, 10, 100), description="how many machines; each number is a row of the table"
     )
@@ -83,21 +86,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--samples", type=int, default=4_000_000, help="of the dataset (default: the paper's)"
     )
-    parser.add_argument("--json", action="store_true", help="everything, for machines")
+    add_options(parser, Setup)
     parser.add_argument(
-        "--measure",
-        type=int,
-        default=100,
-        metavar="N",
-        help="samples made on each core (default 100)",
-    )
-    parser.add_argument("--workers", type=int, default=cpus(), help="that measure at once")
-    parser.add_argument("--teacher-device", default="cpu", help="where the teacher is measured")
-    parser.add_argument(
-        "--rates", type=path_here, metavar="FILE", help="measure nothing: take these"
+        "--rates", type=path_here, metavar="FILE", help="measure nothing: use these"
     )
     parser.add_argument("--save", type=path_here, metavar="FILE", help="keep what was measured")
-    add_options(parser, Setup)
+    parser.add_argument("--json", action="store_true", help="everything, for machines")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -105,7 +99,11 @@ def run(options: argparse.Namespace) -> int:
     require_samples(options.samples)
     setup = checked(Setup, options_of(options, Setup), "estimate")
     recipe = load_recipe(options.recipe)
-    rates = rate_files.read(options.rates, recipe) if options.rates else _measured(recipe, options)
+    if options.rates:
+        rates = rate_files.read(options.rates, recipe)
+    else:
+        require_device(setup.teacher_device, "--teacher-device")
+        rates = measure(recipe, parse_roots(options.corpus, recipe), setup)
     if options.save:
         rate_files.save(rates, options.save)
     found = [
@@ -129,31 +127,22 @@ def run(options: argparse.Namespace) -> int:
 # --- measured -------------------------------------------------------------------------------------
 
 
-def _measured(recipe: Recipe, options: argparse.Namespace) -> Rates:
-    require_device(options.teacher_device, "--teacher-device")
-    if min(options.measure, options.workers) < 1:
-        raise UserError("--measure and --workers must be at least 1")
-    roots = parse_roots(options.corpus, recipe)
-    return measure(recipe, roots, options.measure, options.workers, options.teacher_device)
+def measure(recipe: Recipe, roots: Roots, setup: Setup) -> Rates:
+    """Make some samples of a recipe in several processes and time the stages.
 
-
-def measure(
-    recipe: Recipe, roots: Roots, samples: int, workers: int, teacher_device: str = "cpu"
-) -> Rates:
-    """Make ``samples`` of a recipe in each of ``workers`` processes at once, and time the stages.
-
-    At once, because memory and clock rates are shared.
+    In all of them at once, because memory and clock rates are shared.
     """
+    each, workers = setup.measure, setup.workers
     with tempfile.TemporaryDirectory() as folder:
         job = prepare(
             recipe,
             roots,
             Path(folder) / "out",
-            samples * workers,
+            each * workers,
             progress=False,
-            teacher_device=teacher_device,
+            teacher_device=setup.teacher_device,
         )
-        parts = [range(i * samples, (i + 1) * samples) for i in range(workers)]
+        parts = [range(i * each, (i + 1) * each) for i in range(workers)]
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(workers, context) as pool:
             found = list(pool.map(partial(_measure_part, job, time.time()), parts))
@@ -161,9 +150,9 @@ def measure(
     stage_s = {
         name: float(np.mean([stages.get(name, 0) for stages, _, _ in found])) for name in names
     }
-    gpu_s = {TEACHER: stage_s.pop(TEACHER)} if teacher_device != "cpu" else {}
+    gpu_s = {TEACHER: stage_s.pop(TEACHER)} if setup.teacher_device != "cpu" else {}
     return Rates(
-        about=f"{_processor()}, {workers} workers at once, {samples * workers} samples",
+        about=f"{_processor()}, {workers} workers at once, {each * workers} samples",
         recipe=recipe.name,
         recipe_sha256=rate_files.cost_sha256(recipe),
         start_s=float(np.mean([start_s for _, start_s, _ in found])),

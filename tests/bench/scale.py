@@ -14,7 +14,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -160,25 +159,13 @@ def _drop(index: int) -> dict[str, str]:
     }
 
 
-def uses(recipe: Recipe) -> dict[str, float]:
-    """How often a sample goes through each processor, on average."""
-    voices = recipe.voices
-    degraded = 1.0 if not voices or voices.degrade else 1.0 - voices.share
-    found: dict[str, float] = defaultdict(float)
-    for stage in recipe.all_stages():
-        weights = sum(option.weight for option in stage.choices)
-        for option in stage.choices:
-            found[option.use.kind] += degraded * stage.probability * option.weight / weights
-    return dict(found)
-
-
 def _summary(recipe: Recipe, kept: int) -> Summary:
     corpora = [source.corpus for source in recipe.sources.present().values()]
     each, rest = divmod(kept, MOS_BINS)
     return Summary(
         corpora=dict.fromkeys(corpora, kept // 2),
         languages={"en": kept - kept // 3, "de": kept // 3},
-        processors={kind: int(share * kept) for kind, share in uses(recipe).items()},
+        processors=dict.fromkeys(recipe.kinds(), kept // 6),
         mos=tuple(each + (i < rest) for i in range(MOS_BINS)),
         mos_sum=3.0 * kept,
     )

@@ -129,7 +129,7 @@ def test_a_damaged_file_of_rates_is_named(file: Path, old: str, new: str, said: 
 
 @pytest.mark.slow
 def test_what_is_measured_is_what_a_worker_does(corpora: dict[str, list[Path]]) -> None:
-    found = estimate.measure(small_recipe(), corpora, samples=8, workers=2)
+    found = estimate.measure(small_recipe(), corpora, estimate.Setup(measure=8, workers=2))
     assert set(found.core_s) >= {"read and mix", "spectral_gating", "opus", "encode", "commit"}
     assert all(0 <= seconds < 60 for seconds in found.core_s.values())
     assert found.core_s["teacher"] > 0 and found.start_s > 0 and not found.gpu_s
@@ -147,7 +147,7 @@ def test_a_dataset_without_audio_is_whole_for_every_step(tmp_path: Path) -> None
     assert bench_scale.step_status(out).startswith("whole")
     assert bench_scale.step_card(out)
     card = (out / "README.md").read_text()
-    assert "1980 samples" in card and "| demucs | 320 |" in card  # 16 of 99 in each shard
+    assert "1980 samples" in card and "| demucs | 320 |" in card  # a sixth of 99 in each shard
     assert bench_scale.step_plan(out).startswith("2000 samples")
 
 

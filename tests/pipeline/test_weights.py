@@ -19,6 +19,7 @@ import threading
 import time
 import urllib.request
 import zipfile
+from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -408,7 +409,8 @@ def test_two_at_once_fetch_once(
         monkeypatch, {"net": {"files": [{"name": "net.bin", "url": f"{site.url}/net.bin"}]}}
     )
     site.stall.set()
-    second = threading.Thread(target=weights.main, args=[["net"]], daemon=True)
+    wanted = Namespace(names=["net"], list=False, check=False)
+    second = threading.Thread(target=weights.run, args=[wanted], daemon=True)
     with child(tmp_path, table, "net") as first:
         wait_for(lambda: bool(site.asked), first)
         second.start()
