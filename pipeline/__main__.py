@@ -11,50 +11,23 @@ VERBS = {
     "plan": ("pipeline.dataset.plan_file", "plan samples without making audio, as parquet"),
     "shards": (
         "pipeline.engine.make_shards",
-        "make a dataset of labelled shards; resumes by itself",
+        "make a dataset of labelled shards, or go on with it",
     ),
     "verify": ("pipeline.dataset.verify", "hold a dataset to its records"),
-    "finish": (
-        "pipeline.engine.finish",
-        "write the card of a dataset made in parts, once it is whole",
-    ),
+    "finish": ("pipeline.engine.finish", "write the card of a dataset made in parts, once whole"),
     "replay": ("pipeline.dataset.replay", "make samples again from their own records"),
-    "status": (
-        "pipeline.engine.status",
-        "how far a dataset is: shards, samples, rate, failures; 0 where it is whole",
-    ),
+    "status": ("pipeline.engine.status", "how far a dataset is; exit status 0 where it is whole"),
     "card": ("pipeline.dataset.card", "write a dataset's card again"),
-    "extend": (
-        "pipeline.dataset.extend",
-        "more samples of a dataset, or a new version of it with more recordings",
-    ),
+    "extend": ("pipeline.dataset.extend", "more samples, or a new version with more recordings"),
     "merge": ("pipeline.dataset.merge", "several outputs of one recipe as one dataset"),
-    "relabel": (
-        "pipeline.dataset.relabel",
-        "label a dataset's samples again by another teacher, as another dataset",
-    ),
+    "relabel": ("pipeline.dataset.relabel", "label samples again by another teacher"),
     "preview": ("pipeline.dataset.preview", "a static page to listen to samples of a dataset"),
-    "corpora": (
-        "pipeline.corpora.synthetic",
-        "write the offline default corpora: speech, noise, rooms",
-    ),
-    "speak": (
-        "pipeline.corpora.speak",
-        "write synthetic speech by text-to-speech models, as a corpus",
-    ),
-    "rooms": ("pipeline.corpora.rooms", "write simulated rooms, as a corpus"),
-    "weights": (
-        "pipeline.corpora.weights",
-        "fetch the processors' weights into one cache; list and check them",
-    ),
-    "estimate": (
-        "pipeline.cluster.estimate",
-        "time, size and cost of a dataset, before it is made",
-    ),
-    "submit": (
-        "pipeline.cluster.submit",
-        "submit a job to Ray, Slurm or Kubernetes, or show what would be submitted",
-    ),
+    "corpora": ("pipeline.corpora.synthetic", "write the default corpora: speech, noise, rooms"),
+    "speak": ("pipeline.corpora.speak", "write a corpus of synthetic speech by text to speech"),
+    "rooms": ("pipeline.corpora.rooms", "write a corpus of simulated rooms"),
+    "weights": ("pipeline.corpora.weights", "fetch, list and check the processors' weights"),
+    "estimate": ("pipeline.cluster.estimate", "time, size and cost of a dataset to be made"),
+    "submit": ("pipeline.cluster.submit", "submit a job to Ray, Slurm or Kubernetes, or show it"),
 }
 
 

@@ -29,13 +29,13 @@ SPLITS = ("train", "validation", "test", "all")
 
 
 def recipe_option(verb: argparse.ArgumentParser) -> None:
-    """The recipe and its corpora."""
+    """Add the recipe and its corpora."""
     verb.add_argument("recipe", help="YAML file, or the name of one in data_specs/recipes")
     corpus_option(verb)
 
 
 def sample_options(verb: argparse.ArgumentParser) -> None:
-    """Which samples."""
+    """Add how many samples, and of which splits."""
     verb.add_argument("--samples", type=int, required=True)
     verb.add_argument(
         "--split",
@@ -47,7 +47,7 @@ def sample_options(verb: argparse.ArgumentParser) -> None:
 
 
 def shards_options(verb: argparse.ArgumentParser) -> None:
-    """All of the verb ``shards``."""
+    """Add all options of the verb ``shards``."""
     recipe_option(verb)
     verb.add_argument("--out", type=place, required=True, help="a folder, or its address")
     verb.add_argument(
@@ -61,14 +61,14 @@ def shards_options(verb: argparse.ArgumentParser) -> None:
 
 
 def parse_shards(words: Sequence[str]) -> argparse.Namespace:
-    """The options of a job that is ``shards WORDS``, held to its parser."""
+    """Parse the options of a job that is ``shards WORDS``."""
     parser = argparse.ArgumentParser(prog="python -m pipeline shards")
     shards_options(parser)
     return parser.parse_args(words)
 
 
 def corpus_option(verb: argparse.ArgumentParser) -> None:
-    """The folders of corpora."""
+    """Add the folders of corpora."""
     verb.add_argument(
         "--corpus",
         action="append",
@@ -80,7 +80,7 @@ def corpus_option(verb: argparse.ArgumentParser) -> None:
 
 
 def outside_option(verb: argparse.ArgumentParser) -> None:
-    """The word that lets a dataset's records lead out of the corpora's folders."""
+    """Add the option that lets a dataset's records lead out of the corpora's folders."""
     verb.add_argument(
         "--allow-outside",
         action="store_true",
@@ -127,9 +127,9 @@ class EngineOptions(BaseModel):
 
 
 def parse_roots(options: Sequence[str], recipe: Recipe) -> Roots:
-    """Corpus folders from ``NAME=DIR`` options, else from ``CORPUS_NAME`` in the environment.
+    """Parse corpus folders from ``NAME=DIR`` options, else from ``CORPUS_NAME`` in the environment.
 
-    A folder is a path or an address.
+    A folder is a path or an address. Raises ``UserError`` for an option without either half.
     """
     roots: Roots = {}
     for option in options:
@@ -147,7 +147,7 @@ def parse_roots(options: Sequence[str], recipe: Recipe) -> Roots:
 
 
 def parse_splits(options: Sequence[str], roles: Sequence[str]) -> dict[str, str]:
-    """Split of each role from ``SPLIT`` (all roles) and ``ROLE=SPLIT`` options."""
+    """Parse the split of each role from ``SPLIT`` (all roles) and ``ROLE=SPLIT`` options."""
     splits: dict[str, str] = {}
     for option in sorted(options, key=lambda text: "=" in text):
         role, equals, split = option.rpartition("=")
@@ -158,23 +158,23 @@ def parse_splits(options: Sequence[str], roles: Sequence[str]) -> dict[str, str]
 
 
 def teacher_actors(options: argparse.Namespace, device: str) -> run.TeacherActors:
-    """What ``EngineOptions`` say of teachers; ``ValueError`` where it cannot be."""
+    """Read the options of teachers. Raises ``UserError`` where they contradict each other."""
     needs = parse_stage(options.teacher_needs, "--teacher-needs")
     actors = run.TeacherActors(options.teacher_actors, options.teachers_per_gpu, needs)
     actors.check(options.engine, device)
     return actors
 
 
-def machines(options: argparse.Namespace, places: Sequence[tuple[str, Place]]) -> run.Machines:
-    """What ``EngineOptions`` say of machines; ``ValueError`` where it cannot be.
+def machines(options: argparse.Namespace, paths: Sequence[tuple[str, Place]]) -> run.Machines:
+    """Read the options of machines. Raises ``UserError`` where they contradict each other.
 
-    ``places`` are (flag, path) of what every machine must find under the same name.
+    ``paths`` are (flag, path) of what every machine must find under the same name.
     """
     address = parse_address(options.ray_address)
     if address and options.engine != "ray":
         raise UserError(f"--ray-address needs --engine ray, not {options.engine}")
     if options.engine == "ray" and (address or os.environ.get("RAY_ADDRESS")):
-        require_everywhere([(flag, str(place)) for flag, place in places])
+        require_everywhere([(flag, str(path)) for flag, path in paths])
     else:  # the workers are here
         require_device(options.device, "--device")
         require_device(getattr(options, "teacher_device", ""), "--teacher-device")
@@ -183,4 +183,4 @@ def machines(options: argparse.Namespace, places: Sequence[tuple[str, Place]]) -
 
 def corpus_places(roots: Roots) -> list[tuple[str, Place]]:
     """Corpus folders, each with the flag that gives it."""
-    return [(f"--corpus {name}", folder) for name, given in roots.items() for folder in given]
+    return [(f"--corpus {name}", folder) for name, folders in roots.items() for folder in folders]

@@ -11,37 +11,16 @@ from train.loop.launch import require_device, require_launch
 VERBS = {
     "fit": ("train.student.fit", "train a student, or continue a run"),
     "teacher": ("train.teacher.fit", "train a teacher's head on rated clips, or continue a run"),
-    "cross-validate": (
-        "train.teacher.cross_validate",
-        "a teacher's head with and without scales, by folds",
-    ),
-    "experiment": (
-        "train.evaluation.experiment",
-        "students on labels against students on ratings (Figure 3)",
-    ),
-    "lengths": (
-        "train.evaluation.lengths",
-        "how well models score short crops, by length and filling",
-    ),
+    "cross-validate": ("train.teacher.cross_validate", "a teacher's head by folds"),
+    "experiment": ("train.evaluation.experiment", "students on labels and on ratings (Figure 3)"),
+    "lengths": ("train.evaluation.lengths", "how well models score short crops"),
     "prune": ("train.pruning.prune", "prune a trained network round by round, or continue a run"),
-    "shrink": (
-        "train.pruning.structured_pruning",
-        "make a pruned or whole student smaller and faster in fact",
-    ),
-    "evaluate": (
-        "train.evaluation.evaluate",
-        "compare models with rated clips and with shards' labels",
-    ),
+    "shrink": ("train.pruning.structured_pruning", "make a student smaller and faster in fact"),
+    "evaluate": ("train.evaluation.evaluate", "compare models with ratings and shards' labels"),
     "score": ("train.scoring.score", "score files, folders or lists to a CSV"),
-    "export": (
-        "train.export.export",
-        "write ONNX, int8, a model card, a bundle, and a page that scores",
-    ),
+    "export": ("train.export.export", "write ONNX, int8, a model card, a bundle, a web page"),
     "report": ("train.report.report", "write one HTML page about a run"),
-    "submit": (
-        "train.submit",
-        "submit a training to Slurm, Kubernetes or Ray, or show what would be submitted",
-    ),
+    "submit": ("train.submit", "submit a training to Slurm, Kubernetes or Ray, or show it"),
     "variants": ("train.student.variants", "list the students and what they cost"),
 }
 

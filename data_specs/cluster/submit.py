@@ -144,7 +144,7 @@ def on_kubernetes(site: Site) -> Kubernetes:
     return found
 
 
-def named_anew(site: Site, what: str) -> str:
+def new_name(site: Site, what: str) -> str:
     """A name that no submission had before: applied under an old one, nothing would be run."""
     return f"{site.name[:33]}-{what}-{secrets.token_hex(3)}"
 
@@ -226,7 +226,7 @@ def kubernetes(site: Site, command: Sequence[str], ray_version: str) -> Submissi
     return _apply(
         "kubernetes",
         site,
-        named_anew(site, "shards"),
+        new_name(site, "shards"),
         "rayjob",
         where,
         command=command,
@@ -288,7 +288,7 @@ def train_slurm(site: Site, arguments: Sequence[str]) -> Submission:
 def train_kubernetes(site: Site, arguments: Sequence[str]) -> Submission:
     """An indexed Job of pods with torchrun, which find each other by name."""
     on_kubernetes(site)
-    training, name = section(site, "training"), named_anew(site, "train")
+    training, name = section(site, "training"), new_name(site, "train")
     argv = [site.python, "-m", "torch.distributed.run", f"--nnodes={training.nodes}"]
     argv += [f"--nproc-per-node={training.each}", f"--max-restarts={training.restarts}"]
     argv += [f"--rdzv-id={name}", "--rdzv-backend=c10d"]

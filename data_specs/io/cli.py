@@ -116,7 +116,7 @@ def run_command(work: Callable[[], int]) -> int:
                 return _status_of(error)
             # Else a signal began it: libraries turn its exception into another.
             if isinstance(error, UserError | OSError):  # the state may not be saved
-                _say(error)
+                _print_error(error)
         print(STOPPED_WORDS, file=sys.stderr)
         return STOPPED[signal.Signals(came[0])]
 
@@ -129,17 +129,17 @@ def end(status: int) -> NoReturn:
 
 
 def _status_of(error: Exception) -> int:
-    """Say a user's error and give its exit status; raise ours again."""
+    """Print a user's error and return its exit status; raise one of ours again."""
     if isinstance(error, BrokenPipeError) and _is_unread(sys.stdout):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return STOPPED[signal.SIGTERM]
     if not isinstance(error, UserError) and not _is_of_the_machine(error):
         raise error
-    return _say(error)
+    return _print_error(error)
 
 
 def _is_of_the_machine(error: Exception) -> bool:
-    """Whether the system said it of a file or a connection, or one of ours in words of its own."""
+    """Whether the system refused a file or a connection, or our code did so in its words."""
     if not isinstance(error, OSError):
         return False
     return not error.errno or error.errno in OF_THE_MACHINE or error.filename is not None
@@ -152,7 +152,7 @@ def _is_unread(stream: TextIO) -> bool:
     return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
-def _say(error: Exception) -> int:
+def _print_error(error: Exception) -> int:
     text = str(error)
     if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
         text = f"{os.fspath(error.filename)}: {error.strerror}"

@@ -152,7 +152,7 @@ def measure(recipe: Recipe, roots: Roots, setup: Setup) -> Rates:
     }
     gpu_s = {TEACHER: stage_s.pop(TEACHER)} if setup.teacher_device != "cpu" else {}
     return Rates(
-        about=f"{_processor()}, {workers} workers at once, {each * workers} samples",
+        about=f"{platform.machine()}, {workers} workers at once, {each * workers} samples",
         recipe=recipe.name,
         recipe_sha256=rate_files.cost_sha256(recipe),
         start_s=float(np.mean([start_s for _, start_s, _ in found])),
@@ -223,16 +223,6 @@ def _measure_part(job: Job, began: float, rows: range) -> tuple[dict[str, float]
     return each, start_s, tar_bytes / len(rows)
 
 
-def _processor() -> str:
-    """The processor's name, as the kernel has it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return (names or [platform.machine()])[0]
-
-
 # --- shown ----------------------------------------------------------------------------------------
 
 
@@ -245,7 +235,7 @@ def lines(
         f"{recipe.name}: {samples} samples ({samples * CLIP_HOURS:.0f} h) in {shard_count} shards "
         f"of {recipe.shard_samples}, {found[0].written_bytes / 1e9:.1f} GB"
     )
-    yield f"rates: {rates.about or 'as given'}"
+    yield f"rates: {rates.about or 'of an unnamed machine'}"
     yield from ("", *_stages(rates), "")
     yield (
         f"{'nodes':>6}{'cores':>8}{'GPUs':>6}{'x real time':>13}{'hours':>10}{'core-hours':>12}"

@@ -34,12 +34,13 @@ class Rates(Strict):
     """Seconds of a core, and of a GPU, that an average sample takes in each stage.
 
     ``start_s`` is what a job takes before its first sample, ``sample_bytes`` what a sample takes in
-    its shard. ``recipe_sha256`` says of which recipe; a file can be written or edited by hand.
+    its shard. ``recipe_sha256`` says on which recipe all was measured; a file that was written by
+    hand need not have it.
     """
 
     about: str = ""
-    recipe: str
-    recipe_sha256: str
+    recipe: str = ""
+    recipe_sha256: str = ""
     start_s: Seconds = 0.0
     core_s: dict[str, Seconds]
     gpu_s: dict[str, Seconds] = Field(default_factory=dict)
@@ -98,7 +99,7 @@ def save(rates: Rates, path: Path) -> None:
 def read(path: Path, recipe: Recipe) -> Rates:
     """Read a file's rates. Raises ``UserError`` naming the field that is wrong, or the recipe."""
     rates = load(Rates, path)
-    if rates.recipe_sha256 != cost_sha256(recipe):
+    if rates.recipe_sha256 not in ("", cost_sha256(recipe)):
         version = "another version of " if rates.recipe == recipe.name else ""
         raise UserError(
             f"--rates {path}: was measured on {version}recipe {rates.recipe!r}, this is "

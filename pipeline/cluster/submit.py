@@ -1,8 +1,8 @@
 """Submit shards to many machines: ``python -m pipeline submit KIND --site FILE -- JOB``.
 
 JOB is what follows ``python -m pipeline shards``, without what says where it runs: that is the
-site's. Submitted again, a job goes on where it was. With ``--rates``, as ``estimate --save`` wrote
-them, it is said how long the job takes and how large it is.
+site's. Submitted again, a job goes on where it was. ``--rates``, as ``estimate --save`` wrote them,
+print how long the job takes and how large it is.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ def _capacity(kind: str, site: Site, worker: Stage, teacher: Stage | None) -> tu
     return at.cpu.max * at.cpu.workers(worker), count
 
 
-# --- what is said of it ---------------------------------------------------------------------------
+# --- notes ----------------------------------------------------------------------------------------
 
 
 def _what(kind: str, site: Site, recipe: Recipe, options: argparse.Namespace) -> Iterator[str]:
