@@ -178,11 +178,13 @@ class TimedWorker:
     def timed(self, stage: str, within: str = "") -> Iterator[None]:
         """Add the block's seconds to a stage, and take them from the one that it is ``within``."""
         began = time.perf_counter()
-        yield
-        seconds = time.perf_counter() - began
-        self.seconds[stage] += seconds
-        if within:
-            self.seconds[within] -= seconds
+        try:
+            yield
+        finally:  # a dropped sample is an exception
+            seconds = time.perf_counter() - began
+            self.seconds[stage] += seconds
+            if within:
+                self.seconds[within] -= seconds
 
     def run(self, kind: str, waves_BT: Waves, params: Sequence[Params]) -> Waves:
         """Run a processor over a group (batch, samples)."""

@@ -47,8 +47,7 @@ def submission(
     kind: str, site: Site, job: list[str], rates: Path | None = None
 ) -> submit.Submission:
     """Render a job. Raises ``UserError`` for one that would fail where it runs."""
-    _check(kind, site, job)
-    flags = _flags(kind, site, job)
+    flags = _flags(kind, site, job, _checked(kind, site, job))
     command = [site.python, "-m", "pipeline", "shards", *job, *flags]
     if kind == "kubernetes":
         made = submit.kubernetes(site, command, importlib.metadata.version("ray"))
@@ -61,8 +60,8 @@ def submission(
     return replace(made, where="\n".join([*notes, _how_long(kind, site, recipe, options, rates)]))
 
 
-def _check(kind: str, site: Site, job: Sequence[str]) -> None:
-    """Hold a job to the parser and to what other machines can find."""
+def _checked(kind: str, site: Site, job: Sequence[str]) -> argparse.Namespace:
+    """Parse a job, and hold it to what other machines can find."""
     submit.refuse_flags(job, SAID_BY_SITE)
     options = parse_shards(job)
     recipe = load_recipe(options.recipe)
@@ -80,6 +79,7 @@ def _check(kind: str, site: Site, job: Sequence[str]) -> None:
             )
     if kind != "ray" and Path(options.recipe).suffix in (".yaml", ".yml"):
         require_everywhere([("recipe", options.recipe)])
+    return options
 
 
 def _folder(option: str, corpora: set[str]) -> tuple[str, str]:
@@ -94,9 +94,8 @@ def _folder(option: str, corpora: set[str]) -> tuple[str, str]:
 # --- what a site adds to a job --------------------------------------------------------------------
 
 
-def _flags(kind: str, site: Site, job: Sequence[str]) -> list[str]:
+def _flags(kind: str, site: Site, job: Sequence[str], options: argparse.Namespace) -> list[str]:
     """The flags that fit a job into a site."""
-    options = parse_shards(job)
     worker = parse_stage(options.worker_needs, "--worker-needs") if options.worker_needs else None
     teacher = (
         parse_stage(options.teacher_needs, "--teacher-needs") if options.teacher_needs else None
