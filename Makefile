@@ -45,7 +45,10 @@ export RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO ?= 0
 
 .PHONY: help
 help: ## list every target
-	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@for group in ":first" "data:data" "models:models" "real:on real recordings" "cluster:on a cluster" "bench:benchmarks" \
+	  "develop:for developers"; do echo "$${group#*:}:"; \
+	  sed -nE "s/^([a-z-]+):.*##$${group%%:*} (.*)/\1 \2/p" $(MAKEFILE_LIST) | \
+	  while read -r name about; do printf '  make %-13s %s\n' "$$name" "$$about"; done; done
 
 # --- environment ---------------------------------------------------------------------------------
 
@@ -59,7 +62,7 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 	touch $@
 
 .PHONY: system
-system: ## say which system libraries are missing, and install them with apt where allowed
+system: ##develop say which system libraries are missing, and install them with apt where allowed
 	@missing=""; \
 	$(PYTHON) -c 'import ctypes; ctypes.CDLL("libopus.so.0")' 2>/dev/null || missing=" libopus0"; \
 	$(if $(SPEECH),,for voice in flite espeak-ng; do \
@@ -72,7 +75,7 @@ system: ## say which system libraries are missing, and install them with apt whe
 	$$apt update -qq && DEBIAN_FRONTEND=noninteractive $$apt install -y -qq $$missing >/dev/null
 
 .PHONY: lock
-lock: ## resolve requirements.lock again from pyproject.toml (needs uv)
+lock: ##develop resolve requirements.lock again from pyproject.toml (needs uv)
 	uv pip compile pyproject.toml --all-extras --python-version 3.11 \
 	  --python-platform x86_64-manylinux_2_28 --generate-hashes --no-emit-index-url --no-header \
 	  -q -o requirements.lock
@@ -91,7 +94,7 @@ REAL_SAMPLES ?= 13000
 REAL_STEPS ?= 9000
 
 .PHONY: real
-real: setup ## the job on real recordings, judged on other people, noise and rooms (under an hour)
+real: setup ##real the job on real recordings, judged on other people, noise and rooms (under an hour)
 	mkdir -p $(REAL) && date +%s > $(REAL)/began
 	$(MAKE) real-shards
 	$(MAKE) train OUT=$(REAL) STEPS=$(REAL_STEPS)
@@ -106,7 +109,7 @@ real: setup ## the job on real recordings, judged on other people, noise and roo
 	@echo "report: $(abspath $(REAL)/report.html)"
 
 .PHONY: real-shards
-real-shards: setup ## the shards of `make real`
+real-shards: setup ##real the shards of `make real`
 	@[ -d $(call q,$(LIBRI)) ] || { echo no recordings at $(call q,$(SHARED)): set SHARED=DIR; exit 1; }
 	$(PY) -m pipeline corpora noise --out $(REAL_CORPORA)/noise-train --count 60 --seed 1 \
 	  --from $(call q,$(LIBRI)/train-clean-100)
@@ -117,7 +120,7 @@ real-shards: setup ## the shards of `make real`
 	  ROOMS=$(call q,$(SHARED)/data/rir $(REAL_CORPORA)/rooms-train)
 
 .PHONY: real-judge
-real-judge: setup ## other people, noise and rooms, to judge the students of `make real` on
+real-judge: setup ##real other people, noise and rooms, to judge the students of `make real` on
 	$(PY) -m pipeline corpora noise --out $(REAL_CORPORA)/noise-test --count 60 --seed 2 \
 	  --from $(call q,$(LIBRI)/test-other)
 	$(PY) -m pipeline corpora rooms --out $(REAL_CORPORA)/rooms-test --count 50 --seed 2
@@ -134,7 +137,7 @@ EXPERIMENT_STEPS ?= 500
 PRUNED ?= # folders of `train prune`, to be drawn in Figure 3 too
 
 .PHONY: experiment
-experiment: setup ## students on labels against students on ratings, by size (Figure 3); resumable
+experiment: setup ##real students on labels against students on ratings, by size (Figure 3); resumable
 	[ -f $(REAL)/shards/judge/dataset.json ] || $(MAKE) real-shards real-judge
 	OMP_NUM_THREADS=$(WORKERS) $(PY) -m train experiment --variants $(VARIANTS) \
 	  --shards $(REAL)/shards/train --validation $(REAL)/shards/validation \
@@ -153,7 +156,7 @@ JOB ?= # further options of `python -m pipeline shards`, of `estimate`, or of `p
 PRESET ?= fast
 
 .PHONY: submit-shards
-submit-shards: setup ## make shards on a cluster: SITE=file ON=slurm|slurm-array|kubernetes|ray [RATES=file] [DRY=1]
+submit-shards: setup ##cluster make shards on a cluster: SITE=file ON=slurm|slurm-array|kubernetes|ray [RATES=file] [DRY=1]
 	@[ "$(origin CORPUS)" != file ] || [ -n $(call q,$(and $(SPEECH),$(NOISE),$(ROOMS))) ] && \
 	  [ "$(origin SAMPLES)" != file ] || { \
 	  echo "say of what and how many: make submit-shards SPEECH=DIR NOISE=DIR ROOMS=DIR (or" \
@@ -162,7 +165,7 @@ submit-shards: setup ## make shards on a cluster: SITE=file ON=slurm|slurm-array
 	  $(if $(DRY),--dry-run) -- $(call q,$(RECIPE)) $(CORPUS) --out $(call q,$(OUT)) --samples $(SAMPLES) $(JOB)
 
 .PHONY: submit-train
-submit-train: setup ## train on a cluster: SITE=file ON=slurm|kubernetes|ray SHARDS=dir [DRY=1]
+submit-train: setup ##cluster train on a cluster: SITE=file ON=slurm|kubernetes|ray SHARDS=dir [DRY=1]
 	@[ -n $(call q,$(SHARDS)) ] || { echo "give the shards: make submit-train SHARDS=DIR OUT=DIR"; exit 1; }
 	$(if $(DRY),@)$(PY) -m train submit $(ON) --site $(call q,$(SITE)) $(if $(DRY),--dry-run) -- \
 	  --student $(STUDENT) --preset $(PRESET) --shards $(call q,$(SHARDS)) --out $(call q,$(OUT)) $(JOB)
@@ -222,7 +225,7 @@ TEACHER_OUT ?= $(WEIGHTS)/$(FRONT_END)-ba
 TEACHER_STEPS ?= 72000
 
 .PHONY: teacher
-teacher: setup ## train the teacher's head on rated clips: RATED="a.csv ..." [VALIDATION="b.csv ..."]
+teacher: setup ##models train the teacher's head on rated clips: RATED="a.csv ..." [VALIDATION="b.csv ..."]
 	@[ -n $(call q,$(RATED)) ] || { echo "give rated clips: make teacher RATED=labels.csv"; exit 1; }
 	OMP_NUM_THREADS=$(WORKERS) $(PY) -m train teacher --front-end $(FRONT_END) \
 	  $(call rated,--rated ) $(if $(VALIDATION),$(call each,--validation ,$(VALIDATION),csv)) \
@@ -233,27 +236,27 @@ METHOD ?= importance
 PRUNE_OUT ?= runs/prune/$(METHOD)
 
 .PHONY: prune
-prune: setup ## prune a model on rated clips: RATED=labels.csv [MODEL=v7] [METHOD=importance]
+prune: setup ##models prune a model on rated clips: RATED=labels.csv [MODEL=v7] [METHOD=importance]
 	@[ -n $(call q,$(RATED)) ] || { echo "give rated clips: make prune RATED=labels.csv"; exit 1; }
 	OMP_NUM_THREADS=$(WORKERS) $(PY) -m train prune --model $(call q,$(MODEL)) --method $(METHOD) \
 	  $(call rated,--rated ,1) --out $(call q,$(PRUNE_OUT))
 
 .PHONY: relabel
-relabel: setup ## label made shards again: SHARDS=dir TEACHER=name RELABELLED=dir
+relabel: setup ##data label made shards again: SHARDS=dir TEACHER=name RELABELLED=dir
 	$(PY) -m pipeline relabel $(call q,$(SHARDS)) --teacher $(TEACHER) --out $(call q,$(RELABELLED))
 
 .PHONY: status
-status: setup ## how far a dataset is, while its job runs or after it died: SHARDS=dir
+status: setup ##data how far a dataset is, while its job runs or after it died: SHARDS=dir
 	$(PY) -m pipeline status $(call q,$(SHARDS))
 
 NODES ?= 1 10 100
 
 .PHONY: estimate
-estimate: setup ## how long and how large 4 million samples are: SPEECH=DIR ... NODES="1 10" [JOB="--save FILE"]
+estimate: setup ##cluster how long and how large 4 million samples are: SPEECH=DIR ... NODES="1 10" [JOB="--save FILE"]
 	$(PY) -m pipeline estimate $(call q,$(RECIPE)) $(CORPUS) --nodes $(NODES) $(JOB)
 
 .PHONY: preview
-preview: setup ## a page to listen to samples of the training shards
+preview: setup ##data a page to listen to samples of the training shards
 	$(PY) -m pipeline preview $(call q,$(OUT)/shards/train) $(CORPUS) \
 	  --out $(call q,$(OUT)/preview.html)
 
@@ -262,7 +265,7 @@ preview: setup ## a page to listen to samples of the training shards
 NAMES ?=
 
 .PHONY: weights
-weights: setup ## fetch weights into one cache: NAMES="encodec-24khz ..." (none: list them)
+weights: setup ##data fetch weights into one cache: NAMES="encodec-24khz ..." (none: list them)
 	$(PY) -m pipeline weights $(or $(NAMES),--list)
 
 # Who builds it says of which commit: a branch is another program tomorrow. The network comes with it
@@ -272,7 +275,7 @@ LPCNET_REF ?=
 LPCNET_DATA_SHA256 ?=
 
 .PHONY: lpcnet
-lpcnet: ## build xiph's lpcnet_demo: LPCNET_REF=commit (40 digits) [LPCNET_DATA_SHA256=its network's]
+lpcnet: ##data build xiph's lpcnet_demo: LPCNET_REF=commit (40 digits) [LPCNET_DATA_SHA256=its network's]
 	@[[ $(call q,$(LPCNET_REF)) =~ ^[0-9a-f]{40}$$ ]] || { echo "say which commit of" \
 	  "https://github.com/xiph/LPCNet to build: make lpcnet LPCNET_REF=<40 hex digits>"; exit 1; }
 	@missing=""; \
@@ -302,56 +305,56 @@ test: setup ## every test but the slow ones
 	$(PYTEST) -m "not slow and not gpu and not net" tests
 
 .PHONY: test-all
-test-all: setup ## the slow tests too
+test-all: setup ##develop the slow tests too
 	$(PYTEST) -m "not gpu and not net" tests
 
 .PHONY: fuzz
-fuzz: setup ## INPUTS mutated files (10 000) through the commands, drawn by SEED: nothing may be found
+fuzz: setup ##develop INPUTS mutated files (10 000) through the commands, drawn by SEED: nothing may be found
 	$(PY) -m tests.bench.fuzz --inputs $(or $(INPUTS),10000) --seed $(or $(SEED),0) \
 	  --workers $(WORKERS) --out runs/fuzz
 
 .PHONY: nightly
-nightly: setup ## a thousand kills (KILLS): pipeline, trainers, scoring, export; Ray's clusters, Slurm
+nightly: setup ##develop a thousand kills (KILLS): pipeline, trainers, scoring, export; Ray's clusters, Slurm
 	KILLS=$(or $(KILLS),100) $(PY) -m pytest -q -m slow tests/drills/test_kills.py \
 	  tests/drills/test_ray_cluster.py tests/drills/test_slurm.py
 	KILLS=$(or $(KILLS),900) $(PY) -m pytest -q -m slow tests/drills/test_train_kills.py
 
 .PHONY: lint
-lint: setup ## ruff and mypy
+lint: setup ##develop ruff and mypy
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
 	$(PY) -m mypy pipeline train data_specs
 
 .PHONY: bench
-bench: setup ## speed against named baselines, as ratios within one run
+bench: setup ##bench speed against named baselines, as ratios within one run
 	$(PY) -m tests.bench pipeline
 
 .PHONY: bench-cluster
-bench-cluster: setup ## 4 million samples in 8000 shards without audio; the throughput model held to runs
+bench-cluster: setup ##bench 4 million samples in 8000 shards without audio; the estimate held to runs
 	$(PY) -m tests.bench scale
 	$(PY) -m tests.bench estimate
 
 DEEPFILTERNET3_DIR ?= $(shell realpath -qe $(call q,$(SHARED)/weights/DeepFilterNet3) || true)
 
 .PHONY: bench-degrade
-bench-degrade: setup ## the paper's processors against the packages' own calls, on one core
+bench-degrade: setup ##bench the paper's processors against the packages' own calls, on one core
 	SPEECH_SHARED=$(call q,$(SHARED)) DEEPFILTERNET3_DIR=$(call q,$(DEEPFILTERNET3_DIR)) \
 	  $(PY) -W ignore -m tests.bench processors --samples 100
 
 .PHONY: bench-train
-bench-train: setup ## reading shards against decoding alone; the fast preset against the paper's
+bench-train: setup ##bench reading shards against decoding alone; the fast preset against the paper's
 	$(PY) -m tests.bench loader --shards $(REAL)/shards/train --clips 13000
 	OMP_NUM_THREADS=$(WORKERS) $(PY) -m tests.bench presets --shards $(REAL)/shards/train \
 	  --validation $(REAL)/shards/validation --out runs/bench-presets
 
 .PHONY: bench-teacher
-bench-teacher: setup ## the XLS-R teacher against the published way: clips/s; memory of loading it
+bench-teacher: setup ##bench the XLS-R teacher against the published way: clips/s; memory of loading it
 	OMP_NUM_THREADS=$(WORKERS) $(PY) -m tests.bench teacher speed memory
 
 .PHONY: bench-score
-bench-score: setup ## scoring beside the distillmos package on one core: speed, differences, memory
+bench-score: setup ##bench scoring beside the distillmos package on one core: speed, differences, memory
 	$(PY) -m tests.bench score --audio $(call q,$(LIBRI)/test-other) --long-hours 3 $(ONNX:%=--onnx %)
 
 .PHONY: clean
-clean: ## remove what the demo made (the environment stays)
+clean: ##develop remove what the demo made (the environment stays)
 	rm -rf runs

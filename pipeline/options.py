@@ -1,4 +1,4 @@
-"""Options that several verbs have, and what they stand for."""
+"""Options that several verbs of the pipeline have, and what they stand for."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import argparse
 import os
 import re
 from collections.abc import Sequence
+from typing import Literal
+
+from pydantic import BaseModel, Field
 
 from data_specs.cluster.needs import (
     EVERY,
@@ -16,6 +19,7 @@ from data_specs.cluster.needs import (
 from data_specs.io.addresses import Place, place, shown
 from data_specs.io.errors import UserError
 from data_specs.io.hardware import cpus, require_device
+from data_specs.io.options import add_options
 from data_specs.recipe import Recipe
 from pipeline.engine import run
 from pipeline.render.guard import TIME_LIMIT_S
@@ -25,13 +29,13 @@ SPLITS = ("train", "validation", "test", "all")
 
 
 def recipe_option(verb: argparse.ArgumentParser) -> None:
-    """The recipe and its corpora."""
+    """Add the recipe and its corpora."""
     verb.add_argument("recipe", help="YAML file, or the name of one in data_specs/recipes")
     corpus_option(verb)
 
 
 def sample_options(verb: argparse.ArgumentParser) -> None:
-    """Which samples."""
+    """Add how many samples, and of which splits."""
     verb.add_argument("--samples", type=int, required=True)
     verb.add_argument(
         "--split",
@@ -43,7 +47,7 @@ def sample_options(verb: argparse.ArgumentParser) -> None:
 
 
 def shards_options(verb: argparse.ArgumentParser) -> None:
-    """All of the verb ``shards``."""
+    """Add all options of the verb ``shards``."""
     recipe_option(verb)
     verb.add_argument("--out", type=place, required=True, help="a folder, or its address")
     verb.add_argument(
@@ -52,19 +56,19 @@ def shards_options(verb: argparse.ArgumentParser) -> None:
         help="make again the shards with dropped samples or failed attempts, and only those",
     )
     sample_options(verb)
-    engine_options(verb)
-    worker_options(verb)
+    add_options(verb, EngineOptions)
+    add_options(verb, WorkerOptions)
 
 
 def parse_shards(words: Sequence[str]) -> argparse.Namespace:
-    """The options of a job that is ``shards WORDS``, held to its parser."""
+    """Parse the options of a job that is ``shards WORDS``."""
     parser = argparse.ArgumentParser(prog="python -m pipeline shards")
     shards_options(parser)
     return parser.parse_args(words)
 
 
 def corpus_option(verb: argparse.ArgumentParser) -> None:
-    """The folders of corpora."""
+    """Add the folders of corpora."""
     verb.add_argument(
         "--corpus",
         action="append",
@@ -76,7 +80,7 @@ def corpus_option(verb: argparse.ArgumentParser) -> None:
 
 
 def outside_option(verb: argparse.ArgumentParser) -> None:
-    """The word that lets a dataset's records lead out of the corpora's folders."""
+    """Add the option that lets a dataset's records lead out of the corpora's folders."""
     verb.add_argument(
         "--allow-outside",
         action="store_true",
@@ -84,23 +88,48 @@ def outside_option(verb: argparse.ArgumentParser) -> None:
     )
 
 
-def worker_options(verb: argparse.ArgumentParser) -> None:
+class WorkerOptions(BaseModel):
     """Where new samples are made, and how long one may take."""
-    verb.add_argument("--device", default="cpu", help="of the networks (default cpu)")
-    verb.add_argument("--teacher-device", default="", help="of the teacher (default: --device)")
-    verb.add_argument(
-        "--time-limit",
-        type=float,
-        default=TIME_LIMIT_S,
-        metavar="SECONDS",
-        help="drop a sample on which a processor takes longer (default %(default)g)",
+
+    device: str = Field("cpu", description="of the networks")
+    teacher_device: str = Field("", description="of the teacher (default: --device)")
+    time_limit: float = Field(
+        TIME_LIMIT_S, description="seconds; drop a sample on which a processor takes longer"
+    )
+
+
+class EngineOptions(BaseModel):
+    """How and by how many processes shards are made: nothing that is data."""
+
+    engine: Literal["ray", "local"] = Field("ray", description="what runs the workers")
+    workers: int = Field(default_factory=cpus, description="processes that make shards")
+    teacher_actors: int = Field(
+        0,
+        description="N teachers that all of Ray's workers share, such as one for each GPU "
+        "(default: every worker loads its own)",
+    )
+    teachers_per_gpu: int = Field(1, description="how many of them share a GPU")
+    ray_address: str = Field(
+        "",
+        description="auto or HOST:PORT of a running Ray cluster (default: RAY_ADDRESS, or a Ray "
+        "of its own)",
+    )
+    worker_needs: str = Field(
+        "",
+        description="cores=N,memory_gb=N,gpus=N: what Ray reserves for a worker (default: a core; "
+        "where it computes on cuda, its share of the GPUs)",
+    )
+    teacher_needs: str = Field("", description="the same for a teacher")
+    part: str = Field(
+        str(EVERY),
+        description="I/N: make only the I-th of N parts, beside other jobs that make the others",
     )
 
 
 def parse_roots(options: Sequence[str], recipe: Recipe) -> Roots:
-    """Corpus folders from ``NAME=DIR`` options, else from ``CORPUS_NAME`` in the environment.
+    """Parse corpus folders from ``NAME=DIR`` options, else from ``CORPUS_NAME`` in the environment.
 
-    A folder is a path or an address.
+    A folder is a path or an address. Raises ``UserError`` for an option without either half.
     """
     roots: Roots = {}
     for option in options:
@@ -118,7 +147,7 @@ def parse_roots(options: Sequence[str], recipe: Recipe) -> Roots:
 
 
 def parse_splits(options: Sequence[str], roles: Sequence[str]) -> dict[str, str]:
-    """Split of each role from ``SPLIT`` (all roles) and ``ROLE=SPLIT`` options."""
+    """Parse the split of each role from ``SPLIT`` (all roles) and ``ROLE=SPLIT`` options."""
     splits: dict[str, str] = {}
     for option in sorted(options, key=lambda text: "=" in text):
         role, equals, split = option.rpartition("=")
@@ -128,65 +157,24 @@ def parse_splits(options: Sequence[str], roles: Sequence[str]) -> dict[str, str]
     return splits
 
 
-def engine_options(verb: argparse.ArgumentParser) -> None:
-    """How and by how many shards are made: nothing that is data."""
-    verb.add_argument("--engine", choices=("ray", "local"), default="ray")
-    verb.add_argument("--workers", type=int, default=cpus())
-    verb.add_argument(
-        "--teacher-actors",
-        type=int,
-        default=0,
-        metavar="N",
-        help="N teachers that all of Ray's workers share, such as one for each GPU "
-        "(default: every worker loads its own)",
-    )
-    verb.add_argument(
-        "--teachers-per-gpu",
-        type=int,
-        default=1,
-        metavar="N",
-        help="how many of them share a GPU (default %(default)s)",
-    )
-    verb.add_argument(
-        "--ray-address",
-        default="",
-        metavar="auto|HOST:PORT",
-        help="of a running Ray cluster (default: RAY_ADDRESS, or a Ray of its own)",
-    )
-    for stage in ("worker", "teacher"):
-        verb.add_argument(
-            f"--{stage}-needs",
-            default="",
-            metavar="cores=N,memory_gb=N,gpus=N",
-            help=f"what Ray reserves for a {stage} (default: a core; where it computes on cuda, "
-            "its share of the GPUs)",
-        )
-    verb.add_argument(
-        "--part",
-        default=str(EVERY),
-        metavar="I/N",
-        help="make only the I-th of N parts (from 1), beside other jobs that make the others",
-    )
-
-
 def teacher_actors(options: argparse.Namespace, device: str) -> run.TeacherActors:
-    """What ``engine_options`` say of teachers; ``ValueError`` where it cannot be."""
+    """Read the options of teachers. Raises ``UserError`` where they contradict each other."""
     needs = parse_stage(options.teacher_needs, "--teacher-needs")
     actors = run.TeacherActors(options.teacher_actors, options.teachers_per_gpu, needs)
     actors.check(options.engine, device)
     return actors
 
 
-def machines(options: argparse.Namespace, places: Sequence[tuple[str, Place]]) -> run.Machines:
-    """What ``engine_options`` say of machines; ``ValueError`` where it cannot be.
+def machines(options: argparse.Namespace, paths: Sequence[tuple[str, Place]]) -> run.Machines:
+    """Read the options of machines. Raises ``UserError`` where they contradict each other.
 
-    ``places`` are (flag, path) of what every machine must find under the same name.
+    ``paths`` are (flag, path) of what every machine must find under the same name.
     """
     address = parse_address(options.ray_address)
     if address and options.engine != "ray":
         raise UserError(f"--ray-address needs --engine ray, not {options.engine}")
     if options.engine == "ray" and (address or os.environ.get("RAY_ADDRESS")):
-        require_everywhere([(flag, str(place)) for flag, place in places])
+        require_everywhere([(flag, str(path)) for flag, path in paths])
     else:  # the workers are here
         require_device(options.device, "--device")
         require_device(getattr(options, "teacher_device", ""), "--teacher-device")
@@ -195,4 +183,4 @@ def machines(options: argparse.Namespace, places: Sequence[tuple[str, Place]]) -
 
 def corpus_places(roots: Roots) -> list[tuple[str, Place]]:
     """Corpus folders, each with the flag that gives it."""
-    return [(f"--corpus {name}", folder) for name, given in roots.items() for folder in given]
+    return [(f"--corpus {name}", folder) for name, folders in roots.items() for folder in folders]

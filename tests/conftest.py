@@ -99,7 +99,7 @@ def corpora(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Path]]:
 @pytest.fixture(scope="session")
 def random_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A weights cache of every neural processor's real architecture, with random weights."""
-    from pipeline.cluster import random_weights
+    from tests.bench import random_weights
 
     folder = tmp_path_factory.mktemp("random_weights")
     random_weights.write_all(folder)

@@ -40,17 +40,17 @@ def fields(required: tuple[str, ...] = (), **known: Schema) -> Schema:
     }
 
 
+NAMED = fields(("name",), name=TEXT)
 CONTAINER = fields(
     ("name",),
-    name=TEXT,
-    image=TEXT,
-    workingDir=TEXT,
+    **dict.fromkeys(("name", "image", "workingDir"), TEXT),
     command=several(TEXT),
     env=several(fields(("name",), name=TEXT, value=TEXT)),
-    envFrom=several(fields(secretRef=fields(name=TEXT, optional=FLAG))),
+    envFrom=several(fields(secretRef=NAMED)),
     resources=fields(limits=QUANTITIES, requests=QUANTITIES),
-    volumeMounts=several(fields(("mountPath", "name"), mountPath=TEXT, name=TEXT, readOnly=FLAG)),
+    volumeMounts=several(fields(("mountPath", "name"), mountPath=TEXT, name=TEXT)),
 )
+CLAIM = fields(("claimName",), claimName=TEXT)
 POD = fields(
     ("containers",),
     containers=several(CONTAINER),
@@ -60,87 +60,61 @@ POD = fields(
     subdomain=TEXT,
     terminationGracePeriodSeconds=NUMBER,
     tolerations=several(fields(key=TEXT, operator=TEXT, effect=TEXT)),
-    volumes=several(
-        fields(
-            ("name",),
-            name=TEXT,
-            persistentVolumeClaim=fields(("claimName",), claimName=TEXT, readOnly=FLAG),
-        )
-    ),
+    volumes=several(fields(("name",), name=TEXT, persistentVolumeClaim=CLAIM)),
 )
 TEMPLATE = fields(metadata={"type": "object"}, spec=POD)
-METADATA = fields(("name",), name=TEXT, namespace=TEXT, labels=TEXTS)
 
-HEAD = fields(
-    ("rayStartParams", "template"),
-    enableIngress=FLAG,
-    rayStartParams=TEXTS,
-    serviceType=TEXT,
-    template=TEMPLATE,
-)
+
+def manifest(version: str, kind: str, spec: Schema) -> Schema:
+    return fields(
+        ("apiVersion", "kind", "metadata", "spec"),
+        apiVersion={"const": version},
+        kind={"const": kind},
+        metadata=fields(("name",), name=TEXT, namespace=TEXT),
+        spec=spec,
+    )
+
+
+HEAD = fields(("rayStartParams", "template"), rayStartParams=TEXTS, template=TEMPLATE)
 WORKERS = fields(
     ("groupName", "maxReplicas", "minReplicas", "rayStartParams", "template"),
     groupName=TEXT,
-    maxReplicas=NUMBER,
-    minReplicas=NUMBER,
-    replicas=NUMBER,
-    numOfHosts=NUMBER,
+    **dict.fromkeys(("minReplicas", "maxReplicas", "replicas"), NUMBER),
     rayStartParams=TEXTS,
     template=TEMPLATE,
 )
 RAY_CLUSTER = fields(
     ("headGroupSpec",),
-    autoscalerOptions=fields(
-        idleTimeoutSeconds=NUMBER,
-        image=TEXT,
-        upscalingMode={"enum": ["Default", "Aggressive", "Conservative"]},
-    ),
+    autoscalerOptions=fields(idleTimeoutSeconds=NUMBER),
     enableInTreeAutoscaling=FLAG,
     headGroupSpec=HEAD,
     rayVersion=TEXT,
     workerGroupSpecs=several(WORKERS),
 )
-RAY_JOB = fields(
-    ("apiVersion", "kind", "metadata", "spec"),
-    apiVersion={"const": "ray.io/v1"},
-    kind={"const": "RayJob"},
-    metadata=METADATA,
-    spec=fields(
-        activeDeadlineSeconds=NUMBER,
+RAY_JOB = manifest(
+    "ray.io/v1",
+    "RayJob",
+    fields(
         backoffLimit=NUMBER,
-        clusterSelector=TEXTS,
         entrypoint=TEXT,
-        entrypointNumCpus={"type": "number"},
-        entrypointNumGpus={"type": "number"},
-        jobId=TEXT,
-        metadata=TEXTS,
         rayClusterSpec=RAY_CLUSTER,
-        runtimeEnvYAML=TEXT,
         shutdownAfterJobFinishes=FLAG,
         submissionMode=TEXT,
-        submitterConfig=fields(backoffLimit=NUMBER),
-        suspend=FLAG,
         ttlSecondsAfterFinished=NUMBER,
     ),
 )
-JOB = fields(
-    ("apiVersion", "kind", "metadata", "spec"),
-    apiVersion={"const": "batch/v1"},
-    kind={"const": "Job"},
-    metadata=METADATA,
-    spec=fields(
+JOB = manifest(
+    "batch/v1",
+    "Job",
+    fields(
         ("template",),
-        backoffLimit=NUMBER,
+        **dict.fromkeys(("backoffLimit", "completions", "parallelism"), NUMBER),
         completionMode={"enum": ["Indexed", "NonIndexed"]},
-        completions=NUMBER,
-        parallelism=NUMBER,
         template=TEMPLATE,
     ),
 )
-SERVICE = fields(
-    ("apiVersion", "kind", "metadata", "spec"),
-    apiVersion={"const": "v1"},
-    kind={"const": "Service"},
-    metadata=METADATA,
-    spec=fields(clusterIP={"const": "None"}, publishNotReadyAddresses=FLAG, selector=TEXTS),
+SERVICE = manifest(
+    "v1",
+    "Service",
+    fields(clusterIP={"const": "None"}, publishNotReadyAddresses=FLAG, selector=TEXTS),
 )

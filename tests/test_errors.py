@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,10 @@ import soundfile
 import torch
 
 from data_specs.io.cli import run_command
+from pipeline.__main__ import VERBS as PIPELINE
 from pipeline.__main__ import main as pipeline
 from pipeline.corpora import synthetic as makers
+from train.__main__ import VERBS as TRAIN
 from train.__main__ import main as train
 
 ROOT = Path(__file__).parent.parent
@@ -28,8 +31,8 @@ sys.exit(main({argv!r}))
 """
 CLIS = {
     "pipeline": (
-        "from pipeline.__main__ import main; from pipeline import verbs",
-        'verbs.VERBS["verify"]',
+        "from pipeline.__main__ import main; import pipeline.dataset.verify",
+        "pipeline.dataset.verify.run",
         ["verify", "."],
     ),
     "train": (
@@ -46,6 +49,24 @@ def ended(code: str, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", code, *words], cwd=ROOT, capture_output=True, text=True, check=False
     )
+
+
+def test_help_imports_no_verb() -> None:
+    code = "import sys; from {0}.__main__ import main\ntry: main(['--help'])\nexcept SystemExit: "
+    code += "print('torch' in sys.modules, 'pandas' in sys.modules, 'pyarrow' in sys.modules)"
+    for cli in CLIS:
+        assert ended(code.format(cli)).stdout.splitlines()[-1] == "False False False"
+
+
+@pytest.mark.parametrize(
+    ("main", "verb"), [(pipeline, v) for v in PIPELINE] + [(train, v) for v in TRAIN]
+)
+def test_every_verb_has_help(
+    main: Callable[[list[str]], int], verb: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([verb, "--help"])
+    assert ended.value.code == 0 and f" {verb} " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("cli", CLIS)

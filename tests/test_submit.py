@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 import shlex
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,13 @@ import yaml
 
 from data_specs.cluster.needs import Stage
 from data_specs.cluster.site import EXAMPLE, Machine, Site, load_site, on_gpus
+from data_specs.cluster.submit import Submission
 from data_specs.recipe import load_recipe
 from data_specs.strict import SpecError
 from pipeline.__main__ import main as pipeline_main
 from pipeline.cluster import rates
 from pipeline.cluster import submit as shards_submit
-from pipeline.cluster.estimate import measured_on
-from pipeline.cluster.throughput import Rates, cost_sha256, uses
+from pipeline.cluster.rates import Rates, cost_sha256
 from tests.conftest import ROOT
 from tests.kubernetes_schemas import JOB, RAY_JOB, SERVICE
 from train import submit as train_submit
@@ -56,82 +56,106 @@ def file(path: Path, values: dict[str, Any]) -> Path:
     return path
 
 
-def test_the_example_lacks_an_image_and_nothing_else() -> None:
+def shards(kind: str = "slurm", at: Site | None = None, *more: str) -> Submission:
+    return shards_submit.submission(kind, at or site(), [*SHARDS, *more])
+
+
+def training(kind: str = "slurm", at: Site | None = None, *more: str) -> Submission:
+    return train_submit.submission(kind, at or site(), [*TRAIN, *more])
+
+
+Submit = Callable[..., Submission]
+BOTH = pytest.mark.parametrize("submitted", [shards, training])
+
+
+@BOTH
+def test_the_example_lacks_an_image_and_nothing_else(submitted: Submit) -> None:
     bare = load_site(EXAMPLE)
-    assert shards_submit.submission("slurm", bare, SHARDS).file
-    for make, job in ((shards_submit.submission, SHARDS), (train_submit.submission, TRAIN)):
-        with pytest.raises(SpecError, match=r"kubernetes\.image: say the container image"):
-            make("kubernetes", bare, job)
+    assert submitted("slurm", bare).file
+    with pytest.raises(SpecError, match=r"kubernetes\.image: say the container image"):
+        submitted("kubernetes", bare)
 
 
-def test_an_output_on_a_pods_own_disk_is_refused() -> None:
-    lost = [*SHARDS, "--out", "/shared/out"]
-    for make, job in (
-        (shards_submit.submission, lost),
-        (train_submit.submission, [*TRAIN, *lost[-2:]]),
-    ):
-        with pytest.raises(ValueError, match=r"--out /shared/out: a pod's own disk .*under /data"):
-            make("kubernetes", site(), job)
-    bucket = [*SHARDS, "--out", "s3://bucket/out"]
-    assert "s3://bucket/out" in shards_submit.submission("kubernetes", site(), bucket).file
+@BOTH
+def test_an_output_on_a_pods_own_disk_is_refused(submitted: Submit) -> None:
+    with pytest.raises(ValueError, match=r"--out /shared/out: a pod's own disk .*under /data"):
+        submitted("kubernetes", site(), "--out", "/shared/out")
+
+
+def test_only_shards_can_lie_in_a_bucket() -> None:
+    bucket = ("--out", "s3://bucket/out")
+    assert "s3://bucket/out" in shards("kubernetes", site(), *bucket).file
     with pytest.raises(SystemExit):
-        train_submit.submission("kubernetes", site(), [*TRAIN, "--out", "s3://bucket/run"])
+        training("kubernetes", site(), *bucket)
 
 
-def test_every_submission_to_kubernetes_has_a_name_of_its_own() -> None:
-    for make, job in ((shards_submit.submission, SHARDS), (train_submit.submission, TRAIN)):
-        made = [make("kubernetes", site(name="a" * 40), job) for _ in range(2)]
-        names = {[*yaml.safe_load_all(one.file)][-1]["metadata"]["name"] for one in made}
-        assert len(names) == 2 and max(map(len, names)) <= 47  # KubeRay's limit
-        assert all(any(name in one.where for name in names) for one in made)
+@BOTH
+def test_every_submission_to_kubernetes_has_a_name_of_its_own(submitted: Submit) -> None:
+    made = [submitted("kubernetes", site(name="a" * 40)) for _ in range(2)]
+    names = {[*yaml.safe_load_all(one.file)][-1]["metadata"]["name"] for one in made}
+    assert len(names) == 2 and max(map(len, names)) <= 47  # KubeRay's limit
+    assert all(any(name in one.where for name in names) for one in made)
 
 
-def test_gpus_are_shared_within_one_gpu_only() -> None:
-    stage = {share: Stage(cores=0, gpus=share) for share in (0.3, 0.4, 1, 2)}
-    assert [on_gpus(*pair) for pair in ((4, stage[0.3]), (2, stage[0.4]), (3, stage[2]))] == [
-        12,
-        4,
-        1,
-    ]
-    big = Machine(cores=4, memory_gb=4, gpus=1)
+@pytest.mark.parametrize(("gpus", "share", "held"), [(4, 0.3, 12), (2, 0.4, 4), (3, 2, 1)])
+def test_gpus_are_shared_within_one_gpu_only(gpus: int, share: float, held: int) -> None:
+    assert on_gpus(gpus, Stage(cores=0, gpus=share)) == held
+
+
+def test_workers_and_teachers_fit_into_a_machine() -> None:
+    machine, teacher = Machine(cores=16, memory_gb=65), Stage(cores=1, memory_gb=4, gpus=1)
+    assert machine.workers(Stage(cores=1, memory_gb=0)) == 16
+    assert machine.workers(Stage(cores=1, memory_gb=8)) == 8
+    assert machine.workers(Stage(cores=0.5, memory_gb=1)) == 32
+    assert machine.workers(Stage(memory_gb=6), [teacher] * 4) == 8  # 64 - 16 GB
+    with pytest.raises(SpecError, match="no room for a worker of cores=32"):
+        machine.workers(Stage(cores=32))
     with pytest.raises(SpecError, match="no room for a teacher of cores=1,memory_gb=4,gpus=1"):
-        big.teachers(Stage(cores=1, memory_gb=4, gpus=1))
-    beside = Machine(cores=32, memory_gb=128, gpus=4)
-    teacher = Stage(cores=1, memory_gb=4, gpus=1)
-    assert beside.workers(Stage(memory_gb=6), [teacher] * 4) == 18  # 127 - 16 GB
+        Machine(cores=4, memory_gb=4, gpus=1).teachers(teacher)
 
 
 def test_a_submission_says_what_lies_idle() -> None:
-    where = shards_submit.submission("slurm", site(), SHARDS).where
+    where = shards().where
     assert "what: 100 samples of demo in 1 shards: fewer than the 84 workers" in where
     assert "note: memory allows 21 workers on a machine of 32 cores" in where
 
 
 @pytest.mark.parametrize(
-    ("job", "said"),
+    ("submitted", "more", "said"),
     [
-        ([*SHARDS, "--corpus=noize=/data/x"], "unknown corpus 'noize'; did you mean 'noise'"),
-        ([*SHARDS, "--split", "tset"], "--split tset"),
-        ([*SHARDS, "--corpus=speech=https://me:hush@host/x?sig=S"], r"https://host/x: its login"),
-        ([*SHARDS, "--corpus=https://me:hush@host/x"], r"--corpus https://host/x: write NAME=DIR"),
+        (shards, ["--corpus=noize=/data/x"], "unknown corpus 'noize'; did you mean 'noise'"),
+        (shards, ["--split", "tset"], "--split tset"),
+        (shards, ["--corpus=speech=https://me:hush@host/x?sig=S"], "https://host/x: its login"),
+        (shards, ["--corpus=https://me:hush@host/x"], "--corpus https://host/x: write NAME=DIR"),
+        (shards, ["--part", "1/2"], "--part: leave it out"),
+        (shards, ["--engine=ray"], "--engine: leave it out"),
+        (shards, ["--out", "runs/x"], "--out runs/x: on a cluster"),
+        (training, ["--student", "v77"], "unknown student 'v77'"),
+        (training, ["--nodes", "2"], "--nodes: leave it out"),
+        (training, ["--shards", "shards"], "--shards shards: on a cluster"),
     ],
 )
-def test_mistakes_that_need_no_cluster_to_be_seen(job: list[str], said: str) -> None:
+def test_a_job_that_would_fail_there_is_refused_here(
+    submitted: Submit, more: list[str], said: str
+) -> None:
     with pytest.raises(ValueError, match=said) as found:
-        shards_submit.submission("slurm", site(), job)
+        submitted("slurm", site(), *more)
     assert "hush" not in str(found.value)
 
 
 @pytest.mark.parametrize(
-    ("job", "said"),
+    ("make", "kind", "job", "said"),
     [
-        (["--student", "v77", *TRAIN[2:]], "unknown student 'v77'"),
-        (["--student", "v2", "--out", "/data/run"], "nothing to train on"),
+        (shards_submit, "slurm", ["demo", "--out", "/o", "--samples", "1"], "the recipe needs"),
+        (shards_submit, "slurm", ["demi", *SHARDS[1:]], "demi"),
+        (shards_submit, "slurm", ["mine.yaml", *SHARDS[1:]], "mine.yaml"),
+        (shards_submit, "ray", [*SHARDS, "--corpus", "speech=/a b"], "Ray and KubeRay pass"),
+        (train_submit, "slurm", ["--student", "v2", "--out", "/data/run"], "nothing to train on"),
     ],
 )
-def test_mistakes_of_a_training(job: list[str], said: str) -> None:
+def test_other_jobs_that_would_fail_there(make: Any, kind: str, job: list[str], said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        train_submit.submission("slurm", site(), job)
+        make.submission(kind, site(), job)
 
 
 @pytest.mark.parametrize(
@@ -172,22 +196,13 @@ def test_a_wrong_site_names_file_and_field(
     assert str(found.value).startswith(str(tmp_path / "site.yaml"))
 
 
-def test_workers_fit_into_a_machine() -> None:
-    machine = Machine(cores=16, memory_gb=65)
-    assert machine.workers(Stage(cores=1, memory_gb=0)) == 16
-    assert machine.workers(Stage(cores=1, memory_gb=8)) == 8
-    assert machine.workers(Stage(cores=0.5, memory_gb=1)) == 32
-    with pytest.raises(SpecError, match="no room for a worker of cores=32"):
-        machine.workers(Stage(cores=32))
-
-
 def bash_accepts(text: str) -> None:
     done = subprocess.run(["bash", "-n"], input=text, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
 def test_the_slurm_script_runs_ray_over_the_allocation() -> None:
-    made = shards_submit.submission("slurm", site(slurm__account="lab"), SHARDS)
+    made = shards("slurm", site(slurm__account="lab"))
     bash_accepts(made.file)
     lines = made.file.splitlines()
     assert made.command == ("sbatch",) and lines[0] == "#!/bin/bash"
@@ -203,7 +218,7 @@ def test_the_slurm_script_runs_ray_over_the_allocation() -> None:
 
 
 def test_the_array_says_its_parts_itself() -> None:
-    made = shards_submit.submission("slurm-array", site(), SHARDS)
+    made = shards("slurm-array", site())
     bash_accepts(made.file)
     assert "#SBATCH --array=1-64%16\n" in made.file
     assert '--engine local --workers 5 --part "$SLURM_ARRAY_TASK_ID/64"' in made.file
@@ -211,7 +226,7 @@ def test_the_array_says_its_parts_itself() -> None:
 
 
 def test_gpus_of_a_site_become_teachers() -> None:
-    made = shards_submit.submission("slurm", site(slurm__gpus=2), SHARDS)
+    made = shards("slurm", site(slurm__gpus=2))
     assert "#SBATCH --gpus-per-node=2" in made.file
     assert "--teacher-device cuda --teacher-actors 8" in made.file
     own = [*SHARDS, "--device", "cuda"]
@@ -223,7 +238,7 @@ def test_gpus_of_a_site_become_teachers() -> None:
 
 
 def test_the_rayjob_is_what_kuberay_publishes() -> None:
-    made = shards_submit.submission("kubernetes", site(), SHARDS)
+    made = shards("kubernetes", site())
     job = yaml.safe_load(made.file)
     jsonschema.validate(job, RAY_JOB)
     spec = job["spec"]
@@ -266,25 +281,11 @@ def test_everything_that_a_site_may_say_of_kubernetes_is_rendered() -> None:
         assert (pod["serviceAccountName"], pod["nodeSelector"]) == ("maker", {"zone": "a"})
 
 
-def test_the_schema_refuses_what_kubernetes_would() -> None:
-    job = yaml.safe_load(shards_submit.submission("kubernetes", site(), SHARDS).file)
-    for change in (
-        lambda spec: spec.update(entryPoint="x"),
-        lambda spec: spec["rayClusterSpec"].pop("headGroupSpec"),
-        lambda spec: spec["rayClusterSpec"]["workerGroupSpecs"][0].pop("maxReplicas"),
-        lambda spec: spec["rayClusterSpec"]["headGroupSpec"]["rayStartParams"].update(x=1),
-    ):
-        wrong = copy.deepcopy(job)
-        change(wrong["spec"])
-        with pytest.raises(jsonschema.ValidationError):
-            jsonschema.validate(wrong, RAY_JOB)
-
-
 def test_a_ray_job_takes_the_folder_and_the_lock_along() -> None:
     from ray.runtime_env import RuntimeEnv
 
     changed = site(project=str(ROOT), ray__lock=True)
-    made = shards_submit.submission("ray", changed, SHARDS)
+    made = shards("ray", changed)
     words = list(made.command)
     assert words[:3] == ["ray", "job", "submit"] and made.file == ""
     assert words[words.index("--working-dir") + 1] == str(ROOT)
@@ -296,35 +297,18 @@ def test_a_ray_job_takes_the_folder_and_the_lock_along() -> None:
     assert words[-2:] == ["--ray-address", "auto"]
 
 
-@pytest.mark.parametrize(
-    ("kind", "job", "said"),
-    [
-        ("slurm", [*SHARDS, "--part", "1/2"], "--part: leave it out"),
-        ("slurm", [*SHARDS, "--engine=ray"], "--engine: leave it out"),
-        ("slurm", [*SHARDS[:4], "--out", "runs/x", "--samples", "1"], "--out runs/x: on a cluster"),
-        ("slurm", ["demo", "--out", "/o", "--samples", "1"], "the recipe needs corpus"),
-        ("slurm", ["demi", *SHARDS[1:]], "demi"),
-        ("slurm", ["mine.yaml", *SHARDS[1:]], "mine.yaml"),
-        ("ray", [*SHARDS, "--corpus", "speech=/data/my speech"], "Ray and KubeRay pass a command"),
-    ],
-)
-def test_a_job_that_would_fail_there_is_refused_here(kind: str, job: list[str], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
-        shards_submit.submission(kind, site(), job)
-
-
 def test_a_section_that_is_missing_is_named() -> None:
     with pytest.raises(SpecError, match="add the section `slurm:`"):
-        shards_submit.submission("slurm", site(slurm=None), SHARDS)
+        shards("slurm", site(slurm=None))
     with pytest.raises(SpecError, match="add the section `array:` in slurm"):
-        shards_submit.submission("slurm-array", site(slurm__array=None), SHARDS)
+        shards("slurm-array", site(slurm__array=None))
     with pytest.raises(SpecError, match="training"):
-        train_submit.submission("slurm", site(training=None), TRAIN)
+        training("slurm", site(training=None))
 
 
 def test_training_on_slurm_is_one_torchrun_a_node() -> None:
-    training = {"nodes": 2, "cores": 16, "memory_gb": 64, "gpus": 8}
-    made = train_submit.submission("slurm", site(training=training), TRAIN)
+    machines = {"nodes": 2, "cores": 16, "memory_gb": 64, "gpus": 8}
+    made = training("slurm", site(training=machines))
     bash_accepts(made.file)
     for option in ("--nodes=2", "--gpus-per-node=8", "--cpus-per-task=16"):
         assert f"#SBATCH {option}\n" in made.file
@@ -334,7 +318,7 @@ def test_training_on_slurm_is_one_torchrun_a_node() -> None:
 
 
 def test_training_on_kubernetes_is_an_indexed_job_behind_a_service() -> None:
-    made = train_submit.submission("kubernetes", site(training__nodes=3), TRAIN)
+    made = training("kubernetes", site(training__nodes=3))
     service, job = yaml.safe_load_all(made.file)
     jsonschema.validate(service, SERVICE)
     jsonschema.validate(job, JOB)
@@ -349,14 +333,10 @@ def test_training_on_kubernetes_is_an_indexed_job_behind_a_service() -> None:
 
 
 def test_a_ray_job_trains_on_one_machine_only() -> None:
-    made = train_submit.submission("ray", site(), TRAIN)
+    made = training("ray", site())
     assert "--entrypoint-num-gpus" in made.command and "--standalone" in made.command
     with pytest.raises(SpecError, match=r"training\.nodes"):
-        train_submit.submission("ray", site(training__nodes=2), TRAIN)
-    with pytest.raises(ValueError, match="--nodes: leave it out"):
-        train_submit.submission("slurm", site(), [*TRAIN, "--nodes", "2"])
-    with pytest.raises(ValueError, match="--shards shards: on a cluster"):
-        train_submit.submission("slurm", site(), [*TRAIN, "--shards", "shards"])
+        training("ray", site(training__nodes=2))
 
 
 def test_a_dry_run_prints_the_file_alone(
@@ -365,7 +345,7 @@ def test_a_dry_run_prints_the_file_alone(
     path = str(file(tmp_path / "site.yaml", example()))
     assert pipeline_main(["submit", "slurm", "--site", path, "--dry-run", "--", *SHARDS]) == 0
     told = capsys.readouterr()
-    assert told.out == shards_submit.submission("slurm", site(), SHARDS).file
+    assert told.out == shards().file
     assert "would run: sbatch" in told.err and "--workers 84" in told.err
     assert train_main(["submit", "kubernetes", "--site", path, "--dry-run", "--", *TRAIN]) == 0
     assert capsys.readouterr().out.startswith("# An indexed Job")
@@ -375,14 +355,11 @@ def test_a_dry_run_prints_the_file_alone(
 
 
 def known(**changes: Any) -> Rates:
-    """A second a sample on every machine that the demo's processors run on, 1 MB of it written."""
+    """A second of a core and 1 MB a sample."""
     recipe = load_recipe("demo")
-    share = sum(share for kind, share in uses(recipe).items() if kind != "none")
-    values: dict[str, Any] = {"driver_s": 0.0, "worker_s": 0.0, "mix_s": 0.25, "encode_s": 0.0}
-    values |= {"processors": dict.fromkeys(recipe.kinds(), 0.5 / share), "teacher_s": 0.25}
-    values |= {"commit_s_per_shard": 0.0, "bytes_written": 1e6, "bytes_read": 0.0}
-    values |= {"about": "a test's machine"}
-    return measured_on(recipe, Rates(**values | changes))
+    values: dict[str, Any] = {"recipe": "demo", "recipe_sha256": cost_sha256(recipe)}
+    values |= {"core_s": {"read and mix": 0.75, "teacher": 0.25}, "sample_bytes": 1e6}
+    return Rates(**values | {"about": "a test's machine"} | changes)
 
 
 @pytest.fixture
@@ -391,14 +368,15 @@ def rates_file(tmp_path: Path) -> Path:
     return tmp_path / "rates.yaml"
 
 
-def told_of(kind: str, at: Site, rates: Path | None, samples: int, *more: str) -> str:
-    job = [*SHARDS[:-1], str(samples), *more]
-    return shards_submit.foresee(kind, at, job, rates)
-
-
 SHARD = load_recipe("demo").shard_samples
 MANY = 8400 * SHARD  # a hundred shards for each of 84 workers
 HOURS = 100 * SHARD / 3600
+
+
+def how_long(kind: str, at: Site, rates: Path | None, samples: int = MANY, *more: str) -> str:
+    job = [*SHARDS[:-1], str(samples), *more]
+    where = shards_submit.submission(kind, at, job, rates).where
+    return next(line for line in where.splitlines() if line.startswith("how long"))
 
 
 def test_a_dry_run_says_how_long_and_how_large(
@@ -410,89 +388,44 @@ def test_a_dry_run_says_how_long_and_how_large(
     told = capsys.readouterr()
     assert "how long" not in told.out and told.out.startswith("#!/bin/bash")
     assert f"how long: {HOURS:.2f} h with 84 workers at once, bottleneck: cores" in told.err
-    assert f"how large: {MANY / 1e3:.2f} GB, {MANY} samples" in told.err
-    assert "by rates of a test's machine" in told.err
+    assert f"how large: {MANY / 1e3:.2f} GB; by rates of a test's machine" in told.err
 
 
 def test_the_machines_of_every_kind_are_counted(rates_file: Path) -> None:
-    def told(kind: str, **changes: Any) -> str:
-        return told_of(kind, site(**changes), rates_file, MANY).splitlines()[0]
-
     whole = math.ceil(8400 / 64) * SHARD / 3600  # shards are dealt whole
-    assert f"{whole:.2f} h with 64 workers" in told("ray", ray__workers=64)
-    # Of 64 tasks 16 run at once, each with 5 workers: four turns of the largest part.
-    part = math.ceil(math.ceil(8400 / 64) / 5) * SHARD / 3600
-    assert f"{4 * part:.2f} h with 80 workers" in told("slurm-array")
+    assert f"{whole:.2f} h with 64 workers" in how_long("ray", site(ray__workers=64), rates_file)
+    # Of 64 tasks 16 run at once, each with 5 workers.
+    assert f"{8400 / 80 * SHARD / 3600:.2f} h with 80 workers" in how_long(
+        "slurm-array", site(), rates_file
+    )
     # 10 of 6 GB fit into each of 20 pods.
-    alone = example()["kubernetes"] | {"gpu": None}
-    assert f"{HOURS * 84 / 200:.2f} h with 200 workers" in told("kubernetes", kubernetes=alone)
-    assert "with 7 workers" in told_of("slurm", site(), rates_file, MANY, "--workers", "7")
-
-
-def test_few_shards_are_the_bottleneck_that_is_named(rates_file: Path) -> None:
-    told = told_of("slurm", site(), rates_file, 5 * SHARD)
-    assert f"{SHARD / 3600:.2f} h" in told and "bottleneck: shards' size" in told
+    alone = site(kubernetes=example()["kubernetes"] | {"gpu": None})
+    assert f"{42 * SHARD / 3600:.2f} h with 200 workers" in how_long(
+        "kubernetes", alone, rates_file
+    )
+    assert "with 7 workers" in how_long("slurm", site(), rates_file, MANY, "--workers", "7")
+    few = how_long("slurm", site(), rates_file, 5 * SHARD)
+    assert f"{SHARD / 3600:.2f} h" in few and "bottleneck: too few shards" in few
 
 
 def test_teachers_on_gpus_are_counted_apart(rates_file: Path) -> None:
     at = site(slurm__gpus=1)
-    with pytest.raises(ValueError, match="teacher is on a GPU and has no rate there"):
-        told_of("slurm", at, rates_file, MANY)
-    rates.save(known(gpu={"teacher": 0.5}), rates_file)
-    told = told_of("slurm", at, rates_file, MANY)
+    with pytest.raises(ValueError, match="the teacher on cores, and the job runs otherwise"):
+        how_long("slurm", at, rates_file)
+    rates.save(known(core_s={"read and mix": 0.5}, gpu_s={"teacher": 0.5}), rates_file)
+    told = how_long("slurm", at, rates_file)
     assert f"{MANY * 0.5 / 4 / 3600:.2f} h" in told and "bottleneck: GPUs" in told
-    assert "bottleneck: cores" in told_of("slurm", site(), rates_file, MANY)  # no GPU is used
-    with pytest.raises(ValueError, match="no processor has a rate there: give --gpu-rate NAME=X"):
-        told_of("slurm", at, rates_file, MANY, "--device", "cuda")
-    with pytest.raises(ValueError, match="the site's machines have no GPUs"):
-        told_of("slurm", site(), rates_file, MANY, "--teacher-device", "cuda")
+    with pytest.raises(ValueError, match="on a GPU, and the job runs otherwise"):
+        how_long("slurm", site(), rates_file)
+    with pytest.raises(ValueError, match="the machines have none"):
+        how_long("slurm", site(), rates_file, MANY, "--teacher-device", "cuda")
 
 
-def test_teachers_take_their_cores_from_workers(rates_file: Path) -> None:
-    small = site(slurm__cores=4, slurm__nodes=1)
-    assert "with 3 workers" in told_of("slurm", small, rates_file, MANY, "--teacher-actors", "1")
-
-
-def test_without_rates_the_user_learns_how_to_come_by_them(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = str(file(tmp_path / "site.yaml", example()))
-    assert pipeline_main(["submit", "slurm", "--site", path, "--dry-run", "--", *SHARDS]) == 0
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if "how long" in line]
-    command = line.partition("`")[2].partition("`")[0]
+def test_without_rates_the_user_learns_how_to_come_by_them() -> None:
+    command = how_long("slurm", site(), None).partition("`")[2].partition("`")[0]
     assert command.startswith("python -m pipeline estimate demo --corpus speech=/data/speech")
-    assert command.endswith("--save rates.yaml") and "--teacher-device" not in command
-    assert "--teacher-device cuda" in told_of("slurm", site(slurm__gpus=1), None, 100)
-
-
-def test_rates_that_are_not_the_jobs_are_refused(
-    rates_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = str(file(tmp_path / "site.yaml", example()))
-
-    def error(rates_file: Path) -> str:
-        given = ["submit", "slurm", "--site", path, "--rates", str(rates_file), "--dry-run"]
-        assert pipeline_main([*given, "--", *SHARDS]) == 2
-        told = capsys.readouterr()
-        assert told.out == "" and str(rates_file) in told.err
-        return told.err
-
-    assert "no such file" in error(tmp_path / "none.yaml")
-    rates.save(measured_on(load_recipe("paper"), known()), rates_file)
-    assert "was measured on recipe 'paper', the job makes 'demo'" in error(rates_file)
-    rates.save(known().model_copy(update={"recipe_sha256": "0"}), rates_file)
-    assert "another version of recipe 'demo'" in error(rates_file)
-    rates.save(known(processors={}), rates_file)
-    assert "no rate for processor" in error(rates_file)
-    for damaged, said in (("mix_s: [1", "not readable as YAML"), ("", "top level"), ("a: 1", "a")):
-        rates_file.write_text(damaged)
-        assert said in error(rates_file)
-
-
-def test_a_recipes_name_and_seed_do_not_change_what_it_costs() -> None:
-    demo = load_recipe("demo")
-    same = demo.model_copy(update={"name": "mine", "seed": 7})
-    assert cost_sha256(same) == cost_sha256(demo) != cost_sha256(load_recipe("paper"))
+    assert command.endswith("--teacher-device cpu --save rates.yaml")
+    assert "--teacher-device cuda" in how_long("slurm", site(slurm__gpus=1), None)
 
 
 def test_without_the_cluster_s_own_command_the_user_is_told(

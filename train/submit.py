@@ -1,4 +1,4 @@
-"""Submits a training by torchrun. ``python -m train submit KIND --site FILE -- JOB``.
+"""Submit a training by torchrun: ``python -m train submit KIND --site FILE -- JOB``.
 
 JOB is what follows ``python -m train fit``, without devices and nodes: those are the site's.
 Submitted again, a run goes on from its last checkpoint.
@@ -7,11 +7,9 @@ Submitted again, a run goes on from its last checkpoint.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 
 from data_specs.cluster import submit
-from data_specs.cluster.needs import require_everywhere, require_kept, require_no_secret
-from data_specs.cluster.site import Site
+from data_specs.cluster.site import Site, load_site
 from data_specs.io.errors import UserError
 
 KINDS = {
@@ -22,36 +20,35 @@ KINDS = {
 SAID_BY_SITE = ("--devices", "--nodes", "--resume")
 
 
-def main(argv: Sequence[str]) -> int:
-    """Run the verb; exit status as of what was run (2: bad input)."""
-    return submit.main(argv, "python -m train submit", tuple(KINDS), __doc__ or "", submission)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the verb."""
+    submit.add_arguments(parser, tuple(KINDS))
+
+
+def run(options: argparse.Namespace) -> int:
+    """Submit or show; the exit status is that of what was run."""
+    made = submission(options.kind, load_site(options.site), options.job)
+    return submit.hand_over(made, options.dry_run)
 
 
 def submission(kind: str, site: Site, job: list[str]) -> submit.Submission:
-    """What is handed over. ``ValueError`` for a job that would fail where it runs."""
+    """Render a training. Raises ``UserError`` for a job that would fail where it runs."""
     from train.models.student import variant
     from train.student import fit
 
-    for flag in SAID_BY_SITE:
-        if any(word == flag or word.startswith(f"{flag}=") for word in job):
-            raise UserError(f"{flag}: leave it out: the site says it, and a run always goes on")
+    submit.refuse_flags(job, SAID_BY_SITE)
     parser = argparse.ArgumentParser(prog="python -m train fit")
     fit.add_arguments(parser)
     options = parser.parse_args(job)
-    places = ("shards", "validation", "rated", "rated_validation", "out")
-    found = {f"--{name.replace('_', '-')}": getattr(options, name) for name in places}
-    given = [(flag, str(path)) for flag, path in found.items() if path]
-    require_everywhere(given)
-    require_no_secret(given)
+    names = ("shards", "validation", "rated", "rated_validation", "out")
+    values = {f"--{name.replace('_', '-')}": getattr(options, name) for name in names}
+    paths = [(flag, str(path)) for flag, path in values.items() if path]
+    submit.check_paths(kind, site, paths)
     if not (options.shards or options.rated):
         raise UserError("nothing to train on: give --shards, --rated labels.csv, or both")
     if options.student:
         variant(options.student)
-    if kind == "kubernetes":
-        require_kept("--out", str(options.out), submit.on_kubernetes(site).mount)
-    device = [] if any(word.startswith("--device") for word in job) else _device(site)
-    return KINDS[kind](site, ["-m", "train", "fit", *job, *device])
-
-
-def _device(site: Site) -> list[str]:
-    return ["--device", "cuda" if submit.section(site, "training").gpus else "cpu"]
+    command = ["-m", "train", "fit", *job]
+    if not submit.is_given(job, "--device"):
+        command += ["--device", "cuda" if submit.section(site, "training").gpus else "cpu"]
+    return KINDS[kind](site, command)

@@ -18,7 +18,7 @@ GIGABYTE = 10**9
 
 
 class Stage(Strict):
-    """What one worker, or one teacher, takes; ``gpus`` below one shares a GPU, unsaid is fair."""
+    """What one worker, or one teacher, takes; a part of a GPU where ``gpus`` is below one."""
 
     cores: float = Field(default=1.0, ge=0, le=1024)
     memory_gb: float = Field(default=0.0, ge=0)
@@ -32,33 +32,33 @@ class Stage(Strict):
         return gpus
 
     def options(self, gpus: float = 0.0) -> dict[str, Any]:
-        """As Ray wants it; ``gpus`` where the stage itself says none. Memory 0 is not counted."""
+        """Options of a Ray task; ``gpus`` where the stage has none. Memory 0 is not counted."""
         share = gpus if self.gpus is None else self.gpus
         memory = {"memory": int(self.memory_gb * GIGABYTE)} if self.memory_gb else {}
         return {"num_cpus": self.cores, "num_gpus": share, **memory}
 
     def flag(self) -> str:
-        """As a flag's value: ``parse_stage`` of it is this stage."""
-        said = self.model_dump(exclude_none=True)
-        return ",".join(f"{name}={value:g}" for name, value in said.items())
+        """Spell the stage as a flag's value, which ``parse_stage`` reads."""
+        values = self.model_dump(exclude_none=True)
+        return ",".join(f"{name}={value:g}" for name, value in values.items())
 
 
 ONE_CORE = Stage()
-"""What a stage needs of which nothing is said."""
+"""What a stage needs by default."""
 
 
 def parse_stage(text: str, flag: str) -> Stage:
-    """``cores=2,memory_gb=6,gpus=.25`` as a stage; ``ValueError`` naming ``flag`` and the field."""
-    said: dict[str, Any] = {}
+    """Parse ``cores=2,memory_gb=6,gpus=.25``. Raises ``UserError`` naming flag and field."""
+    values: dict[str, Any] = {}
     for item in filter(None, text.split(",")):
         name, equals, value = item.partition("=")
         if not equals:
             raise UserError(f"{flag} {text}: {item!r} must be NAME=NUMBER, such as cores=2")
-        said[name.strip()] = value
+        values[name.strip()] = value
     try:
-        return Stage.model_validate(said)
+        return Stage.model_validate(values)
     except ValidationError as error:
-        raise UserError(describe(error, said, flag)) from error
+        raise UserError(describe(error, values, flag)) from error
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Part:
     count: int = 1
 
     def own(self, shards: Iterable[int]) -> list[int]:
-        """Those of some shards that are this part's."""
+        """Select this part's shards."""
         return [shard for shard in shards if shard % self.count == self.index - 1]
 
     def __str__(self) -> str:
@@ -85,7 +85,7 @@ EVERY = Part()
 
 
 def parse_part(text: str) -> Part:
-    """``i/n`` as a part; ``ValueError`` where it is none."""
+    """Parse ``i/n``. Raises ``UserError`` where it is none."""
     found = re.fullmatch(r"([0-9]+)/([0-9]+)", text)
     if not found or not 1 <= int(found[1]) <= int(found[2]):
         raise UserError(f"--part {text}: write i/n with i from 1 to n, such as 3/16")
@@ -93,7 +93,7 @@ def parse_part(text: str) -> Part:
 
 
 def parse_address(text: str) -> str:
-    """A Ray address that a driver on one of its machines can use; ``ValueError`` for others."""
+    """Accept a Ray address that a driver on one of its machines can use. Raises ``UserError``."""
     if text in ("", "auto") or re.fullmatch(r"[^\s:/]+:[0-9]+", text):
         return text
     hint = ""
@@ -102,9 +102,9 @@ def parse_address(text: str) -> str:
     raise UserError(f"--ray-address {text}: write auto or HOST:PORT{hint}")
 
 
-def require_everywhere(given: Sequence[tuple[str, str]]) -> None:
-    """Raise ``ValueError`` for a (flag, path) that other machines would read as another place."""
-    for flag, path in given:
+def require_everywhere(paths: Sequence[tuple[str, str]]) -> None:
+    """Raise ``UserError`` for a (flag, path) that other machines would read otherwise."""
+    for flag, path in paths:
         if not path.startswith("/") and not re.match(r"[a-z0-9]+:/", path):
             raise UserError(
                 f"{flag} {redacted(path)}: on a cluster it must be absolute, on a file system that "
@@ -113,19 +113,19 @@ def require_everywhere(given: Sequence[tuple[str, str]]) -> None:
 
 
 def require_kept(flag: str, path: str, mount: PurePosixPath | None) -> None:
-    """Raise ``ValueError`` for an output on a pod's own disk, which is gone with the pod."""
+    """Raise ``UserError`` for an output on a pod's own disk, which is gone with the pod."""
     if is_address(path) or (mount and PurePosixPath(path).is_relative_to(mount)):
         return
-    there = f"{mount}" if mount else "its mount: the site says none"
+    below = mount or "its mount: the site says none"
     raise UserError(
         f"{flag} {redacted(path)}: a pod's own disk is gone with the pod: on Kubernetes give a "
-        f"path of kubernetes.volume, under {there}; or for shards an address"
+        f"path of kubernetes.volume, under {below}; or for shards an address"
     )
 
 
-def require_no_secret(given: Sequence[tuple[str, str]]) -> None:
-    """Raise ``ValueError`` for a (flag, path) with a login or a signature: job files are read."""
-    for flag, path in given:
+def require_no_secret(paths: Sequence[tuple[str, str]]) -> None:
+    """Raise ``UserError`` for a (flag, path) with a login or a signature: job files are read."""
+    for flag, path in paths:
         if has_secret(path):
             raise UserError(
                 f"{flag} {redacted(path)}: its login or query would stand in the job's file, where "

@@ -1,4 +1,4 @@
-"""A site: what a user says once about their cluster. ``site.example.yaml`` explains each field."""
+"""A site: a user's description of their cluster. ``site.example.yaml`` explains each field."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def _absolute(path: PurePosixPath) -> PurePosixPath:
 Line = Annotated[str, AfterValidator(_one_line)]
 Plain = Annotated[str, AfterValidator(_plain)]
 Absolute = Annotated[PurePosixPath, AfterValidator(_absolute)]
-NAME = r"^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$"  # a DNS label, with room for what KubeRay adds
+NAME = r"^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$"  # a DNS label, leaving what KubeRay adds
 
 
 def on_gpus(gpus: int, stage: Stage) -> int:
@@ -60,18 +60,18 @@ class Machine(Strict):
 
     def workers(self, stage: Stage, taken: Sequence[Stage] = ()) -> int:
         """How many workers fit on it beside others. ``SpecError`` where none does."""
-        return self._held(stage, "worker", math.inf, taken)
+        return self._fitting(stage, "worker", math.inf, taken)
 
     def teachers(self, stage: Stage) -> int:
         """How many teachers its GPUs hold. ``SpecError`` where none fits."""
-        return self._held(stage, "teacher", on_gpus(self.gpus, stage))
+        return self._fitting(stage, "teacher", on_gpus(self.gpus, stage))
 
-    def _held(self, stage: Stage, what: str, most: float, taken: Sequence[Stage] = ()) -> int:
+    def _fitting(self, stage: Stage, what: str, most: float, taken: Sequence[Stage] = ()) -> int:
         memory_gb = self.memory_gb - RESERVE_GB - sum(other.memory_gb for other in taken)
-        room = [memory_gb, self.cores - sum(other.cores for other in taken)]
+        free = [memory_gb, self.cores - sum(other.cores for other in taken)]
         needs = [stage.memory_gb, stage.cores]
-        held = [has / need + 1e-9 for has, need in zip(room, needs, strict=True) if need]
-        found = int(min([*held, most]))
+        fitting = [has / need + 1e-9 for has, need in zip(free, needs, strict=True) if need]
+        found = int(min([*fitting, most]))
         if found < 1:
             raise SpecError(
                 f"a machine of {self.cores} cores, {self.gpus} GPUs and {self.memory_gb:g} GB "
@@ -159,7 +159,7 @@ class Kubernetes(Strict):
 
     @field_validator("image", mode="before")
     @classmethod
-    def _is_said_later(cls, image: object) -> object:
+    def _may_be_empty(cls, image: object) -> object:
         return image or ""  # an example's empty line: asked for where it is needed
 
     @field_validator("gpu")
@@ -193,7 +193,7 @@ class Training(Machine):
 
 
 class Site(Strict):
-    """Everything that a submission needs to know and that is not the job itself."""
+    """Everything about a cluster that a submission needs."""
 
     name: str = Field(default="shards", pattern=NAME)
     project: Absolute
@@ -216,7 +216,7 @@ class Site(Strict):
             if SECRET_NAMES.search(name.upper()):
                 raise UserError(
                     f"{name} looks like a credential, and this file and what is made of it can be "
-                    "read by others: use the machines' own place, or kubernetes.secrets"
+                    "read by others: use the machines' own environment, or kubernetes.secrets"
                 )
             if has_secret(environment[name]):
                 raise UserError(

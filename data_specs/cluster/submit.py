@@ -1,4 +1,7 @@
-"""Renders what is submitted to Ray, Slurm or Kubernetes, shows it, or hands it over."""
+"""Render what is submitted to Ray, Slurm or Kubernetes, show it, or hand it over.
+
+The verbs ``submit`` of the pipeline and of training are both made of this.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +14,15 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from data_specs.cluster.site import RESERVE_GB, Kubernetes, Machine, Site, load_site
+from data_specs.cluster.needs import require_everywhere, require_kept, require_no_secret
+from data_specs.cluster.site import RESERVE_GB, Array, Kubernetes, Machine, Site, Training
 from data_specs.io.addresses import path_here
 from data_specs.io.errors import UserError
 from data_specs.strict import SpecError
@@ -41,21 +45,58 @@ class Submission:
     file: str
     where: str
 
-    def show(self) -> None:
-        """Print what would be handed over: alone on standard output, so that it can be kept."""
-        print(self.where, file=sys.stderr)
-        print(f"would run: {shlex.join(self.command)}", file=sys.stderr)
-        print(self.file.rstrip("\n") or shlex.join(self.command))
 
-    def hand_over(self) -> int:
-        """Run the command. ``ValueError`` where this machine does not have it."""
-        if not shutil.which(self.command[0]):
-            raise UserError(
-                f"{self.command[0]} is not on this machine: submit from one that has it, or keep "
-                "what --dry-run prints and submit that"
-            )
-        print(self.where, file=sys.stderr)
-        return subprocess.run(self.command, input=self.file or None, text=True).returncode
+def add_arguments(parser: argparse.ArgumentParser, kinds: Sequence[str]) -> None:
+    """Options of both verbs; the job stands behind ``--``."""
+    parser.usage = f"{parser.prog} {{{','.join(kinds)}}} --site FILE [options] -- JOB..."
+    parser.add_argument("kind", choices=kinds, help="of cluster")
+    parser.add_argument(
+        "--site", type=path_here, required=True, help="see data_specs/cluster/site.example.yaml"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="print what would be submitted")
+    parser.add_argument("job", nargs="+", metavar="JOB", help="the job's own options, behind --")
+
+
+def hand_over(made: Submission, dry_run: bool) -> int:
+    """Run the command, or print its file alone on standard output, so that it can be kept.
+
+    Returns the command's exit status. Raises ``UserError`` where this machine does not have it.
+    """
+    if not dry_run and not shutil.which(made.command[0]):
+        raise UserError(
+            f"{made.command[0]} is not on this machine: submit from one that has it, or keep "
+            "what --dry-run prints and submit that"
+        )
+    print(made.where, file=sys.stderr)
+    if not dry_run:
+        return subprocess.run(made.command, input=made.file or None, text=True).returncode
+    print(f"would run: {shlex.join(made.command)}", file=sys.stderr)
+    print(made.file.rstrip("\n") or shlex.join(made.command))
+    return 0
+
+
+def is_given(job: Sequence[str], flag: str) -> bool:
+    """Whether a job's words have a flag."""
+    return any(word == flag or word.startswith(f"{flag}=") for word in job)
+
+
+def refuse_flags(job: Sequence[str], flags: Sequence[str]) -> None:
+    """Raise ``UserError`` for a flag that the site decides."""
+    for flag in flags:
+        if is_given(job, flag):
+            raise UserError(f"{flag}: leave it out: it follows from the kind and the site")
+
+
+def check_paths(kind: str, site: Site, paths: Sequence[tuple[str, str]]) -> None:
+    """Hold a job's (flag, path) pairs, --out among them, to what other machines find and keep.
+
+    Raises ``UserError`` for a path that only this machine has, a credential in an address, an
+    output on a pod's own disk.
+    """
+    require_everywhere(paths)
+    require_no_secret(paths)
+    if kind == "kubernetes":
+        require_kept("--out", dict(paths)["--out"], on_kubernetes(site).mount)
 
 
 def _templates() -> Environment:
@@ -87,6 +128,14 @@ def section(site: Site, name: str) -> Any:
     return found
 
 
+def array_of(site: Site) -> Array:
+    """The array in the section ``slurm``. ``SpecError`` where it is missing."""
+    found: Array | None = section(site, "slurm").array
+    if found is None:
+        raise SpecError("the site says nothing of slurm.array: add the section `array:` in slurm")
+    return found
+
+
 def on_kubernetes(site: Site) -> Kubernetes:
     """That section of a site. ``SpecError`` without it, or where it names no image."""
     found: Kubernetes = section(site, "kubernetes")
@@ -95,7 +144,7 @@ def on_kubernetes(site: Site) -> Kubernetes:
     return found
 
 
-def named_anew(site: Site, what: str) -> str:
+def new_name(site: Site, what: str) -> str:
     """A name that no submission had before: applied under an old one, nothing would be run."""
     return f"{site.name[:33]}-{what}-{secrets.token_hex(3)}"
 
@@ -110,73 +159,81 @@ def require_plain(command: Sequence[str]) -> None:
             )
 
 
+def _sbatch(
+    template: str, site: Site, each: Machine, where: str, log: str = "%x-%j.log", **values: Any
+) -> Submission:
+    """A batch script for Slurm; each of its nodes has what ``each`` says."""
+    mebibytes = math.floor(each.memory_gb * 10**9 / 2**20)
+    size = {"cores": each.cores, "gpus": each.gpus, "memory_mb": mebibytes}
+    file = _render(template, site, slurm=section(site, "slurm"), log=log, **size, **values)
+    return Submission(("sbatch",), file, f"Slurm: {where}")
+
+
+def _apply(
+    template: str, site: Site, name: str, objects: str, where: str, **values: Any
+) -> Submission:
+    """A file for kubectl; ``objects`` are the kinds that it makes under ``name``."""
+    k = on_kubernetes(site)
+    file = _render(template, site, job=name, k=k, **values)
+    follow = f"kubectl -n {k.namespace} logs -f job/{name}"
+    stop = f"kubectl -n {k.namespace} delete {objects} {name}"
+    where = f"Kubernetes: {where}\nname: {name}; follow: {follow}; stop: {stop}"
+    return Submission(("kubectl", "apply", "-f", "-"), file, where)
+
+
 # --- shards ---------------------------------------------------------------------------------------
 
 
 def slurm(site: Site, command: Sequence[str]) -> Submission:
     """Ray over an allocation."""
     at = section(site, "slurm")
-    file = _slurm(
+    return _sbatch(
         "slurm",
         site,
         at,
+        f"Ray on {at.nodes} nodes of {_size(at)}",
         nodes=at.nodes,
-        log="%x-%j.log",
         command=command,
         ray_memory_bytes=_ray_memory(at),
         store_bytes=STORE_BYTES,
     )
-    return Submission(("sbatch",), file, f"Slurm: Ray on {at.nodes} nodes of {_size(at)}")
 
 
 def slurm_array(site: Site, command: Sequence[str]) -> Submission:
     """Parts without Ray, each a task of an array."""
-    at = section(site, "slurm")
-    if at.array is None:
-        raise SpecError("the site says nothing of slurm.array: add the section `array:` in slurm")
-    file = _slurm(
+    array = array_of(site)
+    many = f", at most {array.at_once} at once" if array.at_once else ""
+    return _sbatch(
         "slurm-array",
         site,
-        at,
-        at.array,
-        nodes=1,
+        array,
+        f"{array.parts} tasks{many}, each with {_size(array)}",
         log="%x-%A_%a.log",
+        nodes=1,
         command=command,
-        parts=at.array.parts,
-        at_once=at.array.at_once,
+        parts=array.parts,
+        at_once=array.at_once,
     )
-    many = f", at most {at.array.at_once} at once" if at.array.at_once else ""
-    where = f"Slurm: {at.array.parts} tasks{many}, each with {_size(at.array)}"
-    return Submission(("sbatch",), file, where)
-
-
-def _slurm(template: str, site: Site, at: Any, each: Machine | None = None, **values: Any) -> str:
-    each = each or at
-    mebibytes = math.floor(each.memory_gb * 10**9 / 2**20)
-    size = {"cores": each.cores, "gpus": each.gpus, "memory_mb": mebibytes}
-    return _render(template, site, slurm=at, **size, **values)
 
 
 def kubernetes(site: Site, command: Sequence[str], ray_version: str) -> Submission:
     """A KubeRay RayJob."""
     k = on_kubernetes(site)
     require_plain(command)
-    name = named_anew(site, "shards")
-    file = _render(
+    where = f"{k.cpu.min} to {k.cpu.max} pods of {_size(k.cpu)}"
+    if k.gpu:
+        where += f", and {k.gpu.min} to {k.gpu.max} of {_size(k.gpu)}"
+    return _apply(
         "kubernetes",
         site,
-        job=name,
-        k=k,
+        new_name(site, "shards"),
+        "rayjob",
+        where,
         command=command,
         ray_version=ray_version,
         ray_memory=_ray_memory,
         store_bytes=STORE_BYTES,
     )
-    where = f"Kubernetes: {k.cpu.min} to {k.cpu.max} pods of {_size(k.cpu)}"
-    if k.gpu:
-        where += f", and {k.gpu.min} to {k.gpu.max} of {_size(k.gpu)}"
-    where += _follow("rayjob", name, k)
-    return Submission(("kubectl", "apply", "-f", "-"), file, where)
 
 
 def ray_job(site: Site, command: Sequence[str], gpus: float = 0.0) -> Submission:
@@ -214,37 +271,32 @@ def _size(machine: Machine) -> str:
 
 def train_slurm(site: Site, arguments: Sequence[str]) -> Submission:
     """torchrun on each node of an allocation; ``arguments`` follow torchrun's own."""
-    at, training = section(site, "slurm"), section(site, "training")
-    file = _slurm(
+    section(site, "slurm")
+    training = section(site, "training")
+    return _sbatch(
         "train-slurm",
         site,
-        at,
         training,
+        _trainers(training),
         nodes=training.nodes,
-        log="%x-%j.log",
         command=arguments,
         processes=training.each,
         restarts=training.restarts,
     )
-    return Submission(("sbatch",), file, f"Slurm: {_trainers(site)}")
 
 
 def train_kubernetes(site: Site, arguments: Sequence[str]) -> Submission:
     """An indexed Job of pods with torchrun, which find each other by name."""
-    k, training, name = on_kubernetes(site), section(site, "training"), named_anew(site, "train")
+    on_kubernetes(site)
+    training, name = section(site, "training"), new_name(site, "train")
     argv = [site.python, "-m", "torch.distributed.run", f"--nnodes={training.nodes}"]
     argv += [f"--nproc-per-node={training.each}", f"--max-restarts={training.restarts}"]
     argv += [f"--rdzv-id={name}", "--rdzv-backend=c10d"]
     argv += [f"--rdzv-endpoint={name}-0.{name}:29500", *arguments]
-    sizes = {"needs": training, "nodes": training.nodes}
-    file = _render("train-kubernetes", site, job=name, k=k, argv=argv, **sizes)
-    where = f"Kubernetes: {_trainers(site)}{_follow('job,service', name, k)}"
-    return Submission(("kubectl", "apply", "-f", "-"), file, where)
-
-
-def _follow(kind: str, name: str, k: Kubernetes) -> str:
-    logs = f"kubectl -n {k.namespace} logs -f job/{name}"
-    return f"\nname: {name}; follow: {logs}; stop: kubectl -n {k.namespace} delete {kind} {name}"
+    where, nodes = _trainers(training), training.nodes
+    return _apply(
+        "train-kubernetes", site, name, "job,service", where, argv=argv, needs=training, nodes=nodes
+    )
 
 
 def train_ray(site: Site, arguments: Sequence[str]) -> Submission:
@@ -260,58 +312,5 @@ def train_ray(site: Site, arguments: Sequence[str]) -> Submission:
     return ray_job(site, argv, training.gpus)
 
 
-def _trainers(site: Site) -> str:
-    training = section(site, "training")
+def _trainers(training: Training) -> str:
     return f"{training.nodes} nodes x {training.each} processes, each node {_size(training)}"
-
-
-# --- the verb -------------------------------------------------------------------------------------
-
-Make = Callable[[str, Site, list[str]], Submission]
-
-Foresee = Callable[[str, Site, list[str], Path | None], str]
-"""How long and how large a job is by the rates of a file, or how to come by such a file."""
-
-
-def main(
-    argv: Sequence[str],
-    prog: str,
-    kinds: Sequence[str],
-    about: str,
-    make: Make,
-    foresee: Foresee | None = None,
-) -> int:
-    """``submit KIND --site FILE [--dry-run] -- JOB``; exit status as of what was run."""
-    parser = _parser(prog, kinds, about, foresee is not None)
-    given = list(argv)
-    cut = given.index("--") if "--" in given else len(given)
-    options = parser.parse_args(given[:cut])
-    job = given[cut + 1 :]
-    if not job:
-        parser.error("give the job behind --")
-    site = load_site(options.site)
-    submission = make(options.kind, site, job)
-    if foresee:
-        told = foresee(options.kind, site, job, options.rates)
-        submission = replace(submission, where=f"{submission.where}\n{told}")
-    if options.dry_run:
-        submission.show()
-        return 0
-    return submission.hand_over()
-
-
-def _parser(
-    prog: str, kinds: Sequence[str], about: str, with_rates: bool
-) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=prog, description=about, allow_abbrev=False)
-    rates = " [--rates FILE]" if with_rates else ""
-    parser.usage = f"{prog} {{{','.join(kinds)}}} --site FILE{rates} [--dry-run] -- JOB..."
-    parser.add_argument("kind", choices=kinds)
-    parser.add_argument(
-        "--site", type=path_here, required=True, help="see data_specs/cluster/site.example.yaml"
-    )
-    parser.add_argument("--dry-run", action="store_true", help="print what would be submitted")
-    if with_rates:
-        about_rates = "of `python -m pipeline estimate ... --save FILE`: say how long and how large"
-        parser.add_argument("--rates", type=path_here, metavar="FILE", help=about_rates)
-    return parser

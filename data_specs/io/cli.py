@@ -1,14 +1,17 @@
-"""How every command ends: exit statuses, errors of users and of ours, signals."""
+"""How every command begins and ends: verbs, exit statuses, errors of users and of ours, signals."""
 
 from __future__ import annotations
 
+import argparse
 import errno
+import importlib
 import os
 import select
 import signal
 import sys
+import textwrap
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -16,6 +19,7 @@ from types import FrameType
 from typing import NoReturn, TextIO
 
 from data_specs.io.errors import UserError
+from data_specs.io.output import visible_output
 
 BAD_INPUT = 2
 EXIT_STATUSES = (
@@ -48,6 +52,54 @@ class Stopped(KeyboardInterrupt):
         self.number = number
 
 
+Verbs = Mapping[str, tuple[str, str]]
+"""By verb: its module, with ``add_arguments(parser)`` and ``run(options)``, and what it does."""
+
+
+def run_program(
+    program: str,
+    verbs: Verbs,
+    argv: Sequence[str] | None = None,
+    check: Callable[[str, argparse.Namespace], None] = lambda verb, options: None,
+) -> int:
+    """Run one verb of ``python -m PROGRAM``; returns its exit status (see ``EXIT_STATUSES``).
+
+    Only the verb's own module is imported: help is quick, and scoring needs nothing of training.
+    ``check`` may refuse a verb's options before it runs.
+    """
+    about = (f"  {verb:14} {does}" for verb, (_, does) in verbs.items())
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {program}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="\n".join(["verbs:", *about, "", textwrap.fill(EXIT_STATUSES, 80)]),
+    )
+    parser.add_argument("verb", choices=verbs, metavar="VERB", help="VERB --help says more")
+    words = sys.argv[1:] if argv is None else list(argv)
+    with visible_output():
+        verb = parser.parse_args(words[:1]).verb
+        return run_command(partial(_run_verb, program, verb, verbs[verb][0], words[1:], check))
+
+
+def _run_verb(
+    program: str,
+    verb: str,
+    name: str,
+    words: Sequence[str],
+    check: Callable[[str, argparse.Namespace], None],
+) -> int:
+    with signals_end_at_once():
+        module = importlib.import_module(name)
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {program} {verb}",
+        description=module.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    module.add_arguments(parser)
+    options = parser.parse_args(words)
+    check(verb, options)
+    return int(module.run(options))
+
+
 def run_command(work: Callable[[], int]) -> int:
     """Exit status of a command: its own, 2 for a user's error, 130 or 143 after a signal.
 
@@ -64,7 +116,7 @@ def run_command(work: Callable[[], int]) -> int:
                 return _status_of(error)
             # Else a signal began it: libraries turn its exception into another.
             if isinstance(error, UserError | OSError):  # the state may not be saved
-                _say(error)
+                _print_error(error)
         print(STOPPED_WORDS, file=sys.stderr)
         return STOPPED[signal.Signals(came[0])]
 
@@ -77,17 +129,17 @@ def end(status: int) -> NoReturn:
 
 
 def _status_of(error: Exception) -> int:
-    """Say a user's error and give its exit status; raise ours again."""
+    """Print a user's error and return its exit status; raise one of ours again."""
     if isinstance(error, BrokenPipeError) and _is_unread(sys.stdout):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return STOPPED[signal.SIGTERM]
     if not isinstance(error, UserError) and not _is_of_the_machine(error):
         raise error
-    return _say(error)
+    return _print_error(error)
 
 
 def _is_of_the_machine(error: Exception) -> bool:
-    """Whether the system said it of a file or a connection, or one of ours in words of its own."""
+    """Whether the system refused a file or a connection, or our code did so in its words."""
     if not isinstance(error, OSError):
         return False
     return not error.errno or error.errno in OF_THE_MACHINE or error.filename is not None
@@ -100,7 +152,7 @@ def _is_unread(stream: TextIO) -> bool:
     return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
-def _say(error: Exception) -> int:
+def _print_error(error: Exception) -> int:
     text = str(error)
     if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
         text = f"{os.fspath(error.filename)}: {error.strerror}"

@@ -22,11 +22,11 @@ def add_options(
     for name, field in model.model_fields.items():
         if field.description and name not in leave_out:
             default = None if field.is_required() else field.get_default(call_default_factory=True)
-            told = f" (default: {_told(default)})" if default not in (None, "", False) else ""
+            shown = f" (default: {_spelled(default)})" if default not in (None, "", False) else ""
             parser.add_argument(
                 f"--{name.replace('_', '-')}",
                 default=default,
-                help=(field.description + told).replace("%", "%%"),
+                help=(field.description + shown).replace("%", "%%"),
                 **_kind(field),
             )
 
@@ -36,9 +36,9 @@ def options_of(args: argparse.Namespace, model: type[BaseModel]) -> dict[str, An
     return {k: v for k, v in vars(args).items() if k in model.model_fields and v is not None}
 
 
-def _told(default: Any) -> str:
+def _spelled(default: Any) -> str:
     if isinstance(default, tuple | list):
-        return " ".join(map(_told, default))
+        return " ".join(map(_spelled, default))
     return f"{default:g}" if isinstance(default, float) else str(default)
 
 

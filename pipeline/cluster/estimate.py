@@ -1,352 +1,280 @@
-"""How long, how large and how dear a dataset is: ``python -m pipeline estimate RECIPE ...``.
+"""Estimate time, size and cost of a dataset: ``python -m pipeline estimate RECIPE ...``.
 
-A short calibration runs the recipe's own samples on this machine, stage by stage, alone and then on
-all cores at once; or ``--rates FILE`` gives what another machine measured (``--save`` wrote it). A
-model of stated assumptions (``pipeline.cluster.throughput``) does the rest. ``--stand-ins``
-measures a recipe whose corpora and weights are not here: any speech, noise and rooms, and random
-weights of the same networks, which take the same time.
+Some of the recipe's own samples are made on this machine, on all cores at once, with a clock around
+each stage; or --rates FILE gives what another machine measured (--save wrote it, and an editor can
+change it). The rest is multiplication: its assumptions are printed below the tables.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
+import multiprocessing
+import platform
 import tempfile
+import time
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+from pydantic import Field
 
 from data_specs.io.addresses import path_here
 from data_specs.io.errors import UserError
-from data_specs.io.hardware import cpus
-from data_specs.recipe import Recipe, Source, Sources, load_recipe
-from pipeline.cluster import rates as measured
-from pipeline.cluster.stand_ins import default_corpora, stand_in_weights, without
-from pipeline.cluster.throughput import (
-    Cluster,
-    Prediction,
-    Rates,
-    Store,
-    cost_sha256,
-    predict,
-    uses,
-)
-from pipeline.dataset import job as jobs
-from pipeline.dataset.job import CLIP_HOURS, Job
-from pipeline.engine.watch import CLIP_S
-from pipeline.options import parse_roots
-from pipeline.render.processors import PROCESSORS
-
-PAPER_SAMPLES = 4_000_000
-"""The paper's unlabelled data: about 8533 h."""
+from data_specs.io.hardware import cpus, require_device
+from data_specs.io.options import add_options, options_of
+from data_specs.recipe import Recipe, load_recipe
+from data_specs.strict import Strict, checked
+from pipeline.cluster import rates as rate_files
+from pipeline.cluster.rates import Estimate, Rates, predict
+from pipeline.dataset import shards
+from pipeline.dataset.job import CLIP_HOURS, Job, prepare, require_samples
+from pipeline.dataset.shards import Row
+from pipeline.options import parse_roots, recipe_option
+from pipeline.render import label
+from pipeline.render.guard import Guard
+from pipeline.render.processors.interface import Params, Waves
+from pipeline.render.processors.runtime import Runtime
+from pipeline.render.render import Roots, render_group
 
 HOUR_S = 3600.0
 GIGABIT = 1e9 / 8
+CLIP_S = CLIP_HOURS * HOUR_S
+TEACHER = "teacher"
+
+Price = Annotated[float, Field(ge=0)]
 
 
-@dataclass(frozen=True)
-class Prices:
-    """Of a core and a GPU by the hour, of a GB by the month; None where it was not said."""
+class Setup(Strict):
+    """What is measured, machines and prices: the defaults and the help of their options."""
 
-    core_hour: float | None = None
-    gpu_hour: float | None = None
-    gb_month: float | None = None
+    measure: int = Field(100, ge=1, description="samples that each worker makes")
+    workers: int = Field(default_factory=cpus, ge=1, description="that measure at once")
+    teacher_device: str = Field("cpu", description="where the teacher is measured")
+    nodes: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        (1, 10, 100), description="how many machines; each number is a row of the table"
+    )
+    cores: int = Field(default_factory=cpus, ge=1, description="of a machine, a worker each")
+    gpus: int = Field(0, ge=0, description="of a machine, for a teacher that was measured on one")
+    store_gbit: float = Field(
+        0.0, ge=0, description="what the store takes, Gbit/s (none: no limit)"
+    )
+    price_core_hour: Price | None = Field(None, description="of a core for an hour")
+    price_gpu_hour: Price | None = Field(None, description="of a GPU for an hour")
+    price_gb_month: Price = Field(0.0, description="of a GB stored for a month")
 
-    def cost(self, cluster: Cluster, found: Prediction) -> float | None:
-        """What a job costs, its first month of storage counted in; none without prices."""
-        if self.core_hour is None or (cluster.gpus and self.gpu_hour is None):
+    def cost(self, nodes: int, found: Estimate) -> float | None:
+        """What a job costs, its first month of storage counted in; None without prices."""
+        if self.price_core_hour is None or (self.gpus and self.price_gpu_hour is None):
             return None
-        node = cluster.cores * self.core_hour + cluster.gpus * (self.gpu_hour or 0.0)
-        compute = cluster.nodes * node * found.seconds / HOUR_S
-        return compute + found.bytes_written / 1e9 * (self.gb_month or 0.0)
+        node = self.cores * self.price_core_hour + self.gpus * (self.price_gpu_hour or 0.0)
+        return (
+            nodes * node * found.seconds / HOUR_S + found.written_bytes / 1e9 * self.price_gb_month
+        )
 
 
-def main(argv: Sequence[str]) -> int:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the verb."""
+    recipe_option(parser)
+    parser.add_argument(
+        "--samples", type=int, default=4_000_000, help="of the dataset (default: the paper's)"
+    )
+    add_options(parser, Setup)
+    parser.add_argument(
+        "--rates", type=path_here, metavar="FILE", help="measure nothing: use these"
+    )
+    parser.add_argument("--save", type=path_here, metavar="FILE", help="keep what was measured")
+    parser.add_argument("--json", action="store_true", help="everything, for machines")
+
+
+def run(options: argparse.Namespace) -> int:
     """Measure or read rates, then print the estimate."""
-    options = _parser().parse_args(argv)
-    jobs.require_samples(options.samples)
+    require_samples(options.samples)
+    setup = checked(Setup, options_of(options, Setup), "estimate")
     recipe = load_recipe(options.recipe)
-    of_cores = measured.given(options.rate, "--rate")
-    of_gpus = measured.given(options.gpu_rate, "--gpu-rate")
-    rates = _rates(recipe, options, {*of_cores, *of_gpus})
-    measured.require_known(rates, (*of_cores, *of_gpus), recipe)
-    rates = measured.with_given(rates, of_cores, of_gpus)
-    if options.save:
-        measured.save(rates, options.save)
-    clusters = [_cluster(options, nodes) for nodes in options.nodes]
-    _require_gpu_rates(options, rates)
-    found = [predict(recipe, rates, options.samples, cluster) for cluster in clusters]
-    prices = Prices(options.price_core_hour, options.price_gpu_hour, options.price_gb_month)
-    if options.json:
-        print(json.dumps(_as_json(rates, clusters, found, prices), indent=1))
+    if options.rates:
+        rates = rate_files.read(options.rates, recipe)
     else:
-        print("\n".join(lines(recipe, rates, clusters, found, prices)))
+        require_device(setup.teacher_device, "--teacher-device")
+        rates = measure(recipe, parse_roots(options.corpus, recipe), setup)
+    if options.save:
+        rate_files.save(rates, options.save)
+    found = [
+        predict(
+            rates,
+            options.samples,
+            recipe.shard_samples,
+            nodes * setup.cores,
+            nodes * setup.gpus,
+            setup.store_gbit * GIGABIT,
+        )
+        for nodes in setup.nodes
+    ]
+    if options.json:
+        print(json.dumps(_as_json(rates, setup, found), indent=1))
+    else:
+        print("\n".join(lines(recipe, options.samples, rates, setup, found)))
     return 0
 
 
-def _rates(recipe: Recipe, options: argparse.Namespace, given: set[str]) -> Rates:
-    if options.rates:
-        return measured.read(options.rates)
-    return measured_on(recipe, calibrate(recipe, options, given))
+# --- measured -------------------------------------------------------------------------------------
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m pipeline estimate",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("recipe", help="YAML file, or the name of one in data_specs/recipes")
-    parser.add_argument("--samples", type=int, default=PAPER_SAMPLES, metavar="N")
-    parser.add_argument("--json", action="store_true", help="everything, for machines")
-    _rate_options(parser)
-    _cluster_options(parser)
-    for name, what in (
-        ("core-hour", "of a core for an hour"),
-        ("gpu-hour", "of a GPU for an hour"),
-        ("gb-month", "of a GB stored for a month"),
-    ):
-        parser.add_argument(f"--price-{name}", type=_amount, metavar="PRICE", help=what)
-    return parser
+def measure(recipe: Recipe, roots: Roots, setup: Setup) -> Rates:
+    """Make some samples of a recipe in several processes and time the stages.
 
-
-def _rate_options(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("rates")
-    group.add_argument("--corpus", action="append", default=[], metavar="NAME=DIR")
-    group.add_argument("--seconds", type=float, default=30.0, help="of each of the two turns")
-    group.add_argument("--workers", type=int, default=cpus(), help="at once, then")
-    group.add_argument("--device", default="cpu", help="of the networks")
-    group.add_argument("--teacher-device", default="", help="of the teacher (default: --device)")
-    group.add_argument(
-        "--rates", type=path_here, metavar="FILE", help="measure nothing: take these"
-    )
-    group.add_argument("--save", type=path_here, metavar="FILE", help="keep what was measured")
-    group.add_argument("--stand-ins", action="store_true", help="any corpora, random weights")
-    group.add_argument(
-        "--rate",
-        action="append",
-        default=[],
-        metavar="NAME=X",
-        help="a processor's speed (or the teacher's) in times real time on one core",
-    )
-    group.add_argument(
-        "--gpu-rate", action="append", default=[], metavar="NAME=X", help="the same on one GPU"
-    )
-
-
-def _cluster_options(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("machines")
-    group.add_argument("--nodes", type=_count, nargs="+", default=[1, 10, 100], metavar="N")
-    group.add_argument("--cores", type=_count, default=cpus(), help="of a node")
-    group.add_argument("--gpus", type=int, default=0, help="of a node, for what has a GPU rate")
-    group.add_argument("--node-gbit", type=_amount, default=0.0, help="network of a node, Gbit/s")
-    group.add_argument("--store-gbit", type=_amount, default=0.0, help="of the whole store, Gbit/s")
-    group.add_argument("--store-gets", type=_amount, default=0.0, help="requests a second")
-    group.add_argument("--store-puts", type=_amount, default=0.0, help="requests a second")
-    group.add_argument("--remote-corpora", action="store_true", help="read from the store too")
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text}: must be at least 1")
-    return value
-
-
-def _amount(text: str) -> float:
-    value = float(text)
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text}: must be 0 or more")
-    return value
-
-
-def _cluster(options: argparse.Namespace, nodes: int) -> Cluster:
-    store = Store(
-        node_bytes_s=options.node_gbit * GIGABIT,
-        bytes_s=options.store_gbit * GIGABIT,
-        gets_s=options.store_gets,
-        puts_s=options.store_puts,
-        remote_corpora=options.remote_corpora,
-    )
-    return Cluster(nodes, options.cores, options.gpus, store)
-
-
-def _require_gpu_rates(options: argparse.Namespace, rates: Rates) -> None:
-    if options.gpus < 0:
-        raise UserError(f"--gpus must be 0 or more, not {options.gpus}")
-    if options.gpus and not rates.gpu:
-        raise UserError(
-            "--gpus: nothing has a rate on a GPU: measure on a machine that has one with "
-            "--teacher-device cuda --save FILE, or give --gpu-rate teacher=X"
-        )
-
-
-# --- calibration ----------------------------------------------------------------------------------
-
-
-def calibrate(recipe: Recipe, options: argparse.Namespace, given: set[str]) -> Rates:
-    """Measure the recipe's stages on this machine, or those that are not ``given``."""
-    if options.device != "cpu":
-        raise UserError(
-            "--device: only the teacher is measured on a GPU (--teacher-device); for processors "
-            "there, give --gpu-rate NAME=X from `python -m tests.bench processors --device cuda`"
-        )
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        roots = parse_roots(options.corpus, recipe)
-        missing: set[str] = set()
-        if options.stand_ins:
-            stack.enter_context(stand_in_weights(folder))
-            recipe, missing = _runnable(_any_corpora(recipe))
-            _require_rates(missing - given)
-            roots = parse_roots(options.corpus, recipe) or default_corpora(folder)
-        job = jobs.prepare(
+    In all of them at once, because memory and clock rates are shared.
+    """
+    each, workers = setup.measure, setup.workers
+    with tempfile.TemporaryDirectory() as folder:
+        job = prepare(
             recipe,
             roots,
-            folder / "out",
-            recipe.shard_samples,
+            Path(folder) / "out",
+            each * workers,
             progress=False,
-            teacher_device=options.teacher_device,
+            teacher_device=setup.teacher_device,
         )
-        return turns(job, options.seconds, options.workers, missing)
+        parts = [range(i * each, (i + 1) * each) for i in range(workers)]
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(workers, context) as pool:
+            found = list(pool.map(partial(_measure_part, job, time.time()), parts))
+    names = sorted({name for stages, _, _ in found for name in stages})
+    stage_s = {
+        name: float(np.mean([stages.get(name, 0) for stages, _, _ in found])) for name in names
+    }
+    gpu_s = {TEACHER: stage_s.pop(TEACHER)} if setup.teacher_device != "cpu" else {}
+    return Rates(
+        about=f"{platform.machine()}, {workers} workers at once, {each * workers} samples",
+        recipe=recipe.name,
+        recipe_sha256=rate_files.cost_sha256(recipe),
+        start_s=float(np.mean([start_s for _, start_s, _ in found])),
+        core_s=stage_s,
+        gpu_s=gpu_s,
+        sample_bytes=float(np.mean([sample_bytes for _, _, sample_bytes in found])),
+    )
 
 
-def measured_on(recipe: Recipe, rates: Rates) -> Rates:
-    """``rates`` that say which recipe's they are: the user's, not what stood in for it."""
-    whose = {"recipe": recipe.name, "recipe_sha256": cost_sha256(recipe)}
-    return rates.model_copy(update=whose)
+class TimedWorker:
+    """Makes samples as a worker does; ``seconds`` are those of each stage.
 
+    It stands between the worker and its teacher and processors, so that they are timed.
+    """
 
-def turns(job: Job, seconds: float, workers: int, missing: set[str] | None = None) -> Rates:
-    """Rates of a prepared job: alone, then ``workers`` at once."""
-    driver_s = measured.since_start()
-    alone = measured.measure(job, seconds).model_copy(update={"driver_s": driver_s})
-    both = measured.together(job, alone, workers, seconds)
-    left_out = missing or set()
-    kept = {kind: s for kind, s in both.processors.items() if kind not in left_out}
-    return both.model_copy(update={"processors": kept, "missing": tuple(sorted(left_out))})
+    def __init__(self, job: Job) -> None:
+        self.job, self.seconds = job, defaultdict[str, float](float)
+        self.guard = Guard(Runtime(job.device, job.recipe.precision), job.time_limit_s)
+        self.teacher = job.load_teacher()
+        self.name, self.weights_sha256 = self.teacher.name, self.teacher.weights_sha256
 
-
-def _any_corpora(recipe: Recipe) -> Recipe:
-    """The recipe over any speech, noise and rooms; synthetic voices take no processor's time."""
-    roles = [role for role in recipe.sources.present() if role != "voices"]
-    sources = Sources(**{role: Source(corpus=role) for role in roles})
-    return recipe.model_copy(update={"sources": sources, "voices": None})
-
-
-def _runnable(recipe: Recipe) -> tuple[Recipe, set[str]]:
-    """The recipe with nothing in the place of what cannot run here, and the names of that."""
-    missing = set()
-    for kind in recipe.kinds():
+    @contextmanager
+    def timed(self, stage: str, within: str = "") -> Iterator[None]:
+        """Add the block's seconds to a stage, and take them from the one that it is ``within``."""
+        began = time.perf_counter()
         try:
-            PROCESSORS[kind].weights()
-        except (UserError, ImportError, OSError):
-            missing.add(kind)
-    return recipe.model_copy(update={"stages": tuple(without(recipe, missing))}), missing
+            yield
+        finally:  # a dropped sample is an exception
+            seconds = time.perf_counter() - began
+            self.seconds[stage] += seconds
+            if within:
+                self.seconds[within] -= seconds
+
+    def run(self, kind: str, waves_BT: Waves, params: Sequence[Params]) -> Waves:
+        """Run a processor over a group (batch, samples)."""
+        with self.timed(kind, within="read and mix"):
+            return self.guard.run(kind, waves_BT, params)
+
+    def score(self, waves_BT: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """Score a group (batch, samples)."""
+        with self.timed(TEACHER, within="encode"):
+            return self.teacher.score(waves_BT)
+
+    def make(self, rows: range) -> list[Row]:
+        """Render and label a group."""
+        with self.timed("read and mix"):
+            rendered = render_group(self.job.plans(rows), self.job.roots, self.run)
+        with self.timed("encode"):
+            return label.label_group(self, rendered)
+
+    def commit(self, rows: Sequence[Row]) -> int:
+        """Write a shard that nobody keeps; bytes of its tar."""
+        with tempfile.TemporaryDirectory() as folder, self.timed("commit"):
+            record = shards.commit(Path(folder), 0, rows, self.job.dataset_hash, 1.0)
+        if not record.samples:
+            raise UserError("every sample that was measured was dropped; see what `shards` says")
+        return record.tar_bytes
 
 
-def _require_rates(missing: set[str]) -> None:
-    """Say before the minutes of a calibration what it cannot measure."""
-    if missing:
-        rates = " ".join(f"--rate {kind}=X" for kind in sorted(missing))
-        raise UserError(
-            f"no stand-in, and no weights here, for {', '.join(sorted(missing))}: fetch them "
-            f"(python -m pipeline weights), or give {rates} in times real time on one core"
-        )
+def _measure_part(job: Job, began: float, rows: range) -> tuple[dict[str, float], float, float]:
+    """Seconds a sample by stage, seconds from ``began`` to the first sample, bytes a sample."""
+    worker, size = TimedWorker(job), job.recipe.group_samples
+    groups = [rows[i : i + size] for i in range(0, len(rows), size)]
+    with worker.guard:
+        worker.make(groups[0])  # loads what is loaded when it is first used
+        start_s = time.time() - began
+        worker.seconds.clear()
+        tar_bytes = worker.commit([row for group in groups for row in worker.make(group)])
+    each = {stage: max(seconds, 0.0) / len(rows) for stage, seconds in worker.seconds.items()}
+    return each, start_s, tar_bytes / len(rows)
 
 
 # --- shown ----------------------------------------------------------------------------------------
 
 
 def lines(
-    recipe: Recipe,
-    rates: Rates,
-    clusters: Sequence[Cluster],
-    found: Sequence[Prediction],
-    prices: Prices,
+    recipe: Recipe, samples: int, rates: Rates, setup: Setup, found: Sequence[Estimate]
 ) -> Iterator[str]:
-    """The estimate in words and tables."""
-    first = found[0]
+    """The estimate as tables, and what it assumes."""
+    shard_count = -(-samples // recipe.shard_samples)
     yield (
-        f"{recipe.name}: {first.samples} samples ({first.samples * CLIP_HOURS:.0f} h) in "
-        f"{first.shards} shards of {recipe.shard_samples}, {first.bytes_written / 1e9:.1f} GB"
+        f"{recipe.name}: {samples} samples ({samples * CLIP_HOURS:.0f} h) in {shard_count} shards "
+        f"of {recipe.shard_samples}, {found[0].written_bytes / 1e9:.1f} GB"
     )
-    yield f"rates: {rates.about or 'as given'}"
-    yield from ("", *_stage_table(recipe, rates, clusters[0], first))
-    yield from ("", *_cluster_table(clusters, found, prices))
+    yield f"rates: {rates.about or 'of an unnamed machine'}"
+    yield from ("", *_stages(rates), "")
+    yield (
+        f"{'nodes':>6}{'cores':>8}{'GPUs':>6}{'x real time':>13}{'hours':>10}{'core-hours':>12}"
+        f"{'GPU-hours':>11}{'cost':>11}  bottleneck"
+    )
+    for nodes, each in zip(setup.nodes, found, strict=True):
+        cores, gpus, hours = nodes * setup.cores, nodes * setup.gpus, each.seconds / HOUR_S
+        cost = setup.cost(nodes, each)
+        yield (
+            f"{nodes:>6}{cores:>8}{gpus:>6}{samples * CLIP_HOURS / hours:>13.0f}{hours:>10.2f}"
+            f"{cores * hours:>12.0f}{gpus * hours:>11.0f}"
+            f"{'?' if cost is None else f'{cost:.0f}':>11}  {each.bottleneck}"
+        )
     yield ""
-    for cluster, each in zip(clusters, found, strict=True):
-        ranked = sorted(each.parts.items(), key=lambda part: -part[1])
-        told = ", ".join(f"{name} {_hours(s)}" for name, s in ranked if s > 0)
-        rest = f"start {each.start_s:.0f} s, tail {_hours(each.tail_s)}"
-        yield f"{cluster.nodes} nodes: {told}; {rest}"
-    yield from ("", *_assumptions(rates, clusters[0], prices))
-
-
-def _stage_table(
-    recipe: Recipe, rates: Rates, cluster: Cluster, found: Prediction
-) -> Iterator[str]:
-    heads = (("where", 8), ("of samples", 12), ("x real time", 13), ("core-s/sample", 15))
-    yield f"{'stage':18}" + "".join(f"{head:>{width}}" for head, width in heads) + f"{'share':>8}"
-    shares = uses(recipe)
-    for name, seconds in found.sample_s.items():
-        share = shares.get(name, 1.0)
-        speed = share * CLIP_S / seconds if seconds else float("inf")
-        yield (
-            f"{name:18}{'core':>8}{share:>12.1%}{speed:>13.1f}{seconds:>15.4f}"
-            f"{seconds / found.core_s:>8.1%}"
-        )
-    for name, seconds in rates.gpu.items() if cluster.gpus else ():
-        share = shares.get(name, 1.0)
-        yield f"{name:18}{'GPU':>8}{share:>12.1%}{CLIP_S / seconds:>13.1f}{'':>15}{'':>8}"
-    total = f"{found.core_s:.4f}"
-    yield f"{'a worker':18}{'':>8}{'':>12}{CLIP_S / found.core_s:>13.1f}{total:>15}{'':>8}"
-
-
-def _cluster_table(
-    clusters: Sequence[Cluster], found: Sequence[Prediction], prices: Prices
-) -> Iterator[str]:
-    yield (
-        f"{'nodes':>6}{'cores':>8}{'GPUs':>6}{'samples/s':>12}{'x real time':>13}{'hours':>10}"
-        f"{'core-hours':>12}{'GPU-hours':>11}{'cost':>11}  bottleneck"
-    )
-    for cluster, each in zip(clusters, found, strict=True):
-        hours = each.seconds / HOUR_S
-        cost = prices.cost(cluster, each)
-        gpus = cluster.nodes * cluster.gpus
-        yield (
-            f"{cluster.nodes:>6}{cluster.workers:>8}{gpus:>6}{each.samples_per_s:>12.1f}"
-            f"{each.samples_per_s * CLIP_S:>13.0f}{hours:>10.2f}{cluster.workers * hours:>12.0f}"
-            f"{gpus * hours:>11.0f}{'?' if cost is None else f'{cost:.0f}':>11}  {each.bottleneck}"
-        )
-
-
-def _hours(seconds: float) -> str:
-    return f"{seconds / HOUR_S:.2f} h" if seconds >= HOUR_S / 10 else f"{seconds:.0f} s"
-
-
-def _assumptions(rates: Rates, cluster: Cluster, prices: Prices) -> Iterator[str]:
-    yield "assumed: one worker a core; every core is as fast as this one, and"
-    yield f"{rates.together:.2f} times as slow where {rates.cores} or more of a node are at work;"
-    yield "the resources above work at the same time, and the slowest decides;"
-    store = cluster.store
-    if not (store.node_bytes_s or store.bytes_s):
-        yield "network and store are no limit (--node-gbit, --store-gbit, --store-gets say more);"
-    if not store.remote_corpora:
-        yield "the corpora are read from each node's own disk (else: --remote-corpora);"
-    yield f"the driver takes {cluster.driver_shard_s * 1e3:.0f} ms a shard; nothing fails."
-    if prices.core_hour is None:
+    yield "assumed: one worker a core, everything as fast as what was measured, nothing fails;"
+    yield "cores, GPUs and the store work at the same time, and the slowest decides"
+    if setup.price_core_hour is None:
         yield "cost needs prices: --price-core-hour, --price-gpu-hour, --price-gb-month"
 
 
-def _as_json(
-    rates: Rates, clusters: Sequence[Cluster], found: Sequence[Prediction], prices: Prices
-) -> dict[str, object]:
-    return {
-        "rates": rates.model_dump(mode="json"),
-        "clusters": [
-            {"cluster": asdict(c), "prediction": asdict(f), "cost": prices.cost(c, f)}
-            for c, f in zip(clusters, found, strict=True)
-        ],
-    }
+def _stages(rates: Rates) -> Iterator[str]:
+    whole = sum(rates.core_s.values())
+    yield f"{'stage':18}{'core-s/sample':>15}{'share':>8}{'x real time':>13}"
+    for name, seconds in {**rates.core_s, "a core": whole}.items():
+        share, speed = _ratio(seconds, whole), _ratio(CLIP_S, seconds)
+        yield f"{name:18}{seconds:>15.4f}{share:>8.1%}{speed:>13.1f}"
+    for name, seconds in rates.gpu_s.items():
+        yield f"{name:13} GPU{seconds:>16.4f}{'':>8}{_ratio(CLIP_S, seconds):>13.1f}"
+
+
+def _ratio(amount: float, of: float) -> float:
+    return amount / of if of else math.inf
+
+
+def _as_json(rates: Rates, setup: Setup, found: Sequence[Estimate]) -> dict[str, object]:
+    rows = [
+        {"nodes": nodes, **asdict(each), "cost": setup.cost(nodes, each)}
+        for nodes, each in zip(setup.nodes, found, strict=True)
+    ]
+    return {"rates": rates.model_dump(mode="json"), "estimates": rows}

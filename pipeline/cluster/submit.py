@@ -1,7 +1,8 @@
-"""Submits shards to many machines. ``python -m pipeline submit KIND --site FILE -- JOB``.
+"""Submit shards to many machines: ``python -m pipeline submit KIND --site FILE -- JOB``.
 
 JOB is what follows ``python -m pipeline shards``, without what says where it runs: that is the
-site's. Submitted again, a job goes on where it was.
+site's. Submitted again, a job goes on where it was. ``--rates``, as ``estimate --save`` wrote them,
+print how long the job takes and how large it is.
 """
 
 from __future__ import annotations
@@ -15,19 +16,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from data_specs.cluster import submit
-from data_specs.cluster.needs import (
-    Stage,
-    parse_stage,
-    require_everywhere,
-    require_kept,
-    require_no_secret,
-)
-from data_specs.cluster.site import Machine, Site, on_gpus
-from data_specs.io.addresses import shown
+from data_specs.cluster.needs import Stage, parse_stage, require_everywhere, require_no_secret
+from data_specs.cluster.site import Machine, Site, load_site, on_gpus
+from data_specs.io.addresses import path_here, shown
 from data_specs.io.errors import UserError
-from data_specs.recipe import load_recipe
+from data_specs.recipe import Recipe, load_recipe
 from data_specs.strict import unknown
-from pipeline.cluster.forecast import forecast
+from pipeline.cluster import rates as rate_files
 from pipeline.options import parse_shards, parse_splits
 
 KINDS = ("ray", "slurm", "slurm-array", "kubernetes")
@@ -35,92 +30,48 @@ SAID_BY_SITE = ("--engine", "--ray-address", "--part")
 OF_TEACHERS = ("--device", "--teacher-device", "--teacher-actors", "--teachers-per-gpu")
 
 
-def main(argv: Sequence[str]) -> int:
-    """Run the verb; exit status as of what was run (2: bad input)."""
-    return submit.main(argv, "python -m pipeline submit", KINDS, __doc__ or "", submission, foresee)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the verb."""
+    submit.add_arguments(parser, KINDS)
+    about = "of `python -m pipeline estimate ... --save FILE`: say how long and how large"
+    parser.add_argument("--rates", type=path_here, metavar="FILE", help=about)
 
 
-def submission(kind: str, site: Site, job: list[str]) -> submit.Submission:
-    """What is handed over. ``ValueError`` for a job that would fail where it runs."""
-    _check(kind, site, job)
-    flags = _flags(kind, site, job)
-    made = _made(kind, site, [site.python, "-m", "pipeline", "shards", *job, *flags])
-    told = [made.where, f"how: {shlex.join(flags)}", *_told(kind, site, [*job, *flags])]
-    return replace(made, where="\n".join(told))
+def run(options: argparse.Namespace) -> int:
+    """Submit or show; the exit status is that of what was run."""
+    made = submission(options.kind, load_site(options.site), options.job, options.rates)
+    return submit.hand_over(made, options.dry_run)
 
 
-def _told(kind: str, site: Site, command: list[str]) -> Iterator[str]:
-    """What is asked for, and what of the machines will lie idle."""
-    options = parse_shards(command)
+def submission(
+    kind: str, site: Site, job: list[str], rates: Path | None = None
+) -> submit.Submission:
+    """Render a job. Raises ``UserError`` for one that would fail where it runs."""
+    flags = _flags(kind, site, job, _checked(kind, site, job))
+    command = [site.python, "-m", "pipeline", "shards", *job, *flags]
+    if kind == "kubernetes":
+        made = submit.kubernetes(site, command, importlib.metadata.version("ray"))
+    else:
+        kinds = {"ray": submit.ray_job, "slurm": submit.slurm, "slurm-array": submit.slurm_array}
+        made = kinds[kind](site, command)
+    options = parse_shards([*job, *flags])
     recipe = load_recipe(options.recipe)
-    machine, tasks = _machine(kind, site)
-    workers = options.workers * tasks
-    shards = math.ceil(options.samples / recipe.shard_samples)
-    few = f": fewer than the {workers} workers, some have nothing to do" if shards < workers else ""
-    yield f"what: {options.samples} samples of {recipe.name} in {shards} shards{few}"
-    needs = _worker(site, command)
-    if machine and machine.workers(needs) < int(machine.cores / (needs.cores or 1)):
-        yield (
-            f"note: memory allows {machine.workers(needs)} workers on a machine of {machine.cores} "
-            f"cores ({machine.memory_gb:g} GB, {needs.memory_gb:g} a worker)"
-        )
+    notes = [made.where, f"how: {shlex.join(flags)}", *_what(kind, site, recipe, options)]
+    return replace(made, where="\n".join([*notes, _how_long(kind, site, recipe, options, rates)]))
 
 
-def _machine(kind: str, site: Site) -> tuple[Machine | None, int]:
-    """A machine with workers, where a site says what it is; and how many jobs there are."""
-    if kind == "ray":
-        return None, 1
-    at = submit.section(site, kind.partition("-")[0])
-    if kind == "slurm-array":
-        return at.array, at.array.parts
-    return (at.cpu if kind == "kubernetes" else at), 1
-
-
-def _worker(site: Site, job: Sequence[str]) -> Stage:
-    return _stage(job, "--worker-needs", site.worker)
-
-
-def foresee(kind: str, site: Site, job: list[str], rates: Path | None) -> str:
-    """How long and how large it will be, by what ``estimate --save`` measured."""
-    return forecast(kind, site, [*job, *_flags(kind, site, job)], rates)
-
-
-def _flags(kind: str, site: Site, job: Sequence[str]) -> list[str]:
-    """What a site adds to a job."""
-    return _alone(site, job) if kind == "slurm-array" else _on_ray(kind, site, job)
-
-
-def _made(kind: str, site: Site, command: list[str]) -> submit.Submission:
-    if kind == "slurm-array":
-        return submit.slurm_array(site, command)
-    if kind == "slurm":
-        return submit.slurm(site, command)
-    command += ["--ray-address", "auto"]
-    if kind == "ray":
-        return submit.ray_job(site, command)
-    return submit.kubernetes(site, command, importlib.metadata.version("ray"))
-
-
-def _check(kind: str, site: Site, job: Sequence[str]) -> None:
-    """Hold a job to the parser and to what other machines can find."""
-    for flag in SAID_BY_SITE:
-        if _given(job, flag):
-            raise UserError(f"{flag}: leave it out: it follows from the kind and the site")
+def _checked(kind: str, site: Site, job: Sequence[str]) -> argparse.Namespace:
+    """Parse a job, and hold it to what other machines can find."""
+    submit.refuse_flags(job, SAID_BY_SITE)
     options = parse_shards(job)
     recipe = load_recipe(options.recipe)
     corpora = {source.corpus for source in recipe.sources.present().values()}
     parse_splits(options.split, list(recipe.sources.present()))
-    folders = [_folder(option) for option in options.corpus]
-    for name, _ in folders:
-        if name not in corpora:
-            raise UserError(f"--corpus {shown(name)}: {unknown('corpus', shown(name), corpora)}")
-    given = [("--out", str(options.out)), *((f"--corpus {name}", at) for name, at in folders)]
-    require_everywhere(given)
-    require_no_secret([*given, *(("the job:", word) for word in job)])
-    if kind == "kubernetes":
-        require_kept("--out", str(options.out), submit.on_kubernetes(site).mount)
-    there = {name for name, _ in folders}
-    for name in sorted(corpora - there):
+    folders = [_folder(option, corpora) for option in options.corpus]
+    paths = [(f"--corpus {name}", folder) for name, folder in folders]
+    submit.check_paths(kind, site, [("--out", str(options.out)), *paths])
+    require_no_secret([("the job:", word) for word in job])
+    for name in sorted(corpora - {name for name, _ in folders}):
         if f"CORPUS_{name.upper()}" not in site.environment:
             raise UserError(
                 f"the recipe needs corpus {name!r}: give --corpus {name}=DIR, or CORPUS_"
@@ -128,48 +79,50 @@ def _check(kind: str, site: Site, job: Sequence[str]) -> None:
             )
     if kind != "ray" and Path(options.recipe).suffix in (".yaml", ".yml"):
         require_everywhere([("recipe", options.recipe)])
+    return options
 
 
-def _folder(option: str) -> tuple[str, str]:
+def _folder(option: str, corpora: set[str]) -> tuple[str, str]:
     name, equals, folder = option.partition("=")
     if not equals or not folder:
         raise UserError(f"--corpus {shown(option)}: write NAME=DIR")
+    if name not in corpora:
+        raise UserError(f"--corpus {shown(name)}: {unknown('corpus', shown(name), corpora)}")
     return name, folder
 
 
-def _given(job: Sequence[str], flag: str) -> bool:
-    return any(word == flag or word.startswith(f"{flag}=") for word in job)
+# --- what a site adds to a job --------------------------------------------------------------------
 
 
-def _stage(job: Sequence[str], flag: str, otherwise: Stage) -> Stage:
-    """What a job says of a stage, or else the site."""
-    known = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    known.add_argument(flag)
-    said = vars(known.parse_known_args(list(job))[0])[flag.strip("-").replace("-", "_")]
-    return parse_stage(said, flag) if said is not None else otherwise
-
-
-def _on_ray(kind: str, site: Site, job: Sequence[str]) -> list[str]:
+def _flags(kind: str, site: Site, job: Sequence[str], options: argparse.Namespace) -> list[str]:
     """The flags that fit a job into a site."""
-    worker = _worker(site, job)
-    teacher = _stage(job, "--teacher-needs", site.teacher)
-    of_job = any(_given(job, flag) for flag in OF_TEACHERS)
-    workers, teachers = _room(kind, site, worker, None if of_job else teacher)
-    flags = ["--engine", "ray"]
-    if not _given(job, "--workers"):
+    worker = parse_stage(options.worker_needs, "--worker-needs") if options.worker_needs else None
+    teacher = (
+        parse_stage(options.teacher_needs, "--teacher-needs") if options.teacher_needs else None
+    )
+    of_job = any(submit.is_given(job, flag) for flag in OF_TEACHERS)
+    stage = None if of_job else teacher or site.teacher
+    workers, teachers = _capacity(kind, site, worker or site.worker, stage)
+    alone = kind == "slurm-array"
+    flags = ["--engine", "local" if alone else "ray"]
+    if not submit.is_given(job, "--workers"):
         flags += ["--workers", str(workers)]
-    if not _given(job, "--worker-needs"):
-        flags += ["--worker-needs", worker.flag()]
+    if not alone and worker is None:
+        flags += ["--worker-needs", site.worker.flag()]
     if teachers:
-        flags += ["--teacher-device", "cuda", "--teacher-actors", str(teachers)]
-        if not _given(job, "--teacher-needs"):
-            flags += ["--teacher-needs", teacher.flag()]
-    return flags
+        flags += ["--teacher-device", "cuda"]
+    if teachers and not alone:
+        flags += ["--teacher-actors", str(teachers)]
+        flags += [] if teacher else ["--teacher-needs", site.teacher.flag()]
+    return flags if kind.startswith("slurm") else [*flags, "--ray-address", "auto"]
 
 
-def _room(kind: str, site: Site, worker: Stage, teacher: Stage | None) -> tuple[int, int]:
-    """How many workers a site has room for, and how many of some teachers the GPUs that are there
-    at the start."""
+def _capacity(kind: str, site: Site, worker: Stage, teacher: Stage | None) -> tuple[int, int]:
+    """How many workers a site holds (of a Slurm array: a task), and how many of some teachers the
+    GPUs that are there at the start."""
+    if kind == "slurm-array":
+        array = submit.array_of(site)
+        return array.workers(worker), int(bool(teacher and array.gpus))
     at = submit.section(site, kind)
     if kind == "slurm":
         teachers = [teacher] * at.teachers(teacher) if teacher and at.gpus else []
@@ -180,12 +133,63 @@ def _room(kind: str, site: Site, worker: Stage, teacher: Stage | None) -> tuple[
     return at.cpu.max * at.cpu.workers(worker), count
 
 
-def _alone(site: Site, job: Sequence[str]) -> list[str]:
-    """The flags of one task of an array."""
-    flags = ["--engine", "local"]
-    array: Machine | None = submit.section(site, "slurm").array
-    if array and not _given(job, "--workers"):
-        flags += ["--workers", str(array.workers(_worker(site, job)))]
-    if array and array.gpus and not any(_given(job, flag) for flag in OF_TEACHERS):
-        flags += ["--teacher-device", "cuda"]
-    return flags
+# --- notes ----------------------------------------------------------------------------------------
+
+
+def _what(kind: str, site: Site, recipe: Recipe, options: argparse.Namespace) -> Iterator[str]:
+    """What is asked for, and what of the machines will lie idle."""
+    shards = math.ceil(options.samples / recipe.shard_samples)
+    machine, jobs, _ = _machines(kind, site, shards)
+    workers = options.workers * jobs
+    few = f": fewer than the {workers} workers, some have nothing to do" if shards < workers else ""
+    yield f"what: {options.samples} samples of {recipe.name} in {shards} shards{few}"
+    needs = (
+        parse_stage(options.worker_needs, "--worker-needs") if options.worker_needs else site.worker
+    )
+    if machine and machine.workers(needs) < int(machine.cores / (needs.cores or 1)):
+        yield (
+            f"note: memory allows {machine.workers(needs)} workers on a machine of {machine.cores} "
+            f"cores ({machine.memory_gb:g} GB, {needs.memory_gb:g} a worker)"
+        )
+
+
+def _machines(kind: str, site: Site, shards: int) -> tuple[Machine | None, int, int]:
+    """A machine with workers where a site says what it is, how many jobs are at work at once, and
+    the GPUs of all."""
+    if kind == "slurm-array":
+        array = submit.array_of(site)
+        at_once = min(array.at_once or array.parts, array.parts, shards)
+        return array, at_once, at_once * array.gpus
+    at = submit.section(site, kind)
+    if kind == "slurm":
+        return at, 1, at.nodes * at.gpus
+    if kind == "ray":
+        return None, 1, at.gpus
+    return at.cpu, 1, at.gpu.min * at.gpu.gpus if at.gpu else 0
+
+
+def _how_long(
+    kind: str, site: Site, recipe: Recipe, options: argparse.Namespace, path: Path | None
+) -> str:
+    """How long and how large, by the rates of a file, or how to come by such a file."""
+    device = (options.teacher_device or options.device).partition(":")[0]
+    words = ["python", "-m", "pipeline", "estimate", options.recipe]
+    words += [word for corpus in options.corpus for word in ("--corpus", corpus)]
+    measure = shlex.join([*words, "--teacher-device", device, "--save", "rates.yaml"])
+    if path is None:
+        return f"how long: run `{measure}` on such a machine, then give --rates rates.yaml"
+    rates = rate_files.read(path, recipe)
+    if options.device != "cpu" or bool(rates.gpu_s) != (device != "cpu"):
+        raise UserError(
+            f"--rates {path}: was measured with processors on cores and the teacher on "
+            f"{'a GPU' if rates.gpu_s else 'cores'}, and the job runs otherwise: `{measure}`"
+        )
+    shards = math.ceil(options.samples / recipe.shard_samples)
+    _, jobs, gpus = _machines(kind, site, shards)
+    workers = options.workers * jobs
+    found = rate_files.predict(rates, options.samples, recipe.shard_samples, workers, gpus)
+    return (
+        f"how long: {found.seconds / 3600:.2f} h with {workers} workers at once, bottleneck: "
+        f"{found.bottleneck}; how large: {found.written_bytes / 1e9:.2f} GB; by rates of "
+        f"{rates.about or 'an unnamed machine'}, as if everything there were as fast"
+    )

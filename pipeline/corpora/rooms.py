@@ -9,7 +9,7 @@ tail, the direct sound 2.5 ms after the start, peak 0.9, FLAC at 16 kHz. Beside 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -189,18 +189,16 @@ def make_rooms(spec: RoomSpec, out: Path, count: int, workers: int = 1) -> list[
         return make_files(jobs, "rooms", workers)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m pipeline rooms", description=__doc__)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the verb."""
     parser.add_argument("spec", help="YAML file, or the name of one in data_specs/rooms")
     parser.add_argument("--out", type=path_here, required=True, metavar="DIR")
     parser.add_argument("--count", type=int, required=True, metavar="N")
     parser.add_argument("--workers", type=int, default=cpus())
-    return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def run(args: argparse.Namespace) -> int:
     """``python -m pipeline rooms SPEC --out DIR --count N``: run it again to go on."""
-    args = _parser().parse_args(argv)
     if args.count < 0:
         raise UserError(f"--count must not be negative, is {args.count}")
     made = make_rooms(load_rooms(args.spec), args.out, args.count, args.workers)

@@ -538,8 +538,8 @@ def _try(say: Callable[[], Wave], rate_hz: int) -> tuple[Wave, str]:
 # --- command line ---------------------------------------------------------------------------------
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m pipeline speak", description=__doc__)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the verb."""
     parser.add_argument("spec", help="YAML file, or the name of one in data_specs/voices")
     parser.add_argument("--out", type=path_here, required=True, metavar="DIR")
     parser.add_argument("--clips", type=int, required=True, metavar="N", help="of all models")
@@ -555,7 +555,6 @@ def _parser() -> argparse.ArgumentParser:
         "--models", nargs="+", default=[], metavar="NAME", help="make only these models' clips"
     )
     parser.add_argument("--allow-noncommercial", action="store_true")
-    return parser
 
 
 def choose_models(spec: VoiceSpec, names: Sequence[str], noncommercial: bool) -> list[VoiceModel]:
@@ -577,13 +576,12 @@ def choose_models(spec: VoiceSpec, names: Sequence[str], noncommercial: bool) ->
     return chosen
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def run(args: argparse.Namespace) -> int:
     """``python -m pipeline speak SPEC --out DIR --clips N``: run it again to go on.
 
     Returns the exit status: 0 where all clips are there, 1 where a model or clip failed. Raises
     ``ValueError`` for wrong input.
     """
-    args = _parser().parse_args(argv)
     if args.clips < 0:
         raise UserError(f"--clips must not be negative, is {args.clips}")
     require_device(args.device)

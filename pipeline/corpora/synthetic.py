@@ -485,8 +485,8 @@ def make_rooms(
 # --- command line ---------------------------------------------------------------------------------
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m pipeline corpora", description=__doc__)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the verb."""
     verbs = parser.add_subparsers(dest="what", required=True)
     for what, count in {"speech": 260, "noise": 60, "rooms": 40}.items():
         verb = verbs.add_parser(what, help=f"write a demo {what} folder")
@@ -502,15 +502,13 @@ def _parser() -> argparse.ArgumentParser:
                 metavar="SPEECHDIR",
                 help="babble's talkers",
             )
-    return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def run(args: argparse.Namespace) -> int:
     """``python -m pipeline corpora speech|noise|rooms --out DIR [--count N] [--seed S]``.
 
     Raises ``UserError`` for a missing synthesizer or wrong input.
     """
-    args = _parser().parse_args(argv)
     made = _run(args)
     print(f"{args.out}: {len(made)} {args.what} files")
     return 0

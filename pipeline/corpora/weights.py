@@ -23,7 +23,7 @@ import sys
 import urllib.error
 import urllib.request
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -381,9 +381,8 @@ def _member(archive: zipfile.ZipFile, name: str, flat: bool) -> zipfile.ZipInfo:
 # --- the verb -------------------------------------------------------------------------------------
 
 
-def main(argv: Sequence[str]) -> int:
+def run(options: argparse.Namespace) -> int:
     """Fetch, list or check weights. Exit status 1 where something is not whole."""
-    options = _parser().parse_args(argv)
     names = options.names or list(table.all_weights())
     entries = {name: entry_of(name) for name in names}
     if options.list:
@@ -396,19 +395,15 @@ def main(argv: Sequence[str]) -> int:
     return _fetch(entries)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m pipeline weights",
-        description="Fetch weight files into one cache, from their official addresses. "
-        f"The cache is ${FOLDER_VARIABLE}, or else ~/.cache/distill-mos-factory.",
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the verb."""
+    parser.epilog = f"The cache is ${FOLDER_VARIABLE}, or else ~/.cache/distill-mos-factory."
     parser.add_argument(
         "names", nargs="*", metavar="NAME", help="default: what the paper's processors read"
     )
     only = parser.add_mutually_exclusive_group()
     only.add_argument("--list", action="store_true", help="show the table, and what is here")
     only.add_argument("--check", action="store_true", help="read and hash every file that is here")
-    return parser
 
 
 def _fetch(entries: Mapping[str, Weights]) -> int:

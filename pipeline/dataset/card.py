@@ -327,11 +327,14 @@ def _versions(versions: Mapping[str, str]) -> str:
     return ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))
 
 
-def main(argv: Sequence[str]) -> int:
-    """Write a dataset's card again."""
-    parser = argparse.ArgumentParser(prog="python -m pipeline card", description=main.__doc__)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the verb."""
     parser.add_argument("dataset", type=place, metavar="DATASET", help="folder, or its address")
-    job = reopen(parser.parse_args(argv).dataset, {})
+
+
+def run(options: argparse.Namespace) -> int:
+    """Write a dataset's card again."""
+    job = reopen(options.dataset, {})
     if not write_card(job):
         return 1
     print(job.folder.shown(CARD))

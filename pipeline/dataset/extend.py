@@ -10,13 +10,13 @@ the same command again.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from data_specs.cluster.needs import parse_part
 from data_specs.io.addresses import Place, place, shown
 from data_specs.io.errors import UserError
+from data_specs.io.options import add_options
 from data_specs.io.storage import copy, open_folder
 from data_specs.sample import shard_name
 from pipeline import options as verb_options
@@ -149,22 +149,20 @@ def adopt(old: jobs.Job, job: jobs.Job) -> None:
             shards.write_json(job.out, f"{name}.json", record.model_dump(mode="json"))
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m pipeline extend", description=__doc__)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the verb."""
     parser.add_argument("dataset", type=place, metavar="DATASET", help="folder, or its address")
     parser.add_argument("--samples", type=int, required=True, help="how many it shall have in all")
     parser.add_argument(
         "--out", type=place, metavar="DIR", help="the new version, with more recordings"
     )
     verb_options.corpus_option(parser)
-    verb_options.engine_options(parser)
-    verb_options.worker_options(parser)
-    return parser
+    add_options(parser, verb_options.EngineOptions)
+    add_options(parser, verb_options.WorkerOptions)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def run(options: argparse.Namespace) -> int:
     """``python -m pipeline extend DATASET --samples N [--out NEW]``; exit status as ``shards``."""
-    options = _parser().parse_args(argv)
     actors = verb_options.teacher_actors(options, options.teacher_device or options.device)
     part, at = parse_part(options.part), verb_options.machines(options, _places(options))
     return carrying.make(grown(options.dataset, options), options, actors, part, at)

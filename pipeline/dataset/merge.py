@@ -99,12 +99,14 @@ def _take(
     copy(f"{name}.json", source, target)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """``python -m pipeline merge A B --out C``. Exit status 1 where a shard is in no input."""
-    parser = argparse.ArgumentParser(prog="python -m pipeline merge", description=__doc__)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the verb."""
     parser.add_argument("inputs", nargs="+", type=place, metavar="DATASET")
     parser.add_argument("--out", type=place, required=True, metavar="DIR")
-    options = parser.parse_args(argv)
+
+
+def run(options: argparse.Namespace) -> int:
+    """``python -m pipeline merge A B --out C``. Exit status 1 where a shard is in no input."""
     job = merge(options.inputs, options.out)
     missing = job.todo()
     print(f"{shown(job.out)}: {job.shard_count - len(missing)} of {job.shard_count} shards merged")

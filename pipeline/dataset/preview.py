@@ -174,9 +174,8 @@ def page(
     )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """``python -m pipeline preview DIR --out preview.html [--count 12 | --each-processor]``."""
-    parser = argparse.ArgumentParser(prog="python -m pipeline preview", description=__doc__)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the verb."""
     parser.add_argument("dataset", type=path_here, metavar="DIR")
     parser.add_argument("--out", type=path_here, default=Path("preview.html"), metavar="HTML")
     parser.add_argument("--count", type=int, default=12, help="samples (default %(default)s)")
@@ -184,7 +183,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     help_text = "folders of the corpora, to show what each sample was made from"
     parser.add_argument("--corpus", action="append", default=[], metavar="NAME=DIR", help=help_text)
     outside_option(parser)
-    args = parser.parse_args(argv)
+
+
+def run(args: argparse.Namespace) -> int:
+    """``python -m pipeline preview DIR --out preview.html [--count 12 | --each-processor]``."""
     html = page(args.dataset, args.count, args.corpus, args.each_processor, args.allow_outside)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     write_text(args.out, html)

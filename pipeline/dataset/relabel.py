@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, get_args
@@ -21,6 +21,7 @@ from pydantic import ValidationError
 from data_specs.cluster.needs import parse_part
 from data_specs.io.addresses import Place, place, shown
 from data_specs.io.errors import UserError
+from data_specs.io.options import add_options
 from data_specs.recipe import Teacher as TeacherSpec
 from data_specs.sample import SampleRecord, parse_sample, sample_key, shard_name
 from data_specs.strict import describe
@@ -31,7 +32,7 @@ from pipeline.dataset import shards
 from pipeline.dataset.job import Job, open_folder, reopen
 from pipeline.dataset.shards import Row, ShardError
 from pipeline.engine import carry_out as carrying
-from pipeline.engine import run
+from pipeline.engine import run as engine
 from pipeline.render import label
 from pipeline.render.processors import audio_packages
 
@@ -175,8 +176,8 @@ def _dropped(drop: dict[str, str]) -> Row:
     return Row(drop["key"], None, None, drop["reason"], drop["detail"])
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m pipeline relabel", description=__doc__)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the verb."""
     parser.add_argument("source", type=place, metavar="SOURCE", help="folder of a whole dataset")
     parser.add_argument("--teacher", required=True, metavar="NAME", help="as in a recipe")
     parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of the teacher")
@@ -196,13 +197,11 @@ def _parser() -> argparse.ArgumentParser:
         "teacher whose scores depend on the batch, labels then differ from the recipe's in their "
         "last bits",
     )
-    verb_options.engine_options(parser)
-    return parser
+    add_options(parser, verb_options.EngineOptions)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def run(options: argparse.Namespace) -> int:
     """``python -m pipeline relabel SOURCE --teacher NAME --out DIR``; exit status as ``shards``."""
-    options = _parser().parse_args(argv)
     actors = verb_options.teacher_actors(options, options.device)
     part = parse_part(options.part)
     at = verb_options.machines(options, [("SOURCE", options.source), ("--out", options.out)])
@@ -216,8 +215,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     hire = partial(Relabeller, source=replace(source, manifests={}), batch=options.batch)
     small = replace(job, manifests={})
 
-    def work() -> run.Outcome:
-        return run.run(
+    def work() -> engine.Outcome:
+        return engine.run(
             small, options.engine, options.workers, hire=hire, actors=actors, part=part, machines=at
         )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 
+from data_specs.io.addresses import path_here, place
 from data_specs.io.errors import UserError
 from data_specs.io.files import whole_file
 from data_specs.io.storage import NotFound
@@ -13,14 +14,25 @@ from data_specs.strict import checked
 from pipeline.audio import encode_flac, pcm_sha256
 from pipeline.dataset import job as jobs
 from pipeline.dataset import shards
-from pipeline.options import parse_roots
+from pipeline.options import corpus_option, outside_option, parse_roots
 from pipeline.render.plan import SamplePlan
 from pipeline.render.processors import runtime
 from pipeline.render.processors.runtime import Runtime
 from pipeline.render.render import Rendered, Roots, render_group, require_below
 
 
-def replay(options: argparse.Namespace) -> int:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the verb."""
+    parser.add_argument("keys", nargs="+", metavar="KEY")
+    parser.add_argument("--dataset", type=place, required=True)
+    parser.add_argument(
+        "--out", type=path_here, help="folder for the audio (default: compare only)"
+    )
+    outside_option(parser)
+    corpus_option(parser)
+
+
+def run(options: argparse.Namespace) -> int:
     """Make samples again from their records and compare the audio, bit for bit."""
     job = jobs.reopen(options.dataset, {})
     roots = parse_roots(options.corpus, job.recipe)

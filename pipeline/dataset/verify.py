@@ -8,14 +8,33 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
 
-from data_specs.io.addresses import Place, shown
+from data_specs.io.addresses import Place, place, shown
 from data_specs.io.cli import cancelled_early
 from data_specs.sample import parse_sample
 from pipeline.dataset import job as jobs
 from pipeline.dataset import shards
 
 
-def verify(options: argparse.Namespace) -> int:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the verb."""
+    parser.add_argument("dataset", type=place, help="a folder, or its address")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--deep", action="store_true", help="decode all audio and compare hashes")
+    how.add_argument(
+        "--quick", action="store_true", help="only the listing and the records: no tar is read"
+    )
+    parser.add_argument(
+        "--workers", type=int, default=1, metavar="N", help="shards at a time (default 1)"
+    )
+    parser.add_argument(
+        "--apart-from",
+        type=place,
+        metavar="DATASET",
+        help="also check that the two share no speaker, recording, noise or room",
+    )
+
+
+def run(options: argparse.Namespace) -> int:
     """Hold every shard to its record, ``--deep`` the description too; exit status 1 where anything
     is wrong."""
     job = jobs.reopen(options.dataset, {})

@@ -18,7 +18,7 @@ from data_specs.sample import shard_name
 from pipeline.dataset import job as jobs
 from pipeline.dataset import retry as failures
 from pipeline.dataset import shards
-from pipeline.dataset.card import CARD, write_card
+from pipeline.dataset.card import write_card
 from pipeline.engine import run
 
 
@@ -76,25 +76,6 @@ def finish(job: jobs.Job, outcome: run.Outcome, seconds: float, part: Part = EVE
     if lost := sorted(set(outcome.made) & set(missing)):
         print(f"{len(lost)} shards that were made are gone, such as {shard_name(lost[0])}")
     return 1 if outcome.failed or lost else 0
-
-
-def finish_parts(options: argparse.Namespace) -> int:
-    """Write what belongs to the whole dataset; exit status 1 where a shard is still missing."""
-    job = jobs.reopen(options.dataset, {})
-    rest = job.todo()
-    if not rest:
-        write_card(job)
-        card = job.folder.shown(CARD)
-        print(f"{shown(options.dataset)}: all {job.shard_count} shards are whole: {card}")
-        return 0
-    names = ", ".join(shard_name(shard) for shard in rest[:5])
-    print(
-        f"{shown(options.dataset)}: {len(rest)} of {job.shard_count} shards are not whole: {names}"
-    )
-    if options.parts:
-        behind = sorted({shard % options.parts + 1 for shard in rest})
-        print(f"run these parts of {options.parts} again: {','.join(map(str, behind))}")
-    return 1
 
 
 def _tell(job: jobs.Job, made: Sequence[int], skipped: int, seconds: float) -> None:

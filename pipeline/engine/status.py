@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -186,16 +186,14 @@ def lines(status: Status) -> Iterator[str]:
             yield f"{what}: and {len(named) - LISTED} more (--json names all)"
 
 
-def main(argv: Sequence[str]) -> int:
-    """Print the state; the exit status says it too."""
-    parser = argparse.ArgumentParser(
-        prog="python -m pipeline status",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the verb."""
     parser.add_argument("dataset", type=place, metavar="DATASET", help="folder, or its address")
     parser.add_argument("--json", action="store_true", help="everything, for machines")
-    options = parser.parse_args(argv)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print the state; the exit status says it too."""
     status = look(options.dataset)
     if options.json:
         print(json.dumps(asdict(status), indent=1))

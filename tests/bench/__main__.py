@@ -14,7 +14,7 @@ NAMES = {
     "processors": "the paper's processors against the packages' own calls, on one core",
     "machines": "what other thread counts and instruction sets make of the same samples",
     "scale": "a dataset of 4 million samples without its audio",
-    "estimate": "the throughput model against real runs",
+    "estimate": "the estimate of time against real runs",
     "loader": "how fast shards are read, against decoding alone",
     "presets": "the fast preset's training against the paper's",
     "prune": "a round of pruning the 2B model: memory, seconds, an estimate",

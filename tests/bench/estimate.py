@@ -1,26 +1,24 @@
-"""The throughput model against real runs: ``python -m tests.bench estimate``.
+"""The estimate against real runs: ``python -m tests.bench estimate``.
 
-``estimate`` calibrates in a process of its own, as a user's would, alone and with two workers at
-once. Then the whole command is run with one and with two workers, and its seconds are held to what
-was predicted. Nothing else may run on the machine meanwhile.
+``estimate`` measures in a process of its own, as a user's would, with as many workers as are then
+used. The whole command is run, and its seconds are held to what was predicted. Nothing else may run
+on the machine meanwhile.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_specs.recipe import load_recipe
-from pipeline.cluster import rates as measured
-from pipeline.cluster.stand_ins import default_corpora
-from pipeline.cluster.throughput import Cluster, Rates, predict
+from data_specs.recipe import Recipe, load_recipe
+from pipeline.cluster import rates
 from pipeline.options import parse_roots
 from tests.bench.pipeline import Setting, timed_command
+from tests.bench.stand_ins import default_corpora
 
 GOAL = 0.15
 WORKERS = (1, 2)
@@ -32,27 +30,21 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--recipe", default="demo")
     parser.add_argument("--corpus", action="append", default=[], metavar="NAME=DIR")
     parser.add_argument("--samples", type=int, default=2000)
-    parser.add_argument("--seconds", type=float, default=40.0, help="of each turn of calibration")
-    parser.add_argument("--repeat", type=int, default=1, help="medians are quoted")
+    parser.add_argument("--measure", type=int, default=150, help="samples measured, of each worker")
     parser.add_argument("--engine", choices=("local", "ray"), default="local")
     options = parser.parse_args(argv)
     recipe = load_recipe(options.recipe)
+    worst = 0.0
     with tempfile.TemporaryDirectory() as folder:
         roots = parse_roots(options.corpus, recipe) or default_corpora(Path(folder))
-        setting = Setting(roots, Path(folder), options.samples, options.repeat)
-        rates = _calibrated(setting, options)
-        print(
-            f"{options.samples} samples of {options.recipe}, engine {options.engine}: {rates.about}"
-        )
+        setting = Setting(roots, Path(folder), options.samples, 1)
         print(f"{'workers':>8}{'predicted, s':>14}{'measured, s':>13}{'off by':>9}")
-        worst = 0.0
         for workers in WORKERS:
-            separate = workers > 1 or options.engine == "ray"
-            cluster = Cluster(cores=workers, separate=separate)
-            predicted = predict(recipe, rates, options.samples, cluster).seconds
-            seconds = statistics.median(
-                timed_command(setting, options.engine, workers, options.samples, options.recipe)[0]
-                for _ in range(options.repeat)
+            known = _measured(setting, recipe, options, workers)
+            size = recipe.shard_samples
+            predicted = rates.predict(known, options.samples, size, workers).seconds
+            seconds, _ = timed_command(
+                setting, options.engine, workers, options.samples, options.recipe
             )
             off = predicted / seconds - 1
             worst = max(worst, abs(off))
@@ -61,14 +53,14 @@ def main(argv: Sequence[str]) -> int:
     return 0 if worst <= GOAL else 1
 
 
-def _calibrated(setting: Setting, options: argparse.Namespace) -> Rates:
+def _measured(
+    setting: Setting, recipe: Recipe, options: argparse.Namespace, workers: int
+) -> rates.Rates:
     path = setting.folder / "rates.yaml"
     folders = [f"--corpus={name}={f}" for name, dirs in setting.roots.items() for f in dirs]
     command = [sys.executable, "-m", "pipeline", "estimate", options.recipe, *folders]
-    command += ["--seconds", str(options.seconds), "--workers", str(max(WORKERS))]
-    command += ["--nodes", "1", "--save", str(path)]
+    command += ["--measure", str(options.measure), "--workers", str(workers), "--save", str(path)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
-    print(done.stdout)
-    return measured.read(path)
+    return rates.read(path, recipe)

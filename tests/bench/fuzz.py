@@ -331,7 +331,7 @@ def serve(options: argparse.Namespace, base: Path, part: int) -> None:
 
 def warm(base: Path) -> None:
     """Import what every command needs, once, before the first fork."""
-    import pipeline.verbs  # noqa: F401
+    import pipeline.engine.make_shards  # noqa: F401
     import train.evaluation.evaluate
     import train.export.export
     import train.report.report

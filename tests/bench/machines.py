@@ -24,10 +24,10 @@ from data_specs.io.addresses import place
 from data_specs.io.errors import UserError
 from data_specs.recipe import load_recipe
 from data_specs.sample import parse_sample
-from pipeline.cluster.stand_ins import default_corpora
 from pipeline.dataset.shards import find_shards, samples_of
 from pipeline.options import parse_roots
 from pipeline.render.render import Roots
+from tests.bench.stand_ins import default_corpora
 
 AVX512 = "AVX512F AVX512CD AVX512_SKX AVX512_CLX AVX512_CNL AVX512_ICL AVX512_SPR"
 """Of NumPy: names that it does not know are passed over with a warning."""

@@ -27,13 +27,13 @@ from data_specs.io.errors import UserError
 from data_specs.processors import Processor as Spec
 from data_specs.recipe import load_recipe
 from data_specs.sample import CROP_SAMPLES, SAMPLE_RATE
-from pipeline.cluster.stand_ins import default_corpora
 from pipeline.dataset.job import scan_all
 from pipeline.options import parse_roots
 from pipeline.render import processors as degrade
 from pipeline.render.plan import BLOCK, Tables, make_table, plan_block, plan_range
 from pipeline.render.processors import PROCESSORS
 from pipeline.render.render import Roots
+from tests.bench.stand_ins import default_corpora
 
 RECIPE = "demo"
 EQUAL_PRIORITY = {"RAY_worker_niceness": "0"}

@@ -5,7 +5,7 @@ once. Ours: groups, in the recipe's precision, in a child process as a worker ha
 turns within a run, and medians are quoted. Then samples of the whole recipe, both ways, with
 reading, rooms, noise and resampling in both.
 
-Where no weights are, random ones are written (``pipeline.cluster.random_weights``): speed only.
+Where no weights are, random ones are written (``tests.bench.random_weights``): speed only.
 """
 
 from __future__ import annotations
@@ -34,8 +34,6 @@ from data_specs.recipe import Recipe, Source, Sources, load_recipe
 from data_specs.sample import CROP_SAMPLES, SAMPLE_RATE
 from data_specs.strict import unknown
 from pipeline.audio import Wave, read_part, resample
-from pipeline.cluster import random_weights
-from pipeline.cluster.stand_ins import stand_in_weights, without
 from pipeline.corpora import synthetic as makers
 from pipeline.dataset.job import scan_all
 from pipeline.options import parse_roots
@@ -55,6 +53,8 @@ from pipeline.render.processors import (
 from pipeline.render.processors.interface import Params, Waves
 from pipeline.render.processors.runtime import Runtime
 from pipeline.render.render import Roots, find, render_group
+from tests.bench import random_weights
+from tests.bench.stand_ins import stand_in_weights, without
 
 RECIPE = "paper"
 CLIP_SECONDS = CROP_SAMPLES / SAMPLE_RATE

@@ -25,10 +25,8 @@ from data_specs.io.errors import UserError
 from data_specs.io.files import whole_file
 from data_specs.recipe import Recipe, load_recipe
 from data_specs.sample import DATASET_FILE, sample_key, shard_name
-from pipeline import verbs
-from pipeline.cluster.throughput import uses
 from pipeline.corpora.manifest import SCHEMA, Manifest
-from pipeline.dataset import ledger, shards
+from pipeline.dataset import ledger, plan_file, shards
 from pipeline.dataset.card import CARD, write_card
 from pipeline.dataset.job import CLIP_HOURS, Job, reopen
 from pipeline.dataset.shards import ShardRecord
@@ -69,41 +67,28 @@ def make(out: Path, samples: int, count: int) -> None:
     """Write a dataset folder of ``count`` whole shards, without audio."""
     if samples % count:
         raise UserError(f"--samples {samples} must be a multiple of --shards {count}")
-    recipe = _recipe(samples // count)
+    sizes = {"shard_samples": samples // count, "group_samples": min(50, samples // count)}
+    recipe = Recipe.model_validate(load_recipe(RECIPE).model_dump(mode="json") | sizes)
     corpora = {role: source.corpus for role, source in recipe.sources.present().items()}
     manifests = {
         corpus: _manifest(corpus, role, max(int(FILES[role] * samples), 50))
         for role, corpus in corpora.items()
     }
-    job = Job(recipe, _identity(corpora), samples, out, {}, manifests=manifests)
+    identity = {"splits": dict.fromkeys(corpora, "train"), "teacher_sha256": HASH}
+    identity["versions"] = {"numpy": np.__version__}
+    job = Job(recipe, identity, samples, out, {}, manifests=manifests)
     (out / "manifests").mkdir(parents=True)
     for name, manifest in manifests.items():
         manifest.save(out / "manifests" / f"{name}.parquet")
     for shard in range(count):
         _write_shard(job, shard)
-    described: dict[str, object] = {
-        "recipe": recipe.model_dump(mode="json"),
-        "identity": job.identity,
-    }
+    described = {"recipe": recipe.model_dump(mode="json"), "identity": job.identity}
     described |= {"recipe_hash": job.dataset_hash, "samples": samples, "teacher": "distillmos"}
     (out / DATASET_FILE).write_text(json.dumps(described))
-    told = ledger.Attempts(
-        run=ledger.new_run(), began=0, updated=0, engine="ray", workers=100, shards=count
+    run, at = ledger.new_run(), {"began": 0, "updated": 0}
+    ledger.write_attempts(
+        out, ledger.Attempts(run=run, engine="ray", workers=100, shards=count, **at)
     )
-    ledger.write_attempts(out, told)
-
-
-def _recipe(shard_samples: int) -> Recipe:
-    changes = {"shard_samples": shard_samples, "group_samples": min(50, shard_samples)}
-    return Recipe.model_validate(load_recipe(RECIPE).model_dump(mode="json") | changes)
-
-
-def _identity(corpora: dict[str, str]) -> dict[str, object]:
-    return {
-        "splits": dict.fromkeys(corpora, "train"),
-        "teacher_sha256": HASH,
-        "versions": {"numpy": np.__version__},
-    }
 
 
 def _manifest(corpus: str, role: str, count: int) -> Manifest:
@@ -154,11 +139,8 @@ def _write_shard(job: Job, shard: int) -> None:
 
 def _drop(index: int) -> dict[str, str]:
     detail = f"speech/recording-{index:08d}.wav: silent from 3.2 s to 10.9 s, below -70 dBFS"
-    return {
-        "key": sample_key(index),
-        "reason": ("silent", "unreadable")[index % 2],
-        "detail": detail,
-    }
+    reason = ("silent", "unreadable")[index % 2]
+    return {"key": sample_key(index), "reason": reason, "detail": detail}
 
 
 def _summary(recipe: Recipe, kept: int) -> Summary:
@@ -167,7 +149,7 @@ def _summary(recipe: Recipe, kept: int) -> Summary:
     return Summary(
         corpora=dict.fromkeys(corpora, kept // 2),
         languages={"en": kept - kept // 3, "de": kept // 3},
-        processors={kind: int(share * kept) for kind, share in uses(recipe).items()},
+        processors=dict.fromkeys(recipe.kinds(), kept // 6),
         mos=tuple(each + (i < rest) for i in range(MOS_BINS)),
         mos_sum=3.0 * kept,
     )
@@ -181,7 +163,7 @@ def step_plan(out: Path) -> str:
     job = reopen(out, {})
     path = out / "plan.parquet"
     with whole_file(path) as file:
-        verbs.write_plans(job, file)
+        plan_file.write_plans(job, file)
     size = path.stat().st_size
     path.unlink()
     return f"{job.samples} samples, {size / 1e6:.0f} MB"

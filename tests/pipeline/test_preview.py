@@ -23,7 +23,7 @@ from tests.fake_dataset import _record, fake_plan, write_dataset
 
 def test_the_page_plays_samples_of_every_shard(tmp_path: Path) -> None:
     folder = write_dataset(tmp_path / "shards", shards=3, samples=4)
-    assert preview.main([str(folder), "--out", str(tmp_path / "p.html"), "--count", "7"]) == 0
+    assert main(["preview", str(folder), "--out", str(tmp_path / "p.html"), "--count", "7"]) == 0
     html = (tmp_path / "p.html").read_text("utf-8")
     assert html.count("<audio") == html.count("<img") == 7
     keys = [int(key) for key in re.findall(r'id="k(\d+)"', html)]
@@ -67,7 +67,7 @@ def test_what_is_wrong_is_named(
 def test_a_sample_for_each_processor_and_the_least_else(tmp_path: Path) -> None:
     folder = write_dataset(tmp_path / "shards", shards=2, samples=20)
     out = tmp_path / "p.html"
-    assert preview.main([str(folder), "--out", str(out), "--each-processor"]) == 0
+    assert main(["preview", str(folder), "--out", str(out), "--each-processor"]) == 0
     titles = re.findall(r'id="k([^"]+)"', out.read_text("utf-8"))
     assert titles == ["equalise", "opus", "spectral_gating"]
     found = dict(preview.every_processor(folder, load_recipe("demo")))

@@ -140,7 +140,7 @@ def test_an_empty_range_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_command_writes_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert makers.main(["rooms", "--out", str(tmp_path), "--count", "2", "--workers", "1"]) == 0
+    assert main(["corpora", "rooms", "--out", str(tmp_path), "--count", "2", "--workers", "1"]) == 0
     assert len(hashes(tmp_path)) == 2
     assert "2 rooms files" in capsys.readouterr().out
 

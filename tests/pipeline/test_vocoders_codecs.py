@@ -24,9 +24,9 @@ from scipy.signal import lfilter
 
 from data_specs.weight import all_weights
 from pipeline.audio import resample
-from pipeline.cluster import random_weights
 from pipeline.render.processors import encodec, hifigan, runtime
 from pipeline.render.processors.interface import noncommercial
+from tests.bench import random_weights
 from tests.conftest import talk
 from tests.tolerance import rounding
 from train.models import weights

@@ -19,6 +19,7 @@ import threading
 import time
 import urllib.request
 import zipfile
+from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -31,6 +32,7 @@ import yaml
 from data_specs import weight
 from data_specs.strict import HERE, SpecError, load
 from data_specs.weight import Archive, Build, HuggingFace, Plain, WeightTable, Wheel, all_weights
+from pipeline.__main__ import main
 from pipeline.corpora import weights
 from pipeline.render.processors import deepfilternet3
 from tests.conftest import ROOT
@@ -170,14 +172,14 @@ def test_what_is_fetched_is_found_and_recorded(
 ) -> None:
     data = noise(3_000_000)
     one_file(site, monkeypatch, data)
-    assert weights.main(["net"]) == 0
+    assert main(["weights", "net"]) == 0
     assert find("net") == cache / "net"
     assert (cache / "net" / "net.bin").read_bytes() == data
     assert names(cache / "net") == ["SHA256SUMS", "net.bin"]
     run = ["sha256sum", "--strict", "-c", "SHA256SUMS"]
     done = subprocess.run(run, cwd=cache / "net", capture_output=True, text=True)
     assert done.returncode == 0 and "net.bin: OK" in done.stdout, done.stderr
-    assert weights.main(["net"]) == 0 and len(site.asked) == 1
+    assert main(["weights", "net"]) == 0 and len(site.asked) == 1
     assert "CC0-1.0" in capsys.readouterr().out
 
 
@@ -187,7 +189,7 @@ def test_the_digits_in_a_name_are_held_to(
 ) -> None:
     data = noise(1000)
     one_file(site, monkeypatch, data, sha256_prefix=sha256(data)[:prefix])
-    assert weights.main(["net"]) == 0
+    assert main(["weights", "net"]) == 0
     find("net")
 
 
@@ -199,7 +201,7 @@ def test_only_what_the_processors_read_is_fetched_unasked(
         n: {"files": [{"name": n, "url": f"{site.url}/{n}"}]} for n in ("a", "b")
     }
     use(monkeypatch, {"a": {**entries["a"], "by_default": True}, "b": entries["b"]})
-    assert weights.main([]) == 0
+    assert main(["weights"]) == 0
     assert names(cache) == ["a/SHA256SUMS", "a/a"]
 
 
@@ -232,7 +234,7 @@ def test_without_network_the_error_names_address_and_what_to_do(
         unused.bind(("127.0.0.1", 0))  # and never listens
         url = f"http://127.0.0.1:{unused.getsockname()[1]}/net.bin"
         use(monkeypatch, {"net": {"files": [{"name": "net.bin", "url": url}]}})
-        assert weights.main(["net"]) == 1
+        assert main(["weights", "net"]) == 1
     said = capsys.readouterr().err
     assert said.startswith(f"error: net: {url}: ") and "run the same command again" in said
     assert names(cache) == []
@@ -244,13 +246,13 @@ def test_a_cut_connection_is_gone_on_from_where_it_was(
     data = noise(2_000_000)
     one_file(site, monkeypatch, data)
     site.cut_after = 1_500_000
-    assert weights.main(["net"]) == 1
+    assert main(["weights", "net"]) == 1
     assert "ended after 1500000 of 2000000 bytes; run the same" in capsys.readouterr().err
     assert "net/net.bin" not in names(cache)
     with pytest.raises(FileNotFoundError, match=r"incomplete \(net.bin missing\).*NAMES=net"):
         find("net")
     site.cut_after, site.sent = None, 0
-    assert weights.main(["net"]) == 0
+    assert main(["weights", "net"]) == 0
     assert site.asked[-1] == ("/net.bin", "bytes=1500000-") and site.sent == 500_000
     assert (find("net") / "net.bin").read_bytes() == data
     assert names(cache / "net") == ["SHA256SUMS", "net.bin"]
@@ -263,11 +265,11 @@ def test_where_it_cannot_be_gone_on_it_begins_again(
     """Nothing is known of the file, so only the server can say that it is still the same."""
     one_file(site, monkeypatch, noise(50_000, 1), size=50_000)
     site.cut_after, site.validators = 20_000, change != "no validator"
-    assert weights.main(["net"]) == 1
+    assert main(["weights", "net"]) == 1
     site.cut_after, site.sent, site.ranges = None, 0, change != "no ranges"
     if change == "other content":
         site.files["/net.bin"] = noise(50_000, 2)
-    assert weights.main(["net"]) == 0
+    assert main(["weights", "net"]) == 0
     assert site.sent == 50_000
     assert (find("net") / "net.bin").read_bytes() == site.files["/net.bin"]
 
@@ -279,11 +281,11 @@ def test_without_a_validator_the_hash_tells_and_a_mixture_is_refused(
     one_file(site, monkeypatch, data)
     site.validators, site.cut_after = False, 20_000
     site.files["/net.bin"] = noise(50_000, 2)
-    assert weights.main(["net"]) == 1
+    assert main(["weights", "net"]) == 1
     site.files["/net.bin"], site.cut_after, site.sent = data, None, 0
-    assert weights.main(["net"]) == 1 and site.sent == 30_000
+    assert main(["weights", "net"]) == 1 and site.sent == 30_000
     assert f"expected {sha256(data)}" in capsys.readouterr().err and names(cache / "net") == []
-    assert weights.main(["net"]) == 0
+    assert main(["weights", "net"]) == 0
     assert (find("net") / "net.bin").read_bytes() == data
 
 
@@ -294,7 +296,7 @@ def test_a_part_that_is_all_there_is_not_fetched_again(
     one_file(site, monkeypatch, data)
     (cache / "net").mkdir(parents=True)
     (cache / "net" / "net.bin.part").write_bytes(data)
-    assert weights.main(["net"]) == 0
+    assert main(["weights", "net"]) == 0
     assert site.sent == 0 and (find("net") / "net.bin").read_bytes() == data
 
 
@@ -305,7 +307,7 @@ def test_a_part_longer_than_the_file_begins_again(
     one_file(site, monkeypatch, data)
     (cache / "net").mkdir(parents=True)
     (cache / "net" / "net.bin.part").write_bytes(noise(20_000, 3))
-    assert weights.main(["net"]) == 0
+    assert main(["weights", "net"]) == 0
     assert (find("net") / "net.bin").read_bytes() == data
 
 
@@ -327,7 +329,7 @@ def test_a_wrong_file_is_deleted_and_told_with_both_values(
         known, said = {"size": 30_001}, ("30001", "30000")
     one_file(site, monkeypatch, data, **known)
     site.lengths = wrong != "truncated"  # then only the table knows that more should have come
-    assert weights.main(["net"]) == 1
+    assert main(["weights", "net"]) == 1
     error = capsys.readouterr().err
     assert f"{site.url}/net.bin has" in error and all(text in error for text in said)
     assert names(cache / "net") == []
@@ -340,7 +342,7 @@ def test_one_entry_that_fails_does_not_keep_the_others_back(
 ) -> None:
     site.files["/b"] = b"b"
     use(monkeypatch, {n: {"files": [{"name": n, "url": f"{site.url}/{n}"}]} for n in ("a", "b")})
-    assert weights.main(["a", "b"]) == 1
+    assert main(["weights", "a", "b"]) == 1
     assert "error: a: " in capsys.readouterr().err
     find("b")
 
@@ -348,10 +350,10 @@ def test_one_entry_that_fails_does_not_keep_the_others_back(
 CHILD = """
 import sys, yaml
 from data_specs import weight
-from pipeline.corpora import weights
+from pipeline.__main__ import main
 table = weight.WeightTable.model_validate(yaml.safe_load(open(sys.argv[1]))).weights
 weight.all_weights = lambda: table
-sys.exit(weights.main(sys.argv[2:]))
+sys.exit(main(["weights", *sys.argv[2:]]))
 """
 
 
@@ -393,7 +395,7 @@ def test_a_killed_fetch_leaves_nothing_that_is_found_and_is_gone_on(
         find("net")
     site.stall.clear()
     site.sent = 0
-    assert weights.main(["net"]) == 0
+    assert main(["weights", "net"]) == 0
     assert site.sent == 2 << 20 and site.asked[-1] == ("/net.bin", f"bytes={2 << 20}-")
     assert (find("net") / "net.bin").read_bytes() == half
 
@@ -407,7 +409,8 @@ def test_two_at_once_fetch_once(
         monkeypatch, {"net": {"files": [{"name": "net.bin", "url": f"{site.url}/net.bin"}]}}
     )
     site.stall.set()
-    second = threading.Thread(target=weights.main, args=[["net"]], daemon=True)
+    wanted = Namespace(names=["net"], list=False, check=False)
+    second = threading.Thread(target=weights.run, args=[wanted], daemon=True)
     with child(tmp_path, table, "net") as first:
         wait_for(lambda: bool(site.asked), first)
         second.start()
@@ -427,7 +430,7 @@ def test_an_unpublished_hash_is_told_recorded_and_holds_from_then_on(
 ) -> None:
     data = noise(10_000, 1)
     one_file(site, monkeypatch, data, size=None)
-    assert weights.main(["net"]) == 0
+    assert main(["weights", "net"]) == 0
     said = capsys.readouterr().out
     assert f"no SHA-256 of {site.url}/net.bin is published" in said and sha256(data) in said
     assert weights.read_sums(cache / "net") == {"net.bin": weights.Sum(10_000, sha256(data))}
@@ -435,10 +438,10 @@ def test_an_unpublished_hash_is_told_recorded_and_holds_from_then_on(
     with pytest.raises(FileNotFoundError, match="make weights NAMES=net"):
         find("net")
     site.files["/net.bin"] = noise(10_000, 2)
-    assert weights.main(["net"]) == 1
+    assert main(["weights", "net"]) == 1
     assert f"was fetched before with {sha256(data)}" in capsys.readouterr().err
     site.files["/net.bin"] = data
-    assert weights.main(["net"]) == 0
+    assert main(["weights", "net"]) == 0
     assert (find("net") / "net.bin").read_bytes() == data
 
 
@@ -447,25 +450,25 @@ def test_a_changed_size_is_not_found_and_changed_bytes_do_not_pass_the_check(
 ) -> None:
     data = noise(10_000)
     one_file(site, monkeypatch, data, size=None)
-    assert weights.main(["net"]) == 0 and weights.main(["--check"]) == 0
+    assert main(["weights", "net"]) == 0 and main(["weights", "--check"]) == 0
     path = cache / "net" / "net.bin"
     path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     assert find("net") == cache / "net"
     capsys.readouterr()
-    assert weights.main(["--check", "net"]) == 1
+    assert main(["weights", "--check", "net"]) == 1
     said = capsys.readouterr().out
     assert str(path) in said and sha256(data) in said and "make weights NAMES=net" in said
     path.write_bytes(data[:-1])
     with pytest.raises(FileNotFoundError, match=r"9999 bytes, expected 10000.*NAMES=net"):
         find("net")
-    assert weights.main(["--check"]) == 1
+    assert main(["weights", "--check"]) == 1
 
 
 def test_a_newer_table_does_not_take_an_older_fetch(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one_file(site, monkeypatch, b"old")
-    assert weights.main(["net"]) == 0
+    assert main(["weights", "net"]) == 0
     one_file(site, monkeypatch, b"new")
     with pytest.raises(FileNotFoundError, match="not the version of the table"):
         find("net")
@@ -480,7 +483,7 @@ def test_files_by_hand_are_used_and_recorded_without_network(
     (cache / "net" / "net.bin").write_bytes(data)
     assert find("net") == cache / "net"
     assert weights.state_of("net", weights.entry_of("net")).word == "by hand"
-    assert weights.main(["net"]) == 0 and site.asked == []
+    assert main(["weights", "net"]) == 0 and site.asked == []
     assert weights.state_of("net", weights.entry_of("net")).word == "whole"
 
 
@@ -491,7 +494,7 @@ def test_a_file_by_hand_that_is_another_is_told_and_left_alone(
     path = cache / "net" / "net.bin"
     path.parent.mkdir(parents=True)
     path.write_bytes(b"my own training")
-    assert weights.main(["net"]) == 1 and weights.main(["--check", "net"]) == 1
+    assert main(["weights", "net"]) == 1 and main(["weights", "--check", "net"]) == 1
     assert f"{path} has 15 bytes, expected 1000: move it away" in capsys.readouterr().err
     assert path.read_bytes() == b"my own training"
     path.write_bytes(b"")
@@ -526,10 +529,10 @@ def test_the_hub_s_files_are_held_to_the_hub_s_hashes_and_gone_on(
 ) -> None:
     data = hub(site, monkeypatch, git_hash(b"{}"), sha256(noise(200_000)))
     site.cut_after = 150_000
-    assert weights.main(["net"]) == 1
+    assert main(["weights", "net"]) == 1
     assert names(cache / "net") == ["config.json", "model.safetensors.part", *FROM]
     site.cut_after, site.sent = None, 0
-    assert weights.main(["net"]) == 0 and site.sent == 50_000
+    assert main(["weights", "net"]) == 0 and site.sent == 50_000
     assert (find("net") / "model.safetensors").read_bytes() == data
     assert "is published" not in capsys.readouterr().out
 
@@ -548,7 +551,7 @@ def test_a_file_that_is_not_the_hub_s_is_refused(
     tags = {"config.json": git_hash(b"{}"), "model.safetensors": sha256(noise(200_000))}
     tags[wrong] = tags[wrong][::-1]
     hub(site, monkeypatch, *tags.values())
-    assert weights.main(["net"]) == 1
+    assert main(["weights", "net"]) == 1
     assert f"expected {tags[wrong]} as the hub says" in capsys.readouterr().err
     assert wrong not in names(cache / "net")
     with pytest.raises(FileNotFoundError, match="make weights NAMES=net"):
@@ -560,7 +563,7 @@ def test_hf_hub_offline_is_respected(
 ) -> None:
     hub(site, monkeypatch, git_hash(b"{}"), sha256(noise(200_000)))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    assert weights.main(["net"]) == 1 and site.asked == []
+    assert main(["weights", "net"]) == 1 and site.asked == []
     said = capsys.readouterr().err
     assert "HF_HUB_OFFLINE is set" in said and str(cache / "net") in said
 
@@ -592,11 +595,11 @@ def test_an_archive_is_unpacked_and_only_what_is_listed(
     data = zipped(**{"top/config.ini": b"1", "top/deep/net.ckpt": noise(5000), "top/more": b"2"})
     files = ["config.ini", "net.ckpt"] if flat else ["top/config.ini", "top/deep/net.ckpt"]
     archive_entry(site, monkeypatch, data, *files, flat=flat)
-    assert weights.main(["net"]) == 0
+    assert main(["weights", "net"]) == 0
     assert names(find("net")) == ["SHA256SUMS", *files]
     assert (cache / "net" / files[1]).read_bytes() == noise(5000)
     (cache / "net" / files[1]).unlink()
-    assert weights.main(["net"]) == 0 and len(site.asked) == 2
+    assert main(["weights", "net"]) == 0 and len(site.asked) == 2
     find("net")
 
 
@@ -613,7 +616,7 @@ def test_an_archive_that_leads_outside_is_refused(
     before = names(tmp_path)
     data = zipped(**{"config.ini": b"1", evil: b"evil"})
     archive_entry(site, monkeypatch, data, "config.ini", flat=flat)
-    assert weights.main(["net"]) == 1
+    assert main(["weights", "net"]) == 1
     assert "leads out of its folder" in capsys.readouterr().err
     assert names(tmp_path) == before and not Path("/evil").exists()
     with pytest.raises(FileNotFoundError):
@@ -638,7 +641,7 @@ def test_a_bad_archive_is_told(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     archive_entry(site, monkeypatch, data, "config.ini", flat=True)
-    assert weights.main(["net"]) == 1
+    assert main(["weights", "net"]) == 1
     assert said in capsys.readouterr().err
     assert not {"net/config.ini", "net/net.zip"} & set(names(cache))
     with pytest.raises(FileNotFoundError):
@@ -652,11 +655,11 @@ def test_list_shows_state_size_licence_and_address(
     site: Site, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     one_file(site, monkeypatch, noise(2_500_000), size=None)
-    assert weights.main(["--list"]) == 0
+    assert main(["weights", "--list"]) == 0
     before = capsys.readouterr().out
-    assert weights.main(["net"]) == 0
+    assert main(["weights", "net"]) == 0
     capsys.readouterr()
-    assert weights.main(["--list", "net"]) == 0
+    assert main(["weights", "--list", "net"]) == 0
     after = capsys.readouterr().out
     head, columns, row = after.splitlines()
     assert str(cache) in head
@@ -668,7 +671,7 @@ def test_list_shows_state_size_licence_and_address(
 def test_the_real_table_is_listed_with_every_licence_and_address(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert weights.main(["--list"]) == 0
+    assert main(["weights", "--list"]) == 0
     rows = capsys.readouterr().out.splitlines()[2:]
     assert len(rows) == len(all_weights())
     for row, (name, entry) in zip(rows, all_weights().items(), strict=True):
@@ -703,7 +706,7 @@ def test_the_files_of_the_packages_are_those_of_the_table(name: str) -> None:
     folder = find(name)
     for file in entry.files:
         assert weights.measure(folder / file.name) == weights.Sum(file.size or 0, file.sha256 or "")
-    assert weights.main(["--check", name]) == 0 and weights.main([name]) == 0
+    assert main(["weights", "--check", name]) == 0 and main(["weights", name]) == 0
 
 
 def test_a_package_that_is_not_installed_or_another_is_told(
@@ -721,7 +724,7 @@ def test_a_package_that_is_not_installed_or_another_is_told(
     for name, said in (("absent", "no weights 'absent'"), ("other", "bytes, expected 1")):
         with pytest.raises(FileNotFoundError, match=f"{said}.*pip install .* no-such==1.2"):
             find(name)
-        assert weights.main([name]) == 1
+        assert main(["weights", name]) == 1
     assert "no-such==1.2" in capsys.readouterr().err
 
 
@@ -770,7 +773,7 @@ def test_real_weights_are_what_the_table_says(name: str, monkeypatch: pytest.Mon
     if not REAL_CACHE or not (Path(REAL_CACHE) / name).is_dir():
         pytest.skip(f"no real weights {name!r}: set {weights.FOLDER_VARIABLE}, make weights")
     monkeypatch.setenv(weights.FOLDER_VARIABLE, REAL_CACHE)
-    assert weights.main(["--check", name]) == 0
+    assert main(["weights", "--check", name]) == 0
 
 
 def addresses() -> list[tuple[str, int | None]]:

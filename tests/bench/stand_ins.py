@@ -10,9 +10,9 @@ from typing import Any
 
 from data_specs.processors import Untouched
 from data_specs.recipe import Recipe
-from pipeline.cluster import random_weights
 from pipeline.corpora import synthetic as makers
 from pipeline.render.render import Roots
+from tests.bench import random_weights
 from train.models import weights
 
 

@@ -1,0 +1,54 @@
+"""Make a dataset of labelled WebDataset shards: ``python -m pipeline shards RECIPE --out DIR ...``.
+
+Done shards are kept: the same command goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from data_specs.cluster.needs import parse_part
+from data_specs.recipe import load_recipe
+from pipeline.dataset import job as jobs
+from pipeline.dataset import retry as failures
+from pipeline.engine.carry_out import make
+from pipeline.options import (
+    corpus_places,
+    machines,
+    parse_roots,
+    parse_splits,
+    shards_options,
+    teacher_actors,
+)
+from pipeline.render import label
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the verb."""
+    shards_options(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Make what is missing of the dataset."""
+    actors = teacher_actors(options, options.teacher_device or options.device)
+    part, recipe = parse_part(options.part), load_recipe(options.recipe)
+    splits = parse_splits(options.split, list(recipe.sources.present()))
+    roots = parse_roots(options.corpus, recipe)
+    at = machines(options, [("--out", options.out), *corpus_places(roots)])
+    job = jobs.prepare(
+        recipe,
+        roots,
+        options.out,
+        options.samples,
+        splits,
+        options.device,
+        time_limit_s=options.time_limit,
+        teacher_device=options.teacher_device,
+    )
+    for manifest in job.manifests.values():
+        print(manifest.summary())
+    if warning := label.slow_precision(recipe.teacher, job.label_device):
+        print(warning)
+    if options.retry_failed:
+        job = failures.again(job)
+    return make(job, options, actors, part, at)
