@@ -330,7 +330,7 @@ BOMBS = """
 import io, pathlib, tarfile
 from data_specs.io.errors import UserError
 from pipeline.audio import decode_flac
-from pipeline.dataset.shards import members
+from pipeline.dataset.shards import samples
 
 folder = pathlib.Path(sys.argv[1])
 
@@ -384,7 +384,7 @@ for tar in (
     packed("gz"),
 ):
     try:
-        list(members(tar))
+        list(samples(tar))
     except UserError as error:
         assert str(tar) in str(error), error
     else:

@@ -9,10 +9,8 @@ states. All else is made again by running the same command again.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import re
-import tarfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext, suppress
@@ -22,14 +20,12 @@ from typing import IO, Annotated, Any
 
 from pydantic import Field
 
-from data_specs.io import tars
 from data_specs.io.addresses import Place
 from data_specs.io.errors import UserError
 from data_specs.io.storage import LocalFolder, NotFound, RemoteFolder, open_folder
+from data_specs.io.tars import audio_of, index_of, record_of
 from data_specs.sample import (
     CROP_SAMPLES,
-    MOST_AUDIO_BYTES,
-    MOST_RECORD_BYTES,
     MOST_SHARD_SAMPLES,
     MOST_SHARDS,
     parse_sample,
@@ -135,7 +131,7 @@ def commit(
 
 
 class HashingFile:
-    """A file that counts and hashes what passes, so that the tar is not read again."""
+    """Counts and hashes what is written to a file, so that the tar is not read again."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self.file, self.size, self.digest = file, 0, hashlib.sha256()
@@ -147,22 +143,13 @@ class HashingFile:
 
 
 def _write_tar(file: HashingFile, rows: Iterable[Row]) -> None:
-    """A WebDataset tar, as ``webdataset.TarWriter`` writes it.
+    """Write a WebDataset tar. Time, owner and mode are fixed: the same samples, the same bytes."""
+    from webdataset import TarWriter  # here, for it imports torch
 
-    That one imports torch: 2 s and 300 MB in each of Ray's writing processes, which need it for
-    nothing else.
-    """
-    with tarfile.open(fileobj=file, mode="w|") as tar:  # type: ignore[call-overload]
+    with TarWriter(file, user="", group="", mode=0o644, mtime=0, encoder=False) as tar:
         for row in rows:
             if not row.reason:
-                _add(tar, f"{row.key}.flac", row.flac or b"")
-                _add(tar, f"{row.key}.json", row.record or b"")
-
-
-def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
-    info = tarfile.TarInfo(name)  # time, user and mode are fixed: the same samples, the same bytes
-    info.size = len(content)
-    tar.addfile(info, io.BytesIO(content))
+                tar.write({"__key__": row.key, "flac": row.flac, "json": row.record})
 
 
 def _combined_pcm(records: Iterable[dict[str, Any]]) -> str:
@@ -294,43 +281,19 @@ def shown_tar(folder: Place, shard: int) -> str:
     return open_folder(folder).shown(f"{shard_name(shard)}.tar")
 
 
-def members(tar: Path | IO[bytes], where: str = "") -> Iterator[tuple[str, bytes]]:
-    """Name and content of a tar's members. ``ShardError`` where the tar is damaged, or one is more
-    than a sample's can be.
+def samples(tar: Path | IO[bytes], where: str = "") -> Iterator[tuple[str, bytes, bytes]]:
+    """Key, FLAC and JSON of each sample. An open file needs ``where`` it is from, for messages.
 
-    An open file needs ``where`` it came from, for messages.
+    Raises ``ShardError`` where the tar is damaged, or holds anything but whole samples.
     """
     where = where or str(tar)
     try:
-        with tar.open("rb") if isinstance(tar, Path) else nullcontext(tar) as file:
-            for member in tars.members(file.fileno(), where):
-                if member.kind not in tars.PLAIN:
-                    raise ShardError(f"{where}: member {member.name!r} is not a plain file")
-                if member.size > _most_bytes(member.name):
-                    raise ShardError(
-                        f"{where}: member {member.name!r}: {member.size} bytes are too many"
-                    )
-                yield member.name, tars.content(file.fileno(), member.start, member.size, where)
-    except ShardError:
-        raise
+        with tar.open("rb") if isinstance(tar, Path) else nullcontext(tar) as opened:
+            file = opened.fileno()
+            for span in index_of(file, where):
+                yield span.key, audio_of(file, where, span), record_of(file, where, span)
     except UserError as error:
         raise ShardError(str(error)) from error
-
-
-def _most_bytes(name: str) -> int:
-    return MOST_AUDIO_BYTES if name.endswith(".flac") else MOST_RECORD_BYTES
-
-
-def samples(tar: Path | IO[bytes], where: str = "") -> Iterator[tuple[str, bytes, bytes]]:
-    """Key, FLAC and JSON of each sample. ``ShardError`` where one lacks its other half."""
-    where = where or str(tar)
-    found = members(tar, where)
-    for name, content in found:
-        key, _, ending = name.partition(".")
-        partner, record = next(found, ("", b""))
-        if ending != "flac" or partner != f"{key}.json":
-            raise ShardError(f"{where}: sample {key}: expected {key}.flac and then {key}.json")
-        yield key, content, record
 
 
 def samples_of(folder: Place, shard: int) -> Iterator[tuple[str, bytes, bytes]]:

@@ -13,10 +13,10 @@ from data_specs.io.cache import Descriptor, FileCache, RemoteFile, default_cache
 from data_specs.io.errors import UserError
 from data_specs.io.parse import json_object
 from data_specs.io.storage import LocalFolder, NotFound, RemoteFolder, open_folder
-from data_specs.io.tars import BLOCK
+from data_specs.io.tars import BLOCK, index_of
 from data_specs.sample import DATASET_FILE
 from data_specs.strict import describe
-from train.data.tars import index_of, open_tar
+from train.data.tars import open_tar
 from train.models.calibration import Calibration
 
 MOST_INFO_BYTES = 16 << 20
@@ -151,7 +151,7 @@ def _shard(
 def _samples(shard: Shard, record: dict[str, Any], tar_bytes: int, where: str) -> int:
     """How many samples a shard holds. Its record is held to what its size can be: arrays follow."""
     if record.get("samples") is None:
-        return len(index_of(shard.open(), shard.where))
+        return len(index_of(shard.open().number, shard.where))
     samples = _count(record, "samples", where)
     if samples * 4 * BLOCK > tar_bytes:
         raise UserError(f"{where}: {samples} samples in a tar of {tar_bytes} bytes: not possible")

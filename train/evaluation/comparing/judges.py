@@ -18,12 +18,13 @@ import torch
 
 from data_specs.io.errors import UserError
 from data_specs.io.progress import progress_bar
+from data_specs.io.tars import Span
 from data_specs.rated import RatedClip
 from data_specs.sample import SAMPLE_RATE
 from train.audio import Wave, read_mono
 from train.data.shards import list_shards
 from train.data.stream import PCM_SCALE, ShardSamples
-from train.data.tars import Span, read_pcm, read_record
+from train.data.tars import read_pcm, read_record
 from train.evaluation.comparing.cache import Key, ScoreCache
 from train.evaluation.comparing.others import Other, Output
 from train.evaluation.comparing.rows import OWN_SHORT, SHARDS_SHORT, ClipScore, Failure
