@@ -20,7 +20,7 @@ from data_specs.io.names import visible
 from data_specs.io.walk import first_of_each_kind
 from data_specs.recipe import load_recipe
 from pipeline.dataset import job as jobs
-from pipeline.dataset import replay, verify
+from pipeline.dataset import prepare, replay, verify
 from pipeline.dataset import retry as failures
 from pipeline.engine.carry_out import finish_parts, make
 from pipeline.options import corpus_places, machines, parse_roots, parse_splits, teacher_actors
@@ -31,7 +31,7 @@ from pipeline.render.plan import BLOCK, Block, plan_block
 def manifest(options: argparse.Namespace) -> int:
     """Scan the corpora of a recipe and write their manifests."""
     recipe = load_recipe(options.recipe)
-    found = jobs.scan_all(recipe, parse_roots(options.corpus, recipe))
+    found = prepare.scan_all(recipe, parse_roots(options.corpus, recipe))
     options.out.mkdir(parents=True, exist_ok=True)
     for name, corpus in found.items():
         corpus.save(options.out / f"{name}.parquet")
@@ -45,11 +45,11 @@ def manifest(options: argparse.Namespace) -> int:
 def plan(options: argparse.Namespace) -> int:
     """Plan samples and write the plans as parquet, block by block: memory stays flat."""
     recipe = load_recipe(options.recipe)
-    jobs.require_samples(options.samples)
+    prepare.require_samples(options.samples)
     roots = parse_roots(options.corpus, recipe)
     splits = parse_splits(options.split, list(recipe.sources.present()))
-    identity = {"splits": jobs.resolve_splits(recipe, splits)}
-    manifests = jobs.scan_all(recipe, roots)
+    identity = {"splits": prepare.resolve_splits(recipe, splits)}
+    manifests = prepare.scan_all(recipe, roots)
     job = jobs.Job(recipe, identity, options.samples, options.out, roots, manifests=manifests)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
@@ -106,7 +106,7 @@ def make_shards(options: argparse.Namespace) -> int:
     splits = parse_splits(options.split, list(recipe.sources.present()))
     roots = parse_roots(options.corpus, recipe)
     at = machines(options, [("--out", options.out), *corpus_places(roots)])
-    job = jobs.prepare(
+    job = prepare.prepare(
         recipe,
         roots,
         options.out,

@@ -32,7 +32,7 @@ from pipeline.cluster.throughput import (
     predict,
     uses,
 )
-from pipeline.dataset import job as jobs
+from pipeline.dataset import prepare
 from pipeline.dataset.job import CLIP_HOURS, Job
 from pipeline.engine.watch import CLIP_S
 from pipeline.options import parse_roots
@@ -65,7 +65,7 @@ class Prices:
 def main(argv: Sequence[str]) -> int:
     """Measure or read rates, then print the estimate."""
     options = _parser().parse_args(argv)
-    jobs.require_samples(options.samples)
+    prepare.require_samples(options.samples)
     recipe = load_recipe(options.recipe)
     of_cores = measured.given(options.rate, "--rate")
     of_gpus = measured.given(options.gpu_rate, "--gpu-rate")
@@ -201,7 +201,7 @@ def calibrate(recipe: Recipe, options: argparse.Namespace, given: set[str]) -> R
             recipe, missing = _runnable(_any_corpora(recipe))
             _require_rates(missing - given)
             roots = parse_roots(options.corpus, recipe) or default_corpora(folder)
-        job = jobs.prepare(
+        job = prepare.prepare(
             recipe,
             roots,
             folder / "out",

@@ -24,7 +24,8 @@ from data_specs.io.addresses import place, shown
 from data_specs.io.names import code, markdown
 from data_specs.io.storage import NotFound
 from pipeline.dataset import ledger
-from pipeline.dataset.job import CLIP_HOURS, Job, reopen
+from pipeline.dataset.description import reopen
+from pipeline.dataset.job import CLIP_HOURS, Job
 from pipeline.dataset.ledger import Tally
 from pipeline.dataset.summary import UNKNOWN
 from pipeline.render.processors import PROCESSORS

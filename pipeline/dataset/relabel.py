@@ -28,7 +28,8 @@ from data_specs.teacher import packages_of
 from pipeline import options as verb_options
 from pipeline.audio import decode_flac, pcm_sha256
 from pipeline.dataset import shards
-from pipeline.dataset.job import Job, open_folder, reopen
+from pipeline.dataset.description import open_folder, reopen
+from pipeline.dataset.job import Job
 from pipeline.dataset.shards import Row, ShardError
 from pipeline.engine import carry_out as carrying
 from pipeline.engine import run
@@ -39,7 +40,7 @@ PRECISIONS = get_args(TeacherSpec.model_fields["precision"].annotation)
 
 
 def prepare(source: Job, out: Place, spec: TeacherSpec, device: str = "cpu") -> Job:
-    """The job that labels ``source`` again: its twin with another teacher. Opens ``out``.
+    """The job that labels ``source`` again: its counterpart with another teacher. Opens ``out``.
 
     Raises ``ValueError`` (and kin) for a source that is not whole, a teacher that cannot run, an
     ``out`` that is the source or holds another dataset; ``OSError`` for one that cannot be written.
@@ -129,7 +130,7 @@ class Relabeller:
         self._held: Held | None = None
 
     def groups(self, shard: int) -> Iterator[range]:
-        """What is scored at once: as ``shards`` does it, unless a ``batch`` was asked for."""
+        """What is scored at once: as ``shards`` does it, unless a ``batch`` is given."""
         return self.job.groups(shard, self.batch)
 
     def make(self, rows: range) -> list[Row]:

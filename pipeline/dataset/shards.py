@@ -170,9 +170,9 @@ def _too_many(shard: int, dropped: Sequence[dict[str, str]], planned: int) -> st
 
 @dataclass(frozen=True)
 class Ledger:
-    """The shards of a folder as one listing and their records tell of them.
+    """The shards of a folder as one listing and their records show them.
 
-    ``tars`` are bytes (none where a listing does not tell), ``wrong`` says what is no record.
+    ``tars`` are bytes (none where a listing does not say), ``wrong`` says what is no record.
     """
 
     tars: dict[int, int | None]
@@ -189,15 +189,30 @@ class Ledger:
         """Tars without a record: what an interrupted run left, or another is writing."""
         return sorted(self.tars.keys() - self.records.keys() - self.wrong.keys())
 
-    def is_whole(self, shard: int, dataset_hash: str, planned: int) -> bool:
-        """Whether a shard is done: its record is there, is ours, and the tar has the stated size.
+    def problem(self, shard: int, dataset_hash: str, planned: int) -> str:
+        """What listing and record show to be wrong with a shard; nothing where it is whole.
 
-        One that holds more than the ``planned`` samples (a longer run made it) is done too.
+        One that holds more than the ``planned`` samples (a longer run made it) is whole too.
         """
+        if shard in self.wrong:
+            return self.wrong[shard]
         record = self.records.get(shard)
-        if record is None or record.dataset_hash != dataset_hash or record.planned < planned:
-            return False
-        return shard in self.tars and self.tars[shard] in (record.tar_bytes, None)
+        if record is None:
+            return "no record beside it: never committed; run the same command again"
+        if shard not in self.tars:
+            return "missing, though its record is there; run the same command again"
+        if record.dataset_hash != dataset_hash:
+            return f"its record belongs to another dataset ({record.dataset_hash[:12]})"
+        size = self.tars[shard]
+        if size not in (record.tar_bytes, None):
+            return f"{size} bytes, its record says {record.tar_bytes}; truncated or replaced"
+        if record.planned < planned:
+            return f"holds {record.planned} of {planned} planned samples: a shorter run made it"
+        return ""
+
+    def is_whole(self, shard: int, dataset_hash: str, planned: int) -> bool:
+        """Whether a shard is done."""
+        return not self.problem(shard, dataset_hash, planned)
 
 
 def read_ledger(folder: Place, only: Iterable[int] | None = None) -> Ledger:
@@ -350,22 +365,12 @@ def ledger_problems(
     folder: Place, ledger: Ledger, shard: int, dataset_hash: str, planned: int
 ) -> list[str]:
     """What a listing and the records alone show to be wrong with a shard."""
-    where = shown_tar(folder, shard)
-    if shard in ledger.wrong:
-        return [ledger.wrong[shard]]
-    record = ledger.records.get(shard)
-    if record is None:
-        return [f"{where}: no record beside it: never committed; run the same command again"]
-    if shard not in ledger.tars:
-        return [f"{where}: missing, though its record is there; run the same command again"]
-    if record.dataset_hash != dataset_hash:
-        return [f"{where}: its record belongs to another dataset ({record.dataset_hash[:12]})"]
-    size = ledger.tars[shard]
-    if size not in (record.tar_bytes, None):
-        return [f"{where}: {size} bytes, its record says {record.tar_bytes}; truncated or replaced"]
-    if (record.samples + len(record.dropped), record.planned) != (planned, planned):
-        return [f"{where}: {record.samples} samples and {len(record.dropped)} drops, not {planned}"]
-    return []
+    problem = ledger.problem(shard, dataset_hash, planned)
+    if not problem:
+        record = ledger.records[shard]
+        if (record.samples + len(record.dropped), record.planned) != (planned, planned):
+            problem = f"{record.samples} samples and {len(record.dropped)} drops, not {planned}"
+    return [f"{shown_tar(folder, shard)}: {problem}"] if problem else []
 
 
 def _key_problems(path: str, keys: list[str], rows: range) -> Iterator[str]:

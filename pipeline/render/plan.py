@@ -31,7 +31,7 @@ BLOCK = 65_536
 
 
 Whole = Annotated[int, Field(ge=0, lt=2**48)]
-"""A count or a place; a record of a stranger may say anything."""
+"""A count or a place; a record from elsewhere may say anything."""
 
 
 class SpeechPlan(Strict):

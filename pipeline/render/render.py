@@ -33,7 +33,7 @@ RENDER_VERSION = 3
 """Raised whenever the same plan would give other audio; part of the dataset's hash."""
 
 RESPONSE_SECONDS = CROP_SAMPLES / 16_000
-"""A longer impulse response cannot be heard within a crop."""
+"""A longer impulse response is not audible within a crop."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def render_group(
     """Make the audio of a group. Samples that cannot be made come back with their reason.
 
     A recording that is shorter than a crop keeps its own length until all is done to it, so that
-    levels, SNRs and shares are of what is heard; the zeros that student and teacher put behind a
+    levels, SNRs and shares are of the audible part; the zeros that student and teacher put behind a
     short clip come last.
     """
     slots: list[Slot] = [_attempt(partial(_read_speech, plan, roots)) for plan in plans]
@@ -96,7 +96,7 @@ def find(roots: Roots, corpus: str, root: int, path: str) -> AudioFile:
 
 
 def require_below(plans: Sequence[SamplePlan], roots: Roots) -> None:
-    """Raise ``UserError`` for a file of a stranger's record that a link takes out of its corpus."""
+    """Raise ``UserError`` for a record's file that a link takes out of its corpus."""
     for plan in plans:
         parts: list[SpeechPlan | RoomPlan | NoisePlan | None] = [plan.speech, plan.room, plan.noise]
         for corpus, root, path in [(p.corpus, p.root, p.path) for p in parts if p is not None]:

@@ -28,7 +28,7 @@ from data_specs.processors import Processor as Spec
 from data_specs.recipe import load_recipe
 from data_specs.sample import CROP_SAMPLES, SAMPLE_RATE
 from pipeline.cluster.stand_ins import default_corpora
-from pipeline.dataset.job import scan_all
+from pipeline.dataset.prepare import scan_all
 from pipeline.options import parse_roots
 from pipeline.render import processors as degrade
 from pipeline.render.plan import BLOCK, Tables, make_table, plan_block, plan_range

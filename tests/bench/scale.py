@@ -30,7 +30,8 @@ from pipeline.cluster.throughput import uses
 from pipeline.corpora.manifest import SCHEMA, Manifest
 from pipeline.dataset import ledger, shards
 from pipeline.dataset.card import CARD, write_card
-from pipeline.dataset.job import CLIP_HOURS, Job, reopen
+from pipeline.dataset.description import reopen
+from pipeline.dataset.job import CLIP_HOURS, Job
 from pipeline.dataset.shards import ShardRecord
 from pipeline.dataset.summary import MOS_BINS, Summary
 from pipeline.engine import status

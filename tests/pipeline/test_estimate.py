@@ -17,7 +17,7 @@ from data_specs.recipe import Recipe, load_recipe
 from pipeline.__main__ import main
 from pipeline.cluster import estimate, rates, throughput
 from pipeline.cluster.throughput import Cluster, Rates, Store, predict, slowdown, uses
-from pipeline.dataset.job import prepare
+from pipeline.dataset.prepare import prepare
 from pipeline.render.plan import BLOCK, make_table, plan_block
 from tests.bench import scale as bench_scale
 from tests.bench.__main__ import main as run_bench
@@ -112,7 +112,7 @@ def test_a_processor_without_a_rate_is_named() -> None:
 
 
 def test_the_shares_are_those_that_the_plan_draws(corpora: dict[str, list[Path]]) -> None:
-    from pipeline.dataset.job import scan_all
+    from pipeline.dataset.prepare import scan_all
 
     recipe = small_recipe()
     manifests = scan_all(recipe, corpora, progress=False)
@@ -242,7 +242,8 @@ def test_a_calibration_measures_what_a_worker_does(
 
 
 def test_what_a_sample_reads_of_its_corpora(corpora: dict[str, list[Path]], tmp_path: Path) -> None:
-    from pipeline.dataset.job import Job, scan_all
+    from pipeline.dataset.job import Job
+    from pipeline.dataset.prepare import scan_all
 
     recipe = small_recipe()
     manifests = scan_all(recipe, corpora, progress=False)
