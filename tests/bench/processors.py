@@ -37,7 +37,7 @@ from pipeline.audio import Wave, read_part, resample
 from pipeline.cluster import random_weights
 from pipeline.cluster.stand_ins import stand_in_weights, without
 from pipeline.corpora import synthetic as makers
-from pipeline.dataset.job import scan_all
+from pipeline.dataset.prepare import scan_all
 from pipeline.options import parse_roots
 from pipeline.render import label
 from pipeline.render.guard import Guard
@@ -331,12 +331,9 @@ def _naive_coqui(device: str) -> Naive:
 def _naive_encodec(device: str) -> Naive:
     """The ``encodec`` package's model with the very weights that ours has."""
     import torch
-    from safetensors.torch import load_file
 
-    hub = load_file(encodec.weight_paths()[1])
     model = random_weights.encodec_model()
-    names = {name: random_weights.hub_name(name) for name in model.state_dict()}
-    model.load_state_dict({name: hub[there] for name, there in names.items()})
+    model.load_state_dict(torch.load(encodec.weights_path(), weights_only=True))
     model.to(device)
 
     def run(wave_T: Wave, params: Params) -> Wave:

@@ -122,34 +122,17 @@ def widths(*hidden: int) -> list[dict[str, float]]:
 
 
 def test_demucs_random_weights_each_wave_goes_through_its_own_network(
-    use_random_weights: dict[int, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    use_random_weights: dict[int, Any],
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    waves, hidden = (
-        voices(0.4, 7),
-        (48, 64, 48, 48, 64, 48, 48),
-    )  # five of a kind: more than a batch
-    out = check_process(demucs.PROCESSOR, waves, widths(*hidden), tmp_path)
+    waves, hidden = voices(0.4, 7), (48, 64, 48, 48, 64, 48, 48)  # five: more than a batch
+    out = demucs.process(waves, widths(*hidden))
     for wave, width, ours in zip(waves, hidden, out, strict=True):
         with torch.inference_mode():
             theirs = use_random_weights[width](torch.from_numpy(wave)[None])[0, 0].numpy()
         allowed = rounding(3 * 768, np.abs(theirs).max(), layers=24)  # 768 channels, 3 taps
         assert np.abs(ours - theirs).max() < allowed
-        alone = demucs.process(wave[None], widths(width))[0]
-        assert np.abs(ours - alone).max() < allowed
     other = demucs.process(waves[:1], widths(64))[0]
     assert np.abs(other - out[0]).max() > 0.1 * np.abs(out[0]).max()
-
-
-@pytest.mark.parametrize("length", [2, 159, 4_001])
-def test_demucs_random_weights_any_length_and_silence(
-    length: int, use_random_weights: dict[int, Any]
-) -> None:
-    waves = np.zeros((2, length), np.float32)
-    waves[1] = voices(1)[0, :length]
-    out = demucs.process(waves, widths(48, 48))
-    assert out.shape == waves.shape and np.isfinite(out).all()
-    assert (out[0] == 0).all() and (out[1] != 0).any()
 
 
 def pass_through(hidden: int) -> dict[str, torch.Tensor]:
@@ -216,10 +199,9 @@ def test_demucs_random_weights_a_bad_file_is_an_error_by_name(
 ) -> None:
     monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path))
     good = {h: random_weights / f"demucs-dns{h}" / name for h, name in demucs.FILES.items()}
-    layer = network(48).state_dict()[demucs.FIRST_LAYER]
-    path = save(
-        tmp_path, {"other": layer} if damage == "other" else {demucs.FIRST_LAYER: layer}, 48
-    )
+    first = "encoder.0.0.weight"
+    layer = network(48).state_dict()[first]
+    path = save(tmp_path, {"other" if damage == "other" else first: layer}, 48)
     if damage == "wide":
         path.unlink()
         path.symlink_to(good[64])
@@ -227,8 +209,8 @@ def test_demucs_random_weights_a_bad_file_is_an_error_by_name(
         with good[48].open("rb") as file:
             content = {"cut": file.read(100_000), "empty": b"", "text": b"<html>404</html>"}
         path.write_bytes(content[damage])
-    says = {"wide": "64 channels wide, not 48", "empty": "empty"}.get(damage, "damaged, or of")
-    with pytest.raises(OSError, match=rf"{path.name} is (of a network )?{says}") as error:
+    says = {"cut": "damaged", "text": "damaged", "empty": "empty"}.get(damage, "of another network")
+    with pytest.raises(OSError, match=rf"{path.name} is {says}") as error:
         demucs.process(voices(0.1, 1), widths(48))
     assert str(path.parent) in str(error.value)
 

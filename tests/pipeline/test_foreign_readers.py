@@ -17,9 +17,9 @@ import soundfile
 import webdataset as wds
 
 from data_specs.sample import sample_key
-from pipeline.audio import encode_flac, pcm_sha256, to_pcm
-from pipeline.dataset.shards import Row, commit
-from tests.conftest import ROOT, talk
+from pipeline.dataset.shards import commit
+from tests.conftest import ROOT
+from tests.pipeline.test_shards import HASH, row
 from train.data.shards import list_shards
 from train.data.stream import ShardSamples
 from train.data.tars import read_record
@@ -33,28 +33,13 @@ class Seen(NamedTuple):
     mos: float
 
 
-def row(index: int) -> Row:
-    pcm = to_pcm(talk(7.68, index))
-    record = {
-        "key": sample_key(index),
-        "mos": 1.5 + index / 3,
-        "logit": None,
-        "teacher": "distillmos",
-        "teacher_sha256": "b" * 64,
-        "pcm_sha256": pcm_sha256(pcm),
-        "licences": ["MIT"],
-        "plan": {"index": index, "stages": [{"kind": "none"}]},
-    }
-    return Row(sample_key(index), encode_flac(pcm), json.dumps(record).encode())
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two shards of three samples, by the pipeline's own writer."""
     made = tmp_path_factory.mktemp("shards")
     for shard in range(2):
-        rows = [row(index) for index in range(3 * shard, 3 * shard + 3)]
-        commit(made, shard, rows, "a" * 64, 0.0)
+        numbers = range(3 * shard, 3 * shard + 3)
+        commit(made, shard, [row(i, mos=1.5 + i / 3) for i in numbers], HASH, 0.0)
     return made
 
 

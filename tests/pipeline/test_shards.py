@@ -16,10 +16,8 @@ import pytest
 
 from data_specs.io.files import remove_leftovers
 from pipeline.audio import encode_flac, pcm_sha256, to_pcm
-from pipeline.dataset import shards
 from pipeline.dataset.shards import (
     Row,
-    ShardError,
     TooManyDropped,
     commit,
     is_whole,
@@ -224,16 +222,6 @@ def test_leftovers_of_the_dead_are_removed_and_those_of_the_living_are_not(tmp_p
             f".shard-000000.tar.another-host.{dead}.0a1b2c3d.tmp",
         ]
     )
-
-
-def test_a_link_in_a_tar_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "evil.tar"
-    with tarfile.open(path, "w") as tar:
-        info = tarfile.TarInfo("000000000.flac")
-        info.type, info.linkname = tarfile.SYMTYPE, "/etc/passwd"
-        tar.addfile(info)
-    with pytest.raises(ShardError, match="unexpected member"):
-        list(shards.samples(path))
 
 
 def test_numpy_is_not_needed_to_hash_pcm_the_same_on_big_endian() -> None:
