@@ -1,8 +1,8 @@
 """The parameters of every processor, as a recipe writes them (chosen by ``kind``).
 
 A field that is drawn for each sample is a ``Distribution``. How a kind is drawn and run is in
-``pipeline/render/processors``; a kind may be spelled here before it is built there, and then a recipe that
-asks for it fails at its self-check, by name.
+``pipeline/render/processors``; a kind may be spelled here before it is built there, and then a
+recipe that asks for it fails at its self-check, by name.
 """
 
 from __future__ import annotations

@@ -546,12 +546,13 @@ def test_markdown_is_read_as_text() -> None:
 
 @pytest.mark.parametrize("name", ["../x", "a\\b", "a%2fb"])
 def test_a_path_of_a_plan_stays_in_its_corpus(name: str, tmp_path: Path) -> None:
+    from pipeline.render.plan import FilePlan
     from pipeline.render.render import find
 
     with pytest.raises(UserError, match="not a path inside"):
-        find({"speech": [tmp_path]}, "speech", 0, name)
+        find({"speech": [tmp_path]}, FilePlan(corpus="speech", root=0, path=name))
     with pytest.raises(OSError, match="was not given"):
-        find({"speech": [tmp_path]}, "speech", -1, "x")
+        find({"speech": [tmp_path]}, FilePlan.model_construct(corpus="speech", root=-1, path="x"))
     assert inside("a/b") == "a/b"
 
 

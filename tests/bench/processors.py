@@ -187,7 +187,7 @@ def _plans(setting: Setting, start: int, count: int) -> list[SamplePlan]:
 def _clips(setting: Setting, count: int) -> Waves:
     plans = _plans(setting, 0, count)
     drawn = [plan.speech for plan in plans]
-    files = [find(setting.roots, part.corpus, part.root, part.path) for part in drawn]
+    files = [find(setting.roots, part) for part in drawn]
     return np.stack([fit_length(read_part(file, 0, CROP_SAMPLES), CROP_SAMPLES) for file in files])
 
 
