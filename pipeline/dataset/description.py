@@ -106,6 +106,13 @@ def reopen(out: Place, roots: Roots, check: bool = True) -> Job:
     return job
 
 
+def same_place(one: Place, other: Place) -> bool:
+    """Whether two spellings are one folder."""
+    if isinstance(one, str) or isinstance(other, str):
+        return str(one).rstrip("/") == str(other).rstrip("/")
+    return one.exists() and other.exists() and one.samefile(other)
+
+
 def manifest_file(corpus: str) -> str:
     """Name the file of a corpus' manifest in a dataset's folder."""
     return f"manifests/{corpus}.parquet"

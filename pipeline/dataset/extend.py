@@ -23,7 +23,6 @@ from pipeline import options as verb_options
 from pipeline.corpora.manifest import Manifest
 from pipeline.dataset import description, prepare, shards
 from pipeline.dataset import job as jobs
-from pipeline.dataset.relabel import require_whole, same_place
 from pipeline.engine import carry_out as carrying
 
 
@@ -45,10 +44,10 @@ def extended(dataset: Place, options: argparse.Namespace) -> jobs.Job:
     found = prepare.scan_all(old.recipe, old.roots, True, old.manifests)
     changed = [n for n, m in found.items() if m.sha256() != old.identity["corpora"].get(n)]
     out = options.out or dataset
-    if not changed and same_place(out, dataset):
+    if not changed and description.same_place(out, dataset):
         _require_adopted(old)
         return _prepared(old, found, dataset, options, old.identity.get("derived_from"))
-    if same_place(out, dataset):
+    if description.same_place(out, dataset):
         raise description.WrongDataset(
             f"{shown(dataset)}: corpus {', '.join(changed)} is not the one that it was made from, "
             "and a dataset grows by samples of its own; for a new version with more recordings "
@@ -73,7 +72,7 @@ def _version(
         raise UserError(f"--samples {options.samples}: must be more than the {old.samples} there")
     for name, manifest in found.items():
         _require_superset(name, old.manifests[name], manifest)
-    require_whole(old)
+    old.require_whole()
     origin = {
         "dataset_hash": old.dataset_hash,
         "samples": old.samples,

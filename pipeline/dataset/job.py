@@ -131,6 +131,17 @@ class Job:
         """Shards that are not whole, whichever this run is to make."""
         return replace(self, again=frozenset(), only=None).todo()
 
+    def require_whole(self) -> None:
+        """Raise ``ShardError`` naming the first shard that is missing or not this dataset's."""
+        if unfinished := self.todo():
+            first, rows = unfinished[0], self.shard_range(unfinished[0])
+            wrong = shards.verify_shard(self.out, first, self.dataset_hash, rows)
+            raise ShardError(
+                f"{self.folder.shown()}: {len(unfinished)} of {self.shard_count} shards are not "
+                f"whole; first: {'; '.join(wrong)}. Run the command that made it again: python -m "
+                f"pipeline shards ... --out {self.folder.shown()}"
+            )
+
     def is_whole(self, shard: int, ledger: shards.Ledger | None = None) -> bool:
         """Whether a shard is done, as a ledger says that was read for many, or as it is now."""
         planned = len(self.shard_range(shard))

@@ -20,7 +20,6 @@ from data_specs.strict import differences
 from pipeline.dataset import description, shards
 from pipeline.dataset import job as jobs
 from pipeline.dataset.card import write_card
-from pipeline.dataset.relabel import same_place
 from pipeline.dataset.shards import Ledger, ShardError
 
 
@@ -30,7 +29,7 @@ def merge(inputs: Sequence[Place], out: Place) -> jobs.Job:
     Raises ``WrongDataset`` naming what differs where they are not of one recipe, ``ShardError``
     where two have different content under one number.
     """
-    if any(same_place(out, one) for one in inputs):
+    if any(description.same_place(out, one) for one in inputs):
         raise UserError(f"--out {shown(out)} is one of the inputs: give another folder")
     found = [description.reopen(one, {}) for one in inputs]
     for other in found[1:]:

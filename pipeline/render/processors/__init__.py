@@ -31,6 +31,7 @@ from pipeline.render.processors import (
     untouched,
 )
 from pipeline.render.processors.interface import Params, Processor, Run, Waves, noncommercial
+from pipeline.render.processors.networks import groups
 
 PROCESSORS: dict[str, Processor] = {
     "none": untouched.PROCESSOR,
@@ -148,10 +149,8 @@ def run(kind: str, waves_BT: Waves, params: Sequence[Params]) -> Waves:
     wrong shape. A missing file or library and memory that is short are no sample's own fault:
     ``OSError``, ``UserError`` and such pass through.
     """
-    lengths_B = np.array([audible_samples(wave_T) for wave_T in waves_BT], dtype=int)
     out_BT = np.zeros_like(waves_BT)
-    for length in np.unique(lengths_B):
-        rows = np.flatnonzero(lengths_B == length)
+    for length, rows in groups([audible_samples(wave_T) for wave_T in waves_BT]):
         out_BT[rows, :length] = _run(
             kind, waves_BT[rows, :length], [params[i] for i in rows.tolist()]
         )
