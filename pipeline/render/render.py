@@ -20,7 +20,7 @@ from data_specs.io.errors import UserError
 from data_specs.io.names import below, inside
 from data_specs.sample import CROP_SAMPLES
 from pipeline.audio import AudioFile, DropSample, Wave, read_part, read_whole, to_pcm
-from pipeline.render import processors as degrade
+from pipeline.render import processors
 from pipeline.render.mix import add_noise, fit_length, guard_peak, loop, require_sound, reverberate
 from pipeline.render.mix import set_level as set_level_dbfs
 from pipeline.render.plan import FilePlan, NoisePlan, SamplePlan, Step
@@ -50,7 +50,7 @@ Slot = Wave | DropSample
 
 
 def render_group(
-    plans: Sequence[SamplePlan], roots: Roots, run: Run = degrade.run
+    plans: Sequence[SamplePlan], roots: Roots, run: Run = processors.run
 ) -> list[Rendered]:
     """Make the audio of a group. Samples that cannot be made come back with their reason.
 
@@ -138,7 +138,9 @@ def _read_noise(plan: NoisePlan, roots: Roots, count: int) -> Wave:
     return wave
 
 
-def _run_steps(slots: list[Slot], steps: Sequence[Sequence[Step]], run: Run = degrade.run) -> None:
+def _run_steps(
+    slots: list[Slot], steps: Sequence[Sequence[Step]], run: Run = processors.run
+) -> None:
     """Run the steps of all samples, one stage after the other.
 
     Each kind is a batch of its own, and each length: short clips are not padded to be batched.

@@ -25,7 +25,7 @@ Columns = dict[str, Floats]
 Draw = Callable[[Any, UniformSource, str], Columns]
 Process = Callable[[Waves, Sequence[Params]], Waves]
 Run = Callable[[str, Waves, Sequence[Params]], Waves]
-"""``degrade.run``, or the same behind a ``guard.Guard``."""
+"""``processors.run``, or the same behind a ``guard.Guard``."""
 
 
 def noncommercial(licence: str) -> bool:
