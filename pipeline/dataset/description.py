@@ -38,6 +38,9 @@ HASHES = {"manifests_sha256": dict, "teacher_calibration_sha256": str}
 """What ``dataset.json`` has of what its identity does not cover; older ones lack both."""
 
 
+Folder = storage.LocalFolder | storage.RemoteFolder
+
+
 class WrongDataset(ShardError):
     """A folder holds another dataset than the one that is asked for."""
 
@@ -80,8 +83,8 @@ def read_dataset(out: Place) -> dict[str, Any] | None:
 def reopen(out: Place, roots: Roots, check: bool = True) -> Job:
     """Make the job of an existing dataset folder, from what the folder itself says.
 
-    Raises ``ShardError`` where it says nothing that can be used or, unless ``check`` is False,
-    where a manifest's file is not the one that was written with it.
+    Raises ``ShardError`` where it says nothing that can be used and, unless ``check`` is False,
+    ``WrongDataset`` where a manifest is not the one that it was made from.
     """
     found, folder = read_dataset(out), storage.open_folder(out)
     if found is None:
@@ -101,8 +104,8 @@ def reopen(out: Place, roots: Roots, check: bool = True) -> Job:
         manifests=manifests,
         teacher_calibration=found.get("teacher_calibration"),
     )
-    if check and (wrong := list(_changed_files(job, found))):
-        raise ShardError("\n".join(wrong))
+    if check and (wrong := list(changed_manifests(job, found))):
+        raise WrongDataset("\n".join(wrong))
     return job
 
 
@@ -140,33 +143,29 @@ def description_problems(job: Job) -> Iterator[str]:
     stated = {key: found.get(key) for key in expected}
     for line in differences(stated, expected, between=("there", "by what is hashed")):
         yield f"{where}: was changed: {line}"
-    yield from changed_manifests(job)
+    yield from changed_manifests(job, found)
 
 
-def changed_manifests(job: Job) -> Iterator[str]:
+def changed_manifests(job: Job, described: Mapping[str, Any]) -> Iterator[str]:
     """Say which of a reopened job's manifests are not the ones that its dataset was made from."""
-    corpora = job.identity.get("corpora", {})
-    other = [name for name, one in job.manifests.items() if one.sha256() != corpora.get(name)]
-    found = [_changed(job.folder, name) for name in sorted(other)]
-    yield from found
-    yield from (x for x in _changed_files(job, read_dataset(job.out) or {}) if x not in found)
+    for name, manifest in sorted(job.manifests.items()):
+        if _is_changed(job.folder, manifest, described):
+            where = job.folder.shown(manifest_file(name))
+            yield f"{where}: was changed: bring back the one that the dataset was made with"
 
 
-def _changed_files(job: Job, described: Mapping[str, Any]) -> Iterator[str]:
-    """Manifests whose bytes are not those that were written with ``dataset.json``."""
-    if HASHES.keys() & described.keys():
-        stated = described.get("manifests_sha256", {})
-        for name in sorted(job.manifests):
-            if _sha256(job.folder, name) != stated.get(name):
-                yield _changed(job.folder, name)
+def _is_changed(folder: Folder, manifest: Manifest, described: Mapping[str, Any]) -> bool:
+    """Whether a manifest's files, or its bytes, are others than those stated."""
+    corpora = described["identity"].get("corpora")
+    if corpora is not None and manifest.sha256() != corpora.get(manifest.name):
+        return True
+    if not HASHES.keys() & described.keys():
+        return False
+    stated = described.get("manifests_sha256", {}).get(manifest.name)
+    return bool(_sha256(folder, manifest.name) != stated)
 
 
-def _changed(folder: storage.LocalFolder | storage.RemoteFolder, corpus: str) -> str:
-    where = folder.shown(manifest_file(corpus))
-    return f"{where}: was changed: bring back the one that the dataset was made with"
-
-
-def _sha256(folder: storage.LocalFolder | storage.RemoteFolder, corpus: str) -> str:
+def _sha256(folder: Folder, corpus: str) -> str:
     with folder.open(manifest_file(corpus)) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
 
@@ -177,16 +176,13 @@ def known_manifests(out: Place, described: Mapping[str, Any] | None) -> dict[str
     Says of each other one that its corpus is scanned again.
     """
     found, folder = {}, storage.open_folder(out)
-    described = described or {"identity": {}}
-    hashes = described.get("manifests_sha256", {})
-    for name, stated in described["identity"].get("corpora", {}).items():
+    for name in described["identity"].get("corpora", {}) if described else ():
         try:
-            manifest = Manifest.load(name, folder, manifest_file(name))
-            same_file = not hashes or _sha256(folder, name) == hashes.get(name)
-            if manifest.sha256() != stated or not same_file:
+            found[name] = Manifest.load(name, folder, manifest_file(name))
+            if _is_changed(folder, found[name], described or {}):
                 raise CorpusError(f"{folder.shown(manifest_file(name))}: was changed")
-            found[name] = manifest
         except CorpusError as error:
+            found.pop(name, None)
             print(f"warning: {error}; corpus {name!r} is scanned again", file=sys.stderr)
     return found
 
