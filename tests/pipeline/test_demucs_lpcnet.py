@@ -193,39 +193,6 @@ def test_demucs_file_names_are_those_the_package_loads() -> None:
     assert demucs.FILES[48].startswith("dns48-") and demucs.FILES[64].startswith("dns64-")
 
 
-@pytest.mark.parametrize("damage", ["cut", "empty", "text", "other", "lacking", "wide"])
-def test_demucs_random_weights_a_bad_file_is_an_error_by_name(
-    damage: str, random_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path))
-    good = {h: random_weights / f"demucs-dns{h}" / name for h, name in demucs.FILES.items()}
-    first = "encoder.0.0.weight"
-    layer = network(48).state_dict()[first]
-    path = save(tmp_path, {"other" if damage == "other" else first: layer}, 48)
-    if damage == "wide":
-        path.unlink()
-        path.symlink_to(good[64])
-    elif damage in ("cut", "empty", "text"):
-        with good[48].open("rb") as file:
-            content = {"cut": file.read(100_000), "empty": b"", "text": b"<html>404</html>"}
-        path.write_bytes(content[damage])
-    says = {"cut": "damaged", "text": "damaged", "empty": "empty"}.get(damage, "of another network")
-    with pytest.raises(OSError, match=rf"{path.name} is {says}") as error:
-        demucs.process(voices(0.1, 1), widths(48))
-    assert str(path.parent) in str(error.value)
-
-
-def test_demucs_without_its_weights_says_what_to_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path))
-    with pytest.raises(FileNotFoundError, match="make weights NAMES=demucs-dns64"):
-        demucs.process(voices(0.1, 1), widths(64))
-    (tmp_path / "demucs-dns48").mkdir()
-    with pytest.raises(FileNotFoundError, match="make weights NAMES=demucs-dns48"):
-        demucs.PROCESSOR.weights()
-
-
 def test_demucs_random_weights_count_as_part_of_the_data(
     use_random_weights: dict[int, Any], random_weights: Path
 ) -> None:
