@@ -150,8 +150,10 @@ def changed_manifests(job: Job, described: Mapping[str, Any]) -> Iterator[str]:
     """Say which of a reopened job's manifests are not the ones that its dataset was made from."""
     for name, manifest in sorted(job.manifests.items()):
         if _is_changed(job.folder, manifest, described):
-            where = job.folder.shown(manifest_file(name))
-            yield f"{where}: was changed: bring back the one that the dataset was made with"
+            yield (
+                f"{job.folder.shown(manifest_file(name))}: was changed: bring back the one that "
+                "the dataset was made with, or run the command that made the dataset again"
+            )
 
 
 def _is_changed(folder: Folder, manifest: Manifest, described: Mapping[str, Any]) -> bool:
