@@ -220,23 +220,18 @@ def test_deepfilternet3_reads_the_package_s_own_cache_with_random_weights(
     assert deepfilternet3.weights_folder() == tmp_path / "DeepFilterNet" / "DeepFilterNet3"
 
 
-@pytest.mark.parametrize("damage", ["cut", "empty", "other", "lacking"])
 def test_a_bad_checkpoint_is_an_error_by_name(
-    damage: str, random_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    random_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(deepfilternet3.FOLDER_VARIABLE, str(tmp_path))
     (tmp_path / "config.ini").write_text(CONFIG)
     path = tmp_path / "checkpoints" / "model_96.ckpt"
     path.parent.mkdir()
-    good = random_weights / "checkpoints" / "model_120.ckpt.best"
-    if damage in ("cut", "empty"):
-        path.write_bytes(good.read_bytes()[: 100_000 if damage == "cut" else 0])
-    else:
-        weights = torch.load(good, weights_only=True)
-        name = next(iter(weights))
-        torch.save({name: torch.zeros(3)} if damage == "other" else {name: weights[name]}, path)
-    with pytest.raises(OSError, match=r"model_96\.ckpt"):
-        run("deepfilternet3", np.zeros((1, 16_000), np.float32))
+    good = (random_weights / "checkpoints" / "model_120.ckpt.best").read_bytes()
+    for content in (good[:100_000], b""):
+        path.write_bytes(content)
+        with pytest.raises(OSError, match=r"model_96\.ckpt is damaged"):
+            run("deepfilternet3", np.zeros((1, 16_000), np.float32))
 
 
 # --- on real recordings ---------------------------------------------------------------------------
