@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -190,3 +190,20 @@ def digest(value: Any) -> str:
     """SHA-256 (hex) of a JSON-able value in canonical form."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def differences(
+    before: Any, now: Any, path: str = "", between: tuple[str, str] = ("there", "asked for")
+) -> Iterator[str]:
+    """Say where two JSON-able values differ, as lines with the path of the field."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in sorted(before.keys() | now.keys()):
+            where = f"{path}.{key}" if path else str(key)
+            yield from differences(before.get(key), now.get(key), where, between)
+    elif before != now:
+        yield f"{path}: {_short(before)} {between[0]}, {_short(now)} {between[1]}"
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -45,11 +45,11 @@ def checked_here(monkeypatch: pytest.MonkeyPatch) -> None:
 
     ``test_prepare`` has the child.
     """
-    if "pipeline.dataset.job" in sys.modules:
+    if "pipeline.dataset.prepare" in sys.modules:
         from pipeline.render.processors import self_check
 
         monkeypatch.setattr(
-            "pipeline.dataset.job.check_processors", lambda recipe, *_: self_check(recipe)
+            "pipeline.dataset.prepare.check_processors", lambda recipe, *_: self_check(recipe)
         )
 
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 from data_specs.sample import CROP_SAMPLES
 from pipeline.audio import encode_flac, pcm_sha256
 from pipeline.corpora.manifest import SCHEMA, Manifest
-from pipeline.dataset import job as jobs
+from pipeline.dataset import description, prepare
 from pipeline.dataset.job import Job
 from pipeline.dataset.shards import Row
 from pipeline.engine.run import _attempt
@@ -57,9 +57,9 @@ def sketch_job(out: Path | str, samples: int = SAMPLES, **changes: Any) -> Job:
     plain = {"speech_stages": [], "stages": [], "shard_samples": 4, "group_samples": 2}
     recipe = small_recipe(**plain | changes)
     found = manifests()
-    identity = jobs._identity(recipe, found, {}, "a" * 64)
+    identity = prepare.identity_of(recipe, found, {}, "a" * 64)
     job = Job(recipe, identity, samples, out, {}, manifests=found)
-    jobs.open_folder(job)
+    description.open_folder(job)
     return job
 
 

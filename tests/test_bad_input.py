@@ -15,7 +15,7 @@ import soundfile
 from data_specs.corpus import find_corpus
 from pipeline.__main__ import main
 from pipeline.corpora.manifest import CorpusError, scan
-from pipeline.dataset.job import prepare
+from pipeline.dataset.prepare import prepare
 from pipeline.dataset.shards import find_shards, read_record
 from pipeline.engine import run as engines
 from tests.conftest import ROOT, small_recipe, talk, write

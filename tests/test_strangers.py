@@ -330,7 +330,7 @@ BOMBS = """
 import io, pathlib, tarfile
 from data_specs.io.errors import UserError
 from pipeline.audio import decode_flac
-from pipeline.dataset.shards import members
+from pipeline.dataset.shards import samples
 
 folder = pathlib.Path(sys.argv[1])
 
@@ -384,7 +384,7 @@ for tar in (
     packed("gz"),
 ):
     try:
-        list(members(tar))
+        list(samples(tar))
     except UserError as error:
         assert str(tar) in str(error), error
     else:
@@ -546,12 +546,13 @@ def test_markdown_is_read_as_text() -> None:
 
 @pytest.mark.parametrize("name", ["../x", "a\\b", "a%2fb"])
 def test_a_path_of_a_plan_stays_in_its_corpus(name: str, tmp_path: Path) -> None:
+    from pipeline.render.plan import FilePlan
     from pipeline.render.render import find
 
     with pytest.raises(UserError, match="not a path inside"):
-        find({"speech": [tmp_path]}, "speech", 0, name)
+        find({"speech": [tmp_path]}, FilePlan(corpus="speech", root=0, path=name))
     with pytest.raises(OSError, match="was not given"):
-        find({"speech": [tmp_path]}, "speech", -1, "x")
+        find({"speech": [tmp_path]}, FilePlan.model_construct(corpus="speech", root=-1, path="x"))
     assert inside("a/b") == "a/b"
 
 

@@ -35,7 +35,8 @@ from data_specs.strict import Strict, checked
 from pipeline.cluster import rates as rate_files
 from pipeline.cluster.rates import Estimate, Rates, predict
 from pipeline.dataset import shards
-from pipeline.dataset.job import CLIP_HOURS, Job, prepare, require_samples
+from pipeline.dataset.job import CLIP_HOURS, Job
+from pipeline.dataset.prepare import prepare, require_samples
 from pipeline.dataset.shards import Row
 from pipeline.options import parse_roots, recipe_option
 from pipeline.render import label

@@ -1,8 +1,8 @@
-"""The dataset card: what a folder of shards is, from what, and under which licences. In the form
-that the Hugging Face hub reads: YAML front matter, then Markdown.
+"""The dataset card: what a folder of shards is, from what, and under which licences.
 
-Made from the records, the manifests and the dataset's description: no tar is opened. It names no
-folder of a machine, and drops by their reason alone, for details quote paths.
+In the form that the Hugging Face hub reads: YAML front matter, then Markdown (``card.md.j2``). Made
+from the records, the manifests and the dataset's description: no tar is opened. It names no folder
+of a machine, and drops by their reason alone, for details quote paths.
 """
 
 from __future__ import annotations
@@ -12,20 +12,22 @@ import hashlib
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import jinja2
 import pyarrow.compute as pc
 import yaml
+from huggingface_hub import DatasetCardData
 
 from data_specs.io.addresses import place, shown
 from data_specs.io.names import code, markdown
 from data_specs.io.storage import NotFound
-from data_specs.sample import CROP_SAMPLES, DATASET_FILE, SAMPLE_RATE
 from pipeline.dataset import ledger
-from pipeline.dataset.job import CLIP_HOURS, Job, reopen
+from pipeline.dataset.description import reopen
+from pipeline.dataset.job import CLIP_HOURS, Job
 from pipeline.dataset.ledger import Tally
-from pipeline.dataset.summary import MOS_BINS, UNKNOWN
+from pipeline.dataset.summary import UNKNOWN
 from pipeline.render.processors import PROCESSORS
 from pipeline.render.processors.interface import noncommercial
 
@@ -36,19 +38,30 @@ MARK = b"\n<!-- Written by python -m pipeline; a changed card is not written aga
 
 MOST_CARD_BYTES = 16 << 20
 
-HUB_LICENCES = {
-    name.upper(): name.lower()
-    for name in (
-        *("Apache-2.0", "MIT", "BSD-3-Clause", "CC0-1.0", "ODC-BY", "CC-BY-4.0", "CC-BY-SA-4.0"),
-        *("CC-BY-NC-4.0", "CC-BY-NC-SA-4.0", "CC-BY-ND-4.0", "CC-BY-NC-ND-4.0"),
-    )
+DEMANDS = {
+    "to be read": "says its terms in its own words: read them before data is passed on",
+    "no derivatives": "derived samples may not be passed on",
+    "non-commercial": "for non-commercial use only",
+    "share alike": "derived samples are passed on under the same licence",
+    "attribution": "authors are named",
 }
-"""Licences that the hub knows under a name of its own."""
+"""What a licence may ask of who uses the data, the strictest first."""
+
+BY, NC, ND, SA = "attribution", "non-commercial", "no derivatives", "share alike"
+FREE = ("mit", "apache-2.0", "bsd-3-clause", "cc0-1.0", "mpl-2.0")
+CREATIVE_COMMONS = {
+    **{"cc-by": [BY], "cc-by-sa": [SA, BY], "cc-by-nc": [NC, BY], "cc-by-nd": [ND, BY]},
+    **{"cc-by-nc-sa": [NC, SA, BY], "cc-by-nc-nd": [ND, NC, BY]},
+}
+TERMS: dict[str, list[str]] = {
+    **{name: [] for name in FREE},
+    "odc-by": [BY],
+    **{f"{name}-{v}": asked for name, asked in CREATIVE_COMMONS.items() for v in ("3.0", "4.0")},
+}
+"""What the licences that the hub knows ask, by their name there (SPDX, in small letters)."""
 
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 """The hub's size categories; above the last: 1M<n<10M."""
-
-FREE = r"\b(MIT|APACHE|BSD|CC0|PUBLIC DOMAIN|UNLICENSE|ISC|MPL)\b"
 
 
 def write_card(job: Job) -> bool:
@@ -82,37 +95,63 @@ def _is_own(job: Job) -> bool:
 
 
 def _signed(text: bytes) -> bytes:
-    """A card and its hash in a comment: whatever is different was written by somebody else."""
+    """Add a card's hash in a comment: whatever is different was written by somebody else."""
     return text + MARK + hashlib.sha256(text).hexdigest().encode() + b" -->\n"
 
 
 def card(job: Job, held: Tally) -> str:
-    """The card as text."""
-    front = yaml.safe_dump(_front(job, held), sort_keys=False, allow_unicode=True)
-    return "\n".join(["---", front.rstrip(), "---", "", *_lines(job, held)])
+    """Render the card as text."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("pipeline", "templates"),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"markdown": markdown, "code": code, "hours": _hours}
+    recordings = corpus_licences(job)
+    demands = consequences({*recordings, *held.licences})
+    return environment.get_template("card.md.j2").render(
+        job=job,
+        held=held,
+        recipe=job.recipe,
+        identity={"derived_from": None} | job.identity,
+        front=_front(job, held, recordings).to_yaml(),
+        split=_split(job),
+        recordings=recordings,
+        demands=demands,
+        meaning=DEMANDS,
+        noncommercial=any(noncommercial(licence) for licence in held.licences),
+        kinds_of=lambda licence: [
+            kind for kind in job.recipe.kinds() if PROCESSORS[kind].licence == licence
+        ],
+        contents=_contents(held),
+        median=_median(held.mos),
+        recipe_yaml=_recipe(job),
+        command=_command(job),
+    )
 
 
-# --- front matter ---------------------------------------------------------------------------------
+def _hours(samples: int) -> str:
+    return f"{samples * CLIP_HOURS:.2f}"
 
 
-def _front(job: Job, held: Tally) -> dict[str, Any]:
-    licences = {*held.licences, *corpus_licences(job)}
+def _front(job: Job, held: Tally, recordings: Iterable[str]) -> DatasetCardData:
     languages = sorted(x for x in held.languages if re.fullmatch("[a-z]{2,3}", x))
-    return {
-        "pretty_name": f"{job.recipe.name}: degraded speech with a teacher's scores",
-        **_hub_licence(licences),
-        **({"language": languages} if languages else {}),
-        "task_categories": ["audio-classification"],
-        "tags": ["speech-quality", "mos", "pseudo-labels", "audio", "webdataset"],
-        "annotations_creators": ["machine-generated"],
-        "size_categories": [_size(held.samples)],
-        "configs": [
+    return DatasetCardData(
+        pretty_name=f"{job.recipe.name}: degraded speech with a teacher's scores",
+        language=languages or None,
+        task_categories=["audio-classification"],
+        annotations_creators=["machine-generated"],
+        size_categories=[next((n for most, n in SIZES if held.samples < most), "1M<n<10M")],
+        tags=["speech-quality", "mos", "pseudo-labels", "audio", "webdataset"],
+        configs=[
             {
                 "config_name": "default",
                 "data_files": [{"split": _split(job), "path": "shard-*.tar"}],
             }
         ],
-    }
+        **hub_licence({*held.licences, *recordings}),
+    )
 
 
 def _split(job: Job) -> str:
@@ -120,54 +159,32 @@ def _split(job: Job) -> str:
     return str(split) if split in ("train", "validation", "test") else "train"
 
 
-def _size(samples: int) -> str:
-    return next((name for limit, name in SIZES if samples < limit), "1M<n<10M")
-
-
-def _hub_licence(licences: Iterable[str]) -> dict[str, str]:
-    """The hub's licence fields: one licence where all is under it, else their strictest demand."""
+def hub_licence(licences: Iterable[str]) -> dict[str, str]:
+    """The hub's licence fields: one licence where all is under it, else what they ask."""
     names = sorted(licences)
-    if len(names) == 1 and names[0].upper() in HUB_LICENCES:
-        return {"license": HUB_LICENCES[names[0].upper()]}
-    demands = [demand.replace(" ", "-") for demand, _ in consequences(names)]
-    name = "-".join(["several", *demands])
+    if len(names) == 1 and (known := _plain(names[0])) in TERMS:
+        return {"license": known}
+    name = "-".join(["several", *(demand.replace(" ", "-") for demand in consequences(names))])
     return {"license": "other", "license_name": name, "license_link": "#licences"}
 
 
-def consequences(licences: Iterable[str]) -> list[tuple[str, list[str]]]:
-    """What licences ask of who uses the data, the strictest first, and which of them ask it."""
-    found: dict[str, list[str]] = {}
+def consequences(licences: Iterable[str]) -> dict[str, list[str]]:
+    """What licences ask of who uses the data, the strictest first, and which of them ask it.
+
+    A licence is an SPDX expression or a corpus' own words. A choice (OR) is not made use of, and
+    what is no name of the table is to be read, not guessed at.
+    """
+    found: dict[str, list[str]] = {demand: [] for demand in DEMANDS}
     for licence in sorted(set(licences)):
-        for demand in _demands(licence):
-            found.setdefault(demand, []).append(licence)
-    return [(demand, found[demand]) for demand in DEMANDS if demand in found]
+        parts = re.split(" AND | OR ", licence)
+        for demand in {x for part in parts for x in TERMS.get(_plain(part), ["to be read"])}:
+            found[demand].append(licence)
+    return {demand: names for demand, names in found.items() if names}
 
 
-DEMANDS = {
-    "to be asked": "says no terms that a program can read: ask its owner before passing data on",
-    "no derivatives": "derived samples may not be passed on",
-    "non-commercial": "for non-commercial use only",
-    "share alike": "derived samples are passed on under the same licence",
-    "attribution": "authors are named",
-}
-
-
-def _demands(licence: str) -> set[str]:
-    """Demands of an SPDX expression or of a corpus' words. A choice (OR) is not made use of."""
-    text = re.sub(r"[\s_]+", "-", licence.upper())
-    found = set()
-    if re.search(r"-ND\b", text):
-        found.add("no derivatives")
-    if re.search(r"-NC\b|NON-?COMMERCIAL", text):
-        found.add("non-commercial")
-    if re.search(r"-SA\b|\bA?L?GPL|\bODBL|OPEN-DATABASE", text):
-        found.add("share alike")
-    if re.search(r"\b(CC-BY|ODC-BY)", text):
-        found.add("attribution")
-    own_words = re.search(r"\bOWN(ER)?\b|NOT-STATED", text)
-    if own_words or (not found and not re.search(FREE, licence.upper())):
-        found.add("to be asked")
-    return found
+def _plain(licence: str) -> str:
+    """A licence's name as the hub spells it: CC BY 4.0 is cc-by-4.0."""
+    return licence.lower().replace(" ", "-")
 
 
 def corpus_licences(job: Job) -> dict[str, Counter[str]]:
@@ -179,133 +196,30 @@ def corpus_licences(job: Job) -> dict[str, Counter[str]]:
     return found
 
 
-# --- body -----------------------------------------------------------------------------------------
+def _contents(held: Tally) -> dict[str, Mapping[str, int]]:
+    languages = {"(not known)" if x == UNKNOWN else x: n for x, n in held.languages.items()}
+    return {
+        "corpus (a sample may draw from several)": held.corpora,
+        "language": languages,
+        "processor (a sample may go through several)": held.processors,
+    }
 
 
-def _lines(job: Job, held: Tally) -> Iterator[str]:
-    yield from (f"# {job.recipe.name}: degraded speech with a teacher's scores", "")
-    yield markdown(job.recipe.about) or "(the recipe says nothing about itself)"
-    hours = held.samples * CLIP_HOURS
-    yield from (
-        "",
-        f"- {held.samples} samples, {hours:.2f} h, {held.tar_bytes / 1e9:.3f} GB in "
-        f"{len(held.whole)} of {job.shard_count} shards",
-    )
-    yield f"- mono FLAC, {SAMPLE_RATE} Hz, 16 bit, {CROP_SAMPLES / SAMPLE_RATE:g} s each"
-    yield f"- scores (`mos`, 1 to 5): teacher {code(job.recipe.teacher.name)}, no human's"
-    yield f"- teacher's weights: SHA-256 {code(job.identity['teacher_sha256'])}"
-    yield f"- recipe hash: `{job.dataset_hash}`"
-    splits = ", ".join(f"{role} {split}" for role, split in sorted(job.identity["splits"].items()))
-    yield f"- splits drawn from: {markdown(splits)}"
-    reasons = ", ".join(f"{count} {reason}" for reason, count in held.dropped.most_common())
-    yield f"- dropped: {markdown(reasons) or 'none'}"
-    yield f"- everything that was drawn: `{DATASET_FILE}` and each sample's `json`"
-    yield from _licences(job, held)
-    yield from _contents(held)
-    yield from _scores(held)
-    yield from _loading(job)
-    yield from _again(job)
-
-
-def _licences(job: Job, held: Tally) -> Iterator[str]:
-    yield from ("", "## Licences", "")
-    yield "A sample is derived from its recordings and from every processor that it went through;"
-    yield "`licences` in its `json` names the processors'. This list is no legal advice."
-    recordings = corpus_licences(job)
-    yield from ("", "| recordings | files | licence |", "|---|---|---|")
-    for licence, corpora in recordings.items():
-        for name, count in corpora.items():
-            yield f"| {name} | {count} | {markdown(licence)} |"
-    yield from ("", "| processors' licence | samples | processors |", "|---|---|---|")
-    for licence, count in held.licences.most_common():
-        kinds = [kind for kind in job.recipe.kinds() if PROCESSORS[kind].licence == licence]
-        yield f"| {markdown(licence)} | {count} | {', '.join(kinds)} |"
-    asked = consequences({*recordings, *held.licences})
-    yield from ("", "What this asks of who uses the whole, the strictest first:", "")
-    for demand, names in asked:
-        yield f"- **{demand}**: {DEMANDS[demand]} ({markdown('; '.join(names))})"
-    if not asked:
-        yield "- nothing but the licences' own notices"
-    if any(noncommercial(licence) for licence in held.licences):
-        yield from ("", "**Some samples are for non-commercial use only**: filter by `licences`.")
-
-
-def _contents(held: Tally) -> Iterator[str]:
-    yield from ("", "## Contents", "")
-    if held.summarised < held.samples:
-        missing = held.samples - held.summarised
-        yield f"{missing} samples are in shards of an older version that does not count these."
-        yield ""
-    for what, about, counts in (
-        ("corpus", "a sample may draw from several", held.corpora),
-        ("language", "", held.languages),
-        ("processor", "a sample may go through several", held.processors),
-    ):
-        yield f"| {what}{f' ({about})' if about else ''} | samples | hours |"
-        yield "|---|---|---|"
-        for name, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
-            shown = "(not known)" if what == "language" and name == UNKNOWN else markdown(name)
-            yield f"| {shown} | {count} | {count * CLIP_HOURS:.2f} |"
-        yield ""
-
-
-def _scores(held: Tally) -> Iterator[str]:
-    yield from ("## Scores", "")
-    total = sum(held.mos)
-    if not total:
-        yield from ("no scores are counted", "")
-        return
-    yield f"Mean {held.mos_sum / total:.3f}, median {_quantile(held.mos, 0.5):.1f} (to 0.1)."
-    yield from ("", "| mos | samples | share |", "|---|---|---|")
-    step = MOS_BINS // 8
-    for first in range(0, MOS_BINS, step):
-        count = sum(held.mos[first : first + step])
-        low, high = 1 + first / 10, 1 + (first + step) / 10
-        yield f"| {low:.1f} to {high:.1f} | {count} | {count / total:.1%} |"
-    yield ""
-
-
-def _quantile(bins: Sequence[int], share: float) -> float:
-    """The score below which a share of the samples lies: the middle of its bin."""
-    wanted, seen = share * sum(bins), 0
+def _median(bins: Sequence[int]) -> float:
+    """The score below which half of the samples lie: the middle of its bin."""
+    seen = 0
     for i, count in enumerate(bins):
         seen += count
-        if seen >= wanted:
+        if 2 * seen >= sum(bins):
             return 1 + (i + 0.5) / 10
     return 5.0
 
 
-def _loading(job: Job) -> Iterator[str]:
-    last, split = max(job.shard_count - 1, 0), _split(job)
-    yield from ("## How to load", "", "```python")
-    yield "import io, soundfile, webdataset as wds"
-    yield f'for sample in wds.WebDataset("DIR/shard-{{000000..{last:06d}}}.tar").decode():'
-    yield '    wave, rate_hz = soundfile.read(io.BytesIO(sample["flac"]))'
-    yield '    mos = sample["json"]["mos"]  # also teacher, licences, plan, ...'
-    yield ""
-    yield "from datasets import load_dataset"
-    yield "samples = load_dataset("
-    yield f'    "webdataset", data_files={{"{split}": "DIR/shard-*.tar"}}, split="{split}"'
-    yield from (")", "```", "", "```sh")
-    yield "python -m train fit --student v2 --shards DIR --out RUN  # DIR or an address"
-    yield from ("python -m pipeline verify DIR --deep", "```", "")
-
-
-def _again(job: Job) -> Iterator[str]:
-    """What to type to make the dataset again, and the recipe itself."""
-    recipe = job.recipe.model_dump(mode="json", exclude_none=True)
+def _recipe(job: Job) -> str:
+    recipe: dict[str, Any] = job.recipe.model_dump(mode="json", exclude_none=True)
     if re.search("[<`]", recipe["about"]):  # all else has an alphabet; what it says stands above
         del recipe["about"]
-    text = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True).rstrip()
-    yield from ("## How to make it again", "", "The recipe, as `recipe.yaml`:", "")
-    yield from ("```yaml", text, "```", "", "```sh")
-    yield from (_command(job), "```", "")
-    if origin := job.identity.get("derived_from"):
-        yield f"OLD is the dataset {code(origin['dataset_hash'])}, of which this is a new version:"
-        yield f"the first {int(origin['samples'])} samples are its own, from its corpora."
-    yield "With the same recordings, weights and packages the bytes are the same; the hashes of the"
-    packages = markdown(_versions(job.identity["versions"]))
-    yield f"former are in `{DATASET_FILE}`. Packages: {packages}."
+    return yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True).rstrip()
 
 
 def _command(job: Job) -> str:
@@ -321,10 +235,6 @@ def _command(job: Job) -> str:
         if splits.get(role) in ("validation", "test", "all")
     ]
     return " ".join(["python -m pipeline shards recipe.yaml", *given, "--out DIR"])
-
-
-def _versions(versions: Mapping[str, str]) -> str:
-    return ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -21,35 +21,32 @@ from data_specs.io.storage import copy, open_folder
 from data_specs.sample import shard_name
 from pipeline import options as verb_options
 from pipeline.corpora.manifest import Manifest
+from pipeline.dataset import description, prepare, shards
 from pipeline.dataset import job as jobs
-from pipeline.dataset import shards
-from pipeline.dataset.relabel import require_whole, same_place
 from pipeline.engine import carry_out as carrying
 
 
-def grown(dataset: Place, options: argparse.Namespace) -> jobs.Job:
+def extended(dataset: Place, options: argparse.Namespace) -> jobs.Job:
     """The job that makes what a dataset lacks of ``--samples``, or its new version.
 
     Raises ``ValueError`` (and kin) where there is nothing to add, or the corpora are others and no
     ``--out`` is given.
     """
-    old = jobs.reopen(dataset, {})
+    old = description.reopen(dataset, {})
     old = replace(old, roots=verb_options.parse_roots(options.corpus, old.recipe))
     if options.samples < old.samples:
         raise UserError(
             f"--samples {options.samples}: {shown(dataset)} has {old.samples} already; --samples "
             "is how many it shall have in all"
         )
-    if wrong := list(jobs.changed_manifests(old)):
-        raise jobs.WrongDataset("\n".join(wrong))
-    found = jobs.scan_all(old.recipe, old.roots, True, old.manifests)
+    found = prepare.scan_all(old.recipe, old.roots, True, old.manifests)
     changed = [n for n, m in found.items() if m.sha256() != old.identity["corpora"].get(n)]
     out = options.out or dataset
-    if not changed and same_place(out, dataset):
+    if not changed and description.same_place(out, dataset):
         _require_adopted(old)
         return _prepared(old, found, dataset, options, old.identity.get("derived_from"))
-    if same_place(out, dataset):
-        raise jobs.WrongDataset(
+    if description.same_place(out, dataset):
+        raise description.WrongDataset(
             f"{shown(dataset)}: corpus {', '.join(changed)} is not the one that it was made from, "
             "and a dataset grows by samples of its own; for a new version with more recordings "
             "give --out NEW"
@@ -73,7 +70,7 @@ def _version(
         raise UserError(f"--samples {options.samples}: must be more than the {old.samples} there")
     for name, manifest in found.items():
         _require_superset(name, old.manifests[name], manifest)
-    require_whole(old)
+    old.require_whole()
     origin = {
         "dataset_hash": old.dataset_hash,
         "samples": old.samples,
@@ -89,10 +86,10 @@ def _version(
 def _require_adopted(job: jobs.Job) -> None:
     """Shards that came from an earlier version were drawn from its recordings: made here they would
     be others."""
-    of_earlier = jobs.first_own_sample(job.identity) // job.recipe.shard_samples
+    of_earlier = job.first_own_sample // job.recipe.shard_samples
     if lost := [shard for shard in job.missing() if shard < of_earlier]:
         names = ", ".join(shard_name(shard) for shard in lost[:5])
-        raise jobs.WrongDataset(
+        raise description.WrongDataset(
             f"{shown(job.out)}: {len(lost)} shards of the version that it came from are missing "
             f"({names}); bring them back first: python -m pipeline extend EARLIER --out "
             f"{shown(job.out)} --samples {job.samples} --corpus ..."
@@ -121,7 +118,7 @@ def _prepared(
     options: argparse.Namespace,
     origin: dict[str, Any] | None,
 ) -> jobs.Job:
-    return jobs.prepare(
+    return prepare.prepare(
         old.recipe,
         old.roots,
         out,
@@ -165,12 +162,12 @@ def run(options: argparse.Namespace) -> int:
     """``python -m pipeline extend DATASET --samples N [--out NEW]``; exit status as ``shards``."""
     actors = verb_options.teacher_actors(options, options.teacher_device or options.device)
     part, at = parse_part(options.part), verb_options.machines(options, _places(options))
-    return carrying.make(grown(options.dataset, options), options, actors, part, at)
+    return carrying.make(extended(options.dataset, options), options, actors, part, at)
 
 
 def _places(options: argparse.Namespace) -> list[tuple[str, Place]]:
     """What every machine of a cluster must find under the same name."""
-    recipe = jobs.reopen(options.dataset, {}).recipe
+    recipe = description.reopen(options.dataset, {}).recipe
     out = [("--out", options.out)] if options.out else []
     corpora = verb_options.corpus_places(verb_options.parse_roots(options.corpus, recipe))
     return [("DATASET", options.dataset), *out, *corpora]

@@ -4,7 +4,7 @@ Records (``shard-NNNNNN.json``) say what is whole. Beside them, every driver kee
 its own in ``attempts/``: what it has in flight, what failed and why, how fast it is. It is written
 anew every ``HEARTBEAT_S`` seconds, so that a job of days costs an object store some thousand small
 writes, and a driver that died is known by its silence. No shard depends on it: lost, or in a folder
-that cannot be written, it only tells less.
+that cannot be written, only what it says is missing.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from data_specs.io.addresses import Place
 from data_specs.io.storage import NotFound, open_folder
 from data_specs.strict import Strict
 from pipeline.dataset import shards
-from pipeline.dataset.shards import Ledger, ShardRecord
+from pipeline.dataset.shards import ShardRecord
 from pipeline.dataset.summary import MOS_BINS
 
 ATTEMPTS = "attempts"
@@ -56,7 +56,7 @@ class Attempts(Strict):
     failed: dict[int, str] = Field(default_factory=dict)
 
     def alive(self, now: float) -> bool:
-        """Whether the driver runs, as far as its file tells."""
+        """Whether the driver runs, as far as its file says."""
         return not self.ended and now - self.updated < LOST_AFTER * HEARTBEAT_S
 
 
@@ -133,24 +133,10 @@ def load(out: Place, dataset_hash: str, planned: Iterable[int]) -> Tally:
     """Read all records of a folder, each held to this dataset, to its tar's size and to the samples
     that are ``planned`` for its shard (shard k's at position k)."""
     found, tally, expected = shards.read_ledger(out), Tally(), list(planned)
-    tally.wrong = dict.fromkeys(found.uncommitted, "no record: never committed") | found.wrong
-    for shard, record in found.records.items():
+    for shard in found.numbers:
         wanted = expected[shard] if shard < len(expected) else 0
-        if problem := _problem(found, shard, dataset_hash, wanted):
+        if problem := found.problem(shard, dataset_hash, wanted):
             tally.wrong[shard] = problem
         else:
-            tally.add(record)
+            tally.add(found.records[shard])
     return tally
-
-
-def _problem(found: Ledger, shard: int, dataset_hash: str, wanted: int) -> str:
-    record = found.records[shard]
-    if record.dataset_hash != dataset_hash:
-        return f"its record belongs to another dataset ({record.dataset_hash[:12]})"
-    if record.planned < wanted:
-        return f"holds {record.planned} of {wanted} planned samples: a shorter run made it"
-    if shard not in found.tars:
-        return "its tar is missing"
-    if (size := found.tars[shard]) not in (record.tar_bytes, None):
-        return f"its tar has {size} bytes, its record says {record.tar_bytes}"
-    return ""

@@ -3,7 +3,7 @@
 Outputs of one recipe have the same hash and the same shards by number: parts of a job that wrote to
 different folders, or ranges of it. Their tars are linked where they lie on one disk, copied by the
 store where they are in one, else copied through here and held to their record's hash. Nothing is
-made: what no input has is told. Interrupted, it goes on where it was.
+made: what no input has is named. Interrupted, it goes on where it was.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from data_specs.io.addresses import Place, place, shown
 from data_specs.io.errors import UserError
 from data_specs.io.storage import LocalFolder, RemoteFolder, copy, open_folder
 from data_specs.sample import shard_name
+from data_specs.strict import differences
+from pipeline.dataset import description, shards
 from pipeline.dataset import job as jobs
-from pipeline.dataset import shards
 from pipeline.dataset.card import write_card
-from pipeline.dataset.relabel import same_place
 from pipeline.dataset.shards import Ledger, ShardError
 
 
@@ -29,31 +29,29 @@ def merge(inputs: Sequence[Place], out: Place) -> jobs.Job:
     Raises ``WrongDataset`` naming what differs where they are not of one recipe, ``ShardError``
     where two have different content under one number.
     """
-    if any(same_place(out, one) for one in inputs):
+    if any(description.same_place(out, one) for one in inputs):
         raise UserError(f"--out {shown(out)} is one of the inputs: give another folder")
-    found = [jobs.reopen(one, {}) for one in inputs]
+    found = [description.reopen(one, {}) for one in inputs]
     for other in found[1:]:
         _require_same(found[0], other)
     job = replace(found[0], out=out, samples=max(one.samples for one in found))
-    jobs.open_folder(job)
-    with jobs.writing(out):
+    description.open_folder(job)
+    with description.writing(out):
         ledgers = [shards.read_ledger(one.out) for one in found]
         there, target = shards.read_ledger(out), job.folder
         for shard, source in sorted(_chosen(job, found, ledgers).items()):
             if not job.is_whole(shard, there):
                 _take(shard, open_folder(found[source].out), ledgers[source], target)
-        jobs.require_ours(job)
+        description.require_ours(job)
         write_card(job)
     return job
 
 
 def _require_same(one: jobs.Job, other: jobs.Job) -> None:
     if one.identity != other.identity:
-        raise jobs.WrongDataset(
+        raise description.WrongDataset(
             f"{shown(other.out)} is not of the recipe of {shown(one.out)}; what differs: "
-            + "; ".join(
-                jobs.differences(one.identity, other.identity, between=("in the first", "here"))
-            )
+            + "; ".join(differences(one.identity, other.identity, between=("in the first", "here")))
         )
 
 

@@ -18,6 +18,7 @@ from data_specs.io.addresses import path_here
 from data_specs.io.files import whole_file
 from data_specs.recipe import load_recipe
 from pipeline.dataset import job as jobs
+from pipeline.dataset import prepare
 from pipeline.options import parse_roots, parse_splits, recipe_option, sample_options
 from pipeline.render.plan import BLOCK, Block, plan_block
 
@@ -32,11 +33,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Plan, write, and say how long it took."""
     recipe = load_recipe(options.recipe)
-    jobs.require_samples(options.samples)
+    prepare.require_samples(options.samples)
     roots = parse_roots(options.corpus, recipe)
     splits = parse_splits(options.split, list(recipe.sources.present()))
-    identity = {"splits": jobs.resolve_splits(recipe, splits)}
-    manifests = jobs.scan_all(recipe, roots)
+    identity = {"splits": prepare.resolve_splits(recipe, splits)}
+    manifests = prepare.scan_all(recipe, roots)
     for manifest in manifests.values():
         print(manifest.summary())
     job = jobs.Job(recipe, identity, options.samples, options.out, roots, manifests=manifests)

@@ -122,7 +122,7 @@ def _words(tar: Path, record: SampleRecord) -> list[str]:
 
 @contextmanager
 def _named(tar: Path, record: SampleRecord) -> Iterator[None]:
-    """A plan is any JSON: what it lacks is told by its sample."""
+    """Name the sample whose plan, which may be any JSON, lacks something."""
     try:
         yield
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:

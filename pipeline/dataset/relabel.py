@@ -29,7 +29,8 @@ from data_specs.teacher import packages_of
 from pipeline import options as verb_options
 from pipeline.audio import decode_flac, pcm_sha256
 from pipeline.dataset import shards
-from pipeline.dataset.job import Job, open_folder, reopen
+from pipeline.dataset.description import open_folder, reopen, same_place
+from pipeline.dataset.job import Job
 from pipeline.dataset.shards import Row, ShardError
 from pipeline.engine import carry_out as carrying
 from pipeline.engine import run as engine
@@ -40,7 +41,7 @@ PRECISIONS = get_args(TeacherSpec.model_fields["precision"].annotation)
 
 
 def prepare(source: Job, out: Place, spec: TeacherSpec, device: str = "cpu") -> Job:
-    """The job that labels ``source`` again: its twin with another teacher. Opens ``out``.
+    """The job that labels ``source`` again: its counterpart with another teacher. Opens ``out``.
 
     Raises ``ValueError`` (and kin) for a source that is not whole, a teacher that cannot run, an
     ``out`` that is the source or holds another dataset; ``OSError`` for one that cannot be written.
@@ -49,7 +50,7 @@ def prepare(source: Job, out: Place, spec: TeacherSpec, device: str = "cpu") -> 
         raise UserError(
             f"--out {shown(out)} is the source itself, whose labels stay: give another folder"
         )
-    require_whole(source)
+    source.require_whole()
     teacher = label.identify(spec, device)
     recipe = source.identity["recipe"] | {"teacher": spec.model_dump(mode="json")}
     changed = {
@@ -75,27 +76,6 @@ def _versions(source: Job, spec: TeacherSpec) -> dict[str, str]:
     gone = packages_of(source.recipe.teacher.name) - audio_packages(source.recipe)
     kept = {n: v for n, v in source.identity["versions"].items() if n not in gone}
     return {name: importlib.metadata.version(name) for name in packages_of(spec.name)} | kept
-
-
-def same_place(one: Place, other: Place) -> bool:
-    """Whether two spellings are one folder."""
-    if isinstance(one, str) or isinstance(other, str):
-        return str(one).rstrip("/") == str(other).rstrip("/")
-    return one.exists() and other.exists() and one.samefile(other)
-
-
-def require_whole(source: Job) -> None:
-    """Raise ``ShardError`` naming the first shard that is missing or not this dataset's."""
-    unfinished = source.todo()
-    if not unfinished:
-        return
-    first, rows = unfinished[0], source.shard_range(unfinished[0])
-    wrong = shards.verify_shard(source.out, first, source.dataset_hash, rows)
-    raise ShardError(
-        f"{shown(source.out)}: {len(unfinished)} of {source.shard_count} shards are not whole; "
-        f"first: {'; '.join(wrong)}. Run the command that made it again: python -m pipeline shards "
-        f"... --out {shown(source.out)}"
-    )
 
 
 @dataclass(frozen=True)
@@ -130,7 +110,7 @@ class Relabeller:
         self._held: Held | None = None
 
     def groups(self, shard: int) -> Iterator[range]:
-        """What is scored at once: as ``shards`` does it, unless a ``batch`` was asked for."""
+        """What is scored at once: as ``shards`` does it, unless a ``batch`` is given."""
         return self.job.groups(shard, self.batch)
 
     def make(self, rows: range) -> list[Row]:

@@ -12,8 +12,8 @@ from data_specs.io.storage import NotFound
 from data_specs.sample import SampleRecord, parse_sample
 from data_specs.strict import checked
 from pipeline.audio import encode_flac, pcm_sha256
+from pipeline.dataset import description, shards
 from pipeline.dataset import job as jobs
-from pipeline.dataset import shards
 from pipeline.options import corpus_option, outside_option, parse_roots
 from pipeline.render.plan import SamplePlan
 from pipeline.render.processors import runtime
@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Make samples again from their records and compare the audio, bit for bit."""
-    job = jobs.reopen(options.dataset, {})
+    job = description.reopen(options.dataset, {})
     roots = parse_roots(options.corpus, job.recipe)
     differ = 0
     for key in options.keys:
@@ -56,7 +56,7 @@ def run(options: argparse.Namespace) -> int:
 def _again(job: jobs.Job, plan: SamplePlan, roots: Roots, outside: bool) -> Rendered:
     """Make a sample again beside those of its group: a batch's size may move a network's output in
     its last bits."""
-    if plan.index < (since := jobs.first_own_sample(job.identity)):
+    if plan.index < (since := job.first_own_sample):
         raise UserError(
             f"{plan.key}: samples before {since} are of the dataset that this one was derived "
             "from, and its corpora: replay it there"

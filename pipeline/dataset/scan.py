@@ -8,7 +8,7 @@ from data_specs.io.addresses import path_here
 from data_specs.io.names import visible
 from data_specs.io.walk import first_of_each_kind
 from data_specs.recipe import load_recipe
-from pipeline.dataset import job as jobs
+from pipeline.dataset import prepare
 from pipeline.options import parse_roots, recipe_option
 
 
@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Scan, write, and say what was left out."""
     recipe = load_recipe(options.recipe)
-    found = jobs.scan_all(recipe, parse_roots(options.corpus, recipe))
+    found = prepare.scan_all(recipe, parse_roots(options.corpus, recipe))
     options.out.mkdir(parents=True, exist_ok=True)
     for name, corpus in found.items():
         corpus.save(options.out / f"{name}.parquet")

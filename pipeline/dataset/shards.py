@@ -9,10 +9,8 @@ states. All else is made again by running the same command again.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import re
-import tarfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext, suppress
@@ -22,14 +20,12 @@ from typing import IO, Annotated, Any
 
 from pydantic import Field
 
-from data_specs.io import tars
 from data_specs.io.addresses import Place
 from data_specs.io.errors import UserError
 from data_specs.io.storage import LocalFolder, NotFound, RemoteFolder, open_folder
+from data_specs.io.tars import audio_of, index_of, record_of
 from data_specs.sample import (
     CROP_SAMPLES,
-    MOST_AUDIO_BYTES,
-    MOST_RECORD_BYTES,
     MOST_SHARD_SAMPLES,
     MOST_SHARDS,
     parse_sample,
@@ -135,7 +131,7 @@ def commit(
 
 
 class HashingFile:
-    """A file that counts and hashes what passes, so that the tar is not read again."""
+    """Counts and hashes what is written to a file, so that the tar is not read again."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self.file, self.size, self.digest = file, 0, hashlib.sha256()
@@ -147,22 +143,13 @@ class HashingFile:
 
 
 def _write_tar(file: HashingFile, rows: Iterable[Row]) -> None:
-    """A WebDataset tar, as ``webdataset.TarWriter`` writes it.
+    """Write a WebDataset tar. Time, owner and mode are fixed: the same samples, the same bytes."""
+    from webdataset import TarWriter  # here, for it imports torch
 
-    That one imports torch: 2 s and 300 MB in each of Ray's writing processes, which need it for
-    nothing else.
-    """
-    with tarfile.open(fileobj=file, mode="w|") as tar:  # type: ignore[call-overload]
+    with TarWriter(file, user="", group="", mode=0o644, mtime=0, encoder=False) as tar:
         for row in rows:
             if not row.reason:
-                _add(tar, f"{row.key}.flac", row.flac or b"")
-                _add(tar, f"{row.key}.json", row.record or b"")
-
-
-def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
-    info = tarfile.TarInfo(name)  # time, user and mode are fixed: the same samples, the same bytes
-    info.size = len(content)
-    tar.addfile(info, io.BytesIO(content))
+                tar.write({"__key__": row.key, "flac": row.flac, "json": row.record})
 
 
 def _combined_pcm(records: Iterable[dict[str, Any]]) -> str:
@@ -183,9 +170,9 @@ def _too_many(shard: int, dropped: Sequence[dict[str, str]], planned: int) -> st
 
 @dataclass(frozen=True)
 class Ledger:
-    """The shards of a folder as one listing and their records tell of them.
+    """The shards of a folder as one listing and their records show them.
 
-    ``tars`` are bytes (none where a listing does not tell), ``wrong`` says what is no record.
+    ``tars`` are bytes (none where a listing does not say), ``wrong`` says what is no record.
     """
 
     tars: dict[int, int | None]
@@ -202,15 +189,30 @@ class Ledger:
         """Tars without a record: what an interrupted run left, or another is writing."""
         return sorted(self.tars.keys() - self.records.keys() - self.wrong.keys())
 
-    def is_whole(self, shard: int, dataset_hash: str, planned: int) -> bool:
-        """Whether a shard is done: its record is there, is ours, and the tar has the stated size.
+    def problem(self, shard: int, dataset_hash: str, planned: int) -> str:
+        """What listing and record show to be wrong with a shard; nothing where it is whole.
 
-        One that holds more than the ``planned`` samples (a longer run made it) is done too.
+        One that holds more than the ``planned`` samples (a longer run made it) is whole too.
         """
+        if shard in self.wrong:
+            return self.wrong[shard]
         record = self.records.get(shard)
-        if record is None or record.dataset_hash != dataset_hash or record.planned < planned:
-            return False
-        return shard in self.tars and self.tars[shard] in (record.tar_bytes, None)
+        if record is None:
+            return "no record beside it: never committed; run the same command again"
+        if shard not in self.tars:
+            return "missing, though its record is there; run the same command again"
+        if record.dataset_hash != dataset_hash:
+            return f"its record belongs to another dataset ({record.dataset_hash[:12]})"
+        size = self.tars[shard]
+        if size not in (record.tar_bytes, None):
+            return f"{size} bytes, its record says {record.tar_bytes}; truncated or replaced"
+        if record.planned < planned:
+            return f"holds {record.planned} of {planned} planned samples: a shorter run made it"
+        return ""
+
+    def is_whole(self, shard: int, dataset_hash: str, planned: int) -> bool:
+        """Whether a shard is done."""
+        return not self.problem(shard, dataset_hash, planned)
 
 
 def read_ledger(folder: Place, only: Iterable[int] | None = None) -> Ledger:
@@ -294,43 +296,19 @@ def shown_tar(folder: Place, shard: int) -> str:
     return open_folder(folder).shown(f"{shard_name(shard)}.tar")
 
 
-def members(tar: Path | IO[bytes], where: str = "") -> Iterator[tuple[str, bytes]]:
-    """Name and content of a tar's members. ``ShardError`` where the tar is damaged, or one is more
-    than a sample's can be.
+def samples(tar: Path | IO[bytes], where: str = "") -> Iterator[tuple[str, bytes, bytes]]:
+    """Key, FLAC and JSON of each sample. An open file needs ``where`` it is from, for messages.
 
-    An open file needs ``where`` it came from, for messages.
+    Raises ``ShardError`` where the tar is damaged, or holds anything but whole samples.
     """
     where = where or str(tar)
     try:
-        with tar.open("rb") if isinstance(tar, Path) else nullcontext(tar) as file:
-            for member in tars.members(file.fileno(), where):
-                if member.kind not in tars.PLAIN:
-                    raise ShardError(f"{where}: member {member.name!r} is not a plain file")
-                if member.size > _most_bytes(member.name):
-                    raise ShardError(
-                        f"{where}: member {member.name!r}: {member.size} bytes are too many"
-                    )
-                yield member.name, tars.content(file.fileno(), member.start, member.size, where)
-    except ShardError:
-        raise
+        with tar.open("rb") if isinstance(tar, Path) else nullcontext(tar) as opened:
+            file = opened.fileno()
+            for span in index_of(file, where):
+                yield span.key, audio_of(file, where, span), record_of(file, where, span)
     except UserError as error:
         raise ShardError(str(error)) from error
-
-
-def _most_bytes(name: str) -> int:
-    return MOST_AUDIO_BYTES if name.endswith(".flac") else MOST_RECORD_BYTES
-
-
-def samples(tar: Path | IO[bytes], where: str = "") -> Iterator[tuple[str, bytes, bytes]]:
-    """Key, FLAC and JSON of each sample. ``ShardError`` where one lacks its other half."""
-    where = where or str(tar)
-    found = members(tar, where)
-    for name, content in found:
-        key, _, ending = name.partition(".")
-        partner, record = next(found, ("", b""))
-        if ending != "flac" or partner != f"{key}.json":
-            raise ShardError(f"{where}: sample {key}: expected {key}.flac and then {key}.json")
-        yield key, content, record
 
 
 def samples_of(folder: Place, shard: int) -> Iterator[tuple[str, bytes, bytes]]:
@@ -387,22 +365,12 @@ def ledger_problems(
     folder: Place, ledger: Ledger, shard: int, dataset_hash: str, planned: int
 ) -> list[str]:
     """What a listing and the records alone show to be wrong with a shard."""
-    where = shown_tar(folder, shard)
-    if shard in ledger.wrong:
-        return [ledger.wrong[shard]]
-    record = ledger.records.get(shard)
-    if record is None:
-        return [f"{where}: no record beside it: never committed; run the same command again"]
-    if shard not in ledger.tars:
-        return [f"{where}: missing, though its record is there; run the same command again"]
-    if record.dataset_hash != dataset_hash:
-        return [f"{where}: its record belongs to another dataset ({record.dataset_hash[:12]})"]
-    size = ledger.tars[shard]
-    if size not in (record.tar_bytes, None):
-        return [f"{where}: {size} bytes, its record says {record.tar_bytes}; truncated or replaced"]
-    if (record.samples + len(record.dropped), record.planned) != (planned, planned):
-        return [f"{where}: {record.samples} samples and {len(record.dropped)} drops, not {planned}"]
-    return []
+    problem = ledger.problem(shard, dataset_hash, planned)
+    if not problem:
+        record = ledger.records[shard]
+        if (record.samples + len(record.dropped), record.planned) != (planned, planned):
+            problem = f"{record.samples} samples and {len(record.dropped)} drops, not {planned}"
+    return [f"{shown_tar(folder, shard)}: {problem}"] if problem else []
 
 
 def _key_problems(path: str, keys: list[str], rows: range) -> Iterator[str]:

@@ -15,9 +15,9 @@ from data_specs.cluster.needs import (
 from data_specs.io.addresses import shown
 from data_specs.io.storage import NotFound
 from data_specs.sample import shard_name
+from pipeline.dataset import description, shards
 from pipeline.dataset import job as jobs
 from pipeline.dataset import retry as failures
-from pipeline.dataset import shards
 from pipeline.dataset.card import write_card
 from pipeline.engine import run
 
@@ -45,14 +45,14 @@ def carry_out(job: jobs.Job, part: Part, work: Callable[[], run.Outcome]) -> int
     """Do the work on a dataset as its only writer; exit status of ``finish``, and 1 where the
     folder was removed under it."""
     began = time.monotonic()
-    with jobs.writing(job.out, part):
+    with description.writing(job.out, part):
         try:
             outcome = work()
             return finish(job, outcome, time.monotonic() - began, part)
-        except (FileNotFoundError, NotFound, jobs.WrongDataset):
+        except (FileNotFoundError, NotFound, description.WrongDataset):
             try:
-                jobs.require_ours(job)
-            except jobs.WrongDataset as gone:
+                description.require_ours(job)
+            except description.WrongDataset as gone:
                 print(f"error: {gone}", file=sys.stderr)
                 return 1
             raise
@@ -63,7 +63,7 @@ def finish(job: jobs.Job, outcome: run.Outcome, seconds: float, part: Part = EVE
 
     Of several parts the last one to end writes the card: two that end at once write the same.
     """
-    jobs.require_ours(job)
+    description.require_ours(job)
     missing = job.missing()
     rest = [] if part == EVERY else missing
     if not rest:

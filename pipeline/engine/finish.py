@@ -6,7 +6,7 @@ import argparse
 
 from data_specs.io.addresses import place, shown
 from data_specs.sample import shard_name
-from pipeline.dataset import job as jobs
+from pipeline.dataset import description
 from pipeline.dataset.card import CARD, write_card
 
 
@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Write the card; exit status 1 where a shard is still missing."""
-    job = jobs.reopen(options.dataset, {})
+    job = description.reopen(options.dataset, {})
     rest = job.todo()
     if not rest:
         write_card(job)

@@ -9,7 +9,7 @@ import argparse
 
 from data_specs.cluster.needs import parse_part
 from data_specs.recipe import load_recipe
-from pipeline.dataset import job as jobs
+from pipeline.dataset import prepare
 from pipeline.dataset import retry as failures
 from pipeline.engine.carry_out import make
 from pipeline.options import (
@@ -35,7 +35,7 @@ def run(options: argparse.Namespace) -> int:
     splits = parse_splits(options.split, list(recipe.sources.present()))
     roots = parse_roots(options.corpus, recipe)
     at = machines(options, [("--out", options.out), *corpus_places(roots)])
-    job = jobs.prepare(
+    job = prepare.prepare(
         recipe,
         roots,
         options.out,

@@ -21,7 +21,8 @@ from data_specs.recipe import Recipe
 from data_specs.sample import DATASET_FILE, shard_name
 from data_specs.strict import checked
 from pipeline.dataset import ledger
-from pipeline.dataset.job import CLIP_HOURS, read_dataset
+from pipeline.dataset.description import read_dataset
+from pipeline.dataset.job import CLIP_HOURS
 from pipeline.dataset.ledger import Attempts, Tally
 from pipeline.dataset.shards import ShardError
 from pipeline.engine.watch import CLIP_S, duration, reasons

@@ -63,11 +63,11 @@ class GuardError(Exception):
 
 
 class Guard:
-    """``run`` is ``degrade.run`` in a child process with a time limit.
+    """``run`` is ``processors.run`` in a child process with a time limit.
 
-    Raises ``DropSample`` ("processor_timeout", "processor_crashed" and what ``degrade.run`` drops
-    for), ``OSError`` as the processor raised it, ``GuardError`` for all else: out of memory, a
-    child that was killed from outside, a broken contract.
+    Raises ``DropSample`` ("processor_timeout", "processor_crashed" and what ``processors.run``
+    drops for), ``OSError`` as the processor raised it, ``GuardError`` for all else: out of memory,
+    a child that was killed from outside, a broken contract.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class Guard:
         self.close()
 
     def run(self, kind: str, waves_BT: Waves, params: Sequence[Params]) -> Waves:
-        """Run one processor over a group, as ``degrade.run`` does."""
+        """Run one processor over a group, as ``processors.run`` does."""
         self._load(kind, params[:1])
         count, began = len(waves_BT), time.monotonic()
         answer = self._ask((kind, waves_BT, params), kind, self._seconds(kind, count))

@@ -19,7 +19,7 @@ SILENCE_DBFS = -70.0
 PEAK = 0.99
 
 
-def heard_samples(wave: Wave) -> int:
+def audible_samples(wave: Wave) -> int:
     """How many samples come before the digital silence at the end.
 
     All of them where that is shorter than a frame, or where there is nothing else: a last sample of
@@ -37,7 +37,7 @@ def active_dbfs(wave: Wave) -> float:
     padding, so that it means the same for short clips; the last frame may be short. Returns
     ``-inf`` for digital silence.
     """
-    wave = wave[: heard_samples(wave)]
+    wave = wave[: audible_samples(wave)]
     if not len(wave):
         return -np.inf
     starts = np.arange(0, len(wave), FRAME_SAMPLES)
@@ -110,16 +110,16 @@ def reverberate(speech: Wave, response: Wave, what: str) -> Wave:
         raise DropSample("silent", f"{what}: the impulse response is all zeros")
     direct = int(np.argmax(np.abs(response)))
     wet = oaconvolve(speech, response[direct:], mode="full")[: len(speech)].astype(np.float32)
-    return gain(wet, before_dbfs - require_sound(wet[: heard_samples(speech)], what))
+    return gain(wet, before_dbfs - require_sound(wet[: audible_samples(speech)], what))
 
 
 def add_noise(speech: Wave, noise: Wave, snr_db: float, what: str) -> Wave:
     """Add noise so that the active levels of speech and noise differ by ``snr_db``.
 
-    The levels are of what is heard together: noise over the padding behind the speech counts for
+    The levels are of what is audible together: noise over the padding behind the speech counts for
     nothing.
     """
-    noise_dbfs = require_sound(noise[: heard_samples(speech)], what)
+    noise_dbfs = require_sound(noise[: audible_samples(speech)], what)
     return speech + gain(noise, require_sound(speech, "speech") - noise_dbfs - snr_db)
 
 

@@ -31,34 +31,32 @@ BLOCK = 65_536
 
 
 Whole = Annotated[int, Field(ge=0, lt=2**48)]
-"""A count or a place; a record of a stranger may say anything."""
+"""A count or a place; a record from elsewhere may say anything."""
 
 
-class SpeechPlan(Strict):
-    """Which part of which recording speaks; ``start_sample`` at 16 kHz."""
+class FilePlan(Strict):
+    """Which file of which folder of a corpus."""
 
     corpus: str
     root: Whole
     path: str
+
+
+class SpeechPlan(FilePlan):
+    """Which part of which recording speaks; ``start_sample`` at 16 kHz."""
+
     start_sample: Whole
     speaker: str
     language: str
 
 
-class RoomPlan(Strict):
+class RoomPlan(FilePlan):
     """Which impulse response."""
 
-    corpus: str
-    root: Whole
-    path: str
 
-
-class NoisePlan(Strict):
+class NoisePlan(FilePlan):
     """Which noise, from where (played in a loop), how loud."""
 
-    corpus: str
-    root: Whole
-    path: str
     start_sample: Whole
     snr_db: float
 

@@ -20,10 +20,10 @@ from data_specs.io.errors import UserError
 from data_specs.io.names import below, inside
 from data_specs.sample import CROP_SAMPLES
 from pipeline.audio import AudioFile, DropSample, Wave, read_part, read_whole, to_pcm
-from pipeline.render import processors as degrade
+from pipeline.render import processors
 from pipeline.render.mix import add_noise, fit_length, guard_peak, loop, require_sound, reverberate
 from pipeline.render.mix import set_level as set_level_dbfs
-from pipeline.render.plan import NoisePlan, RoomPlan, SamplePlan, SpeechPlan, Step
+from pipeline.render.plan import FilePlan, NoisePlan, SamplePlan, Step
 from pipeline.render.processors.interface import Run
 
 Roots = dict[str, list[Place]]
@@ -33,7 +33,7 @@ RENDER_VERSION = 3
 """Raised whenever the same plan would give other audio; part of the dataset's hash."""
 
 RESPONSE_SECONDS = CROP_SAMPLES / 16_000
-"""A longer impulse response cannot be heard within a crop."""
+"""A longer impulse response is not audible within a crop."""
 
 
 @dataclass(frozen=True)
@@ -50,12 +50,12 @@ Slot = Wave | DropSample
 
 
 def render_group(
-    plans: Sequence[SamplePlan], roots: Roots, run: Run = degrade.run
+    plans: Sequence[SamplePlan], roots: Roots, run: Run = processors.run
 ) -> list[Rendered]:
     """Make the audio of a group. Samples that cannot be made come back with their reason.
 
     A recording that is shorter than a crop keeps its own length until all is done to it, so that
-    levels, SNRs and shares are of what is heard; the zeros that student and teacher put behind a
+    levels, SNRs and shares are of the audible part; the zeros that student and teacher put behind a
     short clip come last.
     """
     slots: list[Slot] = [_attempt(partial(_read_speech, plan, roots)) for plan in plans]
@@ -76,35 +76,37 @@ def _attempt(make: Callable[[], Wave]) -> Slot:
 
 
 def _read_speech(plan: SamplePlan, roots: Roots) -> Wave:
-    path = find(roots, plan.speech.corpus, plan.speech.root, plan.speech.path)
+    path = find(roots, plan.speech)
     wave = read_part(path, plan.speech.start_sample, CROP_SAMPLES, plan.speed)
     require_sound(wave, str(path))
     return wave
 
 
-def find(roots: Roots, corpus: str, root: int, path: str) -> AudioFile:
-    """Where a file of the plan lies. Raises ``OSError`` naming what to give, ``UserError`` for a
-    path that leads out of its folder."""
-    folders = roots.get(corpus, [])
-    if not 0 <= root < len(folders):
+def find(roots: Roots, file: FilePlan) -> AudioFile:
+    """Where a file of the plan lies.
+
+    Raises ``OSError`` naming what to give, ``UserError`` for a path that leads out of its folder.
+    """
+    folders = roots.get(file.corpus, [])
+    if not 0 <= file.root < len(folders):
         raise OSError(
-            f"folder {root + 1} of corpus {corpus!r} was not given: --corpus {corpus}=DIR"
+            f"folder {file.root + 1} of corpus {file.corpus!r} was not given: "
+            f"--corpus {file.corpus}=DIR"
         )
-    folder = folders[root]
-    inside(path)
-    return remote_clip(folder, path) if isinstance(folder, str) else folder / path
+    folder = folders[file.root]
+    inside(file.path)
+    return remote_clip(folder, file.path) if isinstance(folder, str) else folder / file.path
 
 
 def require_below(plans: Sequence[SamplePlan], roots: Roots) -> None:
-    """Raise ``UserError`` for a file of a stranger's record that a link takes out of its corpus."""
+    """Raise ``UserError`` for a record's file that a link takes out of its corpus."""
     for plan in plans:
-        parts: list[SpeechPlan | RoomPlan | NoisePlan | None] = [plan.speech, plan.room, plan.noise]
-        for corpus, root, path in [(p.corpus, p.root, p.path) for p in parts if p is not None]:
-            folders = roots.get(corpus, [])
-            if root < len(folders) and isinstance(folder := folders[root], Path):
-                inside(path)
+        for file in filter(None, (plan.speech, plan.room, plan.noise)):
+            folders = roots.get(file.corpus, [])
+            if file.root < len(folders) and isinstance(folder := folders[file.root], Path):
+                inside(file.path)
                 try:
-                    below(folder, path)
+                    below(folder, file.path)
                 except UserError as error:
                     raise UserError(
                         f"{error}; where dataset and corpora are your own, give --allow-outside"
@@ -113,7 +115,7 @@ def require_below(plans: Sequence[SamplePlan], roots: Roots) -> None:
 
 def _mix(plan: SamplePlan, speech: Wave, roots: Roots) -> Wave:
     if plan.room:
-        path = find(roots, plan.room.corpus, plan.room.root, plan.room.path)
+        path = find(roots, plan.room)
         modified_ns = os.stat(path).st_mtime_ns if isinstance(path, Path) else 0
         speech = reverberate(speech, _response(path, modified_ns), str(path))
     if plan.noise:
@@ -129,14 +131,16 @@ def _response(path: AudioFile, modified_ns: int) -> Wave:
 
 
 def _read_noise(plan: NoisePlan, roots: Roots, count: int) -> Wave:
-    path = find(roots, plan.corpus, plan.root, plan.path)
+    path = find(roots, plan)
     wave = read_part(path, plan.start_sample, count)
     if len(wave) < count:  # the file ends: go on from its beginning
         wave = loop(wave, read_part(path, 0, CROP_SAMPLES), count)
     return wave
 
 
-def _run_steps(slots: list[Slot], steps: Sequence[Sequence[Step]], run: Run = degrade.run) -> None:
+def _run_steps(
+    slots: list[Slot], steps: Sequence[Sequence[Step]], run: Run = processors.run
+) -> None:
     """Run the steps of all samples, one stage after the other.
 
     Each kind is a batch of its own, and each length: short clips are not padded to be batched.

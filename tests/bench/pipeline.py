@@ -27,7 +27,7 @@ from data_specs.io.errors import UserError
 from data_specs.processors import Processor as Spec
 from data_specs.recipe import load_recipe
 from data_specs.sample import CROP_SAMPLES, SAMPLE_RATE
-from pipeline.dataset.job import scan_all
+from pipeline.dataset.prepare import scan_all
 from pipeline.options import parse_roots
 from pipeline.render import processors as degrade
 from pipeline.render.plan import BLOCK, Tables, make_table, plan_block, plan_range

@@ -35,7 +35,7 @@ from data_specs.sample import CROP_SAMPLES, SAMPLE_RATE
 from data_specs.strict import unknown
 from pipeline.audio import Wave, read_part, resample
 from pipeline.corpora import synthetic as makers
-from pipeline.dataset.job import scan_all
+from pipeline.dataset.prepare import scan_all
 from pipeline.options import parse_roots
 from pipeline.render import label
 from pipeline.render.guard import Guard
@@ -187,7 +187,7 @@ def _plans(setting: Setting, start: int, count: int) -> list[SamplePlan]:
 def _clips(setting: Setting, count: int) -> Waves:
     plans = _plans(setting, 0, count)
     drawn = [plan.speech for plan in plans]
-    files = [find(setting.roots, part.corpus, part.root, part.path) for part in drawn]
+    files = [find(setting.roots, part) for part in drawn]
     return np.stack([fit_length(read_part(file, 0, CROP_SAMPLES), CROP_SAMPLES) for file in files])
 
 
@@ -331,12 +331,9 @@ def _naive_coqui(device: str) -> Naive:
 def _naive_encodec(device: str) -> Naive:
     """The ``encodec`` package's model with the very weights that ours has."""
     import torch
-    from safetensors.torch import load_file
 
-    hub = load_file(encodec.weight_paths()[1])
     model = random_weights.encodec_model()
-    names = {name: random_weights.hub_name(name) for name in model.state_dict()}
-    model.load_state_dict({name: hub[there] for name, there in names.items()})
+    model.load_state_dict(torch.load(encodec.weights_path(), weights_only=True))
     model.to(device)
 
     def run(wave_T: Wave, params: Params) -> Wave:

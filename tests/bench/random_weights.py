@@ -10,7 +10,6 @@ small for a processor's fast path would be measured.
 from __future__ import annotations
 
 import importlib.util
-import re
 import warnings
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
@@ -120,19 +119,9 @@ def _write_demucs(folder: Path, hidden: int) -> None:
 
 
 def _write_encodec(folder: Path) -> None:
-    """As the hub has it: safetensors, and the names of transformers."""
-    from safetensors.torch import save_file
-    from transformers import EncodecConfig
+    import torch
 
-    state = {hub_name(name): value for name, value in encodec_model().state_dict().items()}
-    EncodecConfig(architectures=["EncodecModel"]).save_pretrained(folder)
-    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
-
-
-def hub_name(name: str) -> str:
-    """How the hub's ``model.safetensors`` calls what the ``encodec`` package calls ``name``."""
-    name = re.sub(r"\.(conv|convtr)\.\1\.", ".conv.", name).replace(".model.", ".layers.")
-    return name.replace("quantizer.vq.", "quantizer.").replace("._codebook.", ".codebook.")
+    torch.save(encodec_model().state_dict(), folder / encodec.CHECKPOINT)
 
 
 def _write_speecht5(folder: Path) -> None:

@@ -28,7 +28,8 @@ from data_specs.sample import DATASET_FILE, sample_key, shard_name
 from pipeline.corpora.manifest import SCHEMA, Manifest
 from pipeline.dataset import ledger, plan_file, shards
 from pipeline.dataset.card import CARD, write_card
-from pipeline.dataset.job import CLIP_HOURS, Job, reopen
+from pipeline.dataset.description import reopen
+from pipeline.dataset.job import CLIP_HOURS, Job
 from pipeline.dataset.shards import ShardRecord
 from pipeline.dataset.summary import MOS_BINS, Summary
 from pipeline.engine import status

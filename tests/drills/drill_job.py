@@ -26,7 +26,9 @@ from data_specs.recipe import load_recipe
 from data_specs.sample import sample_key
 from pipeline import options as verb_options
 from pipeline.corpora.manifest import SCHEMA, Manifest
-from pipeline.dataset.job import Job, Worker, open_folder, prepare
+from pipeline.dataset.description import open_folder
+from pipeline.dataset.job import Job, Worker
+from pipeline.dataset.prepare import prepare
 from pipeline.dataset.shards import Row
 from pipeline.engine import carry_out as carrying
 from pipeline.engine import run

@@ -370,7 +370,7 @@ def test_the_same_recipe_twice_into_one_folder_is_refused_and_parts_are_not(tmp_
 
 
 def test_of_two_recipes_begun_together_one_is_refused(tmp_path: Path) -> None:
-    from pipeline.dataset.job import DESCRIPTION_LOCK, WrongDataset, require_ours
+    from pipeline.dataset.description import DESCRIPTION_LOCK, WrongDataset, require_ours
     from tests.drills.drill_job import stub_job
 
     job = stub_job(tmp_path, 8)

@@ -13,7 +13,7 @@ import yaml
 
 from data_specs.cluster.site import Site
 from pipeline.cluster import submit as shards_submit
-from pipeline.dataset.job import prepare
+from pipeline.dataset.prepare import prepare
 from pipeline.engine import run as engines
 from tests.conftest import ROOT, small_recipe
 from tests.drills.drill_cluster import tars, wait_for, whole

@@ -14,7 +14,9 @@ import psutil
 import pytest
 
 from data_specs.recipe import Recipe
-from pipeline.dataset.job import Job, Worker, WrongDataset, prepare
+from pipeline.dataset.description import WrongDataset
+from pipeline.dataset.job import Job, Worker
+from pipeline.dataset.prepare import prepare
 from pipeline.dataset.shards import Row, find_shards, read_record, verify_shard
 from pipeline.engine import run as engines
 from tests.conftest import ROOT, small_recipe

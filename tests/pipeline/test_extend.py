@@ -15,11 +15,10 @@ import pytest
 
 from data_specs.cluster.needs import EVERY
 from pipeline.__main__ import main
-from pipeline.dataset import extend as growth
-from pipeline.dataset import job as jobs
-from pipeline.dataset import ledger
+from pipeline.dataset import extend, ledger, prepare
 from pipeline.dataset import retry as failures
-from pipeline.dataset.job import Job, WrongDataset, reopen
+from pipeline.dataset.description import WrongDataset, reopen
+from pipeline.dataset.job import Job
 from pipeline.dataset.merge import merge
 from pipeline.dataset.shards import ShardError, read_ledger, verify_shard
 from pipeline.engine import run
@@ -37,9 +36,9 @@ def corpora(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, int]]:
     class Teacher:
         weights_sha256 = "a" * 64
 
-    monkeypatch.setattr(jobs, "scan_all", lambda *args: manifests(**there))
-    monkeypatch.setattr(jobs.label, "identify", lambda *_: Teacher())
-    monkeypatch.setattr(jobs.label, "calibration", lambda teacher: None)
+    monkeypatch.setattr(prepare, "scan_all", lambda *args: manifests(**there))
+    monkeypatch.setattr(prepare.label, "identify", lambda *_: Teacher())
+    monkeypatch.setattr(prepare.label, "calibration", lambda teacher: None)
     yield there
 
 
@@ -60,7 +59,7 @@ def wrong(job: Job) -> list[str]:
 
 def test_extended_is_made_at_once_with_the_larger_number(corpora: Any, tmp_path: Path) -> None:
     make_all(sketch_job(tmp_path / "grown", 8))
-    job = growth.grown(tmp_path / "grown", asked(18))
+    job = extend.extended(tmp_path / "grown", asked(18))
     assert make_all(job) == [2, 3, 4]
     make_all(sketch_job(tmp_path / "at-once", 18))
     assert tars(tmp_path / "grown") == tars(tmp_path / "at-once")
@@ -69,28 +68,28 @@ def test_extended_is_made_at_once_with_the_larger_number(corpora: Any, tmp_path:
 
 def test_a_short_last_shard_is_made_again_and_no_other(corpora: Any, tmp_path: Path) -> None:
     make_all(sketch_job(tmp_path / "grown", 10))
-    assert make_all(growth.grown(tmp_path / "grown", asked(16))) == [2, 3]
+    assert make_all(extend.extended(tmp_path / "grown", asked(16))) == [2, 3]
     make_all(sketch_job(tmp_path / "at-once", 16))
     assert tars(tmp_path / "grown") == tars(tmp_path / "at-once")
 
 
 def test_extending_again_goes_on(corpora: Any, tmp_path: Path) -> None:
     make_all(sketch_job(tmp_path, 8))
-    growth.grown(tmp_path, asked(16))  # and killed
-    assert make_all(growth.grown(tmp_path, asked(16))) == [2, 3]
+    extend.extended(tmp_path, asked(16))  # and killed
+    assert make_all(extend.extended(tmp_path, asked(16))) == [2, 3]
 
 
 def test_a_dataset_does_not_shrink(corpora: Any, tmp_path: Path) -> None:
     make_all(sketch_job(tmp_path, 8))
     with pytest.raises(ValueError, match="has 8 already; --samples is how many"):
-        growth.grown(tmp_path, asked(4))
+        extend.extended(tmp_path, asked(4))
 
 
 def test_other_recordings_need_a_new_folder(corpora: Any, tmp_path: Path) -> None:
     make_all(sketch_job(tmp_path, 8))
     corpora["more_speech"] = 3
     with pytest.raises(WrongDataset, match=r"corpus speech is not the one.*--out NEW"):
-        growth.grown(tmp_path, asked(16))
+        extend.extended(tmp_path, asked(16))
 
 
 def test_a_new_version_keeps_the_old_shards_and_draws_from_all(
@@ -99,7 +98,7 @@ def test_a_new_version_keeps_the_old_shards_and_draws_from_all(
     old = sketch_job(tmp_path / "one", 8)
     make_all(old)
     corpora["more_speech"] = 60
-    job = growth.grown(tmp_path / "one", asked(16, tmp_path / "two"))
+    job = extend.extended(tmp_path / "one", asked(16, tmp_path / "two"))
     assert job.dataset_hash != old.dataset_hash
     assert make_all(job) == [2, 3] and wrong(job) == []
     assert all(tars(tmp_path / "two")[name] == data for name, data in tars(old.out).items())
@@ -114,14 +113,14 @@ def test_a_new_version_keeps_the_old_shards_and_draws_from_all(
 def test_a_new_version_killed_midway_goes_on_and_grows(corpora: Any, tmp_path: Path) -> None:
     make_all(sketch_job(tmp_path / "one", 8))
     corpora["more_speech"] = 60
-    job = growth.grown(tmp_path / "one", asked(12, tmp_path / "two"))
+    job = extend.extended(tmp_path / "one", asked(12, tmp_path / "two"))
     (tmp_path / "two" / "shard-000001.json").unlink()
-    job = growth.grown(tmp_path / "one", asked(12, tmp_path / "two"))
+    job = extend.extended(tmp_path / "one", asked(12, tmp_path / "two"))
     assert make_all(job) == [2]
-    assert make_all(growth.grown(tmp_path / "two", asked(16))) == [3]
+    assert make_all(extend.extended(tmp_path / "two", asked(16))) == [3]
     assert wrong(reopen(tmp_path / "two", {})) == []
     corpora["more_speech"] = 70
-    third = growth.grown(tmp_path / "two", asked(20, tmp_path / "three"))
+    third = extend.extended(tmp_path / "two", asked(20, tmp_path / "three"))
     assert third.identity["derived_from"]["derived_from"]["samples"] == 8
 
 
@@ -130,17 +129,17 @@ def test_lost_shards_of_the_earlier_version_are_not_made_of_new_recordings(
 ) -> None:
     make_all(sketch_job(tmp_path / "old", 8))
     corpora["more_speech"] = 4
-    make_all(growth.grown(tmp_path / "old", asked(16, tmp_path / "new")))
+    make_all(extend.extended(tmp_path / "old", asked(16, tmp_path / "new")))
     before = tars(tmp_path / "new")
     for shard in (1, 3):
         (tmp_path / "new" / f"shard-{shard:06d}.json").unlink()
     with pytest.raises(
         WrongDataset, match=r"new: 1 shards of the version .*\(shard-000001\).*--out"
     ):
-        growth.grown(tmp_path / "new", asked(20))
-    make_all(growth.grown(tmp_path / "old", asked(16, tmp_path / "new")))
+        extend.extended(tmp_path / "new", asked(20))
+    make_all(extend.extended(tmp_path / "old", asked(16, tmp_path / "new")))
     assert tars(tmp_path / "new") == before
-    assert make_all(growth.grown(tmp_path / "new", asked(20))) == [4]
+    assert make_all(extend.extended(tmp_path / "new", asked(20))) == [4]
 
 
 def test_what_cannot_be_derived_from(corpora: Any, tmp_path: Path) -> None:
@@ -148,22 +147,22 @@ def test_what_cannot_be_derived_from(corpora: Any, tmp_path: Path) -> None:
     make_all(short)
     corpora["more_speech"] = 3
     with pytest.raises(ValueError, match=r"its last shard is short.*--samples 8"):
-        growth.grown(short.out, asked(16, tmp_path / "new"))
+        extend.extended(short.out, asked(16, tmp_path / "new"))
     unfinished = sketch_job(tmp_path / "unfinished", 8)
     with pytest.raises(ShardError, match="2 of 2 shards are not whole"):
-        growth.grown(unfinished.out, asked(16, tmp_path / "new"))
+        extend.extended(unfinished.out, asked(16, tmp_path / "new"))
     corpora["more_speech"] = 0
     with pytest.raises(ValueError, match="no corpus has anything new"):
-        growth.grown(unfinished.out, asked(16, tmp_path / "new"))
+        extend.extended(unfinished.out, asked(16, tmp_path / "new"))
 
 
 def test_a_version_only_adds(corpora: Any, tmp_path: Path, monkeypatch: Any) -> None:
     make_all(sketch_job(tmp_path / "one", 8))
     fewer = manifests(5)
     fewer["noise"] = replace(fewer["noise"], table=fewer["noise"].table.slice(2))
-    monkeypatch.setattr(jobs, "scan_all", lambda *args: fewer)
+    monkeypatch.setattr(prepare, "scan_all", lambda *args: fewer)
     with pytest.raises(ValueError, match=r"'noise': 2 recordings.*noise000\.wav.*only adds"):
-        growth.grown(tmp_path / "one", asked(16, tmp_path / "two"))
+        extend.extended(tmp_path / "one", asked(16, tmp_path / "two"))
 
 
 def all_splits(job: Job) -> dict[str, dict[str, str]]:
@@ -186,7 +185,7 @@ def test_no_speaker_changes_splits_in_any_version(
     if version == "kept":  # as ``prepare`` makes it
         for path in (tmp_path / "0").iterdir():
             path.unlink() if path.is_file() else None
-        first = jobs.prepare(first.recipe, {}, tmp_path / "0", 4)
+        first = prepare.prepare(first.recipe, {}, tmp_path / "0", 4)
     assert ("assigned" in first.identity) == (version == "kept")
     make_all(first)
     splits = all_splits(first)
@@ -194,8 +193,8 @@ def test_no_speaker_changes_splits_in_any_version(
     for number, more in enumerate((15, 40, 41, 200), start=1):
         corpora["more_speech"] = more
         old, new = tmp_path / str(number - 1), tmp_path / str(number)
-        make_all(growth.grown(old, asked(4 * number + 4, new)))
-        make_all(growth.grown(new, asked(4 * number + 4)))  # in place: nothing to add
+        make_all(extend.extended(old, asked(4 * number + 4, new)))
+        make_all(extend.extended(new, asked(4 * number + 4)))  # in place: nothing to add
         now = all_splits(reopen(new, {}))
         assert {role: now[role] | splits[role] for role in now} == now
         assert len(now["speech"]) > len(splits["speech"])
@@ -207,7 +206,7 @@ def test_a_new_corpus_alone_would_have_moved_someone(corpora: Any, tmp_path: Pat
     first = sketch_job(tmp_path / "old", 4, sources=few_are_held_out())
     before = all_splits(first)["speech"]
     corpora["more_speech"] = 200
-    fresh = jobs.prepare(first.recipe, {}, tmp_path / "new", 4)
+    fresh = prepare.prepare(first.recipe, {}, tmp_path / "new", 4)
     assert any(fresh.assigned("speech")[name] != split for name, split in before.items())
 
 
@@ -216,9 +215,9 @@ def test_a_dataset_is_not_asked_for_fewer_samples(corpora: Any, tmp_path: Path) 
     make_all(job)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     with pytest.raises(ValueError, match=r"--samples 4: .* has 18 already; --samples is how many"):
-        jobs.prepare(job.recipe, {}, tmp_path, 4)
+        prepare.prepare(job.recipe, {}, tmp_path, 4)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
-    assert jobs.prepare(job.recipe, {}, tmp_path, 18).todo() == []
+    assert prepare.prepare(job.recipe, {}, tmp_path, 18).todo() == []
 
 
 # ---------------------------------------------------------------- merge

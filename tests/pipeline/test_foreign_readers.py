@@ -17,9 +17,9 @@ import soundfile
 import webdataset as wds
 
 from data_specs.sample import sample_key
-from pipeline.audio import encode_flac, pcm_sha256, to_pcm
-from pipeline.dataset.shards import Row, commit
-from tests.conftest import ROOT, talk
+from pipeline.dataset.shards import commit
+from tests.conftest import ROOT
+from tests.pipeline.test_shards import HASH, row
 from train.data.shards import list_shards
 from train.data.stream import ShardSamples
 from train.data.tars import read_record
@@ -33,28 +33,13 @@ class Seen(NamedTuple):
     mos: float
 
 
-def row(index: int) -> Row:
-    pcm = to_pcm(talk(7.68, index))
-    record = {
-        "key": sample_key(index),
-        "mos": 1.5 + index / 3,
-        "logit": None,
-        "teacher": "distillmos",
-        "teacher_sha256": "b" * 64,
-        "pcm_sha256": pcm_sha256(pcm),
-        "licences": ["MIT"],
-        "plan": {"index": index, "stages": [{"kind": "none"}]},
-    }
-    return Row(sample_key(index), encode_flac(pcm), json.dumps(record).encode())
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two shards of three samples, by the pipeline's own writer."""
     made = tmp_path_factory.mktemp("shards")
     for shard in range(2):
-        rows = [row(index) for index in range(3 * shard, 3 * shard + 3)]
-        commit(made, shard, rows, "a" * 64, 0.0)
+        numbers = range(3 * shard, 3 * shard + 3)
+        commit(made, shard, [row(i, mos=1.5 + i / 3) for i in numbers], HASH, 0.0)
     return made
 
 
@@ -77,21 +62,14 @@ def seen(key: str, flac: bytes, record: bytes) -> Seen:
     return Seen(key, sha256(pcm_T.tobytes()).hexdigest(), json.loads(record)["mos"])
 
 
-def test_there_is_something_to_compare(ours: list[Seen]) -> None:
+def test_webdataset(folder: Path, ours: list[Seen]) -> None:
     assert [sample.key for sample in ours] == [sample_key(index) for index in range(6)]
     assert len({sample.pcm_sha256 for sample in ours}) == 6
-
-
-def test_webdataset(folder: Path, ours: list[Seen]) -> None:
     urls = f"{folder}/shard-{{000000..000001}}.tar"
     read = wds.WebDataset(urls, shardshuffle=False)
     assert [seen(s["__key__"], s["flac"], s["json"]) for s in read] == ours
-
-
-def test_webdataset_decodes_records_itself(folder: Path, ours: list[Seen]) -> None:
-    urls = [str(path) for path in sorted(folder.glob("*.tar"))]
-    read = wds.WebDataset(urls, shardshuffle=False).decode().to_tuple("__key__", "json")
-    assert [(key, record["mos"]) for key, record in read] == [(s.key, s.mos) for s in ours]
+    decoded = wds.WebDataset(urls, shardshuffle=False).decode().to_tuple("__key__", "json")
+    assert [(key, record["mos"]) for key, record in decoded] == [(s.key, s.mos) for s in ours]
 
 
 STREAMED = """

@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from pipeline.audio import DropSample
-from pipeline.dataset.job import prepare
+from pipeline.dataset.prepare import prepare
 from pipeline.dataset.shards import read_record
 from pipeline.engine import run as engines
 from pipeline.render import processors as degrade

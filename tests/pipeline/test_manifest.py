@@ -20,7 +20,7 @@ from pipeline import audio
 from pipeline.__main__ import main
 from pipeline.corpora import manifest as manifests
 from pipeline.corpora.manifest import SCHEMA, CorpusError, Manifest, scan
-from pipeline.dataset import extend as growth
+from pipeline.dataset import extend, prepare
 from pipeline.dataset import job as jobs
 from tests.conftest import small_recipe, talk, write
 from tests.pipeline.test_extend import asked
@@ -43,8 +43,8 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> Iterator[Opened]:
         weights_sha256 = "a" * 64
 
     monkeypatch.setattr(manifests, "_header", counted)
-    monkeypatch.setattr(jobs.label, "load", lambda spec: Teacher())
-    monkeypatch.setattr(jobs.label, "calibration", lambda teacher: None)
+    monkeypatch.setattr(prepare.label, "load", lambda spec: Teacher())
+    monkeypatch.setattr(prepare.label, "calibration", lambda teacher: None)
     yield found
 
 
@@ -65,7 +65,7 @@ def recipe() -> Recipe:
 
 
 def prepared(recipe: Recipe, speech: Path, out: Path, samples: int = 4) -> jobs.Job:
-    return jobs.prepare(recipe, {"speech": [speech]}, out, samples, progress=False)
+    return prepare.prepare(recipe, {"speech": [speech]}, out, samples, progress=False)
 
 
 # --- nothing is scanned twice ---------------------------------------------------------------------
@@ -94,12 +94,12 @@ def test_extend_scans_once_and_only_what_is_new(
     given = [f"speech={speech}"]
     options = asked(8)
     options.corpus = given
-    make_all(growth.grown(tmp_path / "one", options))
+    make_all(extend.extended(tmp_path / "one", options))
     assert opened == []
     write(tmp_path / "more" / "en" / "newcomer" / "0.wav", talk(1, 9))
     options = asked(12, tmp_path / "two")
     options.corpus = [*given, f"speech={tmp_path / 'more'}"]
-    make_all(growth.grown(tmp_path / "one", options))
+    make_all(extend.extended(tmp_path / "one", options))
     assert opened == ["en/newcomer/0.wav"]
 
 

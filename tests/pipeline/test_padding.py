@@ -11,13 +11,14 @@ from data_specs.sample import CROP_SAMPLES
 from pipeline.render import processors as degrade
 from pipeline.render.mix import FRAME_SAMPLES, active_dbfs, add_noise, cross_fade, loop, reverberate
 from pipeline.render.plan import NoisePlan, RoomPlan, SamplePlan, SpeechPlan, Step
-from pipeline.render.processors import PROCESSORS, SelfCheckError, self_check
+from pipeline.render.processors import PROCESSORS
 from pipeline.render.render import render_group
-from tests.conftest import small_recipe, talk, write
-from tests.pipeline.test_processors import drawn, stage_of
+from tests.conftest import talk, write
+from tests.pipeline.test_processors import NEURAL, drawn, weights
+
+__all__ = ["weights"]  # the fixture
 
 SECONDS = (0.5, 1.0, 3.0)
-NEURAL = {"deepfilternet3", "demucs", "hifigan", "lpcnet", "encodec", "nsnet2"}
 SLOW = {"hifigan", "encodec", "lpcnet", "demucs"}
 
 
@@ -31,23 +32,6 @@ def padded(wave: np.ndarray) -> np.ndarray:
     return np.pad(wave, (0, CROP_SAMPLES - len(wave)))
 
 
-@pytest.fixture
-def cache(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    kind = request.node.callspec.params["kind"]
-    if kind not in NEURAL:
-        return
-    if kind in SLOW:
-        monkeypatch.setenv("SPEECH_WEIGHTS", str(request.getfixturevalue("random_cache")))
-    if kind == "deepfilternet3":
-        shared = request.getfixturevalue("shared")
-        monkeypatch.setenv("DEEPFILTERNET3_DIR", str(shared / "weights" / "DeepFilterNet3"))
-    try:
-        self_check(small_recipe(stages=(stage_of(kind),), allow_noncommercial=True))
-    except SelfCheckError as error:
-        pytest.skip(str(error))
-
-
-@pytest.mark.usefixtures("cache")
 @pytest.mark.parametrize(
     "kind", [pytest.param(k, marks=[pytest.mark.slow] * (k in SLOW)) for k in sorted(PROCESSORS)]
 )

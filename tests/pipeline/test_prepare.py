@@ -14,7 +14,7 @@ import torch
 
 from data_specs.io.errors import UserError
 from data_specs.recipe import Recipe
-from pipeline.dataset.job import check_processors, prepare
+from pipeline.dataset.prepare import check_processors, prepare
 from pipeline.render import label
 from pipeline.render.guard import Guard
 from pipeline.render.processors import SelfCheckError, runtime
@@ -53,7 +53,7 @@ def guards(monkeypatch: pytest.MonkeyPatch) -> list[Guard]:
             super().__init__(*args, target="tests.pipeline.test_prepare:troubled")  # type: ignore[arg-type]
             made.append(self)
 
-    monkeypatch.setattr("pipeline.dataset.job.Guard", Recorded)
+    monkeypatch.setattr("pipeline.dataset.prepare.Guard", Recorded)
     return made
 
 
@@ -84,7 +84,8 @@ def test_prepare_checks_the_processors_so(
     corpora: dict[str, list[Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "pipeline.dataset.job.Guard", partial(Guard, target="tests.pipeline.test_prepare:troubled")
+        "pipeline.dataset.prepare.Guard",
+        partial(Guard, target="tests.pipeline.test_prepare:troubled"),
     )
     with pytest.raises(SelfCheckError, match="clip: its process ended with SIGSEGV"):
         prepare(of("clip"), corpora, tmp_path / "out", 8, progress=False)

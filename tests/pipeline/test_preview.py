@@ -15,7 +15,7 @@ from data_specs.sample import CROP_SAMPLES, SampleRecord
 from pipeline.__main__ import main
 from pipeline.audio import decode_flac
 from pipeline.dataset import preview
-from pipeline.dataset.job import prepare
+from pipeline.dataset.prepare import prepare
 from pipeline.render.render import render_group
 from tests.conftest import small_recipe
 from tests.fake_dataset import _record, fake_plan, write_dataset

@@ -18,7 +18,9 @@ from data_specs.recipe import Teacher as TeacherSpec
 from data_specs.sample import DATASET_FILE, SampleRecord, shard_name
 from pipeline.__main__ import main
 from pipeline.dataset import shards
-from pipeline.dataset.job import Job, Worker, WrongDataset, prepare, reopen
+from pipeline.dataset.description import WrongDataset, reopen
+from pipeline.dataset.job import Job, Worker
+from pipeline.dataset.prepare import prepare
 from pipeline.dataset.preview import page
 from pipeline.dataset.relabel import Relabeller
 from pipeline.dataset.relabel import prepare as prepare_again

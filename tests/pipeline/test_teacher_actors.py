@@ -18,7 +18,8 @@ from data_specs.cluster.needs import Stage
 from data_specs.recipe import Teacher as TeacherSpec
 from data_specs.sample import CROP_SAMPLES
 from pipeline.__main__ import main
-from pipeline.dataset.job import Job, prepare
+from pipeline.dataset.job import Job
+from pipeline.dataset.prepare import prepare
 from pipeline.dataset.relabel import Relabeller
 from pipeline.dataset.relabel import prepare as prepare_again
 from pipeline.dataset.shards import ShardError, find_shards

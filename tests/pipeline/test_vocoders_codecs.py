@@ -8,11 +8,11 @@ format, seeded noise of a size that keeps signals alive. Where it says "real wei
 from __future__ import annotations
 
 import importlib.metadata
+import io
 import json
 import os
-import random
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,12 +20,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from scipy.signal import lfilter
 
 from data_specs.weight import all_weights
 from pipeline.audio import resample
-from pipeline.render.processors import encodec, hifigan, runtime
+from pipeline.render.processors import demucs, encodec, hifigan, runtime
 from pipeline.render.processors.interface import noncommercial
+from pipeline.render.processors.networks import load_weights, read_checkpoint
 from tests.bench import random_weights
 from tests.conftest import talk
 from tests.tolerance import rounding
@@ -33,7 +33,6 @@ from train.models import weights
 
 BANDWIDTHS_KBPS = (1.5, 3.0, 6.0, 12.0, 24.0)
 RATES_HZ = (16_000, 22_050)
-MODULES = {"encodec": encodec, "hifigan": hifigan}
 MAX_LAG = 16  # 1 ms
 LOG_MEL = rounding(1024) * 10 ** (40 / 20) / np.log(10)
 """Of a band 40 dB below its frame, as the hiss in the clips is: of log10, in a sum of 1024."""
@@ -49,36 +48,17 @@ def reference_codec() -> Any:
         return random_weights.encodec_model()
 
 
-@pytest.fixture(scope="session")
-def codec_weights(random_cache: Path) -> Path:
-    pytest.importorskip("encodec")
-    return random_cache
-
-
-@pytest.fixture(scope="session")
-def vocoder_weights(random_cache: Path) -> Path:
+@pytest.fixture
+def random_vocoders(random_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache in which EnCodec's weights are, too."""
     pytest.importorskip("TTS")
+    monkeypatch.setenv(weights.FOLDER_VARIABLE, str(random_cache))
     return random_cache
 
 
-@pytest.fixture
-def random_codec(codec_weights: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv(weights.FOLDER_VARIABLE, str(codec_weights))
-    return codec_weights / encodec.WEIGHTS
-
-
-@pytest.fixture
-def random_vocoders(vocoder_weights: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv(weights.FOLDER_VARIABLE, str(vocoder_weights))
-    return vocoder_weights
-
-
-@pytest.fixture(params=sorted(MODULES))
-def module(request: pytest.FixtureRequest) -> ModuleType:
-    request.getfixturevalue(
-        {"encodec": "random_codec", "hifigan": "random_vocoders"}[request.param]
-    )
-    return MODULES[request.param]
+@pytest.fixture(params=[encodec, hifigan], ids=["encodec", "hifigan"])
+def module(request: pytest.FixtureRequest, random_vocoders: Path) -> ModuleType:
+    return request.param
 
 
 @pytest.fixture
@@ -111,59 +91,14 @@ def difference_db(wave: np.ndarray, reference: np.ndarray) -> float:
     return float(10 * np.log10(power / np.mean(reference.astype(np.float64) ** 2)))
 
 
-# --- the contract ---------------------------------------------------------------------------------
-
-
-def test_random_weights_a_batch_is_its_members(module: ModuleType, waves: np.ndarray) -> None:
-    out = module.process(waves, params(module, 4))
-    assert out.shape == waves.shape and out.dtype == np.float32 and np.isfinite(out).all()
-    assert (out.std(axis=1) > 1e-3).all()  # not the silence that most random networks give
-    single = [module.process(w[None], [p]) for w, p in zip(waves, params(module, 4), strict=True)]
-    assert np.array_equal(out, np.concatenate(single))
-
-
-def test_random_weights_twice_the_same_and_nothing_else_touched(
-    module: ModuleType,
-    waves: np.ndarray,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    files = sorted(weights.cache_folder().rglob("*"))
-    for cached in ("_network", "_vocoder"):  # loading, too, must leave everything as it was
-        if hasattr(module, cached):
-            getattr(module, cached).cache_clear()
-    given, before = waves.copy(), random_states()
-    capfd.readouterr()
-    first = module.process(waves, params(module, 4))
-    assert random_states() == before
-    assert capfd.readouterr() == ("", "")
-    assert np.array_equal(first, module.process(waves, params(module, 4)))
-    assert np.array_equal(waves, given)
-    assert os.listdir(tmp_path) == []
-    assert sorted(weights.cache_folder().rglob("*")) == files
-
-
-def random_states() -> tuple[Any, ...]:
-    numpy_state = np.random.get_state()[1].tolist()
-    return random.getstate(), numpy_state, torch.get_rng_state().tolist()
-
-
-@pytest.mark.filterwarnings("ignore:n_fft")
-@pytest.mark.parametrize("length", [1, 159, 6_001, 16_000])
-def test_random_weights_any_length_stays(module: ModuleType, length: int) -> None:
-    wave = np.zeros((2, length), np.float32)
-    wave[1, : length // 2] = talk(1, 0)[: length // 2]
-    out = module.process(wave, params(module, 2))
-    assert out.shape == wave.shape and np.isfinite(out).all()
+# --- batches and licences ------------------------------------------------------------------------
 
 
 def test_random_weights_larger_runs_as_on_a_gpu_are_the_same_to_rounding(
     module: ModuleType, waves: np.ndarray
 ) -> None:
     if module is encodec:
-        network = encodec._network(*encodec.weight_paths(), "cpu", "fp32")
+        network = encodec._network(encodec.weights_path(), "cpu", "fp32")
         together = network.run(waves, BANDWIDTHS_KBPS[:4])
         single = encodec.code(waves, BANDWIDTHS_KBPS[:4])
     else:
@@ -175,7 +110,7 @@ def test_random_weights_larger_runs_as_on_a_gpu_are_the_same_to_rounding(
 
 def test_licences() -> None:
     """They name what the packages and the table of weights say; EnCodec's weights are not free."""
-    uses = {encodec: (encodec.WEIGHTS, "transformers")}
+    uses = {encodec: (encodec.WEIGHTS,)}
     uses[hifigan] = (hifigan.SPEECHT5, hifigan.COQUI, "transformers", "coqui-tts")
     said = {name: entry.licence for name, entry in all_weights().items()}
     said |= {"transformers": "Apache-2.0", "coqui-tts": "MPL-2.0"}
@@ -191,63 +126,14 @@ def test_licences() -> None:
 
 # --- weights that are not there, or damaged -------------------------------------------------------
 
-
-@pytest.mark.parametrize(
-    ("module", "name", "given"),
-    [
-        (encodec, encodec.WEIGHTS, {"bandwidth_kbps": 6.0}),
-        (hifigan, hifigan.SPEECHT5, {"rate_hz": 16_000.0}),
-        (hifigan, hifigan.COQUI, {"rate_hz": 22_050.0}),
-    ],
-)
-def test_missing_weights_say_what_to_run(
-    module: ModuleType,
-    name: str,
-    given: dict[str, float],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setenv(weights.FOLDER_VARIABLE, str(tmp_path))
-    for _ in ("no folder", "no file in it"):
-        with pytest.raises(FileNotFoundError, match=f"run make weights NAMES={name}$"):
-            module.process(np.zeros((1, 16_000), np.float32), [given])
-        (tmp_path / name).mkdir(exist_ok=True)
-    with pytest.raises(FileNotFoundError, match="make weights"):
-        module.PROCESSOR.weights()
-
-
-def cut(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:50_000])
-
-
-def empty(path: Path) -> None:
-    path.write_bytes(b"")
-
-
-def lack(path: Path) -> None:
-    """All but one of its tensors."""
-    change(path, lambda state: state.popitem())
-
-
-def misshape(path: Path) -> None:
-    def replace(state: dict[str, torch.Tensor]) -> None:
-        state[next(iter(state))] = torch.zeros(3, 5)
-
-    change(path, replace)
-
-
-def change(path: Path, by: Callable[[dict[str, torch.Tensor]], object]) -> None:
-    safetensors = pytest.importorskip("safetensors.torch")
-    if path.suffix == ".safetensors":
-        state = safetensors.load_file(path)
-        by(state)
-        safetensors.save_file(state, path)
-    else:
-        whole = torch.load(path, weights_only=True)
-        state = whole.get("model", whole)
-        generator = {k: v for k, v in state.items() if not k.startswith("model_d.")}
-        by(generator)
-        torch.save({"model": generator} if "model" in whole else generator, path)
+LOADED = {
+    "demucs-dns48": (demucs, demucs.FILES[48], {"hidden": 48.0}),
+    "demucs-dns64": (demucs, demucs.FILES[64], {"hidden": 64.0}),
+    encodec.WEIGHTS: (encodec, encodec.CHECKPOINT, {"bandwidth_kbps": 6.0}),
+    hifigan.SPEECHT5: (hifigan, "pytorch_model.bin", {"rate_hz": 16_000.0}),
+    hifigan.COQUI: (hifigan, "model_file.pth", {"rate_hz": 22_050.0}),
+}
+"""By the name of their weights: module, checkpoint, and parameters that ask for them."""
 
 
 def copied(source: Path, target: Path) -> Path:
@@ -257,74 +143,39 @@ def copied(source: Path, target: Path) -> Path:
     return target
 
 
-@pytest.mark.parametrize("damage", [cut, empty, lack, misshape])
-@pytest.mark.parametrize(
-    ("name", "file"),
-    [
-        (encodec.WEIGHTS, "model.safetensors"),
-        (hifigan.SPEECHT5, "pytorch_model.bin"),
-        (hifigan.COQUI, "model_file.pth"),
-    ],
-)
-def test_a_damaged_checkpoint_is_an_error_by_name_with_random_weights(
-    name: str,
-    file: str,
-    damage: Callable[[Path], None],
-    codec_weights: Path,
-    vocoder_weights: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("name", LOADED)
+def test_missing_weights_say_what_to_run(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = codec_weights if name == encodec.WEIGHTS else vocoder_weights
-    damage(copied(source / name, tmp_path / name) / file)
+    module, _, given = LOADED[name]
     monkeypatch.setenv(weights.FOLDER_VARIABLE, str(tmp_path))
-    with pytest.raises(OSError, match=rf"{re.escape(file)} is (damaged|empty|of another network)"):
-        load(name)
+    for _ in ("no folder", "no file in it"):
+        with pytest.raises(FileNotFoundError, match=f"run make weights NAMES={name}$"):
+            module.process(np.zeros((1, 16_000), np.float32), [given])
+        (tmp_path / name).mkdir(exist_ok=True)
+    with pytest.raises(FileNotFoundError, match="make weights"):
+        module.PROCESSOR.weights()
 
 
-def load(name: str) -> None:
-    if name == encodec.WEIGHTS:
-        encodec._network(*encodec.weight_paths(), "cpu", "fp32")
-    else:
-        vocoder_of(name)
-
-
-@pytest.mark.parametrize("name", [encodec.WEIGHTS, hifigan.SPEECHT5, hifigan.COQUI])
-def test_a_damaged_configuration_is_an_error_by_name_with_random_weights(
-    name: str,
-    codec_weights: Path,
-    vocoder_weights: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("name", LOADED)
+def test_a_bad_checkpoint_is_an_error_by_name_with_random_weights(
+    name: str, random_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = codec_weights if name == encodec.WEIGHTS else vocoder_weights
-    (copied(source / name, tmp_path / name) / "config.json").write_text("{")
+    module, file, given = LOADED[name]
+    path = copied(random_cache / name, tmp_path / name) / file
     monkeypatch.setenv(weights.FOLDER_VARIABLE, str(tmp_path))
-    with pytest.raises(OSError, match=r"config\.json"):
-        load(name)
-
-
-def test_encodec_takes_no_other_model_s_configuration_with_random_weights(
-    codec_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = copied(codec_weights / encodec.WEIGHTS, tmp_path / encodec.WEIGHTS)
-    config = json.loads((folder / "config.json").read_text())
-    config |= {"sampling_rate": 48_000, "audio_channels": 2, "normalize": True}
-    (folder / "config.json").write_text(json.dumps(config))
-    monkeypatch.setenv(weights.FOLDER_VARIABLE, str(tmp_path))
-    with pytest.raises(OSError, match=r"config\.json is of another network"):
-        load(encodec.WEIGHTS)
-
-
-def test_checkpoints_that_run_code_are_refused(
-    vocoder_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = copied(vocoder_weights / hifigan.COQUI, tmp_path / hifigan.COQUI)
-    torch.save({"model": Trap(tmp_path / "sprung")}, folder / "model_file.pth")
-    monkeypatch.setenv(weights.FOLDER_VARIABLE, str(tmp_path))
-    with pytest.raises(OSError, match=r"model_file\.pth is damaged"):
-        load(hifigan.COQUI)
-    assert not (tmp_path / "sprung").exists()
+    other = io.BytesIO()
+    torch.save({"model": {"x": torch.zeros(3)}}, other)
+    for content, said in (
+        (path.read_bytes()[:50_000], "damaged"),
+        (b"<html>404</html>", "damaged"),
+        (b"", "empty"),
+        (other.getvalue(), "of another network"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(OSError, match=rf"{re.escape(file)} is {said}") as error:
+            module.process(np.zeros((1, 16_000), np.float32), [given])
+        assert str(path.parent) in str(error.value)
 
 
 class Trap:
@@ -335,12 +186,36 @@ class Trap:
         return os.mkdir, (str(self.path),)
 
 
+def test_a_checkpoint_is_data_and_all_of_the_network(tmp_path: Path) -> None:
+    path, whole = tmp_path / "a.th", torch.nn.Linear(3, 2).state_dict()
+    for state, said in (
+        (whole | {"weight": torch.zeros(3, 5)}, "of another network: .*size mismatch"),
+        ({"weight": whole["weight"]}, "of another network: it has no bias"),
+        ([1], "of another network"),
+        (Trap(tmp_path / "sprung"), "damaged"),
+    ):
+        torch.save(state, path)
+        with pytest.raises(OSError, match=rf"(?s)a\.th is {said}"):
+            load_weights(torch.nn.Linear(3, 2), read_checkpoint(path), path)
+    assert not (tmp_path / "sprung").exists()
+
+
+@pytest.mark.parametrize("name", [hifigan.SPEECHT5, hifigan.COQUI])
+def test_a_damaged_configuration_is_an_error_by_name_with_random_weights(
+    name: str, random_vocoders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (copied(random_vocoders / name, tmp_path / name) / "config.json").write_text("{")
+    monkeypatch.setenv(weights.FOLDER_VARIABLE, str(tmp_path))
+    with pytest.raises(OSError, match=r"config\.json"):
+        vocoder_of(name)
+
+
 # --- EnCodec --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("bandwidth_kbps", BANDWIDTHS_KBPS)
 def test_encodec_random_weights_is_the_package_s_own_output(
-    bandwidth_kbps: float, random_codec: Path, reference_codec: Any, waves: np.ndarray
+    bandwidth_kbps: float, random_vocoders: Path, reference_codec: Any, waves: np.ndarray
 ) -> None:
     wave = resample(waves[:1], 16_000, encodec.RATE_HZ)
     reference_codec.set_target_bandwidth(bandwidth_kbps)
@@ -352,9 +227,9 @@ def test_encodec_random_weights_is_the_package_s_own_output(
 
 
 def test_encodec_random_weights_each_wave_has_its_own_codebooks(
-    random_codec: Path, waves: np.ndarray, monkeypatch: pytest.MonkeyPatch
+    random_vocoders: Path, waves: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    quantizer = encodec._network(*encodec.weight_paths(), "cpu", "fp32").quantizer
+    quantizer = encodec._network(encodec.weights_path(), "cpu", "fp32").quantizer
     codes, decode = [], quantizer.decode
     monkeypatch.setattr(quantizer, "decode", lambda c: codes.append(c) or decode(c))
     batch = np.stack([waves[0]] * 5)
@@ -366,7 +241,7 @@ def test_encodec_random_weights_each_wave_has_its_own_codebooks(
 
 
 def test_encodec_random_weights_in_bf16_sends_the_same_codes(
-    random_codec: Path,
+    random_vocoders: Path,
     waves: np.ndarray,
     monkeypatch: pytest.MonkeyPatch,
     request: pytest.FixtureRequest,
@@ -376,7 +251,7 @@ def test_encodec_random_weights_in_bf16_sends_the_same_codes(
     for precision in ("fp32", "bf16"):
         if precision == "bf16":
             request.getfixturevalue("use_bf16")
-        quantizer = encodec._network(*encodec.weight_paths(), "cpu", precision).quantizer
+        quantizer = encodec._network(encodec.weights_path(), "cpu", precision).quantizer
         decode = quantizer.decode
         monkeypatch.setattr(
             quantizer, "decode", lambda c, decode=decode: codes.append(c) or decode(c)
@@ -387,7 +262,9 @@ def test_encodec_random_weights_in_bf16_sends_the_same_codes(
 
 
 @pytest.mark.parametrize("at", [320 * 30, 320 * 30 + 100])
-def test_encodec_random_weights_frames_stay_over_their_samples(at: int, random_codec: Path) -> None:
+def test_encodec_random_weights_frames_stay_over_their_samples(
+    at: int, random_vocoders: Path
+) -> None:
     """What changes from sample ``at`` on changes the output from its own frame on, not before."""
     wave = resample(talk(1, 3)[None], 16_000, encodec.RATE_HZ)
     changed = wave.copy()
@@ -413,19 +290,6 @@ def test_hifigan_random_weights_speecht5_is_transformers_own_output(
     mel = vocoder_of(hifigan.SPEECHT5).mel(waves[0])
     assert np.abs(mel - batch["input_values"][0].numpy()).max() < LOG_MEL
     assert difference_db(ours, theirs) < -90
-
-
-def test_hifigan_random_weights_speecht5_s_features_are_what_they_say(
-    random_vocoders: Path, waves: np.ndarray
-) -> None:
-    """64 ms frames every 16 ms, 80 Slaney bands of magnitude from 80 to 7600 Hz, log10."""
-    librosa = pytest.importorskip("librosa")
-    spectrum = np.abs(librosa.stft(waves[0], n_fft=1024, hop_length=256, pad_mode="reflect"))
-    bands = librosa.filters.mel(sr=16_000, n_fft=1024, n_mels=80, fmin=80, fmax=7600)
-    expected = np.log10(np.maximum(1e-10, bands @ spectrum)).T
-    mel = vocoder_of(hifigan.SPEECHT5).mel(waves[0])
-    assert mel.shape == (1 + waves.shape[1] // 256, 80)
-    assert np.abs(mel - expected).max() < LOG_MEL
 
 
 def coqui_s_own(folder: Path, wave: np.ndarray) -> np.ndarray:
@@ -540,13 +404,6 @@ def lag(before: np.ndarray, after: np.ndarray) -> int:
     correlation = np.fft.irfft(spectra[0] * np.conj(spectra[1]))
     middle = np.concatenate([correlation[-320:], correlation[:321]])
     return int(np.argmax(middle)) - 320
-
-
-@pytest.mark.parametrize("late", [0, 5, 80, -200])
-def test_the_lag_is_measured_whatever_the_phase(late: int) -> None:
-    wave = talk(4, 2)
-    turned = lfilter([0.6, 1.0], [1.0, 0.6], wave)  # an all-pass filter
-    assert abs(lag(wave, np.roll(turned, late)) - late) <= 2
 
 
 def need_real(name: str) -> None:

@@ -551,29 +551,24 @@ def test_the_card_of_a_version_names_the_dataset_that_it_came_from(job: Job) -> 
 @pytest.mark.parametrize(
     ("licence", "demands"),
     [
-        ("CC-BY-NC-4.0", {"non-commercial", "attribution"}),
-        ("Apache-2.0 AND CC-BY-NC-4.0", {"non-commercial", "attribution"}),
-        ("each model's own; some Coqui models are for non-commercial use", {"non-commercial"}),
-        ("CC BY-NC-ND 4.0", {"no derivatives", "non-commercial", "attribution"}),
-        ("CC BY-SA 4.0 (Wikipedia)", {"share alike", "attribution"}),
-        ("CREMA-D, Open Database License 1.0", {"share alike"}),
-        ("Apache 2.0", set()),
-        ("LibriVox, public domain in the USA", set()),
-        ("BSD-3-Clause", set()),
-        ("as the folder's owner says", {"to be asked"}),
-        ("M-AILABS, own terms", {"to be asked"}),
-        ("", {"to be asked"}),
+        ("MIT", []),
+        ("Apache 2.0", []),
+        ("CC-BY-4.0", ["attribution"]),
+        ("Apache-2.0 AND CC-BY-NC-4.0", ["non-commercial", "attribution"]),
+        ("CC BY-NC-ND 4.0", ["no derivatives", "non-commercial", "attribution"]),
+        ("CC BY-SA 3.0", ["share alike", "attribution"]),
+        ("LibriVox, public domain in the USA", ["to be read"]),
+        ("as the folder's owner says", ["to be read"]),
+        ("", ["to be read"]),
     ],
 )
-def test_licences_and_what_they_ask(licence: str, demands: set[str]) -> None:
-    assert demands <= {demand for demand, _ in card.consequences([licence])}
-    if not demands:
-        assert card.consequences([licence]) == []
+def test_licences_and_what_they_ask(licence: str, demands: list[str]) -> None:
+    assert list(card.consequences([licence])) == demands
 
 
 def test_one_licence_that_the_hub_knows_is_named_as_such() -> None:
-    assert card._hub_licence(["CC-BY-4.0"]) == {"license": "cc-by-4.0"}
-    several = card._hub_licence(["CC-BY-NC-4.0", "MIT"])
+    assert card.hub_licence(["CC-BY-4.0"]) == {"license": "cc-by-4.0"}
+    several = card.hub_licence(["CC-BY-NC-4.0", "MIT"])
     assert several["license_name"] == "several-non-commercial-attribution"
 
 

@@ -13,10 +13,10 @@ from data_specs.io.cache import Descriptor, FileCache, RemoteFile, default_cache
 from data_specs.io.errors import UserError
 from data_specs.io.parse import json_object
 from data_specs.io.storage import LocalFolder, NotFound, RemoteFolder, open_folder
-from data_specs.io.tars import BLOCK
+from data_specs.io.tars import BLOCK, index_of
 from data_specs.sample import DATASET_FILE
-from data_specs.strict import describe
-from train.data.tars import index_of, open_tar
+from data_specs.strict import describe, digest
+from train.data.tars import open_tar
 from train.models.calibration import Calibration
 
 MOST_INFO_BYTES = 16 << 20
@@ -85,6 +85,8 @@ def read_dataset_info(folder: Path | str) -> DatasetInfo:
     teacher = content["teacher"]
     name = teacher.get("name", teacher) if isinstance(teacher, dict) else teacher
     maps = content.get("teacher_calibration")
+    if content.get("teacher_calibration_sha256", digest(maps)) != digest(maps):
+        raise UserError(f"{path}: teacher_calibration: was changed; make the dataset again")
     try:
         calibration = None if maps is None else Calibration.model_validate(maps)
     except ValidationError as error:
@@ -134,7 +136,7 @@ def _shard(
 ) -> Shard:
     where = place.shown(_record_name(tar))
     expected = _count(record, "tar_bytes", where)
-    if size is not None and size != expected:  # where a listing tells none, the download does
+    if size is not None and size != expected:  # where a listing has none, the download has
         raise UserError(
             f"{place.shown(tar)}: {size} bytes, but its record says {expected}: it is truncated or "
             f"changed; delete {tar} and {_record_name(tar)} and run the pipeline again"
@@ -151,7 +153,7 @@ def _shard(
 def _samples(shard: Shard, record: dict[str, Any], tar_bytes: int, where: str) -> int:
     """How many samples a shard holds. Its record is held to what its size can be: arrays follow."""
     if record.get("samples") is None:
-        return len(index_of(shard.open(), shard.where))
+        return len(index_of(shard.open().number, shard.where))
     samples = _count(record, "samples", where)
     if samples * 4 * BLOCK > tar_bytes:
         raise UserError(f"{where}: {samples} samples in a tar of {tar_bytes} bytes: not possible")

@@ -31,12 +31,13 @@ from torch.utils.data import Dataset
 from data_specs.io.cache import CACHE_REMEDY, Descriptor, ReadAhead, RemoteFile
 from data_specs.io.errors import UserError
 from data_specs.io.hardware import available_memory
+from data_specs.io.tars import Span, audio_of, index_of
 from data_specs.rated import RatedClip
 from data_specs.sample import CROP_SAMPLES, SampleRecord
 from train.audio import Wave, read_mono, to_16k
 from train.data.order import Item, Order
 from train.data.shards import Shard
-from train.data.tars import Pcm, Span, audio_of, decode, index_of, record_of, require_sha256
+from train.data.tars import Pcm, decode, record_of, require_sha256
 
 PCM_SCALE = 32768.0
 
@@ -114,7 +115,9 @@ class ShardSamples:
     def flac(self, number: int) -> bytes:
         """The audio of sample ``number`` as it is stored."""
         shard = self._shard(number)
-        return audio_of(self._file(shard), self.shards[shard].where, self._span(shard, number))
+        return audio_of(
+            self._file(shard).number, self.shards[shard].where, self._span(shard, number)
+        )
 
     def read(self, number: int) -> tuple[Pcm, float]:
         """(audio int16 (122880,), teacher's MOS) of sample ``number``."""
@@ -187,7 +190,7 @@ class ShardSamples:
     def _read_index(self, shard: int) -> tuple[NDArray[np.str_], NDArray[np.int64]]:
         """Keys, and places (samples, 4): as arrays a tenth of the memory of tuples."""
         listed = self.shards[shard]
-        spans = index_of(self._file(shard), listed.where)
+        spans = index_of(self._file(shard).number, listed.where)
         if len(spans) != listed.samples:
             raise UserError(
                 f"{listed.where}: holds {len(spans)} samples, its record says {listed.samples}"

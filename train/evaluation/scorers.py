@@ -16,12 +16,13 @@ import numpy as np
 from data_specs.io.errors import UserError
 from data_specs.io.files import sha256_of
 from data_specs.io.progress import progress_bar
+from data_specs.io.tars import Span
 from data_specs.rated import RatedClip
 from data_specs.teacher import MEAN, teacher_table
 from train.audio import Wave
 from train.data.shards import list_shards
 from train.data.stream import PCM_SCALE, ShardSamples
-from train.data.tars import Span, read_pcm, read_record
+from train.data.tars import read_pcm, read_record
 from train.evaluation.external_scorers import (
     ExternalScorer,
     NotAvailable,

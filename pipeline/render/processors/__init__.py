@@ -13,7 +13,7 @@ from data_specs.recipe import Option, Recipe
 from data_specs.sample import SAMPLE_RATE
 from data_specs.teacher import packages_of
 from pipeline.audio import DropSample
-from pipeline.render.mix import heard_samples
+from pipeline.render.mix import audible_samples
 from pipeline.render.processors import (
     band_limit,
     clip,
@@ -31,6 +31,7 @@ from pipeline.render.processors import (
     untouched,
 )
 from pipeline.render.processors.interface import Params, Processor, Run, Waves, noncommercial
+from pipeline.render.processors.networks import groups
 
 PROCESSORS: dict[str, Processor] = {
     "none": untouched.PROCESSOR,
@@ -142,16 +143,14 @@ def weights_sha256(recipe: Recipe) -> dict[str, str]:
 def run(kind: str, waves_BT: Waves, params: Sequence[Params]) -> Waves:
     """Run one processor over a group and hold it to its contract.
 
-    A processor hears a wave up to the digital silence behind it, which stays as it is: the loudest
-    tenth of a short clip is a tenth of what is heard, whatever it is padded to. Raises
+    A processor gets a wave up to the digital silence behind it, which stays as it is: the loudest
+    tenth of a short clip is a tenth of what is audible, whatever it is padded to. Raises
     ``DropSample`` where the processor raises or its output is not finite, ``ContractError`` for a
     wrong shape. A missing file or library and memory that is short are no sample's own fault:
     ``OSError``, ``UserError`` and such pass through.
     """
-    lengths_B = np.array([heard_samples(wave_T) for wave_T in waves_BT], dtype=int)
     out_BT = np.zeros_like(waves_BT)
-    for length in np.unique(lengths_B):
-        rows = np.flatnonzero(lengths_B == length)
+    for length, rows in groups([audible_samples(wave_T) for wave_T in waves_BT]):
         out_BT[rows, :length] = _run(
             kind, waves_BT[rows, :length], [params[i] for i in rows.tolist()]
         )

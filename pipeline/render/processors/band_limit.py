@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
@@ -10,7 +9,7 @@ from scipy.signal import firwin, oaconvolve
 
 from data_specs.sample import SAMPLE_RATE
 from pipeline.audio import Wave
-from pipeline.render.processors.interface import Params, Processor, Waves
+from pipeline.render.processors.interface import Params, Processor, each
 
 TAPS = 255
 """About 150 Hz from pass band to 60 dB down at 16 kHz; odd, so that the delay is whole samples."""
@@ -21,13 +20,9 @@ def _filter(cutoff_hz: float) -> Wave:
     return np.asarray(firwin(TAPS, cutoff_hz, window=("kaiser", 5.65), fs=SAMPLE_RATE), "f4")
 
 
-def process(waves_BT: Waves, params: Sequence[Params]) -> Waves:
-    """Low-pass each wave at its ``cutoff_hz``, without delay."""
-    rows = [
-        oaconvolve(wave, _filter(p["cutoff_hz"]), mode="same")
-        for wave, p in zip(waves_BT, params, strict=True)
-    ]
-    return np.stack(rows).astype(np.float32)
+def low_pass(wave: Wave, params: Params) -> Wave:
+    """Low-pass a wave at its ``cutoff_hz``, without delay."""
+    return oaconvolve(wave, _filter(params["cutoff_hz"]), mode="same").astype(np.float32)
 
 
-PROCESSOR = Processor(process, packages=("scipy",), licence="BSD-3-Clause")
+PROCESSOR = Processor(each(low_pass), packages=("scipy",), licence="BSD-3-Clause")

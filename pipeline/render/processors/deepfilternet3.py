@@ -25,6 +25,7 @@ from data_specs.io.errors import UserError
 from data_specs.sample import SAMPLE_RATE
 from pipeline.audio import resample
 from pipeline.render.processors.interface import Params, Processor, Waves
+from pipeline.render.processors.networks import batches, building, load_weights, read_checkpoint
 from train.models import weights
 from train.models.memory import keep_freed_memory
 
@@ -47,8 +48,8 @@ def enhance(waves_BT: Waves) -> Waves:
     """Denoise waves at 48 kHz: what the package's ``enhance`` gives with ``pad=True``."""
     keep_freed_memory()
     network = _network(weights_folder())
-    starts = range(0, len(waves_BT), BATCH)
-    return np.concatenate([network.run(waves_BT[start : start + BATCH]) for start in starts])
+    parts = batches(len(waves_BT), BATCH, BATCH)
+    return np.concatenate([network.run(waves_BT[part]) for part in parts])
 
 
 @dataclass(frozen=True)
@@ -126,32 +127,18 @@ def _checkpoints(folder: Path) -> list[Path]:
 @cache
 def _network(folder: Path) -> Network:
     _import_package()
-    import torch
     from df.deepfilternet3 import ModelParams, init_model  # type: ignore[import-untyped]
     from df.utils import get_norm_alpha
     from libdf import DF
 
-    # Building the network draws weights that are then replaced: not from the caller's generator.
-    with _own_config(folder / "config.ini"), torch.random.fork_rng(devices=[]):
+    with _own_config(folder / "config.ini"), building():
         p = ModelParams()
         stft = DF(p.sr, p.fft_size, p.hop_size, p.nb_erb, p.min_nb_freqs)
         model = init_model(stft)  # of DeepFilterNet3, whatever network the file names
         norm_alpha = get_norm_alpha(False)
-    _load_weights(model, _checkpoints(folder)[-1])
+    checkpoint = _checkpoints(folder)[-1]
+    load_weights(model, read_checkpoint(checkpoint), checkpoint)  # old ones hold unused states
     return Network(model.eval(), stft, norm_alpha)
-
-
-def _load_weights(model: Any, path: Path) -> None:
-    """Load a checkpoint. Raises ``OSError`` where it is damaged or another network's."""
-    import torch
-
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        missing, _ = model.load_state_dict(state, strict=False)  # old ones hold unused states
-    except Exception as error:  # of a damaged file, torch raises whatever comes
-        raise OSError(f"{path} is damaged, or of another network: {error}") from error
-    if missing:
-        raise OSError(f"{path} is of another network: it has no {', '.join(sorted(missing))}")
 
 
 def _import_package() -> None:

@@ -11,19 +11,24 @@ the project's own dependencies. What is imported of it needs nothing but torch.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from data_specs.io.errors import UserError
 from data_specs.sample import SAMPLE_RATE
 from pipeline.render.processors import runtime
 from pipeline.render.processors.interface import Params, Processor, Waves
+from pipeline.render.processors.networks import (
+    batches,
+    building,
+    groups,
+    load_weights,
+    read_checkpoint,
+)
 from pipeline.render.processors.timewise import Layer, conv, dtype_of, lstm, taps, transposed
 from train.models import weights
 from train.models.memory import keep_freed_memory
@@ -33,9 +38,6 @@ INSTALL = "pip install --no-deps denoiser==0.1.5"
 
 FILES = {48: "dns48-11decc9d8e3f0998.th", 64: "dns64-a7761ff99a7d5bb6.th"}
 """By width; the names under https://dl.fbaipublicfiles.com/adiyoss/denoiser/."""
-
-FIRST_LAYER = "encoder.0.0.weight"
-"""As many rows as the network is wide."""
 
 BATCH = 4
 """On one core four clips take 14 % (dns48) and 27 % (dns64) less time each than one alone, in bf16:
@@ -51,16 +53,10 @@ SINC_FRAME = 64
 def process(waves_BT: Waves, params: Sequence[Params]) -> Waves:
     """Denoise each wave with the network of its own width, those of one width together."""
     out_BT = np.empty_like(waves_BT)
-    for hidden, rows in _batches(np.array([int(p["hidden"]) for p in params])):
-        out_BT[rows] = _denoise(waves_BT[rows], hidden)
+    for hidden, rows in groups([p["hidden"] for p in params]):
+        for part in batches(len(rows), BATCH, BATCH):
+            out_BT[rows[part]] = _denoise(waves_BT[rows[part]], hidden)
     return out_BT
-
-
-def _batches(hidden_B: NDArray[np.int_]) -> Iterator[tuple[int, NDArray[np.intp]]]:
-    for hidden in np.unique(hidden_B):
-        rows = np.flatnonzero(hidden_B == hidden)
-        for start in range(0, len(rows), BATCH):
-            yield int(hidden), rows[start : start + BATCH]
 
 
 def _denoise(waves_BT: Waves, hidden: int) -> Waves:
@@ -171,18 +167,13 @@ def weights_path(hidden: int) -> Path:
 
 @cache
 def _network(path: Path, hidden: int, device: Any, precision: str) -> Network:
-    import torch
-
-    try:
+    with building(f"Demucs needs the denoiser package: {INSTALL}"):
         from denoiser.demucs import Demucs
         from denoiser.resample import kernel_upsample2
-    except ImportError as error:
-        raise UserError(f"Demucs needs the denoiser package: {INSTALL}") from error
-    keep_freed_memory()
-    # Building the network draws weights that are then replaced: not from the caller's generator.
-    with torch.random.fork_rng(devices=[]):
+
         whole = Demucs(hidden=hidden, sample_rate=SAMPLE_RATE)
-    _load_weights(whole, path, hidden)
+    load_weights(whole, read_checkpoint(path), path)
+    keep_freed_memory()
     whole.to(device)
     kernel_K, dtype = kernel_upsample2().flatten().to(device), dtype_of(precision)
     return Network(
@@ -194,20 +185,6 @@ def _network(path: Path, hidden: int, device: Any, precision: str) -> Network:
         whole.floor,
         dtype,
     )
-
-
-def _load_weights(network: Any, path: Path, hidden: int) -> None:
-    """Load a plain state dict. Raises ``OSError`` where it is damaged or another network's."""
-    import torch
-
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        if len(state[FIRST_LAYER]) == hidden:
-            network.load_state_dict(state)
-    except Exception as error:  # of a damaged file, torch raises whatever comes
-        raise OSError(f"{path} is damaged, or of another network: {error!r}") from error
-    if (width := len(state[FIRST_LAYER])) != hidden:
-        raise OSError(f"{path} is of a network {width} channels wide, not {hidden}")
 
 
 PROCESSOR = Processor(

@@ -1,9 +1,8 @@
 """EnCodec, the causal 24 kHz model for mono audio (Defossez et al. 2022, arXiv:2210.13438).
 
-The network is that of ``transformers``: the same as the ``encodec`` package's. Its weights come as
-safetensors, not as a pickle, it needs neither torchaudio nor deprecated functions, and its licence
-is Apache-2.0, where the package's wheel is CC BY-NC 4.0. The 24 kHz model normalises nothing and
-adds no delay: frame n is decoded over the 320 samples that it was encoded from.
+Network, quantiser and weights file are those of the ``encodec`` package. The 24 kHz model
+normalises nothing and adds no delay: frame n is decoded over the 320 samples that it was encoded
+from.
 
 The nearest code word is a step function: where the last bits of an embedding move, a code may flip,
 and all residuals after it. So the encoder and the quantiser run in fp32 whatever the recipe says
@@ -18,6 +17,7 @@ decoder in bf16, where the ``encodec`` package takes 1.1 s. A third of that is t
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, partial
@@ -26,20 +26,18 @@ from typing import Any
 
 import numpy as np
 
-from data_specs.io.errors import UserError
 from data_specs.sample import SAMPLE_RATE
 from pipeline.audio import resample
 from pipeline.render.processors import runtime
 from pipeline.render.processors.interface import Params, Processor, Waves
+from pipeline.render.processors.networks import batches, building, load_weights, read_checkpoint
 from pipeline.render.processors.timewise import Layer, conv, dtype_of, lstm, transposed
 from train.models import weights
 from train.models.memory import keep_freed_memory
 
 RATE_HZ = 24_000
-WEIGHTS = "encodec-24khz"
-"""https://huggingface.co/facebook/encodec_24khz"""
-
-GPU_BATCH = 16
+FRAMES_HZ = 75
+WEIGHTS, CHECKPOINT = "encodec-24khz", "encodec_24khz-d7cc33bc.th"
 
 
 def process(waves_BT: Waves, params: Sequence[Params]) -> Waves:
@@ -52,13 +50,9 @@ def process(waves_BT: Waves, params: Sequence[Params]) -> Waves:
 def code(waves_BT: Waves, bandwidths_kbps: Sequence[float]) -> Waves:
     """Encode and decode waves at 24 kHz; the length stays."""
     now = runtime.current()
-    network = _network(*weight_paths(), now.device, now.precision)
-    size = 1 if now.device == "cpu" else GPU_BATCH
-    parts = [
-        network.run(waves_BT[start : start + size], bandwidths_kbps[start : start + size])
-        for start in range(0, len(waves_BT), size)
-    ]
-    return np.concatenate(parts)
+    network = _network(weights_path(), now.device, now.precision)
+    parts = batches(len(waves_BT))
+    return np.concatenate([network.run(waves_BT[part], bandwidths_kbps[part]) for part in parts])
 
 
 @dataclass(frozen=True)
@@ -95,58 +89,58 @@ def _chain(layers: Sequence[Layer], x_BTC: Any) -> Any:
 
 def _quantise(quantizer: Any, embedding_1DN: Any, bandwidth_kbps: float) -> Any:
     """To the codes and back: 75 frames/s of 10 bits are 0.75 kbit/s for each codebook."""
-    return quantizer.decode(quantizer.encode(embedding_1DN, bandwidth_kbps))
+    return quantizer.decode(quantizer.encode(embedding_1DN, FRAMES_HZ, bandwidth_kbps))
 
 
-def weight_paths() -> tuple[Path, Path]:
-    """Configuration and weights of the network.
+def weights_path() -> Path:
+    """Where the published file is.
 
     Raises ``FileNotFoundError`` saying what to run; nothing is downloaded.
     """
-    folder = weights.find(WEIGHTS)
-    return folder / "config.json", folder / "model.safetensors"
+    return weights.find(WEIGHTS) / CHECKPOINT
 
 
 @cache
-def _network(config_path: Path, checkpoint: Path, device: str, precision: str) -> Network:
-    import torch
+def _network(path: Path, device: str, precision: str) -> Network:
+    with building("EnCodec needs its package: pip install encodec"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of the way it normalises weights
+        from encodec import EncodecModel
 
-    try:
-        from transformers import EncodecConfig, EncodecModel
-    except ImportError as error:
-        raise UserError("EnCodec needs transformers: pip install transformers") from error
-    config = EncodecConfig.from_pretrained(config_path, local_files_only=True)
-    if (config.sampling_rate, config.audio_channels, config.normalize) != (RATE_HZ, 1, False):
-        raise OSError(f"{config_path} is of another network than the one at 24 kHz")
-    # Building the network draws weights that are then replaced: not from the caller's generator.
-    with torch.random.fork_rng(devices=[]):
-        whole = EncodecModel(config)
-    _load_weights(whole, checkpoint)
+        whole = EncodecModel.encodec_model_24khz(pretrained=False)
+    load_weights(whole, read_checkpoint(path), path)
     _remove_weight_norm(whole)
-    whole.eval().to(device)
+    whole.to(device)
     keep_freed_memory()
-    dtype = dtype_of(precision)
-    encoder = [_layer(layer, torch.float32) for layer in whole.encoder.layers]
-    decoder = [_layer(layer, dtype) for layer in whole.decoder.layers]
+    fp32, dtype = dtype_of("fp32"), dtype_of(precision)
+    encoder = [_layer(layer, fp32) for layer in whole.encoder.model]
+    decoder = [_layer(layer, dtype) for layer in whole.decoder.model]
     return Network(encoder, whole.quantizer, decoder, dtype)
 
 
+def _remove_weight_norm(network: Any) -> None:
+    from torch.nn.utils import remove_weight_norm
+
+    for module in network.modules():
+        if hasattr(module, "weight_g"):
+            remove_weight_norm(module)
+
+
 def _layer(layer: Any, dtype: Any) -> Layer:
-    """A layer of transformers' network, by the name of its class."""
+    """A layer of the package's network, by the name of its class."""
     from torch.nn import functional
 
     kind = type(layer).__name__
     if kind == "ELU":
         return partial(functional.elu, inplace=True)
-    if kind == "EncodecConv1d":
-        return _causal(layer.conv, dtype)
-    if kind == "EncodecConvTranspose1d":
-        run, stride = transposed(layer.conv, dtype), layer.conv.stride[0]
+    if kind == "SConv1d":
+        return _causal(layer.conv.conv, dtype)
+    if kind == "SConvTranspose1d":
+        run, stride = transposed(layer.convtr.convtr, dtype), layer.convtr.convtr.stride[0]
         return lambda x_BTC: run(x_BTC)[:, :-stride]  # the rest would need what comes next
-    if kind == "EncodecLSTM":
+    if kind == "SLSTM":
         memory = lstm(layer.lstm, dtype)
         return lambda x_BTC: memory(x_BTC) + x_BTC
-    if kind != "EncodecResnetBlock":
+    if kind != "SEANetResnetBlock":
         raise TypeError(f"EnCodec has an unknown layer: {kind}")
     inner, shortcut = [_layer(part, dtype) for part in layer.block], _layer(layer.shortcut, dtype)
     # The first one rectifies what the shortcut still needs.
@@ -173,30 +167,9 @@ def _reflect(x_BTC: Any, left: int, right: int) -> Any:
     return torch.cat([before, x_BTC, after], dim=1)[:, : left + length + right]
 
 
-def _load_weights(network: Any, path: Path) -> None:
-    """Load a checkpoint. Raises ``OSError`` where it is damaged or another network's."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        missing, _ = network.load_state_dict(load_file(path), strict=False)
-    except (RuntimeError, SafetensorError) as error:
-        raise OSError(f"{path} is damaged, or of another network: {error}") from error
-    if missing:
-        raise OSError(f"{path} is of another network: it has no {', '.join(sorted(missing))}")
-
-
-def _remove_weight_norm(network: Any) -> None:
-    from torch.nn.utils import parametrize
-
-    for module in network.modules():
-        if parametrize.is_parametrized(module):
-            parametrize.remove_parametrizations(module, "weight")
-
-
 PROCESSOR = Processor(
     process,
-    packages=("transformers", "torch", "soxr"),
-    licence="Apache-2.0 AND CC-BY-NC-4.0",  # transformers; the weights, see data_specs/weights.yaml
-    weights=lambda: list(weight_paths()),
+    packages=("encodec", "torch", "soxr"),
+    licence="CC-BY-NC-4.0",  # of the package's wheel, and of the weights
+    weights=lambda: [weights_path()],
 )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from data_specs.io.rng import Uniform
@@ -11,7 +9,7 @@ from data_specs.processors import Equalise
 from data_specs.sample import SAMPLE_RATE
 from pipeline.audio import Wave
 from pipeline.render.draw import sample
-from pipeline.render.processors.interface import Columns, Params, Processor, Waves
+from pipeline.render.processors.interface import Columns, Params, Processor, each
 
 POINTS_HZ = (100, 300, 800, 1_800, 3_500, 7_000)
 TAPS = 1_024
@@ -23,13 +21,8 @@ def draw(spec: Equalise, uniform: Uniform, prefix: str) -> Columns:
     return {f"gain_{f}_hz_db": sample(spec.gain_db, uniform(f"{prefix}.{f}")) for f in POINTS_HZ}
 
 
-def process(waves_BT: Waves, params: Sequence[Params]) -> Waves:
-    """Apply each wave's curve with zero phase."""
-    rows = [_equalise(wave, p) for wave, p in zip(waves_BT, params, strict=True)]
-    return np.stack(rows)
-
-
-def _equalise(wave: Wave, params: Params) -> Wave:
+def equalise(wave: Wave, params: Params) -> Wave:
+    """Apply a wave's curve with zero phase."""
     size = 1 << (len(wave) + TAPS - 1).bit_length()
     frequencies_hz = np.fft.rfftfreq(size, 1 / SAMPLE_RATE)
     gains_db = [params[f"gain_{f}_hz_db"] for f in POINTS_HZ]
@@ -38,4 +31,4 @@ def _equalise(wave: Wave, params: Params) -> Wave:
     return np.fft.irfft(spectrum, size)[: len(wave)].astype(np.float32)
 
 
-PROCESSOR = Processor(process, draw)
+PROCESSOR = Processor(each(equalise), draw)

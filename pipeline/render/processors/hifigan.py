@@ -26,11 +26,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_specs.io.errors import UserError
 from data_specs.sample import SAMPLE_RATE
 from pipeline.audio import Wave, resample
 from pipeline.render.processors import runtime
 from pipeline.render.processors.interface import Params, Processor, Waves
+from pipeline.render.processors.networks import (
+    batches,
+    building,
+    groups,
+    load_weights,
+    read_checkpoint,
+)
 from pipeline.render.processors.timewise import Layer, conv, dtype_of, transposed
 from train.models import weights
 from train.models.memory import keep_freed_memory
@@ -41,8 +47,6 @@ NETWORKS = {16_000: SPEECHT5, 22_050: COQUI}
 """Names of the weights, by ``rate_hz``."""
 
 CHECKPOINTS = {SPEECHT5: "pytorch_model.bin", COQUI: "model_file.pth"}
-
-GPU_BATCH = 16
 
 SLOPE = 0.1
 """Of the leaky rectifiers, the last one's (torch's default, 0.01) aside."""
@@ -56,12 +60,9 @@ Block = list[tuple[Layer, Layer]]
 
 def process(waves_BT: Waves, params: Sequence[Params]) -> Waves:
     """Send each wave through the network of its own ``rate_hz``, those of one network together."""
-    rates_B = np.array([int(p["rate_hz"]) for p in params])
-    out_BT = np.empty_like(waves_BT)
-    for rate_hz in np.unique(rates_B):
-        rows = np.flatnonzero(rates_B == rate_hz)
-        name = NETWORKS[int(rate_hz)]
-        now = runtime.current()
+    out_BT, now = np.empty_like(waves_BT), runtime.current()
+    for rate_hz, rows in groups([p["rate_hz"] for p in params]):
+        name = NETWORKS[rate_hz]
         vocoder = _vocoder(name, *weight_paths(name), now.device, now.precision)
         out_BT[rows] = _resynthesise(vocoder, waves_BT[rows])
     return out_BT
@@ -138,13 +139,9 @@ def _generator(network: Any, upsamplers: Any, precision: str) -> Generator:
 
 
 def _resynthesise(vocoder: Vocoder, waves_BT: Waves) -> Waves:
-    """On a CPU one wave at a time, so that a clip does not depend on its neighbours.
-
-    Batches do not pay there.
-    """
+    """Run waves (B, T) at 16 kHz through a network at its own rate."""
     native_BT = resample(waves_BT, SAMPLE_RATE, vocoder.rate_hz)
-    size = 1 if runtime.current().device == "cpu" else GPU_BATCH
-    parts = [vocoder.run(native_BT[i : i + size]) for i in range(0, len(native_BT), size)]
+    parts = [vocoder.run(native_BT[part]) for part in batches(len(native_BT))]
     out_BT = resample(np.concatenate(parts), vocoder.rate_hz, SAMPLE_RATE)
     return out_BT[:, : waves_BT.shape[1]]
 
@@ -162,23 +159,21 @@ def weight_paths(name: str) -> tuple[Path, Path]:
 def _vocoder(
     name: str, config_path: Path, checkpoint: Path, device: str, precision: str
 ) -> Vocoder:
-    import torch
-
-    build = {SPEECHT5: _speecht5, COQUI: _coqui}[name]
-    # Building a network draws weights that are then replaced: not from the caller's generator.
-    with torch.random.fork_rng(devices=[]):
+    build, needs = {
+        SPEECHT5: (_speecht5, "HiFi-GAN needs transformers: pip install transformers"),
+        COQUI: (_coqui, "HiFi-GAN at 22.05 kHz needs: pip install coqui-tts"),
+    }[name]
+    with building(needs):
         return build(config_path, checkpoint, device, precision)
 
 
 def _speecht5(config_path: Path, checkpoint: Path, device: str, precision: str) -> Vocoder:
-    try:
-        from transformers import SpeechT5FeatureExtractor, SpeechT5HifiGan, SpeechT5HifiGanConfig
-    except ImportError as error:
-        raise UserError("HiFi-GAN needs transformers: pip install transformers") from error
+    from transformers import SpeechT5FeatureExtractor, SpeechT5HifiGan, SpeechT5HifiGanConfig
+
     config = SpeechT5HifiGanConfig.from_pretrained(config_path, local_files_only=True)
     extractor = SpeechT5FeatureExtractor()  # its defaults are what the network was trained on
     network: Any = SpeechT5HifiGan(config)
-    _load_weights(network, _read(checkpoint), checkpoint)
+    load_weights(network, read_checkpoint(checkpoint), checkpoint)
     network.to(device)
     generator = _generator(network, network.upsampler, precision)
     mean_M, scale_M = network.mean, network.scale
@@ -195,13 +190,10 @@ def _speecht5(config_path: Path, checkpoint: Path, device: str, precision: str) 
 
 def _coqui(config_path: Path, checkpoint: Path, device: str, precision: str) -> Vocoder:
     import torch
+    from TTS.config import load_config  # type: ignore[import-untyped]
+    from TTS.utils.audio import AudioProcessor  # type: ignore[import-untyped]
+    from TTS.vocoder.models import setup_generator  # type: ignore[import-untyped]
 
-    try:
-        from TTS.config import load_config  # type: ignore[import-untyped]
-        from TTS.utils.audio import AudioProcessor  # type: ignore[import-untyped]
-        from TTS.vocoder.models import setup_generator  # type: ignore[import-untyped]
-    except ImportError as error:
-        raise UserError("HiFi-GAN at 22.05 kHz needs: pip install coqui-tts") from error
     try:
         config = load_config(str(config_path))
     except ValueError as error:
@@ -210,7 +202,7 @@ def _coqui(config_path: Path, checkpoint: Path, device: str, precision: str) -> 
         raise OSError(f"{config_path} wants {config.audio.stats_path}, a pickle: it is not read")
     audio = AudioProcessor(config.audio)
     network = setup_generator(config)
-    _load_weights(network, _generator_weights(checkpoint), checkpoint)
+    load_weights(network, _generator_weights(checkpoint), checkpoint)
     network.remove_weight_norm()
     network.to(device)
     generator = _generator(network, network.ups, precision)
@@ -228,30 +220,10 @@ def _coqui(config_path: Path, checkpoint: Path, device: str, precision: str) -> 
 
 def _generator_weights(path: Path) -> dict[str, Any]:
     """The generator's part of a Coqui checkpoint, old (it alone) or new (with discriminator)."""
-    state = _read(path)
+    state = read_checkpoint(path)
     if not isinstance(state.get("model"), dict):
         raise OSError(f"{path} is of another network: it has no 'model'")
     return {name.removeprefix("model_g."): value for name, value in state["model"].items()}
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """A checkpoint's content. Raises ``OSError`` where it is damaged."""
-    import torch
-
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # of a damaged file, torch raises whatever comes
-        raise OSError(f"{path} is damaged: {error}") from error
-
-
-def _load_weights(network: Any, state: dict[str, Any], path: Path) -> None:
-    """Raises ``OSError`` where the weights are another network's."""
-    try:
-        missing, _ = network.load_state_dict(state, strict=False)
-    except RuntimeError as error:
-        raise OSError(f"{path} is of another network: {error}") from error
-    if missing:
-        raise OSError(f"{path} is of another network: it has no {', '.join(sorted(missing))}")
 
 
 PROCESSOR = Processor(

@@ -14,6 +14,7 @@ from data_specs.distributions import Choice, Constant, LogUniform, Normal, Unifo
 from data_specs.io.rng import Floats
 from data_specs.io.rng import Uniform as UniformSource
 from data_specs.processors import Processor as Spec
+from pipeline.audio import Wave
 from pipeline.render.draw import sample
 
 Waves = NDArray[np.float32]
@@ -24,7 +25,7 @@ Columns = dict[str, Floats]
 Draw = Callable[[Any, UniformSource, str], Columns]
 Process = Callable[[Waves, Sequence[Params]], Waves]
 Run = Callable[[str, Waves, Sequence[Params]], Waves]
-"""``degrade.run``, or the same behind a ``guard.Guard``."""
+"""``processors.run``, or the same behind a ``guard.Guard``."""
 
 
 def noncommercial(licence: str) -> bool:
@@ -42,6 +43,22 @@ def draw_fields(spec: Spec, uniform: UniformSource, prefix: str) -> Columns:
         for name, value in spec
         if isinstance(value, DISTRIBUTIONS)
     }
+
+
+def draw_pattern(spec: Spec, uniform: UniformSource, prefix: str) -> Columns:
+    """Draw as ``draw_fields`` does, and the number that a random pattern is spelled out from."""
+    pattern = np.floor(uniform(f"{prefix}.pattern") * 2**32)
+    return draw_fields(spec, uniform, prefix) | {"pattern": pattern}
+
+
+def each(process_one: Callable[[Wave, Params], Wave]) -> Process:
+    """Process a group one wave (T,) after the other, each with its own parameters."""
+
+    def process(waves_BT: Waves, params: Sequence[Params]) -> Waves:
+        rows = [process_one(wave_T, p) for wave_T, p in zip(waves_BT, params, strict=True)]
+        return np.stack(rows)
+
+    return process
 
 
 @dataclass(frozen=True)

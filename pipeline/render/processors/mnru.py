@@ -3,30 +3,17 @@ does; the anchor of most listening tests."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
-from data_specs.io.rng import Uniform, spelled_out
-from data_specs.processors import Mnru
+from data_specs.io.rng import spelled_out
 from pipeline.audio import Wave
-from pipeline.render.processors.interface import Columns, Params, Processor, Waves, draw_fields
+from pipeline.render.processors.interface import Params, Processor, draw_pattern, each
 
 
-def draw(spec: Mnru, uniform: Uniform, prefix: str) -> Columns:
-    """Draw Q, and the number that the noise is spelled out from."""
-    pattern = np.floor(uniform(f"{prefix}.pattern") * 2**32)
-    return draw_fields(spec, uniform, prefix) | {"pattern": pattern}
-
-
-def process(waves_BT: Waves, params: Sequence[Params]) -> Waves:
-    """Add each wave times Gaussian noise, ``q_db`` below the wave (P.810, equation 1)."""
-    return np.stack([_modulate(wave, p) for wave, p in zip(waves_BT, params, strict=True)])
-
-
-def _modulate(wave: Wave, params: Params) -> Wave:
+def modulate(wave: Wave, params: Params) -> Wave:
+    """Add the wave times Gaussian noise, ``q_db`` below the wave (P.810, equation 1)."""
     noise = spelled_out(params["pattern"]).standard_normal(len(wave), dtype=np.float32)
     return wave * (1 + noise * np.float32(10 ** (-params["q_db"] / 20)))
 
 
-PROCESSOR = Processor(process, draw)
+PROCESSOR = Processor(each(modulate), draw_pattern)

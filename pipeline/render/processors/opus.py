@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,28 +11,18 @@ from numpy.typing import NDArray
 from data_specs.io.rng import Uniform, spelled_out
 from data_specs.processors import Opus
 from data_specs.sample import SAMPLE_RATE
-from pipeline.audio import DropSample, Wave, from_pcm, to_pcm
-from pipeline.render.processors.interface import Columns, Params, Processor, Waves, draw_fields
+from pipeline.audio import Wave, from_pcm, to_pcm
+from pipeline.render.processors.interface import Columns, Params, Processor, draw_pattern, each
 
 
 def draw(spec: Opus, uniform: Uniform, prefix: str) -> Columns:
     """Draw the settings; the encoder takes whole bits per second."""
-    columns = draw_fields(spec, uniform, prefix)
-    pattern = np.floor(uniform(f"{prefix}.pattern") * 2**32)  # says which packets are lost
-    return columns | {"bitrate_bps": np.rint(columns["bitrate_bps"]), "pattern": pattern}
+    columns = draw_pattern(spec, uniform, prefix)  # the pattern says which packets are lost
+    return columns | {"bitrate_bps": np.rint(columns["bitrate_bps"])}
 
 
-def process(waves_BT: Waves, params: Sequence[Params]) -> Waves:
-    """Code each wave with its own bitrate, frame length and complexity; the delay is taken out."""
-    import opuslib
-
-    try:
-        return np.stack([_code(wave, p) for wave, p in zip(waves_BT, params, strict=True)])
-    except opuslib.OpusError as error:
-        raise DropSample("processor_failed", f"opus: {error}") from error
-
-
-def _code(wave: Wave, params: Params) -> Wave:
+def code(wave: Wave, params: Params) -> Wave:
+    """Code a wave with its bitrate, frame length and complexity; the delay is taken out."""
     import opuslib
     from opuslib.api import ctl, encoder
 
@@ -77,4 +66,4 @@ def library_version() -> str:
     return str(libopus.opus_get_version_string().decode())
 
 
-PROCESSOR = Processor(process, draw, packages=("opuslib",), licence="BSD-3-Clause")
+PROCESSOR = Processor(each(code), draw, packages=("opuslib",), licence="BSD-3-Clause")
