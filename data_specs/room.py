@@ -1,4 +1,4 @@
-"""Simulated rooms: what sizes, decays and places ``python -m pipeline rooms`` draws."""
+"""Simulated rooms: what sizes, decays and positions ``python -m pipeline corpora rooms`` draws."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from data_specs.strict import HERE, Name, Strict, load
 Side = Annotated[Distribution, AfterValidator(Within(1, 100, "m"))]
 
 MIXING_M = 10.0
-"""Sound's way, beyond the direct one, that image sources must cover before noise continues them."""
+"""Path beyond the direct one that image sources must cover before noise continues them."""
 
 
 class RoomSpec(Strict):
@@ -72,9 +72,10 @@ class RoomSpec(Strict):
         return {"width_m": self.width_m, "depth_m": self.depth_m, "height_m": self.height_m}
 
 
-def load_rooms(path: Path | str) -> RoomSpec:
-    """Read a room spec; a bare name means ``data_specs/rooms/NAME.yaml``."""
+def load_rooms(path: Path | str, seed: int | None = None) -> RoomSpec:
+    """Read a room spec, with another seed if given; a bare name means one of this package's."""
     path = Path(path)
     if path.suffix not in (".yaml", ".yml"):
         path = HERE / "rooms" / f"{path}.yaml"
-    return load(RoomSpec, path)
+    spec = load(RoomSpec, path)
+    return spec if seed is None else spec.model_copy(update={"seed": seed})

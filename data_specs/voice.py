@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 from pathlib import Path
 from typing import Annotated
 
+import yaml
 from pydantic import Field, model_validator
 
 from data_specs.io.errors import UserError
@@ -100,3 +102,11 @@ def load_voices(path: Path | str) -> VoiceSpec:
     if path.suffix not in (".yaml", ".yml"):
         path = HERE / "voices" / f"{path}.yaml"
     return load(VoiceSpec, path)
+
+
+@cache
+def demo_sentences() -> dict[str, list[str]]:
+    """A few everyday sentences, by language."""
+    text = (HERE / "voices" / "sentences.yaml").read_text(encoding="utf-8")
+    sentences: dict[str, list[str]] = yaml.safe_load(text)
+    return sentences

@@ -1,5 +1,5 @@
 """``python -m pipeline VERB``: manifest, plan, shards, verify, finish, replay, status, estimate,
-card, extend, merge, relabel, preview, corpora, speak, rooms, weights, submit."""
+card, extend, merge, relabel, preview, corpora, speak, weights, submit."""
 
 from __future__ import annotations
 
@@ -28,9 +28,8 @@ def parser() -> argparse.ArgumentParser:
         ("merge", "several outputs of one recipe as one dataset"),
         ("relabel", "label a dataset's samples again by another teacher, as another dataset"),
         ("preview", "a static page to listen to samples of a dataset"),
-        ("corpora", "write the offline default corpora: speech, noise, rooms"),
+        ("corpora", "write corpora: synthetic speech, noise, simulated rooms"),
         ("speak", "write synthetic speech by text-to-speech models, as a corpus"),
-        ("rooms", "write simulated rooms, as a corpus"),
         ("submit", "hand a job to Ray, Slurm or Kubernetes, or show what would be handed"),
         ("weights", "fetch the processors' weights into one cache; list and check them"),
     ):

@@ -140,7 +140,6 @@ OWN_OPTIONS = {
     "preview": "pipeline.dataset.preview",
     "corpora": "pipeline.corpora.synthetic",
     "speak": "pipeline.corpora.speak",
-    "rooms": "pipeline.corpora.rooms",
     "weights": "pipeline.corpora.weights",
     "submit": "pipeline.cluster.submit",
 }

@@ -19,7 +19,6 @@ import importlib.util
 import json
 import os
 import re
-import sys
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -37,20 +36,25 @@ from tqdm import tqdm
 from data_specs import voice
 from data_specs.io.addresses import path_here
 from data_specs.io.errors import UserError
-from data_specs.io.files import write_text
 from data_specs.io.hardware import require_device
 from data_specs.io.progress import progress_bar
 from data_specs.io.rng import Floats, stream
 from data_specs.sample import SAMPLE_RATE
 from data_specs.strict import SpecError, digest, unknown
-from data_specs.voice import Sentences, VoiceModel, VoiceSpec, load_voices
+from data_specs.voice import Sentences, VoiceModel, VoiceSpec, demo_sentences, load_voices
 from pipeline.audio import resample
-from pipeline.corpora.synthetic import PEAK, claimed, sentences_of, write_flac
+from pipeline.corpora.folder import (
+    PEAK,
+    Record,
+    claimed,
+    manifest_written,
+    write_flac,
+    write_record,
+)
 from pipeline.render.draw import pick
 from train.models.weights import cache_folder
 
 Wave = NDArray[np.float32]
-Record = dict[str, Any]
 
 MANIFEST = "clips.jsonl"
 SINGLE = "single"
@@ -64,45 +68,6 @@ GIVE_UP = 3
 
 class NoSpeech(Exception):
     """A clip did not come out, for the reason it states."""
-
-
-# --- records --------------------------------------------------------------------------------------
-
-
-def write_record(path: Path, record: Record) -> None:
-    """Write the record of the audio file ``path`` beside it; a file that is there is whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    line = json.dumps(record, ensure_ascii=False, sort_keys=True) + "\n"
-    write_text(path.with_suffix(".json"), line)
-
-
-def write_manifest(path: Path) -> None:
-    """Write the records of all audio files beside and below ``path``, one a line, by path.
-
-    Raises ``ValueError`` for a file without a record.
-    """
-    records = []
-    for audio in sorted(path.parent.rglob("*.flac")):
-        try:
-            records.append(json.loads(audio.with_suffix(".json").read_text(encoding="utf-8")))
-        except (FileNotFoundError, json.JSONDecodeError) as error:
-            raise UserError(f"{audio}: no record beside it; remove it and run again") from error
-    lines = [json.dumps(record, ensure_ascii=False, sort_keys=True) + "\n" for record in records]
-    write_text(path, "".join(lines))
-
-
-@contextmanager
-def manifest_written(path: Path) -> Iterator[None]:
-    """Write the manifest ``path`` at the end; after an error too, which is then the one to tell."""
-    try:
-        yield
-    except BaseException:
-        try:
-            write_manifest(path)
-        except (OSError, UserError) as second:
-            print(f"warning: {path} is not up to date: {second}", file=sys.stderr)
-        raise
-    write_manifest(path)
 
 
 # --- texts ----------------------------------------------------------------------------------------
@@ -187,8 +152,8 @@ def parse_texts(options: Sequence[str], spec: VoiceSpec) -> dict[str, Texts]:
     for language in spec.languages:
         if language in files:
             texts[language] = TextFile(files[language], spec.sentences)
-        elif language in sentences_of():
-            texts[language] = sentences_of()[language]
+        elif language in demo_sentences():
+            texts[language] = demo_sentences()[language]
         else:
             raise UserError(f"no texts in language {language!r}: give --text {language}=FILE")
     return texts

@@ -24,8 +24,7 @@ from data_specs.io.files import only_writer, remove_leftovers, whole_file, write
 from data_specs.io.hardware import require_device
 from data_specs.io.storage import LocalFolder, RemoteFolder, is_passing, is_transient, patiently
 from pipeline.__main__ import main
-from pipeline.corpora import speak
-from pipeline.corpora import synthetic as makers
+from pipeline.corpora import folder as corpora
 from pipeline.corpora.manifest import scan
 from pipeline.engine import ray_place, run
 from tests.conftest import ROOT, talk, write
@@ -160,19 +159,8 @@ def test_two_writers_of_one_name_never_meet(tmp_path: Path) -> None:
     assert path.read_bytes() == b"one" and os.listdir(tmp_path) == ["room.flac"]
     record = tmp_path / "speech.flac"
     with whole_file(record.with_suffix(".json")) as begun:
-        speak.write_record(record, {"path": "speech.flac"})
+        corpora.write_record(record, {"path": "speech.flac"})
         begun.write(b"{}")
-
-
-def test_a_manifest_at_the_end_hides_no_first_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(speak, "write_manifest", failing(errno.ENOSPC))
-    with (
-        pytest.raises(OSError, match="first"),
-        speak.manifest_written(tmp_path / "clips.jsonl"),
-    ):
-        raise OSError(errno.ENOSPC, "first", "a.flac")
 
 
 def test_a_corpus_has_one_maker_at_a_time(
@@ -483,12 +471,12 @@ def test_a_worker_that_cannot_begin_says_why_itself(
     assert "Traceback" not in capfd.readouterr().err
 
 
-def test_makers_write_through_the_one_writer(
+def test_corpora_are_written_through_the_one_writer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "fsync", failing(errno.ENOSPC))
     with pytest.raises(OSError, match=r"a\.flac"):
-        makers.write_flac(tmp_path / "a.flac", talk(1, 0))
+        corpora.write_flac(tmp_path / "a.flac", talk(1, 0))
     assert os.listdir(tmp_path) == []
 
 
