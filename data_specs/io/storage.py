@@ -404,7 +404,8 @@ class RemoteFolder:
         while True:
             try:
                 return work(_filesystem(self.protocol))
-            except Exception as error:  # every backend has kinds of its own
+            except Exception as raised:  # every backend has kinds of its own
+                error = _cause(raised)
                 tried_there = self.protocol in OWN_RETRIES and _answer(error)[0] not in CONFLICTS
                 waits = all_waits[:1] if tried_there else all_waits
                 if tries > len(waits) or not is_transient(error):
@@ -425,6 +426,12 @@ class RemoteFolder:
         )
         full = isinstance(error, OSError) and error.errno in OF_THE_DISK
         return OSError(error.errno, message) if full else OSError(message)  # type: ignore[attr-defined]
+
+
+def _cause(error: Exception) -> Exception:
+    """What fsspec calls "not found" over HTTP, whatever the reason: here by its reason."""
+    hidden = isinstance(error, FileNotFoundError) and isinstance(error.__cause__, Exception)
+    return error.__cause__ if hidden else error  # type: ignore[return-value]
 
 
 def _tag(entry: dict[str, Any]) -> str:
