@@ -639,7 +639,7 @@ def test_no_credential_of_an_address_lands_anywhere(
     guarded: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("SPEECH_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("data_specs.io.storage.WAITS_S", ())
+    monkeypatch.setattr("data_specs.io.retry.WAITS_S", ())
     recipe = small_recipe(shard_samples=2, group_samples=2, max_dropped_share=1.0)
     file = tmp_path / "recipe.yaml"
     file.write_text(yaml.safe_dump(recipe.model_dump(mode="json", exclude_none=True)))

@@ -13,6 +13,7 @@ import secrets
 import shutil
 import socket
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -34,6 +35,12 @@ killed command would else hold its lock."""
 
 HELD = (errno.EWOULDBLOCK, errno.EAGAIN)
 """What flock answers where another process holds the lock; anything else: no locks here."""
+
+OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+"""Errors of a disk that is full or cannot be written."""
+
+SCRATCH_VARIABLE = "SPEECH_SCRATCH"
+"""Local folder for what is on its way to or from an address (default: the system's)."""
 
 UNSYNCABLE = (
     *(errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.ENOTTY),
@@ -231,6 +238,24 @@ def _warn_unsynced(folder: Path, error: OSError) -> None:
 @cache
 def _warn_once(text: str) -> None:
     print(f"warning: {text}", file=sys.stderr)
+
+
+@contextmanager
+def scratch_file() -> Iterator[IO[bytes]]:
+    """A file without a name for what is on its way; errors of the system name its folder."""
+    folder = os.environ.get(SCRATCH_VARIABLE) or tempfile.gettempdir()
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            yield file
+    except OSError as error:
+        if error.errno in OF_THE_DISK and error.filename is None:
+            raise OSError(error.errno, error.strerror, folder) from error
+        raise
+
+
+def path_of(file: IO[bytes]) -> Path:
+    """A name for an open file that has none: nothing is left of it where the process is killed."""
+    return Path(f"/proc/self/fd/{file.fileno()}")
 
 
 def sha256_of(path: Path) -> str:

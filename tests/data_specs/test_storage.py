@@ -24,7 +24,8 @@ from data_specs.corpus import find_corpus
 from data_specs.io import storage
 from data_specs.io.addresses import place
 from data_specs.io.cache import FileCache, remote_clip
-from data_specs.io.storage import LocalFolder, NotFound, RemoteFolder, Sums
+from data_specs.io.checksums import Sums, require_stored
+from data_specs.io.storage import LocalFolder, NotFound, RemoteFolder
 from pipeline.__main__ import main
 from pipeline.audio import Parts, read_part, read_remote_header
 from pipeline.corpora.manifest import CorpusError, scan
@@ -38,7 +39,7 @@ fsspec = pytest.importorskip("fsspec", reason="fsspec is not installed: pip inst
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    monkeypatch.setattr(storage, "WAITS_S", (0.01,))
+    monkeypatch.setattr("data_specs.io.retry.WAITS_S", (0.01,))
     monkeypatch.setattr(storage, "WRITE_WAITS_S", (0.01,))
     monkeypatch.setenv("SPEECH_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
@@ -145,7 +146,6 @@ def test_a_hub_says_404_of_what_is_to_be_removed_and_412_of_two_commits_at_once(
 def test_a_stated_checksum_spares_reading_back(
     entry: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(storage, "PART_BYTES", 1 << 20)
     data = bytes(2_500_000)
     (tmp_path / "x").write_bytes(data)
     md5 = hashlib.md5(data)
@@ -170,11 +170,11 @@ def test_a_stated_checksum_spares_reading_back(
         def get_file(self, at: str, path: str) -> None:
             raise AssertionError("was read back")
 
-    storage._require_stored(System(), "x", Sums.of(tmp_path / "x"))
+    require_stored(System(), "x", Sums.of(tmp_path / "x", 1 << 20))
     monkeypatch.setitem(values, "md5", "0" * 32)  # as of an encrypted object
     if "{md5}" in str(entry):
         with pytest.raises(AssertionError, match="read back"):
-            storage._require_stored(System(), "x", Sums.of(tmp_path / "x"))
+            require_stored(System(), "x", Sums.of(tmp_path / "x", 1 << 20))
 
 
 # ---------------------------------------------------------------- listings

@@ -17,12 +17,13 @@ import pytest
 import soundfile
 
 from data_specs.corpus import find_corpus
-from data_specs.io import audio, files, storage
+from data_specs.io import audio, files
 from data_specs.io.cache import FileCache, RemoteFile
 from data_specs.io.errors import UserError
 from data_specs.io.files import only_writer, remove_leftovers, whole_file, write_text
 from data_specs.io.hardware import require_device
-from data_specs.io.storage import LocalFolder, RemoteFolder, is_passing, is_transient, patiently
+from data_specs.io.retry import is_passing, is_transient, patiently
+from data_specs.io.storage import LocalFolder, RemoteFolder
 from pipeline.__main__ import main
 from pipeline.corpora import folder as corpora
 from pipeline.corpora.manifest import scan
@@ -32,7 +33,7 @@ from tests.conftest import ROOT, talk, write
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage, "WAITS_S", (0.0, 0.0, 0.0))
+    monkeypatch.setattr("data_specs.io.retry.WAITS_S", (0.0, 0.0, 0.0))
     files._warn_once.cache_clear()
 
 

@@ -31,7 +31,6 @@ import yaml
 from huggingface_hub import constants
 
 from data_specs import weight
-from data_specs.io import storage
 from data_specs.strict import HERE, SpecError, load
 from data_specs.weight import Archive, Build, HuggingFace, Plain, WeightTable, Wheel, all_weights
 from pipeline.corpora import weights
@@ -141,7 +140,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "cache"
     monkeypatch.setenv(weights.FOLDER_VARIABLE, str(folder))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
-    monkeypatch.setattr(storage, "WAITS_S", ())
+    monkeypatch.setattr("data_specs.io.retry.WAITS_S", ())
     monkeypatch.setattr(weights, "PIECE_BYTES", 10_000)
     return folder
 

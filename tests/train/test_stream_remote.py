@@ -21,7 +21,6 @@ from typing import Any
 import pytest
 import torch
 
-from data_specs.io import storage
 from data_specs.io.addresses import redacted
 from data_specs.io.cache import FileCache, ReadAhead, default_cache
 from data_specs.io.storage import open_folder
@@ -41,7 +40,7 @@ Misdeed = Callable[[SimpleHTTPRequestHandler], bool]
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(storage, "WAITS_S", (0.01, 0.01))
+    monkeypatch.setattr("data_specs.io.retry.WAITS_S", (0.01, 0.01))
     monkeypatch.setenv("SPEECH_CACHE", str(tmp_path / "cache"))
     for name in ("NO_PROXY", "no_proxy"):
         monkeypatch.setenv(name, "127.0.0.1")
