@@ -21,7 +21,7 @@ from numpy.random import Generator
 from scipy import signal
 
 from data_specs.io.addresses import path_here
-from data_specs.io.audio import heard_below
+from data_specs.io.audio import audio_files_below
 from data_specs.io.errors import UserError
 from data_specs.io.hardware import cpus
 from data_specs.room import load_rooms
@@ -289,7 +289,7 @@ def make_noise(
     from it (which then depends on that folder's files too). Raises ``ValueError`` if ``speech``
     holds no audio or ``out`` the noises of another seed.
     """
-    talkers = heard_below(speech, "to make babble of; check --from") if speech else []
+    talkers = audio_files_below(speech, "to make babble of; check --from") if speech else []
     kinds: dict[str, Callable[[Generator, int], Wave]] = {
         "coloured": _coloured,
         "babble": partial(_babble, speech=talkers),

@@ -37,6 +37,7 @@ from data_specs.io.addresses import path_here
 from data_specs.io.cli import signals_wait
 from data_specs.io.errors import UserError
 from data_specs.io.files import write_text
+from data_specs.io.hardware import keep_freed_memory
 from data_specs.io.progress import progress_bar
 from data_specs.rated import RatedClip, require_heard
 from data_specs.strict import checked
@@ -63,7 +64,6 @@ from train.models.calibration import Affine, Calibration
 from train.models.front_end import XlsrFrontEnd, centre_crop
 from train.models.head import TransformerHead
 from train.models.head_teacher import HeadTeacher, describe
-from train.models.memory import keep_freed_memory
 from train.models.precision import resolve_precision
 from train.models.student import Student, mos_of
 from train.models.xlsr import Encoder

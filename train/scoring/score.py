@@ -21,6 +21,7 @@ from data_specs.io.addresses import path_here, redacted
 from data_specs.io.audio import UNREADABLE
 from data_specs.io.errors import UserError
 from data_specs.io.files import sha256_of
+from data_specs.io.hardware import keep_freed_memory
 from data_specs.io.progress import progress_bar
 from data_specs.io.text import printable
 from data_specs.io.walk import LeftOut, counts, tell_left_out
@@ -28,7 +29,6 @@ from data_specs.sample import CROP_SAMPLES, SAMPLE_RATE
 from data_specs.teacher import MEAN, teacher_table
 from train.files import load_checkpoint
 from train.models.head_teacher import HEAD_JSON
-from train.models.memory import keep_freed_memory
 from train.models.precision import PRECISIONS
 from train.models.student import Student, load_v7, read_student, student_of, v7_weights_path
 from train.models.teacher import load_teacher

@@ -33,6 +33,7 @@ from data_specs.io.addresses import path_here
 from data_specs.io.cli import STOPPED, Stopped, signals_wait
 from data_specs.io.errors import UserError
 from data_specs.io.files import sha256_of, write_text
+from data_specs.io.hardware import keep_freed_memory
 from data_specs.io.progress import progress_bar
 from data_specs.rated import require_heard
 from data_specs.sample import CROP_SAMPLES
@@ -61,7 +62,6 @@ from train.loop.parallel import (
 )
 from train.loop.run_log import LOGGERS, Meter, RunLog
 from train.metrics import agreement
-from train.models.memory import keep_freed_memory
 from train.models.student import Student, StudentConfig, count, variant
 from train.models.tensors import write_about
 from train.scoring.score import load, student_in

@@ -40,6 +40,7 @@ from data_specs.io.addresses import path_here
 from data_specs.io.cli import signals_wait
 from data_specs.io.errors import UserError
 from data_specs.io.files import sha256_of, write_text
+from data_specs.io.hardware import keep_freed_memory
 from data_specs.io.names import cell
 from data_specs.io.progress import progress_bar
 from data_specs.rated import RatedClip, read_rated
@@ -58,7 +59,6 @@ from train.loop.run_log import Meter, RunLog
 from train.metrics import agreement
 from train.models.front_end import load_front_end
 from train.models.head import HeadConfig, build_head
-from train.models.memory import keep_freed_memory
 from train.models.student import mos_of
 from train.models.tensors import write_about
 from train.teacher.calibrate import Affine, Calibration, Doubles, fit_universal

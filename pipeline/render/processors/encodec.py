@@ -27,13 +27,13 @@ from typing import Any
 import numpy as np
 
 from data_specs.io.errors import UserError
+from data_specs.io.hardware import keep_freed_memory
 from data_specs.sample import SAMPLE_RATE
 from pipeline.audio import resample
 from pipeline.render.processors import runtime
 from pipeline.render.processors.interface import Params, Processor, Waves
 from pipeline.render.processors.timewise import Layer, conv, dtype_of, lstm, transposed
 from train.models import weights
-from train.models.memory import keep_freed_memory
 
 RATE_HZ = 24_000
 WEIGHTS = "encodec-24khz"
