@@ -1,7 +1,8 @@
 """Read audio files whole, or raise ``BadAudio`` for a damaged one.
 
-soundfile decodes. What it believes of headers is compared with the file first: it reads only the first of
-chained Ogg streams, takes an MP3's length from its tag, and cannot end a FLAC of unknown length.
+soundfile decodes. What it believes of headers is compared with the file first: it reads only the
+first of chained Ogg streams, takes an MP3's length from its tag, and cannot end a FLAC of unknown
+length.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ UNREADABLE = "cannot be read as audio: "
 
 
 class BadAudio(UserError):
-    """A file that is no audio, or of which not all can be decoded. ``reason`` is "kind" or "kind: details"."""
+    """A file that is no audio, or not decoded whole. ``reason`` is "kind" or "kind: details"."""
 
     def __init__(self, name: str, reason: str) -> None:
         super().__init__(f"{name}: {UNREADABLE}{reason}")
