@@ -59,8 +59,6 @@ def claimed(out: Path, maker: str, seed: int) -> Iterator[None]:
             write_text(path, json.dumps(mark) + "\n")
         elif (found := json_object(path.read_bytes(), path, "give another --out")) != mark:
             raise UserError(f"{path}: made with {found}, not {mark}; give another --out or seed")
-        for part in out.rglob(".*.part"):  # as older versions named temporary files
-            part.unlink(missing_ok=True)
         remove_leftovers(out)
         yield
 

@@ -206,7 +206,7 @@ def test_what_is_not_here_is_an_error_that_names_the_command_and_no_network(
 
 
 def test_without_network_the_error_names_the_address(
-    cache: Path, capsys: pytest.CaptureFixture[str]
+    site: Site, cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))  # and never listens

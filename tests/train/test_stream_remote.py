@@ -444,7 +444,7 @@ def test_leftovers_of_killed_downloads_go(served: Served, tmp_path: Path) -> Non
     shards = list_shards(served.address)
     cache = FileCache(tmp_path / "cache", GB)
     shards[0].open()
-    old, young = cache.folder / "shard-000007-x.part", cache.folder / "shard-000008-x.part"
+    old, young = cache.folder / ".shard-000007-x.tmp", cache.folder / ".shard-000008-x.tmp"
     for path in (old, young):
         path.write_bytes(b"x")
     os.utime(old, (1e9, 1e9))
