@@ -64,7 +64,7 @@ def read_remote_header(root: str, path: str) -> Header:
     """Read a header below an address: of most formats only the parts of the file that it takes.
 
     Over HTTP the whole file is fetched into the cache, for many servers send nothing less. Raises
-    ``BadAudio`` where not all can be heard, and ``OSError`` where the store cannot be read.
+    ``BadAudio`` where not all can be decoded, and ``OSError`` where the store cannot be read.
     """
     clip = remote_clip(root, path)
     if root.startswith("http"):

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from data_specs.io.containers import Damage, Flac, Piece, mp3_pieces, ogg_links
 from data_specs.io.errors import UserError
-from data_specs.io.walk import LeftOut, tell_left_out, walk
+from data_specs.io.walk import LeftOut, print_left_out, walk
 
 Samples = NDArray[np.float32]
 
@@ -65,7 +65,7 @@ SAMPLE_BYTES = {
 }
 """Bytes of a sample, where all have the same."""
 
-JOINED = "damaged: several files joined, of which the first alone is heard"
+JOINED = "damaged: several files joined, of which only the first is read"
 
 NIST_SAMPLES = re.compile(rb"sample_count -i (\d+)")
 
@@ -333,7 +333,7 @@ def audio_files_below(folder: Path, purpose: str) -> list[Path]:
         raise UserError(f"{folder}: cannot be read: {error.strerror}") from error
     wrong = {name: why for name in found.files if (why := _wrong_with(folder / name))}
     left_out = [*found.left_out, *(LeftOut(name, why) for name, why in wrong.items())]
-    tell_left_out(str(folder), sorted(left_out))
+    print_left_out(str(folder), sorted(left_out))
     files = sorted(folder / name for name in found.files if name not in wrong)
     if not files:
         raise UserError(f"{folder}: no audio files {purpose}")

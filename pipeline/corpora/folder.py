@@ -48,12 +48,12 @@ def write_flac(path: Path, wave: NDArray[np.floating[Any]]) -> None:
 
 
 @contextmanager
-def claimed(out: Path, maker: str, seed: int) -> Iterator[None]:
+def claimed(out: Path, made_of: str, seed: int) -> Iterator[None]:
     """Hold ``out`` as its only writer; leftovers of runs that were killed are removed.
 
-    Raises ``UserError`` where another run writes to it, or another maker or seed made it.
+    Raises ``UserError`` where another run writes to it, or something else or another seed made it.
     """
-    mark, path = {"maker": maker, "seed": seed}, out / MADE_BY
+    mark, path = {"maker": made_of, "seed": seed}, out / MADE_BY
     with only_writer(out):
         if not path.is_file():
             write_text(path, json.dumps(mark) + "\n")

@@ -24,7 +24,7 @@ from data_specs.io.files import sha256_of
 from data_specs.io.hardware import keep_freed_memory
 from data_specs.io.progress import progress_bar
 from data_specs.io.text import printable
-from data_specs.io.walk import LeftOut, counts, tell_left_out
+from data_specs.io.walk import LeftOut, counts, print_left_out
 from data_specs.sample import CROP_SAMPLES, SAMPLE_RATE
 from data_specs.teacher import MEAN, teacher_table
 from train.files import load_checkpoint
@@ -251,7 +251,7 @@ def run(args: argparse.Namespace) -> int:
         gone = table.close()
         if gone:
             print(f"warning: {gone}", file=sys.stderr)
-    tell_left_out("folders", chosen.harmless())
+    print_left_out("folders", chosen.harmless())
     status = _tell(len(files) - len(todo), len(todo) - len(failed), [*failed, *errors], args.out)
     return max(status, SOME_FAILED) if gone else status
 
