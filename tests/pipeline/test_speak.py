@@ -102,12 +102,6 @@ def test_the_seventeen_voices_are_as_the_library_lists_them() -> None:
         assert model.languages == (model.name.split("/")[1],)
 
 
-def test_the_library_lists_no_more_models_of_the_four_other_languages() -> None:
-    ours = {model.name for model in load_voices("coqui").models}
-    listed = [name for name in coqui.listed() if name.split("/")[1] in ("de", "es", "fr", "pt")]
-    assert {name for name in listed if name.startswith("tts_models/")} <= ours
-
-
 def test_an_unlisted_model_is_named_with_the_nearest() -> None:
     spec = voices("tts_models/en/ljspeech/vitz")
     with pytest.raises(
