@@ -1,4 +1,4 @@
-"""Simulated rooms: what sizes, decays and places ``python -m pipeline rooms`` draws."""
+"""Simulated rooms: what sizes, decays and positions ``python -m pipeline corpora rooms`` draws."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from data_specs.strict import Name, Strict, load_named
 Side = Annotated[Distribution, AfterValidator(Within(1, 100, "m"))]
 
 MIXING_M = 10.0
-"""Sound's way, beyond the direct one, that image sources must cover before noise continues them."""
+"""Path beyond the direct one that image sources must cover before noise continues them."""
 
 
 class RoomSpec(Strict):
@@ -72,6 +72,7 @@ class RoomSpec(Strict):
         return {"width_m": self.width_m, "depth_m": self.depth_m, "height_m": self.height_m}
 
 
-def load_rooms(path: Path | str) -> RoomSpec:
-    """Read a room spec; a bare name means ``data_specs/rooms/NAME.yaml``."""
-    return load_named(RoomSpec, "rooms", path)
+def load_rooms(path: Path | str, seed: int | None = None) -> RoomSpec:
+    """Read a room spec, with another seed if given; a bare name means one of this package's."""
+    spec = load_named(RoomSpec, "rooms", path)
+    return spec if seed is None else spec.model_copy(update={"seed": seed})

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-import re
+from functools import cache
 from pathlib import Path
 from typing import Annotated
 
+import yaml
 from pydantic import Field, model_validator
 
 from data_specs.io.errors import UserError
-from data_specs.strict import Name, Strict, load_named
+from data_specs.strict import HERE, Name, Strict, load_named
 
 NOT_STATED = "not stated in the library's list"
 """The licence of a model for which the library states none."""
 
-NONCOMMERCIAL = re.compile(r"\bCPML\b|\bNC\b|non-?commercial", re.IGNORECASE)
+FREE_LICENCES = {
+    *("Apache 2.0", "apache 2.0", "bsd-3-clause", "CC-BY-4.0", "CC-BY-SA 4.0", "MIT", "MPL"),
+    *("openrail", NOT_STATED),
+    "custom - see https://github.com/dioco-group/jenny-tts-dataset#important",
+}
+"""Licences of the library's list that permit commercial use, or do not say; all others do not."""
 
 Language = Annotated[str, Field(pattern=r"^[a-z]{2}$")]
 
@@ -41,9 +47,8 @@ class VoiceModel(Strict):
 
     @property
     def noncommercial(self) -> bool:
-        """Whether the model or its vocoder is for non-commercial use only, by its licence."""
-        licences = f"{self.licence} / {self.vocoder_licence or ''}"
-        return NONCOMMERCIAL.search(licences) is not None
+        """Whether the licence of the model or of its vocoder is not one for commercial use too."""
+        return bool({self.licence, self.vocoder_licence or NOT_STATED} - FREE_LICENCES)
 
 
 class Sentences(Strict):
@@ -97,3 +102,11 @@ class VoiceSpec(Strict):
 def load_voices(path: Path | str) -> VoiceSpec:
     """Read a voice spec; a bare name means ``data_specs/voices/NAME.yaml``."""
     return load_named(VoiceSpec, "voices", path)
+
+
+@cache
+def demo_sentences() -> dict[str, list[str]]:
+    """A few everyday sentences, by language."""
+    text = (HERE / "voices" / "sentences.yaml").read_text(encoding="utf-8")
+    sentences: dict[str, list[str]] = yaml.safe_load(text)
+    return sentences

@@ -22,9 +22,11 @@ VERBS = {
     "merge": ("pipeline.dataset.merge", "several outputs of one recipe as one dataset"),
     "relabel": ("pipeline.dataset.relabel", "label samples again by another teacher"),
     "preview": ("pipeline.dataset.preview", "a static page to listen to samples of a dataset"),
-    "corpora": ("pipeline.corpora.synthetic", "write the default corpora: speech, noise, rooms"),
+    "corpora": (
+        "pipeline.corpora.synthetic",
+        "write corpora: speech, noise, simulated rooms",
+    ),
     "speak": ("pipeline.corpora.speak", "write a corpus of synthetic speech by text to speech"),
-    "rooms": ("pipeline.corpora.rooms", "write a corpus of simulated rooms"),
     "weights": ("pipeline.corpora.weights", "fetch, list and check the processors' weights"),
     "estimate": ("pipeline.cluster.estimate", "time, size and cost of a dataset to be made"),
     "submit": ("pipeline.cluster.submit", "submit a job to Ray, Slurm or Kubernetes, or show it"),

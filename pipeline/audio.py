@@ -19,9 +19,9 @@ from data_specs.io.audio import (
     BadAudio,
     Header,
     Recording,
+    examine,
     header_of,
     open_audio,
-    remote_header_of,
 )
 from data_specs.io.cache import RemoteFile, remote_clip
 from data_specs.io.errors import UserError
@@ -64,58 +64,42 @@ def read_remote_header(root: str, path: str) -> Header:
     """Read a header below an address: of most formats only the parts of the file that it takes.
 
     Over HTTP the whole file is fetched into the cache, for many servers send nothing less. Raises
-    ``BadAudio`` where not all can be heard, and ``OSError`` where the store cannot be read.
+    ``BadAudio`` where not all can be decoded, and ``OSError`` where the store cannot be read.
     """
     clip = remote_clip(root, path)
     if root.startswith("http"):
         with _local(clip) as name:
             return header_of(name)
-    parts = Parts(clip)
+    source = RemoteSource(clip)
     try:
-        return remote_header_of(parts, str(clip), clip.size)
+        return examine(source).header
     finally:
-        if parts.error:  # soundfile swallows it, and says that there is no header
-            raise parts.error
+        if source.error:  # soundfile swallows it, and says that there is no header
+            raise source.error
 
 
-class Parts:
-    """A remote file as soundfile reads it, fetched in blocks, the last few of which are kept."""
+class RemoteSource:
+    """A remote file's bytes, fetched in blocks, the last four of which are kept."""
 
     def __init__(self, clip: RemoteFile, block_bytes: int = 1 << 16) -> None:
-        self.clip, self.block_bytes, self.place = clip, block_bytes, 0
+        self.clip, self.block_bytes = clip, block_bytes
+        self.name, self.size = str(clip), clip.size
         self.blocks: dict[int, bytes] = {}
         self.error: Exception | None = None
 
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """As a file does."""
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self.place, os.SEEK_END: self.clip.size}
-        self.place = base[whence] + offset
-        return self.place
-
-    def tell(self) -> int:
-        """As a file does."""
-        return self.place
-
-    def read(self, count: int = -1) -> bytes:
-        """As a file does; nothing more comes after an error, which is kept."""
-        end = self.clip.size if count < 0 else min(self.place + count, self.clip.size)
-        found = b""
-        while self.place < end and not self.error:
-            number, offset = divmod(self.place, self.block_bytes)
-            data = self._block(number)[offset : offset + end - self.place]
-            found, self.place = found + data, self.place + len(data)
+    def at(self, start: int, count: int) -> bytes:
+        """Bytes from ``start``; nothing more comes after an error, which is kept."""
+        end, found = min(start + count, self.size), b""
+        while start < end and not self.error:
+            number, offset = divmod(start, self.block_bytes)
+            data = self._block(number)[offset : offset + end - start]
+            found, start = found + data, start + len(data)
         return found
-
-    def readinto(self, buffer: memoryview) -> int:
-        """As a file does."""
-        data = self.read(len(buffer))
-        buffer[: len(data)] = data
-        return len(data)
 
     def _block(self, number: int) -> bytes:
         if number not in self.blocks:
             start = number * self.block_bytes
-            end = min(start + self.block_bytes, self.clip.size)
+            end = min(start + self.block_bytes, self.size)
             try:
                 data = self.clip.folder.part(self.clip.name, start, end)
                 if len(data) != end - start:

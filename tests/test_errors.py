@@ -15,7 +15,7 @@ import torch
 from data_specs.io.cli import run_command
 from pipeline.__main__ import VERBS as PIPELINE
 from pipeline.__main__ import main as pipeline
-from pipeline.corpora import synthetic as makers
+from pipeline.corpora import synthetic
 from train.__main__ import VERBS as TRAIN
 from train.__main__ import main as train
 
@@ -241,7 +241,7 @@ def test_a_description_without_its_recipe_is_told(
 def test_a_missing_synthesizer_is_a_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(makers.shutil, "which", lambda program: None)
+    monkeypatch.setattr(synthetic.shutil, "which", lambda program: None)
     assert pipeline(["corpora", "speech", "--out", str(tmp_path), "--count", "1"]) == 2
     said = capfd.readouterr().err
     assert said.startswith("error: ")

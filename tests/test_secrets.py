@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from data_specs.io import storage
 from tests.export_helpers import write_run
 from tests.train_helpers import write_dataset, write_rated
 from train.__main__ import main
@@ -33,7 +32,7 @@ class Quiet(SimpleHTTPRequestHandler):
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """An address, with a place for a folder's name, of a bundle and of shards."""
-    monkeypatch.setattr(storage, "WAITS_S", ())
+    monkeypatch.setattr("data_specs.io.retry.WAITS_S", ())
     monkeypatch.setenv("SPEECH_CACHE", str(tmp_path / "cache"))
     for name in ("NO_PROXY", "no_proxy"):
         monkeypatch.setenv(name, "127.0.0.1")

@@ -15,7 +15,6 @@ import ssl
 import subprocess
 import sys
 import threading
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -37,7 +36,6 @@ from data_specs.sample import SampleRecord
 from data_specs.strict import Name
 from data_specs.weight import Archive, Plain, all_weights
 from pipeline.__main__ import main
-from pipeline.corpora import weights
 from pipeline.dataset import shards
 from pipeline.render.processors import lpcnet
 from tests.conftest import ROOT, small_recipe
@@ -205,17 +203,7 @@ def test_hashes_beside_the_files_at_an_address_are_no_trust(
     assert not [path for path in home.rglob("*") if path.is_file()]
 
 
-def test_no_redirection_from_https_to_http(monkeypatch: pytest.MonkeyPatch) -> None:
-    redirects = weights._Redirects()
-    asked = urllib.request.Request("https://example.org/x")
-    with pytest.raises(OSError, match="from https to http"):
-        redirects.redirect_request(asked, None, 302, "", {}, "http://example.org/x")
-    assert redirects.redirect_request(asked, None, 302, "", {}, "https://example.org/y")
-
-
-def test_no_redirection_from_https_to_http_of_a_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_redirection_from_https_to_http(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a certificate made for it: the redirection itself is followed by aiohttp."""
     made = ["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
     made += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", "key", "-out", "certificate"]
@@ -652,7 +640,7 @@ def test_no_credential_of_an_address_lands_anywhere(
     guarded: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("SPEECH_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("data_specs.io.storage.WAITS_S", ())
+    monkeypatch.setattr("data_specs.io.retry.WAITS_S", ())
     recipe = small_recipe(shard_samples=2, group_samples=2, max_dropped_share=1.0)
     file = tmp_path / "recipe.yaml"
     file.write_text(yaml.safe_dump(recipe.model_dump(mode="json", exclude_none=True)))

@@ -126,7 +126,7 @@ def test_only_the_plan_asks_for_random_numbers() -> None:
     assert callers == {"plan.py"}
     drawing = re.compile(r"(?<!fork_)random\.(?!fork_rng)")  # to keep a generator is not to draw
     users = {p.name for p in files("pipeline") if drawing.search(p.read_text())}
-    assert users <= {"synthetic.py"}
+    assert users <= {"folder.py"}
 
 
 def test_planning_reads_no_audio() -> None:

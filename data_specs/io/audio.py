@@ -1,7 +1,8 @@
-"""The one reader of audio files: what is opened is heard whole, or told as damaged.
+"""Read audio files whole, or raise ``BadAudio`` for a damaged one.
 
-soundfile decodes. What it believes of headers is held to the file first: it hears only the first of
-chained Ogg streams, takes an MP3's length from its tag, and cannot end a FLAC of unknown length.
+soundfile decodes. What it believes of headers is compared with the file first: it reads only the
+first of chained Ogg streams, takes an MP3's length from its tag, and cannot end a FLAC of unknown
+length.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 
 from data_specs.io.containers import Damage, Flac, Piece, mp3_pieces, ogg_links
 from data_specs.io.errors import UserError
-from data_specs.io.walk import LeftOut, tell_left_out, walk
+from data_specs.io.walk import LeftOut, print_left_out, walk
 
 Samples = NDArray[np.float32]
 
@@ -64,7 +65,7 @@ SAMPLE_BYTES = {
 }
 """Bytes of a sample, where all have the same."""
 
-JOINED = "damaged: several files joined, of which the first alone is heard"
+JOINED = "damaged: several files joined, of which only the first is read"
 
 NIST_SAMPLES = re.compile(rb"sample_count -i (\d+)")
 
@@ -78,7 +79,7 @@ UNREADABLE = "cannot be read as audio: "
 
 
 class BadAudio(UserError):
-    """A file that is no audio, or not heard whole. ``reason`` is "kind" or "kind: details"."""
+    """A file that is no audio, or not decoded whole. ``reason`` is "kind" or "kind: details"."""
 
     def __init__(self, name: str, reason: str) -> None:
         super().__init__(f"{name}: {UNREADABLE}{reason}")
@@ -100,7 +101,7 @@ class Header:
 
 @dataclass(frozen=True)
 class Link:
-    """A stretch that soundfile hears as a file of its own; without pieces, the file as it is."""
+    """A stretch that soundfile reads as a file of its own; without pieces, the file as it is."""
 
     frames: int
     pieces: tuple[Piece, ...] = ()
@@ -114,20 +115,14 @@ class Layout:
     links: tuple[Link, ...]
 
 
-class OpenFile(Protocol):
-    """A file elsewhere, read as one that is open."""
+class Source(Protocol):
+    """A file of ``size`` bytes, here or elsewhere; messages call it ``name``."""
 
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """As a file does."""
+    name: str
+    size: int
 
-    def tell(self) -> int:
-        """As a file does."""
-
-    def read(self, count: int = -1) -> bytes:
-        """As a file does."""
-
-    def readinto(self, buffer: memoryview) -> int:
-        """As a file does."""
+    def at(self, start: int, count: int) -> bytes:
+        """Bytes of it from ``start``, fewer at its end."""
 
 
 class _Local:
@@ -150,24 +145,6 @@ class _Local:
 
     def close(self) -> None:
         os.close(self.number)
-
-
-class _Remote:
-    """The same of a file elsewhere."""
-
-    def __init__(self, file: OpenFile, name: str, size: int) -> None:
-        self.file, self.name, self.size = file, name, size
-
-    def at(self, start: int, count: int) -> bytes:
-        self.file.seek(start)
-        return self.file.read(count)
-
-    def sound(self) -> soundfile.SoundFile:
-        self.file.seek(0)
-        return soundfile.SoundFile(self.file)
-
-
-Source = _Local | _Remote
 
 
 def _require_regular(mode: int, name: str) -> None:
@@ -286,7 +263,7 @@ class Recording:
         file = self._file
         if file is None or number != self._number or (start < self._place and not file.seekable()):
             self.close()
-            file = self._file = _sound(self._source, self._links[number])
+            file = self._file = _sound(self._source, self._links[number].pieces)
             self._number, self._place = number, 0
         if (start != self._place or (seek and not start)) and file.seekable():
             self._place = file.seek(start)
@@ -304,13 +281,15 @@ class Recording:
             self._file = None
 
 
-def _sound(source: Source, link: Link) -> soundfile.SoundFile:
-    return soundfile.SoundFile(_Pieces(source, link.pieces)) if link.pieces else source.sound()
+def _sound(source: Source, pieces: Sequence[Piece] = ()) -> soundfile.SoundFile:
+    if isinstance(source, _Local) and not pieces:
+        return source.sound()
+    return soundfile.SoundFile(_Pieces(source, pieces or ((0, source.size),)))
 
 
 @contextmanager
 def open_audio(path: Path | str) -> Iterator[Recording]:
-    """A local file. ``BadAudio`` where not all of it can be heard, ``OSError`` with its path."""
+    """A local file. ``BadAudio`` where not all of it can be decoded, ``OSError`` with its path."""
     with closing(_Local(path)) as source:
         layout = _LAYOUTS.get(source.identity) or _kept(source)
         with closing(Recording(source, layout)) as recording:
@@ -333,11 +312,6 @@ def header_of(path: Path | str) -> Header:
         return recording.header
 
 
-def remote_header_of(file: OpenFile, name: str, size: int) -> Header:
-    """What a file elsewhere holds. ``BadAudio`` where not all of it can be heard."""
-    return examine(_Remote(file, name, size)).header
-
-
 def require_sound(path: Path | str) -> None:
     """Decode a whole file. ``BadAudio`` where that cannot be done or values are not finite."""
     with open_audio(path) as recording:
@@ -348,7 +322,7 @@ def require_sound(path: Path | str) -> None:
                 raise BadAudio(str(path), "samples that are not finite (NaN or infinite)")
 
 
-def heard_below(folder: Path, purpose: str) -> list[Path]:
+def audio_files_below(folder: Path, purpose: str) -> list[Path]:
     """The audio files below a folder, sorted, whose headers are in order; the others are told.
 
     ``UserError`` for a folder that cannot be read or has none.
@@ -359,7 +333,7 @@ def heard_below(folder: Path, purpose: str) -> list[Path]:
         raise UserError(f"{folder}: cannot be read: {error.strerror}") from error
     wrong = {name: why for name in found.files if (why := _wrong_with(folder / name))}
     left_out = [*found.left_out, *(LeftOut(name, why) for name, why in wrong.items())]
-    tell_left_out(str(folder), sorted(left_out))
+    print_left_out(str(folder), sorted(left_out))
     files = sorted(folder / name for name in found.files if name not in wrong)
     if not files:
         raise UserError(f"{folder}: no audio files {purpose}")
@@ -379,7 +353,7 @@ def _wrong_with(path: Path) -> str:
 
 
 def examine(source: Source) -> Layout:
-    """Where a file's audio lies and how long it is; ``BadAudio`` where not all can be heard."""
+    """Where a file's audio lies and how long it is; ``BadAudio`` where not all can be decoded."""
     head = source.at(0, 1024)
     for begin, what in POINTERS.items():
         if head.startswith(begin):
@@ -388,7 +362,7 @@ def examine(source: Source) -> Layout:
         raise BadAudio(source.name, "no audio header: the file is empty")
     try:
         spans = ogg_links(source.at, source.size) if head.startswith(b"OggS") else []
-        with source.sound() as file:
+        with _sound(source) as file:
             layout = _layout(source, file, head, spans)
     except (soundfile.SoundFileError, TypeError) as error:  # TypeError: a bare .raw
         raise _told(source, error, "no audio header") from error
@@ -433,10 +407,6 @@ def _layout(
         _require_all_there(source, file, head)
         _require_alone(source, file, head)
         links = [Link(file.frames)]
-    return _joined(source, file, links)
-
-
-def _joined(source: Source, file: soundfile.SoundFile, links: Sequence[Link]) -> Layout:
     frames = sum(link.frames for link in links)
     return Layout(Header(frames, file.samplerate, file.channels, source.size), tuple(links))
 
@@ -512,7 +482,7 @@ def _of_mp3(source: Source, file: soundfile.SoundFile) -> list[Link]:
     pieces, frames = mp3_pieces(source.at, source.size, file.frames)
     if pieces is None:
         return [Link(file.frames)]
-    with soundfile.SoundFile(_Pieces(source, pieces)) as sound:
+    with _sound(source, pieces) as sound:
         if abs(sound.frames - frames) > MISSING_SECONDS * file.samplerate:
             raise Damage(f"damaged: {frames} samples, of which {sound.frames} can be heard")
         return [Link(sound.frames, pieces)]
@@ -523,7 +493,7 @@ def _of_ogg(
 ) -> list[Link]:
     links = []
     for span in spans:
-        with soundfile.SoundFile(_Pieces(source, (span,))) as part:
+        with _sound(source, (span,)) as part:
             if (part.samplerate, part.channels) != (file.samplerate, file.channels):
                 raise Damage("damaged: its streams differ in sample rate or channels")
             links.append(Link(part.frames, (span,)))

@@ -33,8 +33,8 @@ CACHE_REMEDY = f"set {CACHE_GB_VARIABLE} (GB), or {CACHE_FOLDER_VARIABLE} to a l
 LOCKS = 256
 """Files that share a lock wait for each other: rare, and better than a lock file for each clip."""
 
-PARTS = (".tmp", ".part")
-"""Endings of files on their way here; the second one is older versions'."""
+PART = ".tmp"
+"""Ending of files on their way here."""
 
 LOOKS = 256
 """A cache of small files is gone through after every 1/256 of its limit that a process fetched."""
@@ -124,8 +124,8 @@ class FileCache:
             if self.small and total <= self.limit_bytes:
                 target = self.limit_bytes
             for modified, used, path in files:
-                leftover = path.suffix in PARTS and time.time() - modified > LEFTOVER_S
-                if leftover or (path.suffix not in PARTS and total > target):
+                leftover = path.suffix == PART and time.time() - modified > LEFTOVER_S
+                if leftover or (path.suffix != PART and total > target):
                     path.unlink(missing_ok=True)
                     total -= used
 

@@ -13,7 +13,7 @@ Piece = bytes | tuple[int, int]
 
 
 class Damage(ValueError):
-    """Not all of a file can be heard; the message is "kind: details"."""
+    """Not all of a file can be decoded; the message is "kind: details"."""
 
 
 class _Window:
@@ -240,8 +240,8 @@ class _Frame:
     """Frames by a tag that is in the place of audio; 0 where the tag does not say."""
 
 
-def mp3_pieces(at: At, size: int, heard: int) -> tuple[tuple[Piece, ...] | None, int]:
-    """The file with a tag that says how long it is, or None where ``heard`` samples are all of it;
+def mp3_pieces(at: At, size: int, decoded: int) -> tuple[tuple[Piece, ...] | None, int]:
+    """The file with a tag of its length, or None where ``decoded`` samples are all of it;
     and its samples.
 
     ``Damage`` where fewer frames are there than a tag says, or the last is not whole.
@@ -262,14 +262,14 @@ def mp3_pieces(at: At, size: int, heard: int) -> tuple[tuple[Piece, ...] | None,
             stretches[-1] = stretches[-1][0], frame.end
         else:
             stretches.append((frame.start, frame.end))
-    if first is None:  # of free format, or none that this knows: it is as libsndfile hears it
-        return None, heard
+    if first is None:  # of free format, or none that this knows: it is as libsndfile decodes it
+        return None, decoded
     if count + SLACK_FRAMES < claimed:
         seconds = [frames * first.samples / first.rate_hz for frames in (count, claimed)]
         raise Damage("cut short: {:.1f} of {:.1f} s are there".format(*seconds))
     samples = count * first.samples
-    if abs(samples - heard) <= SLACK_FRAMES * first.samples:
-        return None, heard
+    if abs(samples - decoded) <= SLACK_FRAMES * first.samples:
+        return None, decoded
     return (_tag(window(first.start, 4), count, stretches), *stretches), samples
 
 

@@ -13,6 +13,7 @@ import secrets
 import shutil
 import socket
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -35,17 +36,23 @@ killed command would else hold its lock."""
 HELD = (errno.EWOULDBLOCK, errno.EAGAIN)
 """What flock answers where another process holds the lock; anything else: no locks here."""
 
+OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+"""Errors of a disk that is full or cannot be written."""
+
+SCRATCH_VARIABLE = "SPEECH_SCRATCH"
+"""Local folder for what is on its way to or from an address (default: the system's)."""
+
 UNSYNCABLE = (
     *(errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.ENOTTY),
     *(errno.EACCES, errno.EPERM, errno.EBADF, errno.EISDIR),
 )
 """What file systems answer that cannot sync a file or a folder, or open a folder."""
 
-TEMPORARY = re.compile(r"^(\..+)\.(\d+)(?:\.[0-9a-f]{8})?\.tmp$")
-"""Name and host, and process, of a temporary file; older versions' had no random end."""
+TEMPORARY = re.compile(r"^(\..+)\.(\d+)\.[0-9a-f]{8}\.tmp$")
+"""Name and host, and process, of a temporary file."""
 
 ABANDONED_S = 86_400.0
-"""A temporary file of another machine, or of an older version, that is so old is nobody's."""
+"""A temporary file of another machine that is so old is nobody's."""
 
 AT_WORKING_FOLDER, EXCHANGE = -100, 2
 """Of Linux: AT_FDCWD and RENAME_EXCHANGE."""
@@ -116,16 +123,10 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
 def remove_leftovers(folder: Path) -> None:
     """Remove temporary files, in subfolders too, that no process goes on with.
 
-    Those of processes that ended on this machine, and what is older than a day of other machines
-    and of versions that named them otherwise (``.NAME.part``, ``NAME.PID.copy``).
+    Those of processes that ended on this machine, and of other machines what is older than a day.
     """
     for path in folder.rglob(".*.tmp"):
         if is_leftover(path):
-            path.unlink(missing_ok=True)
-    for path in (*folder.rglob(".*.part"), *folder.rglob("*.copy")):
-        if _is_abandoned(path) and (
-            path.suffix == ".part" or re.search(r"\.\d+\.copy$", path.name)
-        ):
             path.unlink(missing_ok=True)
 
 
@@ -233,6 +234,24 @@ def _warn_once(text: str) -> None:
     print(f"warning: {text}", file=sys.stderr)
 
 
+@contextmanager
+def scratch_file() -> Iterator[IO[bytes]]:
+    """A file without a name for what is on its way; errors of the system name its folder."""
+    folder = os.environ.get(SCRATCH_VARIABLE) or tempfile.gettempdir()
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            yield file
+    except OSError as error:
+        if error.errno in OF_THE_DISK and error.filename is None:
+            raise OSError(error.errno, error.strerror, folder) from error
+        raise
+
+
+def path_of(file: IO[bytes]) -> Path:
+    """A name for an open file that has none: nothing is left of it where the process is killed."""
+    return Path(f"/proc/self/fd/{file.fileno()}")
+
+
 def sha256_of(path: Path) -> str:
     """Hash of a file (hex)."""
     with path.open("rb") as file:
@@ -315,17 +334,12 @@ def lock(file: IO[bytes], path: Path, holder: dict[str, Any] | None = None) -> b
     return True
 
 
-def wait_for_lock(file: IO[bytes], path: Path, told: str = "") -> bool:
-    """Lock an open file, after whoever holds it; say ``told`` before waiting.
+def wait_for_lock(file: IO[bytes], path: Path) -> bool:
+    """Lock an open file, after whoever holds it.
 
     Without locks on its file system a warning says so, once, and nothing is waited for.
     """
     try:
-        if told:
-            with suppress(BlockingIOError):
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return True
-            print(told)
         fcntl.flock(file, fcntl.LOCK_EX)
     except OSError as error:
         _warn_unlocked(path, error)

@@ -1,8 +1,11 @@
-"""Cores and memory that this process may use: the machine's, or its container's if fewer."""
+"""Cores and memory that this process may use (the machine's, or its container's), and how it keeps
+memory."""
 
 from __future__ import annotations
 
+import ctypes
 import os
+import sys
 from pathlib import Path
 
 from data_specs.io.errors import UserError
@@ -13,6 +16,11 @@ MEMORY_FILES = (
     ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file"),
 )
 """Limit, use and the name of what the kernel can give back, in control groups version 2 and 1."""
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+"""Parameters of glibc's ``mallopt`` (``malloc.h``)."""
+
+KEPT_BYTES = 1 << 30
 
 
 def cpus(cgroup: Path = CGROUP) -> int:
@@ -76,3 +84,18 @@ def _meminfo(path: Path) -> dict[str, int]:
     """Bytes by name; the file has kB."""
     rows = (line.split() for line in path.read_text().splitlines())
     return {row[0].rstrip(":"): 1024 * int(row[1]) for row in rows if len(row) > 1}
+
+
+def keep_freed_memory() -> bool:
+    """Let glibc keep freed memory (up to 1 GiB) instead of giving it back to the kernel at once.
+
+    PyTorch frees and takes maps of many megabytes in every layer; by default each is a fresh
+    mapping whose pages the kernel must zero: a quarter of a small student's training time on a
+    CPU, a third of four clips' in Demucs. False where there is no glibc to ask.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:  # musl
+        return False
+    return bool(mallopt(M_MMAP_MAX, 0)) and bool(mallopt(M_TRIM_THRESHOLD, KEPT_BYTES))

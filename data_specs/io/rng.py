@@ -1,4 +1,4 @@
-"""The only maker of random numbers.
+"""The only source of random numbers.
 
 One named stream per decision, with Philox 4x64 as a counter-based generator: the key is a hash of
 (seed, name) and the counter is the sample's index. So the number that decides, say, the SNR of

@@ -4,32 +4,28 @@ Local folders are used as they are; fsspec is imported only for an address (``s3
 A file is there whole or not at all: on a disk by a temporary name, sync and rename; on a store by
 one upload, which shows no part of an object, held afterwards to its size and checksum.
 
-There is one layer of retries, here, with waits that end; where a backend has its own it is turned
-off (s3), or this one is short (``OWN_RETRIES``). Messages name the address without credentials; the
+There is one layer of retries (``retry.py``); where a backend has its own it is turned off (s3), or
+this one is short (``OWN_RETRIES``). Messages name the address without credentials; the
 backends' own errors, which quote addresses, are neither repeated as they are nor chained.
 """
 
 from __future__ import annotations
 
-import base64
-import errno
-import hashlib
 import os
 import re
 import shutil
-import socket
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from functools import cache, partial
+from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, TypeVar
 from urllib.parse import quote, unquote
 
+from data_specs.io import retry
 from data_specs.io.addresses import (
     PACKAGES,
     Place,
@@ -40,24 +36,25 @@ from data_specs.io.addresses import (
     require_readable,
     scrubbed,
 )
+from data_specs.io.checksums import Sums, require_stored
 from data_specs.io.errors import UserError
-from data_specs.io.files import sha256_of, sync_folder, temporary_name, whole_file
+from data_specs.io.files import (
+    OF_THE_DISK,
+    path_of,
+    scratch_file,
+    sync_folder,
+    temporary_name,
+    whole_file,
+)
+from data_specs.io.http import SILENCE_S, http_options
 from data_specs.io.names import ENCODED
-
-WAITS_S = (0.5, 1.0, 2.0, 4.0)
-"""Waits between the tries of a request: a store that throttles is back within seconds."""
+from data_specs.io.retry import CONFLICTS, is_transient, jitter, patiently, status_of
 
 WRITE_WAITS_S = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
 """Of an upload: a shard took minutes to make, and is not given up for a store's bad minute."""
 
 OWN_RETRIES = ("gs", "hf")
 """Protocols whose packages try again by themselves, six and five times: here one wait is enough."""
-
-SILENCE_S = 60.0
-"""How long a server may send nothing. There is no limit on the whole: shards are large."""
-
-MOST_PAGE_BYTES = 64 << 20
-"""Of an index page: a million names."""
 
 MOST_DEPTH = 16
 """Of folders below an address on a web server, whose pages may list each other in a circle."""
@@ -70,47 +67,6 @@ PART_BYTES = 64 << 20
 
 LEFTOVER_S = 3600.0
 """A part of a file that has not grown for so long belongs to a transfer that was killed."""
-
-SCRATCH_VARIABLE = "SPEECH_SCRATCH"
-"""Local folder for what is on its way to or from an address (default: the system's)."""
-
-PASSING = frozenset(
-    getattr(errno, name)
-    for name in (
-        *("EIO", "EREMOTEIO", "ESTALE", "ETIMEDOUT", "EAGAIN", "EINTR", "EBUSY", "ENOBUFS"),
-        *("ECONNREFUSED", "ECONNRESET", "ECONNABORTED", "ENOTCONN", "EPIPE", "ESHUTDOWN"),
-        *("EHOSTDOWN", "EHOSTUNREACH", "ENETDOWN", "ENETUNREACH", "ENETRESET"),
-    )
-) | {socket.EAI_AGAIN}
-"""Numbers of the system's errors that may be gone in a moment: a network's, or a server's."""
-
-PASSING_KINDS = {
-    "aiohttp": {"ClientConnectionError", "ClientPayloadError"},
-    "asyncio": {"IncompleteReadError"},
-    "botocore": {"ConnectionError", "HTTPClientError", "IncompleteReadError"},
-    "gcsfs": {"ChecksumError"},
-    "google": {"TransportError"},
-    "http": {"HTTPException"},
-    "httpcore": {"NetworkError", "ProtocolError", "TimeoutException"},
-    "httpx": {"TransportError"},
-    "requests": {"ChunkedEncodingError", "ConnectionError", "Timeout"},
-    "urllib3": {"NewConnectionError", "ProtocolError", "TimeoutError"},
-}
-"""Classes of the packages behind fsspec that say so, by package; what derives from them too."""
-
-NOT_PASSING_KINDS = {"ClientConnectorCertificateError", "ClientSSLError", "SSLError"}
-"""Of those again: what is wrong with a certificate stays wrong."""
-
-OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-CONFLICTS = (409, 412)
-"""Somebody else wrote at the same moment: on a hub every writer commits to one repository."""
-
-TRANSIENT_STATUS = (408, 425, 429, *CONFLICTS)
-TRANSIENT_CODES = (
-    *("RequestTimeout", "IncompleteBody", "BadDigest", "SlowDown", "InternalError"),
-    *("XAmzContentSHA256Mismatch", "ServiceUnavailable", "OperationAborted"),
-)
-"""Of S3, some of which come with a status that says that the request was wrong."""
 
 T = TypeVar("T")
 
@@ -318,8 +274,8 @@ class RemoteFolder:
     def open(self, name: str) -> Iterator[IO[bytes]]:
         """A local copy for reading, gone when it is closed, or with the process."""
         size, _ = self.about(name)
-        with _scratch_file() as file:
-            self.fetch(name, _path_of(file), lambda copy: require_size(copy, size), size)
+        with scratch_file() as file:
+            self.fetch(name, path_of(file), lambda copy: require_size(copy, size), size)
             yield file
 
     def make(self) -> None:
@@ -333,18 +289,18 @@ class RemoteFolder:
     def writing(self, name: str) -> Iterator[IO[bytes]]:
         """Write a file whole or not at all: first here, then by one upload, then compared."""
         self.make()
-        with _scratch_file() as file:
+        with scratch_file() as file:
             yield file
             file.flush()
-            self._upload(_path_of(file), name)
+            self._upload(path_of(file), name)
 
     def _upload(self, path: Path, name: str) -> None:
-        at, sums = self._at(name), Sums.of(path)
+        at, sums = self._at(name), Sums.of(path, PART_BYTES)
         options = {"chunksize": PART_BYTES} if self.protocol == "s3" else {}
 
         def once(system: Any) -> None:
             system.put_file(str(path), at, **options)
-            _require_stored(system, at, sums)
+            require_stored(system, at, sums)
 
         self._tried(name, once, "written")
 
@@ -369,7 +325,7 @@ class RemoteFolder:
     def remove_leftovers(self) -> int:
         """End uploads in parts that nobody goes on with: unseen, but stored and billed. How many.
 
-        Only s3 has them; one that may not list them is left in peace.
+        Only s3 has them; without the permission to list them, none are ended.
         """
         if self.protocol != "s3":
             return 0
@@ -377,10 +333,11 @@ class RemoteFolder:
         system = _filesystem("s3")
         try:
             uploads = system.list_multipart_uploads(bucket)
-            old = [u for u in uploads if u["Key"].startswith(prefix) and _is_old(u["Initiated"])]
+            before = datetime.now(UTC) - timedelta(seconds=LEFTOVER_S)
+            old = [u for u in uploads if u["Key"].startswith(prefix) and u["Initiated"] < before]
             for upload in old:
                 system.abort_mpu(bucket, upload["Key"], upload["UploadId"])
-        except Exception:  # of any backend; what it costs is told by the store's own bill
+        except Exception:  # of any backend
             return 0
         return len(old)
 
@@ -399,24 +356,27 @@ class RemoteFolder:
 
     def _tried(self, name: str, work: Callable[[Any], T], done: str = "read") -> T:
         """What ``work`` makes of a file system, at the first try that does not fail."""
-        all_waits = WAITS_S if done == "read" else WRITE_WAITS_S
+        all_waits = retry.WAITS_S if done == "read" else WRITE_WAITS_S
         tries = 1
         while True:
             try:
                 return work(_filesystem(self.protocol))
-            except Exception as error:  # every backend has kinds of its own
-                tried_there = self.protocol in OWN_RETRIES and _answer(error)[0] not in CONFLICTS
+            except Exception as raised:  # every backend has kinds of its own
+                error = _cause(raised)
+                tried_there = self.protocol in OWN_RETRIES and status_of(error)[0] not in CONFLICTS
                 waits = all_waits[:1] if tried_there else all_waits
                 if tries > len(waits) or not is_transient(error):
                     raise self._failure(name, error, tries, done) from None
-            time.sleep(waits[tries - 1] * _jitter())
+            time.sleep(waits[tries - 1] * jitter())
             tries += 1
 
     def _failure(self, name: str, error: Exception, tries: int, done: str) -> Exception:
         shown = self.shown(name)
         if isinstance(error, FileNotFoundError) and done == "written":
             return NotFound(f"{shown}: cannot be written: there is no such bucket or repository")
-        if isinstance(error, FileNotFoundError) or (done == "removed" and _answer(error)[0] == 404):
+        if isinstance(error, FileNotFoundError) or (
+            done == "removed" and status_of(error)[0] == 404
+        ):
             return NotFound(f"{shown}: not found" if name else f"{shown}: no such folder of shards")
         told = scrubbed(str(error), self.address)
         message = (
@@ -425,6 +385,12 @@ class RemoteFolder:
         )
         full = isinstance(error, OSError) and error.errno in OF_THE_DISK
         return OSError(error.errno, message) if full else OSError(message)  # type: ignore[attr-defined]
+
+
+def _cause(error: Exception) -> Exception:
+    """What fsspec calls "not found" over HTTP, whatever the reason: here by its reason."""
+    hidden = isinstance(error, FileNotFoundError) and isinstance(error.__cause__, Exception)
+    return error.__cause__ if hidden else error  # type: ignore[return-value]
 
 
 def _tag(entry: dict[str, Any]) -> str:
@@ -469,93 +435,10 @@ def _linked(name: str, source: LocalFolder, to: LocalFolder) -> bool:
     return True
 
 
-# ---------------------------------------------------------------- uploads, held to what was sent
-
-
-@dataclass(frozen=True)
-class Sums:
-    """What a store may say of a file: its size and any of these hashes (hex)."""
-
-    size: int
-    sha256: str
-    md5: str
-    of_parts: str
-    """S3's tag of an object that came in parts: the MD5 of the parts' MD5s, and how many."""
-
-    @classmethod
-    def of(cls, path: Path) -> Sums:
-        """Read a file once."""
-        whole, md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
-        part, parts, size = hashlib.md5(usedforsecurity=False), [], 0
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                for digest in (whole, md5, part):
-                    digest.update(block)
-                size += len(block)
-                if size % PART_BYTES == 0:
-                    parts.append(part.digest())
-                    part = hashlib.md5(usedforsecurity=False)
-        if size % PART_BYTES:
-            parts.append(part.digest())
-        of_parts = hashlib.md5(b"".join(parts), usedforsecurity=False).hexdigest()
-        return cls(size, whole.hexdigest(), md5.hexdigest(), f"{of_parts}-{len(parts)}")
-
-
-def _require_stored(system: Any, at: str, sums: Sums) -> None:
-    """``OSError`` where a store does not hold what was sent.
-
-    By size, and by the checksum that it states. One that states none, or another (an encrypted
-    object's tag is no MD5), is read back.
-    """
-    system.invalidate_cache()
-    entry = system.info(at)
-    if entry["size"] != sums.size:
-        raise OSError(f"{entry['size']} of {sums.size} bytes arrived")
-    if _stated(entry) & {sums.sha256, sums.md5, sums.of_parts}:
-        return
-    with _scratch_file() as file:
-        system.get_file(at, str(_path_of(file)))
-        if sha256_of(_path_of(file)) != sums.sha256:
-            raise OSError("what is stored there is not what was sent")
-
-
-def _stated(entry: dict[str, Any]) -> set[str]:
-    """The checksums in a store's word for a file: s3's tag, gs' MD5, hf's SHA-256."""
-    found = {str(entry.get("ETag") or "").strip('"')}
-    with suppress(ValueError):
-        found.add(base64.b64decode(entry.get("md5Hash") or "", validate=True).hex())
-    lfs = entry.get("lfs")
-    if isinstance(lfs, dict):
-        found.add(str(lfs.get("sha256")))
-    return found - {""}
-
-
-@contextmanager
-def _scratch_file() -> Iterator[IO[bytes]]:
-    """A file without a name for what is on its way; errors of the system name its folder."""
-    folder = os.environ.get(SCRATCH_VARIABLE) or tempfile.gettempdir()
-    try:
-        with tempfile.TemporaryFile(dir=folder) as file:
-            yield file
-    except OSError as error:
-        if error.errno in OF_THE_DISK and error.filename is None:
-            raise OSError(error.errno, error.strerror, folder) from error
-        raise
-
-
-def _path_of(file: IO[bytes]) -> Path:
-    """A name for an open file that has none: nothing is left of it where the process is killed."""
-    return Path(f"/proc/self/fd/{file.fileno()}")
-
-
 def require_size(path: Path, size: int) -> None:
     """``OSError`` if a download is not as long as the store says."""
     if (came := path.stat().st_size) != size:
         raise OSError(f"{came} bytes came, the store says {size}")
-
-
-def _is_old(moment: datetime) -> bool:
-    return (datetime.now(UTC) - moment).total_seconds() > LEFTOVER_S
 
 
 def _no_longer(data: bytes, limit: int, where: str) -> bytes:
@@ -602,119 +485,10 @@ def _filesystem(protocol: str) -> Any:
 
 def _options(protocol: str) -> dict[str, Any]:
     if protocol in ("http", "https"):
-        return _http_options()
+        return http_options()
     if protocol == "s3":
         once = {"total_max_attempts": 1, "mode": "standard"}
         limits = {"connect_timeout": SILENCE_S, "read_timeout": SILENCE_S}
         config = {"retries": once, "max_pool_connections": TOGETHER, **limits}
         return {"use_listings_cache": False, "config_kwargs": config}
     return {}
-
-
-def _http_options() -> dict[str, Any]:
-    import aiohttp
-
-    timeout = aiohttp.ClientTimeout(total=None, sock_connect=SILENCE_S, sock_read=SILENCE_S)
-    watch = aiohttp.TraceConfig()
-    watch.on_request_redirect.append(_require_no_downgrade)
-    client = {"timeout": timeout, "trust_env": True, "trace_configs": [watch]}
-    return {
-        "client_kwargs": client | {"response_class": _bounded_response()},
-        "headers": {"Accept-Encoding": "identity"},  # sizes are then those of the files
-    }
-
-
-async def _require_no_downgrade(_session: Any, _context: Any, asked: Any) -> None:
-    """``UserError`` where https is answered by a redirection to what is not."""
-    from yarl import URL
-
-    target = asked.url.join(URL(asked.response.headers.get("Location", "")))
-    if asked.url.scheme == "https" and target.scheme != "https":
-        raise UserError(
-            f"{redacted(str(asked.url))}: redirects from https to {target.scheme}://: not followed"
-        )
-
-
-@cache
-def _bounded_response() -> type:
-    """aiohttp's answer, of which ``read`` takes no more into memory than was asked for.
-
-    A server may ignore a range and send all, or send an index page without end.
-    """
-    import aiohttp
-
-    class Bounded(aiohttp.ClientResponse):
-        async def read(self) -> bytes:
-            asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.request_info.headers.get("Range", ""))
-            first, last = (int(asked[1]), int(asked[2])) if asked else (0, MOST_PAGE_BYTES)
-            skip, most, kept = first if self.status == 200 else 0, last + 1 - first, bytearray()
-            async for chunk in self.content.iter_chunked(1 << 16):
-                kept += chunk[skip:]
-                skip = max(0, skip - len(chunk))
-                if len(kept) >= most:
-                    self.close()
-                    break
-            if len(kept) >= most and not asked:
-                raise UserError(f"its answer is longer than {most} bytes: no index page")
-            self._body = bytes(kept[:most])
-            return self._body
-
-    return Bounded
-
-
-def is_transient(error: Exception) -> bool:
-    """Whether the same request may succeed in a moment."""
-    status, code = _answer(error)
-    if code in TRANSIENT_CODES:
-        return True
-    if isinstance(status, int):
-        return status >= 500 or status in TRANSIENT_STATUS
-    return is_passing(error)
-
-
-def is_passing(error: BaseException) -> bool:
-    """Whether an error is of a kind that may be gone in a moment. What is not known is not."""
-    kinds = {(kind.__module__.partition(".")[0], kind.__name__) for kind in type(error).__mro__}
-    if any(name in NOT_PASSING_KINDS for _, name in kinds):
-        return False
-    if isinstance(error, TimeoutError | ConnectionError):
-        return True
-    if type(error) is OSError and error.errno is None:
-        return True  # of a transfer: cut short, or not what was sent
-    if isinstance(error, OSError) and error.errno in PASSING:
-        return True
-    return any(name in PASSING_KINDS.get(package, ()) for package, name in kinds)
-
-
-def patiently(work: Callable[[], T]) -> T:
-    """What ``work`` gives, tried again (``WAITS_S``) where the system's error is a passing one.
-
-    For files on a network's file system; addresses have their own tries (``RemoteFolder``).
-    """
-    for wait in WAITS_S:
-        try:
-            return work()
-        except OSError as error:
-            if error.errno not in PASSING:
-                raise
-        time.sleep(wait * _jitter())
-    return work()
-
-
-def _answer(error: Exception) -> tuple[int | None, str]:
-    """Status and code of the answer that an error is about, as far as the backend kept them."""
-    if isinstance(status := getattr(error, "status", None), int):
-        return status, ""
-    for of in (error, error.__cause__):
-        answer = getattr(of, "response", None)
-        if isinstance(answer, dict):  # botocore's
-            meta = answer.get("ResponseMetadata", {})
-            return meta.get("HTTPStatusCode"), str(answer.get("Error", {}).get("Code", ""))
-        if isinstance(status := getattr(answer, "status_code", None), int):
-            return status, ""
-    return None, ""
-
-
-def _jitter() -> float:
-    """Between 0.75 and 1.25, by process: a hundred workers shall not all come back at once."""
-    return 0.75 + 0.5 * (os.getpid() % 101) / 100

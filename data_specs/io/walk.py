@@ -68,7 +68,7 @@ def counts(left_out: Iterable[LeftOut]) -> str:
     return ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
 
 
-def tell_left_out(where: str, left_out: Sequence[LeftOut]) -> None:
+def print_left_out(where: str, left_out: Sequence[LeftOut]) -> None:
     """Say on standard error how much was left out, by kind, and the first of each kind by name."""
     if not left_out:
         return

@@ -25,7 +25,8 @@ from data_specs.io.errors import UserError
 from data_specs.io.files import whole_file
 from data_specs.io.names import inside
 from data_specs.io.progress import progress_bar
-from data_specs.io.storage import LocalFolder, NotFound, RemoteFolder, patiently
+from data_specs.io.retry import patiently
+from data_specs.io.storage import LocalFolder, NotFound, RemoteFolder
 from data_specs.io.text import printable
 from data_specs.io.walk import HIDDEN, UNREAD_ENDINGS, Found, LeftOut, kind_of, unread, walk
 from data_specs.recipe import Holdout

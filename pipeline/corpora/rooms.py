@@ -8,43 +8,38 @@ tail, the direct sound 2.5 ms after the start, peak 0.9, FLAC at 16 kHz. Beside 
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.random import Generator
-from numpy.typing import NDArray
 
 from data_specs.distributions import Distribution
-from data_specs.io.addresses import path_here
 from data_specs.io.errors import UserError
-from data_specs.io.hardware import cpus
-from data_specs.room import RoomSpec, load_rooms
+from data_specs.room import RoomSpec
 from data_specs.sample import SAMPLE_RATE
 from data_specs.strict import digest
-from pipeline.corpora.speak import manifest_written, write_record
-from pipeline.corpora.synthetic import (
+from pipeline.corpora.folder import (
     PEAK,
-    SPEED_OF_SOUND,
+    Record,
+    Wave,
     claimed,
-    decay_seconds,
     make_files,
+    manifest_written,
     rng_of,
-    with_tail,
+    write_record,
 )
 from pipeline.render.draw import sample
 
-Wave = NDArray[np.float64]
-
 MANIFEST = "rooms.jsonl"
-PLACES = 100
-"""Pairs of places tried for source and microphone before a whole room is drawn again."""
+SPEED_OF_SOUND = 343.0  # m/s
+
+POSITIONS = 100
+"""Positions tried for source and microphone before a whole room is drawn again."""
 CORRECTIONS = 4
-"""Times that the walls are made anew, so that the decay comes nearer to what was drawn."""
+"""Times that the absorption is corrected, so that the decay comes nearer to what was drawn."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +55,7 @@ class Shoebox:
 
 
 def draw_room(spec: RoomSpec, rng: Generator) -> Shoebox | None:
-    """One draw of everything; None where source and microphone find no place so far apart."""
+    """One draw of everything; None where source and microphone do not fit so far apart."""
 
     def one(distribution: Distribution) -> float:
         return float(sample(distribution, rng.random(1))[0])
@@ -68,10 +63,10 @@ def draw_room(spec: RoomSpec, rng: Generator) -> Shoebox | None:
     size_m = np.array([one(spec.width_m), one(spec.depth_m), one(spec.height_m)])
     rt60_s, distance_m = one(spec.rt60_s), one(spec.distance_m)
     tail = int(rng.integers(2**63))
-    for _ in range(PLACES):
+    for _ in range(POSITIONS):
         microphone_m = rng.uniform(spec.wall_margin_m, size_m - spec.wall_margin_m)
-        way = rng.standard_normal(3)
-        source_m = microphone_m + distance_m * way / np.linalg.norm(way)
+        direction = rng.standard_normal(3)
+        source_m = microphone_m + distance_m * direction / np.linalg.norm(direction)
         inside = (source_m >= spec.wall_margin_m) & (source_m <= size_m - spec.wall_margin_m)
         if inside.all():
             return Shoebox(size_m, source_m, microphone_m, rt60_s, distance_m, tail)
@@ -104,6 +99,31 @@ def _images(box: Shoebox, absorption: float, max_order: int) -> Wave:
     return np.asarray(room.rir[0][0], dtype=np.float64)
 
 
+def with_tail(rng: Generator, early: Wave, rt60_s: float, complete_s: float) -> Wave:
+    """Continue ``early`` beyond ``complete_s`` by noise that decays 60 dB in ``rt60_s``.
+
+    From there on image sources are missing, and a real room's reflections are too dense to be told
+    from noise. The tail starts at the level that the 20 ms before it have.
+    """
+    samples = max(int((complete_s + 1.1 * rt60_s) * SAMPLE_RATE), 1)
+    join, window = int(complete_s * SAMPLE_RATE), int(0.02 * SAMPLE_RATE)
+    wave = np.zeros(samples)
+    kept = early[: min(join, samples)]
+    wave[: len(kept)] = kept
+    level = float(np.sqrt(np.mean(wave[max(0, join - window) : join] ** 2)))
+    decay = 10 ** (-3 * (np.arange(samples - join) + window / 2) / (rt60_s * SAMPLE_RATE))
+    wave[join:] += level * decay * rng.standard_normal(samples - join)
+    return wave
+
+
+def decay_seconds(response: Wave) -> float:
+    """Decay by 60 dB, in seconds: T20 of Schroeder's curve, from -5 to -25 dB."""
+    energy = np.cumsum(response[::-1] ** 2)[::-1]
+    level_db = 10 * np.log10(energy / energy[0] + 1e-12)
+    samples = int(np.argmax(level_db < -25) - np.argmax(level_db < -5))
+    return 3 * max(samples, 1) / SAMPLE_RATE
+
+
 def simulate(spec: RoomSpec, box: Shoebox) -> tuple[Wave, float]:
     """The response (T,), direct sound 2.5 ms after the start, and the walls' absorption.
 
@@ -124,11 +144,11 @@ def simulate(spec: RoomSpec, box: Shoebox) -> tuple[Wave, float]:
     return wave / np.abs(wave).max() * PEAK, absorption
 
 
-def make_room(spec: RoomSpec, name: str) -> tuple[Wave, dict[str, Any]]:
+def make_room(spec: RoomSpec, name: str) -> tuple[Wave, Record]:
     """Room ``name``: its response (T,) and its record.
 
-    Draws again, deterministically, where the places do not fit or the decay cannot be reached;
-    raises ``ValueError`` after the spec's ``tries``.
+    Draws again, deterministically, where the positions do not fit or the decay is not reached;
+    raises ``UserError`` after the spec's ``tries``.
     """
     reasons: list[str] = []
     for attempt, rng in enumerate(_draws(spec, name)):
@@ -149,9 +169,7 @@ def _draws(spec: RoomSpec, name: str) -> Iterator[Generator]:
     return (rng_of(spec.seed, f"simulated/{name}/{attempt}") for attempt in range(spec.tries))
 
 
-def _record(
-    name: str, box: Shoebox, absorption: float, measured_s: float, redrawn: int
-) -> dict[str, Any]:
+def _record(name: str, box: Shoebox, absorption: float, measured_s: float, redrawn: int) -> Record:
     width_m, depth_m, height_m = (round(float(side), 4) for side in box.size_m)
     return {
         "path": name,
@@ -171,7 +189,7 @@ def _record(
 def make_rooms(spec: RoomSpec, out: Path, count: int, workers: int = 1) -> list[Path]:
     """Write ``count`` rooms ``room00000.flac`` with their records to ``out``, those not there yet.
 
-    Raises ``ValueError`` for a folder of another spec or seed, or where no room fits the spec.
+    Raises ``UserError`` for a folder of another spec or seed, or where no room fits the spec.
     """
     values = spec.model_dump(mode="json", exclude={"about"})
 
@@ -187,20 +205,3 @@ def make_rooms(spec: RoomSpec, out: Path, count: int, workers: int = 1) -> list[
         manifest_written(out / MANIFEST),
     ):
         return make_files(jobs, "rooms", workers)
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of the verb."""
-    parser.add_argument("spec", help="YAML file, or the name of one in data_specs/rooms")
-    parser.add_argument("--out", type=path_here, required=True, metavar="DIR")
-    parser.add_argument("--count", type=int, required=True, metavar="N")
-    parser.add_argument("--workers", type=int, default=cpus())
-
-
-def run(args: argparse.Namespace) -> int:
-    """``python -m pipeline rooms SPEC --out DIR --count N``: run it again to go on."""
-    if args.count < 0:
-        raise UserError(f"--count must not be negative, is {args.count}")
-    made = make_rooms(load_rooms(args.spec), args.out, args.count, args.workers)
-    print(f"{args.out}: {len(made)} rooms")
-    return 0

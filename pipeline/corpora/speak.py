@@ -1,56 +1,49 @@
 """Synthetic speech as a corpus, by Coqui TTS models: resumable, with text and licence a clip.
 
-A voice spec (``data_specs/voices``) says which models speak. Clip ``k`` is what it is whatever else
-was made: its model, language, speaker, texts and the network's own noise are drawn from the spec's
-seed and ``k`` alone. Clips are 16 kHz, mono, FLAC of 16 bits, as every corpus that this package
-writes: the pipeline reads at 16 kHz whatever the model's own rate (22.05 to 48 kHz). The price: a
-recipe's speed of 0.9 leaves such a clip empty above 7.2 kHz. Beside each lies its record, written
-first, so that a clip that is there is whole; ``clips.jsonl`` holds all records. One process writes
-a folder; to share the work, give each its ``--models`` and ``--out`` (a corpus takes several
-folders).
+A voice spec (``data_specs/voices``) says which models speak. Model, language, speaker, texts and
+the network's own noise of clip ``k`` are drawn from the spec's seed and ``k`` alone. Clips are
+16 kHz, mono, FLAC of 16 bits, whatever the model's own rate (22.05 to 48 kHz), so that a recipe's
+speed of 0.9 leaves them empty above 7.2 kHz. Beside each lies its record, written first: a clip
+that is there is whole. ``clips.jsonl`` holds all records. To share the work, give each process its
+``--models`` and ``--out`` (a corpus takes several folders).
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
-import importlib.metadata
-import importlib.util
-import json
-import os
 import re
-import sys
-from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
-from data_specs import voice
 from data_specs.io.addresses import path_here
 from data_specs.io.errors import UserError
-from data_specs.io.files import write_text
 from data_specs.io.hardware import require_device
 from data_specs.io.progress import progress_bar
 from data_specs.io.rng import Floats, stream
 from data_specs.sample import SAMPLE_RATE
-from data_specs.strict import SpecError, digest, unknown
-from data_specs.voice import Sentences, VoiceModel, VoiceSpec, load_voices
+from data_specs.strict import digest, unknown
+from data_specs.voice import VoiceModel, VoiceSpec, load_voices
 from pipeline.audio import resample
-from pipeline.corpora.synthetic import PEAK, claimed, sentences_of, write_flac
+from pipeline.corpora.coqui import Engine, check_listed, first_line, load_coqui
+from pipeline.corpora.folder import (
+    PEAK,
+    Record,
+    claimed,
+    manifest_written,
+    write_flac,
+    write_record,
+)
+from pipeline.corpora.texts import Texts, parse_texts, texts_digest
 from pipeline.render.draw import pick
-from train.models.weights import cache_folder
 
 Wave = NDArray[np.float32]
-Record = dict[str, Any]
 
 MANIFEST = "clips.jsonl"
 SINGLE = "single"
@@ -62,282 +55,11 @@ GIVE_UP = 3
 """After so many clips, and none of them good, a model is left alone."""
 
 
-class NoSpeech(Exception):
-    """A clip did not come out, for the reason it states."""
-
-
-# --- records --------------------------------------------------------------------------------------
-
-
-def write_record(path: Path, record: Record) -> None:
-    """Write the record of the audio file ``path`` beside it; a file that is there is whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    line = json.dumps(record, ensure_ascii=False, sort_keys=True) + "\n"
-    write_text(path.with_suffix(".json"), line)
-
-
-def write_manifest(path: Path) -> None:
-    """Write the records of all audio files beside and below ``path``, one a line, by path.
-
-    Raises ``ValueError`` for a file without a record.
-    """
-    records = []
-    for audio in sorted(path.parent.rglob("*.flac")):
-        try:
-            records.append(json.loads(audio.with_suffix(".json").read_text(encoding="utf-8")))
-        except (FileNotFoundError, json.JSONDecodeError) as error:
-            raise UserError(f"{audio}: no record beside it; remove it and run again") from error
-    lines = [json.dumps(record, ensure_ascii=False, sort_keys=True) + "\n" for record in records]
-    write_text(path, "".join(lines))
-
-
-@contextmanager
-def manifest_written(path: Path) -> Iterator[None]:
-    """Write the manifest ``path`` at the end; after an error too, which is then the one to tell."""
-    try:
-        yield
-    except BaseException:
-        try:
-            write_manifest(path)
-        except (OSError, UserError) as second:
-            print(f"warning: {path} is not up to date: {second}", file=sys.stderr)
-        raise
-    write_manifest(path)
-
-
-# --- texts ----------------------------------------------------------------------------------------
-
-MARKUP = re.compile(r"[\[\]{}<>|\\/@=_*#~♪♫]")
-"""Lines with these are songs, sound effects or leftovers of a subtitle's markup."""
-
-
-class Texts(Protocol):
-    """Sentences of one language; a list is one."""
-
-    def __len__(self) -> int: ...
-    def __getitem__(self, index: int, /) -> str: ...
-
-
-def sentence_of(line: str, rule: Sentences) -> str | None:
-    """The sentence in a line of a text file, or None where it is not one to speak."""
-    cells = line.rstrip("\r\n").split("\t")
-    if len(cells) > 1 and len(cells) < rule.column:
-        return None
-    text = cells[rule.column - 1] if len(cells) > 1 else cells[0]
-    text = " ".join(text.split()).lstrip("-–— ")  # subtitles mark a change of talker by a dash
-    words = sum(any(map(str.isalpha, word)) for word in text.split())
-    if MARKUP.search(text) or not rule.min_words <= words <= rule.max_words:
-        return None
-    return text
-
-
-class TextFile:
-    """The sentences of a UTF-8 text file that a rule keeps, read from the disk when asked for.
-
-    Only their places are held in memory: MultiSubs has ten million English lines. Raises
-    ``ValueError`` where none is kept or a line is not UTF-8, ``OSError`` for an unreadable file.
-    """
-
-    def __init__(self, path: Path, rule: Sentences) -> None:
-        self.path, self.rule = path, rule
-        self.places = array("q")
-        hashed, place = hashlib.sha256(), 0
-        with open(path, "rb") as file:
-            for number, line in enumerate(file, 1):
-                if sentence_of(self._decode(line, f"line {number}"), rule):
-                    self.places.append(place)
-                hashed.update(line)
-                place += len(line)
-        self.sha256 = hashed.hexdigest()
-        if not self.places:
-            raise UserError(
-                f"{path}: no line is a sentence of {rule.min_words} to {rule.max_words} words; "
-                f"write one a line, or in column {rule.column} between tabs"
-            )
-
-    def __len__(self) -> int:
-        return len(self.places)
-
-    def __getitem__(self, index: int, /) -> str:
-        with open(self.path, "rb") as file:
-            file.seek(self.places[index])
-            return sentence_of(self._decode(file.readline(), "a line"), self.rule) or ""
-
-    def _decode(self, line: bytes, where: str) -> str:
-        try:
-            return line.decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise UserError(f"{self.path}: {where}: not UTF-8: {error}") from error
-
-
-def parse_texts(options: Sequence[str], spec: VoiceSpec) -> dict[str, Texts]:
-    """Texts of every language of the spec, from ``LANG=FILE`` options, else the project's own few.
-
-    Raises ``ValueError`` for a language that neither has, or that the spec does not speak.
-    """
-    files: dict[str, Path] = {}
-    for option in options:
-        language, equals, path = option.partition("=")
-        if not equals or not path:
-            raise UserError(f"--text {option}: write LANG=FILE")
-        if language not in spec.languages:
-            raise UserError(f"--text {option}: {unknown('language', language, spec.languages)}")
-        files[language] = Path(path)
-    texts: dict[str, Texts] = {}
-    for language in spec.languages:
-        if language in files:
-            texts[language] = TextFile(files[language], spec.sentences)
-        elif language in sentences_of():
-            texts[language] = sentences_of()[language]
-        else:
-            raise UserError(f"no texts in language {language!r}: give --text {language}=FILE")
-    return texts
-
-
-def _texts_digest(texts: Mapping[str, Texts]) -> str:
-    return digest({name: getattr(text, "sha256", text) for name, text in texts.items()})
-
-
-# --- the library ----------------------------------------------------------------------------------
-
-
-class Engine(Protocol):
-    """A loaded model. ``speakers`` and ``languages`` are empty where it has but one."""
-
-    @property
-    def rate_hz(self) -> int: ...
-    @property
-    def speakers(self) -> Sequence[str]: ...
-    @property
-    def languages(self) -> Sequence[str]: ...
-    @property
-    def version(self) -> str: ...
-
-    def say(self, text: str, speaker: str | None, language: str | None, seed: int) -> Wave:
-        """Speech (T,) at ``rate_hz``; the same bits for the same arguments on one machine, device
-        and number of threads."""
-
-
 Loader = Callable[[str], Engine]
 
 
-@cache
-def listed() -> dict[str, Record]:
-    """Every model and vocoder of the installed library's list, by full name.
-
-    Raises ``UserError`` where the library is not installed.
-    """
-    found = importlib.util.find_spec("TTS")  # finds it without importing torch
-    if found is None or found.origin is None:
-        raise UserError("coqui-tts is not installed: run make setup")
-    path = Path(found.origin).parent / ".models.json"
-    tree = json.loads(path.read_text(encoding="utf-8"))
-    return {
-        f"{kind}/{language}/{dataset}/{model}": entry
-        for kind, languages in tree.items()
-        for language, datasets in languages.items()
-        for dataset, models in datasets.items()
-        for model, entry in models.items()
-    }
-
-
-def check_listed(spec: VoiceSpec, where: str) -> None:
-    """Raise ``SpecError`` where a model is not the library's, or not with the licence it states."""
-    for index, model in enumerate(spec.models):
-        at = f"{where}: models[{index}]"
-        _check_entry(f"{at}.name", f"{at}.licence", model.name, model.licence)
-        vocoder = listed()[model.name].get("default_vocoder")
-        if model.vocoder != vocoder:
-            raise SpecError(f"{at}.vocoder: the library's default for {model.name} is {vocoder!r}")
-        if model.vocoder and model.vocoder_licence:
-            keys = (f"{at}.vocoder", f"{at}.vocoder_licence")
-            _check_entry(*keys, model.vocoder, model.vocoder_licence)
-
-
-def _check_entry(name_key: str, licence_key: str, name: str, licence: str) -> None:
-    if name not in listed():
-        kind = name.split("/")[0]
-        names = [other for other in listed() if other.startswith(f"{kind}/")]
-        raise SpecError(f"{name_key}: {unknown('model', name, names)}")
-    stated = listed()[name].get("license") or voice.NOT_STATED
-    if licence != stated:
-        raise SpecError(f"{licence_key}: the library's list says {stated!r}, not {licence!r}")
-
-
-@contextmanager
-def _weights_home() -> Iterator[Path]:
-    """Let the library keep its models in the project's cache where the user gave no ``TTS_HOME``.
-
-    Models that the list takes from Hugging Face lie in that library's own cache (``HF_HOME``).
-    """
-    given = os.environ.get("TTS_HOME")
-    home = Path(given).expanduser() if given else cache_folder()
-    os.environ["TTS_HOME"] = str(home)
-    try:
-        yield home / "tts"
-    finally:
-        if given is None:
-            del os.environ["TTS_HOME"]
-        else:
-            os.environ["TTS_HOME"] = given
-
-
-def load_coqui(name: str, device: str = "cpu") -> Engine:
-    """Load a listed model, downloaded by the library where it is not in its cache.
-
-    A model in ``$TTS_HOME/tts/<name with -- for />`` (``config.json``, ``model_file.pth``) needs no
-    network. Raises ``UserError`` where its terms were not agreed to, and whatever the library
-    raises, with what to try.
-    """
-    from torch.random import fork_rng
-
-    with _weights_home() as home:
-        folder = home / name.replace("/", "--")
-        _need_terms(name, folder)
-        try:
-            with fork_rng():  # building a network draws its first weights
-                return _Coqui(name, device)
-        except Exception as error:
-            hint = f"; if its download was cut off, remove {folder}" if folder.is_dir() else ""
-            raise UserError(f"{_words(error)}{hint}") from error
-
-
-def _need_terms(name: str, folder: Path) -> None:
-    """The library asks at the keyboard for agreement; here it must have been given before."""
-    from TTS.utils.manage import ModelManager  # type: ignore[import-untyped]
-
-    if not ModelManager.tos_agreed(listed()[name], folder):
-        raise UserError(
-            "its terms (https://tts-hub.github.io/cpml) need your agreement: read them, then set "
-            "COQUI_TOS_AGREED=1"
-        )
-
-
-class _Coqui:
-    """A model behind the library's own interface."""
-
-    def __init__(self, name: str, device: str) -> None:
-        from TTS.api import TTS  # type: ignore[import-untyped]
-
-        self.tts = TTS(name, progress_bar=False).to(device)
-        self.rate_hz = int(self.tts.synthesizer.output_sample_rate)
-        self.speakers = list(self.tts.speakers or ())
-        self.languages = list(self.tts.languages or ())
-        self.version = f"coqui-tts {importlib.metadata.version('coqui-tts')}"
-
-    def say(self, text: str, speaker: str | None, language: str | None, seed: int) -> Wave:
-        import torch
-        from torch.random import fork_rng
-
-        with fork_rng(), torch.inference_mode():
-            torch.manual_seed(seed)  # VITS and the Tacotrons sample as they speak
-            return np.asarray(self.tts.tts(text, speaker=speaker, language=language), np.float32)
-
-
-def _words(error: Exception) -> str:
-    """The first line of an error, or its type's name where it says nothing."""
-    lines = str(error).strip().splitlines()
-    return lines[0].strip() if lines else type(error).__name__
+class NoSpeech(Exception):
+    """A clip did not come out, for the reason it states."""
 
 
 # --- clips ----------------------------------------------------------------------------------------
@@ -386,39 +108,28 @@ def speaker_folder(speaker: str | None) -> str:
 def speak(order: Order, clips: int, models: Sequence[VoiceModel], load: Loader) -> Outcome:
     """Make the missing of the first ``clips`` clips that are ``models``' to speak.
 
-    A model that cannot be loaded, and a clip that cannot be spoken, are left out and told by name.
-    Raises ``ValueError`` where the folder was made from another spec, seed or texts.
+    A model that cannot be loaded and a clip that cannot be spoken are left out, and named.
+    Raises ``UserError`` where the folder was made from another spec, seed or texts.
     """
-    whole = f"spec {digest(order.spec.model_dump(mode='json', exclude={'about'}))[:16]}"
-    made_of = f"speak: {order.spec.name}, {whole}, texts {_texts_digest(order.texts)[:16]}"
-    outcome = Outcome()
+    values = order.spec.model_dump(mode="json", exclude={"about"})
+    name = f"speak: {order.spec.name}, spec {digest(values)[:16]}"
+    chosen, outcome = models_of(order.spec, clips), Outcome()
     with (
-        claimed(order.out, made_of, order.spec.seed),
+        claimed(order.out, f"{name}, texts {texts_digest(order.texts)[:16]}", order.spec.seed),
         manifest_written(order.out / MANIFEST),
         progress_bar(desc="speak", unit="clip", total=clips) as bar,
     ):
-        _speak_all(order, clips, models, load, outcome, bar)
+        done = {int(path.stem) for path in order.out.rglob("*.flac") if path.stem.isdigit()}
+        for index, model in enumerate(order.spec.models):
+            mine = [int(clip) for clip in np.flatnonzero(chosen == index)]
+            todo = [clip for clip in mine if clip not in done]
+            outcome.kept += len(mine) - len(todo)
+            bar.update(len(mine) - len(todo))
+            if model in models and todo:
+                spoke = len(todo) < len(mine)
+                for _ in _speak_model(order, model, todo, spoke, load, outcome):
+                    bar.update()
     return outcome
-
-
-def _speak_all(
-    order: Order,
-    clips: int,
-    models: Sequence[VoiceModel],
-    load: Loader,
-    outcome: Outcome,
-    bar: tqdm[Any],
-) -> None:
-    """Model by model, what is not there yet."""
-    chosen = models_of(order.spec, clips)
-    done = {int(path.stem) for path in order.out.rglob("*.flac") if path.stem.isdigit()}
-    for index, model in enumerate(order.spec.models):
-        mine = [int(clip) for clip in np.flatnonzero(chosen == index)]
-        todo = [clip for clip in mine if clip not in done]
-        outcome.kept += len(mine) - len(todo)
-        bar.update(len(mine) - len(todo))
-        if model in models and todo:
-            _speak_model(order, model, todo, len(todo) < len(mine), load, outcome, bar)
 
 
 def _speak_model(
@@ -428,13 +139,12 @@ def _speak_model(
     spoke: bool,
     load: Loader,
     outcome: Outcome,
-    bar: tqdm[Any],
-) -> None:
+) -> Iterator[int]:
     """Make the clips ``todo`` of one model; ``spoke`` where the folder has some of it already."""
     try:
         engine = load(model.name)
     except Exception as error:  # whatever the library raises, the other models can speak
-        outcome.failed_models[model.name] = _words(error)
+        outcome.failed_models[model.name] = first_line(error)
         return
     failed = 0
     for clip in todo:
@@ -451,7 +161,7 @@ def _speak_model(
         write_flac(order.out / path, wave)
         spoke = True
         outcome.made += 1
-        bar.update()
+        yield clip
 
 
 def make_clip(
@@ -468,7 +178,7 @@ def make_clip(
     say = partial(engine.say, speaker=speaker, language=_own_name(engine, model, language))
     native, text = _sentence_by_sentence(order, engine.rate_hz, language, clip, say)
     wave = resample(native[None], engine.rate_hz, SAMPLE_RATE)[0].astype(np.float64)
-    wave *= PEAK / np.abs(wave).max()  # to full scale, but for some room, as the library saves
+    wave *= PEAK / np.abs(wave).max()  # nearly full scale, as the library saves
     folder = f"{language}/{model.name.replace('/', '--')}/{speaker_folder(speaker)}"
     record: Record = {
         "path": f"{folder}/{clip:06d}.flac",
@@ -526,8 +236,8 @@ def _try(say: Callable[[], Wave], rate_hz: int) -> tuple[Wave, str]:
         wave = say()
     except (RuntimeError, ValueError, LookupError) as error:
         if "out of memory" in str(error).lower():
-            raise  # the machine's trouble, not the sentence's
-        return np.zeros(0, np.float32), _words(error)
+            raise  # a fault of the machine, not of the sentence
+        return np.zeros(0, np.float32), first_line(error)
     if len(wave) < SHORTEST_SECONDS * rate_hz:
         return wave, "empty"
     if not np.isfinite(wave).all():
@@ -558,9 +268,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def choose_models(spec: VoiceSpec, names: Sequence[str], noncommercial: bool) -> list[VoiceModel]:
-    """The models to make clips of: those named, else all; each one left out is told in a line.
+    """The models to make clips of: those named, else all; each one left out is printed.
 
-    Raises ``ValueError`` for a name that the spec does not have.
+    Raises ``UserError`` for a name that the spec does not have.
     """
     by_name = {model.name: model for model in spec.models}
     for name in names:
@@ -580,7 +290,7 @@ def run(args: argparse.Namespace) -> int:
     """``python -m pipeline speak SPEC --out DIR --clips N``: run it again to go on.
 
     Returns the exit status: 0 where all clips are there, 1 where a model or clip failed. Raises
-    ``ValueError`` for wrong input.
+    ``UserError`` for wrong input.
     """
     if args.clips < 0:
         raise UserError(f"--clips must not be negative, is {args.clips}")

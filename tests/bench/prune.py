@@ -18,14 +18,14 @@ import torch
 from torch import nn
 
 from data_specs.io.errors import UserError
+from data_specs.io.hardware import keep_freed_memory
 from data_specs.sample import CROP_SAMPLES
 from tests.bench.random_xlsr import SIZES as XLSR_SIZES
 from tests.bench.random_xlsr import config_of
+from tests.memory import peak_bytes, peak_reset
 from train.data.stream import Batch, batch_of
-from train.memory import peak_bytes, peak_reset
 from train.models.calibration import Affine
 from train.models.head import HeadConfig, build_head
-from train.models.memory import keep_freed_memory
 from train.models.precision import resolve_precision
 from train.models.xlsr import Encoder, flops
 from train.pruning.config import SIZES, PruneConfig

@@ -28,9 +28,9 @@ from data_specs.io.addresses import path_here
 from data_specs.io.errors import UserError
 from data_specs.io.files import write_text
 from data_specs.sample import CROP_SAMPLES, SAMPLE_RATE
+from tests.memory import peak_bytes, peak_reset
 from train.audio import Wave, read_mono, to_16k
 from train.files import csv_text
-from train.memory import peak_bytes, peak_reset
 from train.models.precision import has_fast_bf16
 from train.scoring.files import find_files
 from train.scoring.onnx_scorer import OnnxScorer

@@ -10,7 +10,9 @@ from typing import Any
 
 from data_specs.processors import Untouched
 from data_specs.recipe import Recipe
-from pipeline.corpora import synthetic as makers
+from data_specs.room import load_rooms
+from pipeline.corpora import synthetic
+from pipeline.corpora.rooms import make_rooms
 from pipeline.render.render import Roots
 from tests.bench import random_weights
 from train.models import weights
@@ -51,7 +53,7 @@ def without(recipe: Recipe, kinds: set[str]) -> Iterator[Any]:
 
 def default_corpora(folder: Path) -> Roots:
     """Made speech, noise and rooms."""
-    makers.make_speech(folder / "speech", clips=80)
-    makers.make_noise(folder / "noise", files=30, speech=folder / "speech")
-    makers.make_rooms(folder / "rooms", rooms=20)
+    synthetic.make_speech(folder / "speech", clips=80)
+    synthetic.make_noise(folder / "noise", files=30, speech=folder / "speech")
+    make_rooms(load_rooms("simulated"), folder / "rooms", 20)
     return {name: [folder / name] for name in ("speech", "noise", "rooms")}

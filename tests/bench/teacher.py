@@ -26,9 +26,9 @@ from data_specs.io.errors import UserError
 from data_specs.io.progress import progress_bar
 from data_specs.sample import CROP_SAMPLES, SAMPLE_RATE
 from tests.bench.random_xlsr import SIZES, config_of, write_checkpoint
+from tests.memory import peak_bytes, peak_reset
 from train.data.shards import list_shards
 from train.data.stream import ShardSamples, to_waves
-from train.memory import peak_bytes, peak_reset
 from train.models.clips import Floats
 from train.models.front_end import XlsrFrontEnd, centre_crop
 from train.models.head_teacher import HeadTeacher, published_head

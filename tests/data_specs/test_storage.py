@@ -6,7 +6,6 @@ from __future__ import annotations
 import base64
 import functools
 import hashlib
-import io
 import json
 import threading
 from collections.abc import Iterator
@@ -24,9 +23,10 @@ from data_specs.corpus import find_corpus
 from data_specs.io import storage
 from data_specs.io.addresses import place
 from data_specs.io.cache import FileCache, remote_clip
-from data_specs.io.storage import LocalFolder, NotFound, RemoteFolder, Sums
+from data_specs.io.checksums import Sums, require_stored
+from data_specs.io.storage import LocalFolder, NotFound, RemoteFolder
 from pipeline.__main__ import main
-from pipeline.audio import Parts, read_part, read_remote_header
+from pipeline.audio import RemoteSource, read_part, read_remote_header
 from pipeline.corpora.manifest import CorpusError, scan
 from pipeline.dataset.shards import FORMAT, ShardRecord, read_ledger
 from pipeline.options import parse_roots
@@ -38,7 +38,7 @@ fsspec = pytest.importorskip("fsspec", reason="fsspec is not installed: pip inst
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    monkeypatch.setattr(storage, "WAITS_S", (0.01,))
+    monkeypatch.setattr("data_specs.io.retry.WAITS_S", (0.01,))
     monkeypatch.setattr(storage, "WRITE_WAITS_S", (0.01,))
     monkeypatch.setenv("SPEECH_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
@@ -145,7 +145,6 @@ def test_a_hub_says_404_of_what_is_to_be_removed_and_412_of_two_commits_at_once(
 def test_a_stated_checksum_spares_reading_back(
     entry: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(storage, "PART_BYTES", 1 << 20)
     data = bytes(2_500_000)
     (tmp_path / "x").write_bytes(data)
     md5 = hashlib.md5(data)
@@ -170,11 +169,11 @@ def test_a_stated_checksum_spares_reading_back(
         def get_file(self, at: str, path: str) -> None:
             raise AssertionError("was read back")
 
-    storage._require_stored(System(), "x", Sums.of(tmp_path / "x"))
+    require_stored(System(), "x", Sums.of(tmp_path / "x", 1 << 20))
     monkeypatch.setitem(values, "md5", "0" * 32)  # as of an encrypted object
     if "{md5}" in str(entry):
         with pytest.raises(AssertionError, match="read back"):
-            storage._require_stored(System(), "x", Sums.of(tmp_path / "x"))
+            require_stored(System(), "x", Sums.of(tmp_path / "x", 1 << 20))
 
 
 # ---------------------------------------------------------------- listings
@@ -343,10 +342,12 @@ def test_a_cache_of_small_files_is_bounded(tmp_path: Path) -> None:
 @settings(max_examples=50, deadline=None)
 @given(
     data=st.binary(max_size=400),
-    moves=st.lists(st.tuples(st.integers(0, 400), st.integers(-1, 200)), max_size=8),
+    places=st.lists(st.tuples(st.integers(0, 400), st.integers(0, 200)), max_size=8),
     block=st.integers(1, 64),
 )
-def test_parts_read_as_a_file_does(data: bytes, moves: list[tuple[int, int]], block: int) -> None:
+def test_a_remote_file_is_read_in_blocks(
+    data: bytes, places: list[tuple[int, int]], block: int
+) -> None:
     class Folder:
         def part(self, name: str, start: int, end: int) -> bytes:
             return data[start:end]
@@ -354,10 +355,9 @@ def test_parts_read_as_a_file_does(data: bytes, moves: list[tuple[int, int]], bl
     class Clip:
         folder, name, size = Folder(), "x", len(data)
 
-    parts, file = Parts(Clip(), block), io.BytesIO(data)  # type: ignore[arg-type]
-    for place_, count in moves:
-        assert parts.seek(place_) == file.seek(place_)
-        assert parts.read(count) == file.read(count) and parts.tell() == file.tell()
+    source = RemoteSource(Clip(), block)  # type: ignore[arg-type]
+    for start, count in places:
+        assert source.at(start, count) == data[start : start + count]
 
 
 class Guarded(SimpleHTTPRequestHandler):

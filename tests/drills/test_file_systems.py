@@ -17,15 +17,15 @@ import pytest
 import soundfile
 
 from data_specs.corpus import find_corpus
-from data_specs.io import audio, files, storage
+from data_specs.io import audio, files
 from data_specs.io.cache import FileCache, RemoteFile
 from data_specs.io.errors import UserError
 from data_specs.io.files import only_writer, remove_leftovers, whole_file, write_text
 from data_specs.io.hardware import require_device
-from data_specs.io.storage import LocalFolder, RemoteFolder, is_passing, is_transient, patiently
+from data_specs.io.retry import is_passing, is_transient, patiently
+from data_specs.io.storage import LocalFolder, RemoteFolder
 from pipeline.__main__ import main
-from pipeline.corpora import speak
-from pipeline.corpora import synthetic as makers
+from pipeline.corpora import folder as corpora
 from pipeline.corpora.manifest import scan
 from pipeline.engine import ray_place, run
 from tests.conftest import ROOT, talk, write
@@ -33,7 +33,7 @@ from tests.conftest import ROOT, talk, write
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage, "WAITS_S", (0.0, 0.0, 0.0))
+    monkeypatch.setattr("data_specs.io.retry.WAITS_S", (0.0, 0.0, 0.0))
     files._warn_once.cache_clear()
 
 
@@ -131,18 +131,14 @@ def test_a_cache_without_locks_works(
 # --- one writer -----------------------------------------------------------------------------------
 
 
-def test_leftovers_go_from_every_subfolder_and_by_every_name(tmp_path: Path) -> None:
+def test_leftovers_go_from_every_subfolder_and_nothing_else(tmp_path: Path) -> None:
     dead = subprocess.run(
         [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True
     ).stdout.strip()
     folder = tmp_path / "a" / "b"
     folder.mkdir(parents=True)
     ours = folder / f".x.json.{files.here()}.{dead}.0a1b2c3d.tmp"
-    old = [
-        folder / ".x.json.another-host.17.0a1b2c3d.tmp",
-        folder / ".clip.part",
-        tmp_path / f"net.bin.{dead}.copy",
-    ]
+    old = [folder / ".x.json.another-host.17.0a1b2c3d.tmp"]
     kept = [folder / "mine.part", folder / "my.copy", folder / ".new.part", folder / ".y.tmp"]
     for path in (ours, *old, *kept):
         path.write_bytes(b"half")
@@ -160,19 +156,8 @@ def test_two_writers_of_one_name_never_meet(tmp_path: Path) -> None:
     assert path.read_bytes() == b"one" and os.listdir(tmp_path) == ["room.flac"]
     record = tmp_path / "speech.flac"
     with whole_file(record.with_suffix(".json")) as begun:
-        speak.write_record(record, {"path": "speech.flac"})
+        corpora.write_record(record, {"path": "speech.flac"})
         begun.write(b"{}")
-
-
-def test_a_manifest_at_the_end_hides_no_first_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(speak, "write_manifest", failing(errno.ENOSPC))
-    with (
-        pytest.raises(OSError, match="first"),
-        speak.manifest_written(tmp_path / "clips.jsonl"),
-    ):
-        raise OSError(errno.ENOSPC, "first", "a.flac")
 
 
 def test_a_corpus_has_one_maker_at_a_time(
@@ -483,12 +468,12 @@ def test_a_worker_that_cannot_begin_says_why_itself(
     assert "Traceback" not in capfd.readouterr().err
 
 
-def test_makers_write_through_the_one_writer(
+def test_corpora_are_written_through_the_one_writer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "fsync", failing(errno.ENOSPC))
     with pytest.raises(OSError, match=r"a\.flac"):
-        makers.write_flac(tmp_path / "a.flac", talk(1, 0))
+        corpora.write_flac(tmp_path / "a.flac", talk(1, 0))
     assert os.listdir(tmp_path) == []
 
 

@@ -53,7 +53,7 @@ def moto() -> Iterator[int]:
 
 @pytest.fixture
 def s3(moto: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Proxy]:
-    monkeypatch.setattr(storage, "WAITS_S", (0.01, 0.01, 0.01))
+    monkeypatch.setattr("data_specs.io.retry.WAITS_S", (0.01, 0.01, 0.01))
     monkeypatch.setattr(storage, "WRITE_WAITS_S", (0.01, 0.01, 0.01))
     monkeypatch.setattr(storage, "SILENCE_S", SILENCE_S)
     monkeypatch.setenv("SPEECH_CACHE", str(tmp_path / "cache"))

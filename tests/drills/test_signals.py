@@ -105,7 +105,18 @@ def test_a_signal_ends_a_maker_of_corpora_in_a_sentence(
 ) -> None:
     out, log = tmp_path / "rooms", tmp_path / "log"
     spec = min(path.stem for path in (HERE / "rooms").glob("*.yaml"))
-    command = ["-m", "pipeline", "rooms", spec, "--out", str(out), "--count", "5000"]
+    command = [
+        "-m",
+        "pipeline",
+        "corpora",
+        "rooms",
+        "--spec",
+        spec,
+        "--out",
+        str(out),
+        "--count",
+        "5000",
+    ]
     interrupt(command, number, True, log, lambda: bool(list(out.glob("*.flac"))))
     assert (out / "rooms.jsonl").is_file()
     assert list(out.rglob("*.tmp")) == []

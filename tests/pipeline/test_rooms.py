@@ -17,8 +17,7 @@ from data_specs.corpus import find_corpus
 from data_specs.room import RoomSpec, load_rooms
 from data_specs.strict import SpecError
 from pipeline.__main__ import main
-from pipeline.corpora import rooms, speak
-from pipeline.corpora import synthetic as makers
+from pipeline.corpora import folder, rooms
 from pipeline.corpora.manifest import scan
 
 
@@ -67,7 +66,7 @@ def test_the_decay_of_the_written_files_tracks_what_was_drawn(thirty: Path) -> N
         wave, rate_hz = soundfile.read(thirty / record["path"])
         assert rate_hz == 16_000
         asked.append(record["rt60_s"])
-        ours.append(makers.decay_seconds(wave))
+        ours.append(rooms.decay_seconds(wave))
         other.append(measure_rt60(wave, fs=16_000, decay_db=30))  # T30, by another's code
     assert len(asked) == 30 and max(asked) / min(asked) > 4
     for measured, mean_limit in ((ours, 0.045), (other, 0.1)):
@@ -81,11 +80,11 @@ def test_records_say_what_the_files_are(thirty: Path) -> None:
     spec = load_rooms("simulated")
     for record in records(thirty):
         wave, _ = soundfile.read(thirty / record["path"])
-        assert record["measured_rt60_s"] == pytest.approx(makers.decay_seconds(wave), rel=0.02)
+        assert record["measured_rt60_s"] == pytest.approx(rooms.decay_seconds(wave), rel=0.02)
         size = np.array([record[f"{side}_m"] for side in ("width", "depth", "height")])
         source, microphone = np.array(record["source_m"]), np.array(record["microphone_m"])
-        for place in (source, microphone):
-            assert (place >= 0.2999).all() and (place <= size - 0.2999).all()
+        for position in (source, microphone):
+            assert (position >= 0.2999).all() and (position <= size - 0.2999).all()
         distance = np.linalg.norm(source - microphone)
         assert distance == pytest.approx(record["distance_m"], abs=1e-3)
         assert spec.distance_m.low <= distance <= spec.distance_m.high
@@ -159,7 +158,7 @@ def test_an_interrupted_folder_is_completed_to_the_same_bytes(
         rooms.make_rooms(small(), out, 6)
     monkeypatch.setattr(rooms, "make_room", make)
     assert len(records(out)) == 3
-    (out / ".room00003.part").write_bytes(b"half a file")  # as a kill while writing leaves it
+    # as a kill while writing leaves it
     (out / f".rooms.jsonl.{socket.gethostname()}.4194305.0a1b2c3d.tmp").touch()
     kept = (out / "room00001.flac").stat().st_mtime_ns
     rooms.make_rooms(small(), out, 6)
@@ -220,17 +219,19 @@ def test_a_wrong_spec_is_told_by_its_place(
     path.write_text(yaml.safe_dump(values))
     with pytest.raises(SpecError, match=rf"r\.yaml: .*{message}"):
         load_rooms(path)
-    assert main(["rooms", str(path), "--out", str(tmp_path / "out"), "--count", "1"]) == 2
+    assert main(["corpora", "rooms", "--spec", str(path), "--out", str(tmp_path / "out")]) == 2
     assert "r.yaml" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
-def test_the_command_writes_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    argv = ["rooms", "simulated", "--out", str(tmp_path / "rooms"), "--count", "2"]
-    assert main(argv) == 0
-    assert capsys.readouterr().out == f"{tmp_path / 'rooms'}: 2 rooms\n"
-    assert len(list((tmp_path / "rooms").glob("*.flac"))) == 2
-    assert main([*argv[:-1], "-1"]) == 2
-    assert capsys.readouterr().err == "error: --count must not be negative, is -1\n"
+def test_the_command_writes_the_shipped_spec_s_rooms_with_another_seed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for out, seed in (("a", []), ("b", ["--seed", "2"])):
+        argv = ["corpora", "rooms", "--out", str(tmp_path / out), "--count", "2"]
+        assert main([*argv, *seed]) == 0
+        assert capsys.readouterr().out == f"{tmp_path / out}: 2 rooms files\n"
+    both = [{row["rt60_s"] for row in records(tmp_path / out)} for out in ("a", "b")]
+    assert len(both[0]) == len(both[1]) == 2 and not both[0] & both[1]
 
 
 def test_a_full_disk_is_told_by_the_room_that_met_it_first(
@@ -240,27 +241,9 @@ def test_a_full_disk_is_told_by_the_room_that_met_it_first(
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
     monkeypatch.setattr(rooms, "write_record", full)
-    monkeypatch.setattr(speak, "write_manifest", full)
+    monkeypatch.setattr(folder, "write_manifest", full)
     with pytest.raises(OSError, match=r"No space left.*room00000\.flac") as error:
         rooms.make_rooms(small(), tmp_path, 2)
     assert error.value.errno == errno.ENOSPC
     said = capsys.readouterr().err
     assert f"warning: {tmp_path / rooms.MANIFEST} is not up to date: " in said
-
-
-def test_the_manifest_is_up_to_date_after_an_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    make = rooms.make_room
-
-    def until_the_third(spec: RoomSpec, name: str) -> object:
-        if name == "room00002.flac":
-            raise RuntimeError("the third")
-        return make(spec, name)
-
-    monkeypatch.setattr(rooms, "make_room", until_the_third)
-    with pytest.raises(RuntimeError, match="the third"):
-        rooms.make_rooms(small(), tmp_path, 4)
-    there = sorted(path.name for path in tmp_path.glob("*.flac"))
-    assert "room00000.flac" in there and "room00002.flac" not in there
-    assert [row["path"] for row in records(tmp_path)] == there

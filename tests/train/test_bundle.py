@@ -12,7 +12,6 @@ from types import SimpleNamespace
 
 import pytest
 
-from data_specs.io import storage
 from train.scoring import bundle
 
 WEIGHTS, ABOUT = b"weights" * 1000, b'{"student": "tiny"}'
@@ -31,7 +30,7 @@ def write_bundle(folder: Path, weights: bytes = WEIGHTS) -> Path:
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("SPEECH_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(storage, "WAITS_S", ())
+    monkeypatch.setattr("data_specs.io.retry.WAITS_S", ())
     return tmp_path / "cache" / "models"
 
 

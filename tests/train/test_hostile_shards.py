@@ -398,7 +398,7 @@ def test_memory_stays_bounded(tmp_path: Path) -> None:
     code = f"""
 import resource
 from pathlib import Path
-from train.memory import peak_bytes, peak_reset
+from tests.memory import peak_bytes, peak_reset
 from train.data.shards import list_shards
 from train.data.stream import ShardSamples
 before = peak_reset()

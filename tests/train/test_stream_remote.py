@@ -21,7 +21,6 @@ from typing import Any
 import pytest
 import torch
 
-from data_specs.io import storage
 from data_specs.io.addresses import redacted
 from data_specs.io.cache import FileCache, ReadAhead, default_cache
 from data_specs.io.storage import open_folder
@@ -41,7 +40,7 @@ Misdeed = Callable[[SimpleHTTPRequestHandler], bool]
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(storage, "WAITS_S", (0.01, 0.01))
+    monkeypatch.setattr("data_specs.io.retry.WAITS_S", (0.01, 0.01))
     monkeypatch.setenv("SPEECH_CACHE", str(tmp_path / "cache"))
     for name in ("NO_PROXY", "no_proxy"):
         monkeypatch.setenv(name, "127.0.0.1")
@@ -445,7 +444,7 @@ def test_leftovers_of_killed_downloads_go(served: Served, tmp_path: Path) -> Non
     shards = list_shards(served.address)
     cache = FileCache(tmp_path / "cache", GB)
     shards[0].open()
-    old, young = cache.folder / "shard-000007-x.part", cache.folder / "shard-000008-x.part"
+    old, young = cache.folder / ".shard-000007-x.tmp", cache.folder / ".shard-000008-x.tmp"
     for path in (old, young):
         path.write_bytes(b"x")
     os.utime(old, (1e9, 1e9))

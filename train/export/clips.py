@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_specs.io.audio import heard_below
+from data_specs.io.audio import audio_files_below
 from data_specs.io.errors import UserError
 from data_specs.rated import read_rated
 from data_specs.sample import CROP_SAMPLES, DATASET_FILE
@@ -38,7 +38,7 @@ def _opened(source: Path) -> tuple[int, Callable[[int], Wave]]:
     if source.suffix.lower() == ".csv":
         files: Sequence[Path] = [clip.path for clip in read_rated(source)]
     elif source.is_dir():
-        files = heard_below(source, "that can be read")
+        files = audio_files_below(source, "that can be read")
     else:
         raise UserError(f"{source}: give a folder of shards or of audio, or a CSV of rated clips")
     return len(files), lambda number: middle_window(files[number])

@@ -29,6 +29,7 @@ from torch import Tensor
 from data_specs.io.cli import STOPPED, Stopped, signals_wait
 from data_specs.io.errors import UserError
 from data_specs.io.files import write_text
+from data_specs.io.hardware import keep_freed_memory
 from data_specs.io.options import options_of
 from data_specs.io.progress import progress_bar
 from data_specs.strict import checked
@@ -36,7 +37,6 @@ from train.data.loading import worker_deaths_named
 from train.files import load_checkpoint, require_same, save_checkpoint
 from train.loop.parallel import STOP_EVERY, joint_means, largest
 from train.loop.run_log import Logger, Meter, RunLog
-from train.models.memory import keep_freed_memory
 
 Metrics = dict[str, float | None]
 Feed = Callable[[int, int], Generator[Any, None, None]]

@@ -21,12 +21,12 @@ from data_specs.io.addresses import path_here, redacted
 from data_specs.io.audio import UNREADABLE
 from data_specs.io.errors import UserError
 from data_specs.io.files import sha256_of
+from data_specs.io.hardware import keep_freed_memory
 from data_specs.io.progress import progress_bar
 from data_specs.io.text import printable
-from data_specs.io.walk import LeftOut, counts, tell_left_out
+from data_specs.io.walk import LeftOut, counts, print_left_out
 from data_specs.sample import CROP_SAMPLES, SAMPLE_RATE
 from train.models.loading import is_teacher, model_in, read_model
-from train.models.memory import keep_freed_memory
 from train.models.precision import PRECISIONS
 from train.models.student import load_v7, v7_weights_path
 from train.models.teacher import load_teacher
@@ -183,7 +183,7 @@ def run(args: argparse.Namespace) -> int:
         gone = table.close()
         if gone:
             print(f"warning: {gone}", file=sys.stderr)
-    tell_left_out("folders", chosen.harmless())
+    print_left_out("folders", chosen.harmless())
     status = _report(len(files) - len(todo), len(todo) - len(failed), [*failed, *errors], args.out)
     return max(status, SOME_FAILED) if gone else status
 

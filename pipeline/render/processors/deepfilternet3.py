@@ -22,12 +22,12 @@ from typing import Any
 import numpy as np
 
 from data_specs.io.errors import UserError
+from data_specs.io.hardware import keep_freed_memory
 from data_specs.sample import SAMPLE_RATE
 from pipeline.audio import resample
 from pipeline.render.processors.interface import Params, Processor, Waves
 from pipeline.render.processors.networks import batches, building, load_weights, read_checkpoint
 from train.models import weights
-from train.models.memory import keep_freed_memory
 
 RATE_HZ = 48_000
 FOLDER_VARIABLE = "DEEPFILTERNET3_DIR"

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from data_specs.io.hardware import keep_freed_memory
 from data_specs.sample import SAMPLE_RATE
 from pipeline.render.processors import runtime
 from pipeline.render.processors.interface import Params, Processor, Waves
@@ -31,7 +32,6 @@ from pipeline.render.processors.networks import (
 )
 from pipeline.render.processors.timewise import Layer, conv, dtype_of, lstm, taps, transposed
 from train.models import weights
-from train.models.memory import keep_freed_memory
 
 INSTALL = "pip install --no-deps denoiser==0.1.5"
 """Without its dependencies: hydra below 1.0 and sounddevice are for training and live use."""

@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+from data_specs.io.hardware import keep_freed_memory
 from data_specs.sample import SAMPLE_RATE
 from pipeline.audio import resample
 from pipeline.render.processors import runtime
@@ -33,7 +34,6 @@ from pipeline.render.processors.interface import Params, Processor, Waves
 from pipeline.render.processors.networks import batches, building, load_weights, read_checkpoint
 from pipeline.render.processors.timewise import Layer, conv, dtype_of, lstm, transposed
 from train.models import weights
-from train.models.memory import keep_freed_memory
 
 RATE_HZ = 24_000
 FRAMES_HZ = 75

@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from data_specs.io.hardware import keep_freed_memory
 from data_specs.sample import SAMPLE_RATE
 from pipeline.audio import Wave, resample
 from pipeline.render.processors import runtime
@@ -39,7 +40,6 @@ from pipeline.render.processors.networks import (
 )
 from pipeline.render.processors.timewise import Layer, conv, dtype_of, transposed
 from train.models import weights
-from train.models.memory import keep_freed_memory
 
 SPEECHT5 = "hifigan-speecht5"
 COQUI = "hifigan-coqui"
