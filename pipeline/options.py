@@ -6,6 +6,7 @@ import argparse
 import os
 import re
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from data_specs.cluster.needs import (
     EVERY,
@@ -17,7 +18,7 @@ from data_specs.io.addresses import Place, place, shown
 from data_specs.io.errors import UserError
 from data_specs.io.hardware import cpus, require_device
 from data_specs.recipe import Recipe
-from pipeline.engine import run
+from pipeline.engine.base import Machines, TeacherActors
 from pipeline.render.guard import TIME_LIMIT_S
 from pipeline.render.render import Roots
 
@@ -52,6 +53,15 @@ def shards_options(verb: argparse.ArgumentParser) -> None:
         help="make again the shards with dropped samples or failed attempts, and only those",
     )
     sample_options(verb)
+    verb.add_argument(
+        "--and",
+        dest="beside",
+        action="append",
+        default=[],
+        metavar="SPLIT=N:DIR",
+        help="in the same run N samples of another split too, as a dataset of its own in DIR; may "
+        "be given more than once",
+    )
     engine_options(verb)
     worker_options(verb)
 
@@ -128,6 +138,28 @@ def parse_splits(options: Sequence[str], roles: Sequence[str]) -> dict[str, str]
     return splits
 
 
+class Beside(NamedTuple):
+    """A further split that a run makes: which, how many samples of it, and where."""
+
+    split: str
+    samples: int
+    out: Place
+
+
+def parse_beside(options: Sequence[str]) -> list[Beside]:
+    """What ``--and SPLIT=N:DIR`` options ask for. Raises ``UserError`` naming a wrong one."""
+    found = []
+    for option in options:
+        match = re.fullmatch(r"([a-z]+)=([0-9]+):(.+)", option, re.DOTALL)
+        if not match or match[1] not in SPLITS:
+            raise UserError(
+                f"--and {shown(option)}: write SPLIT=N:DIR with a split of {', '.join(SPLITS)}, "
+                "such as validation=150:runs/validation"
+            )
+        found.append(Beside(match[1], int(match[2]), place(match[3])))
+    return found
+
+
 def engine_options(verb: argparse.ArgumentParser) -> None:
     """How and by how many shards are made: nothing that is data."""
     verb.add_argument("--engine", choices=("ray", "local"), default="ray")
@@ -169,15 +201,15 @@ def engine_options(verb: argparse.ArgumentParser) -> None:
     )
 
 
-def teacher_actors(options: argparse.Namespace, device: str) -> run.TeacherActors:
+def teacher_actors(options: argparse.Namespace, device: str) -> TeacherActors:
     """What ``engine_options`` say of teachers; ``ValueError`` where it cannot be."""
     needs = parse_stage(options.teacher_needs, "--teacher-needs")
-    actors = run.TeacherActors(options.teacher_actors, options.teachers_per_gpu, needs)
+    actors = TeacherActors(options.teacher_actors, options.teachers_per_gpu, needs)
     actors.check(options.engine, device)
     return actors
 
 
-def machines(options: argparse.Namespace, places: Sequence[tuple[str, Place]]) -> run.Machines:
+def machines(options: argparse.Namespace, places: Sequence[tuple[str, Place]]) -> Machines:
     """What ``engine_options`` say of machines; ``ValueError`` where it cannot be.
 
     ``places`` are (flag, path) of what every machine must find under the same name.
@@ -190,7 +222,7 @@ def machines(options: argparse.Namespace, places: Sequence[tuple[str, Place]]) -
     else:  # the workers are here
         require_device(options.device, "--device")
         require_device(getattr(options, "teacher_device", ""), "--teacher-device")
-    return run.Machines(address, parse_stage(options.worker_needs, "--worker-needs"))
+    return Machines(address, parse_stage(options.worker_needs, "--worker-needs"))
 
 
 def corpus_places(roots: Roots) -> list[tuple[str, Place]]:

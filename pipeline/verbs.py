@@ -22,8 +22,15 @@ from data_specs.recipe import load_recipe
 from pipeline.dataset import job as jobs
 from pipeline.dataset import replay, verify
 from pipeline.dataset import retry as failures
-from pipeline.engine.carry_out import finish_parts, make
-from pipeline.options import corpus_places, machines, parse_roots, parse_splits, teacher_actors
+from pipeline.engine.run import finish_parts, make
+from pipeline.options import (
+    corpus_places,
+    machines,
+    parse_beside,
+    parse_roots,
+    parse_splits,
+    teacher_actors,
+)
 from pipeline.render import label
 from pipeline.render.plan import BLOCK, Block, plan_block
 
@@ -100,12 +107,13 @@ def _dictionary(index: np.ndarray, names: Sequence[str] | np.ndarray) -> pa.Arra
 
 
 def make_shards(options: argparse.Namespace) -> int:
-    """Make a dataset; done shards are kept, so that running it again goes on."""
+    """Make a dataset, or several splits; done shards are kept, so that running it again goes on."""
     actors = teacher_actors(options, options.teacher_device or options.device)
     part, recipe = parse_part(options.part), load_recipe(options.recipe)
     splits = parse_splits(options.split, list(recipe.sources.present()))
-    roots = parse_roots(options.corpus, recipe)
-    at = machines(options, [("--out", options.out), *corpus_places(roots)])
+    roots, further = parse_roots(options.corpus, recipe), parse_beside(options.beside)
+    outs = [("--out", options.out), *(("--and", one.out) for one in further)]
+    at = machines(options, [*outs, *corpus_places(roots)])
     job = jobs.prepare(
         recipe,
         roots,
@@ -120,9 +128,17 @@ def make_shards(options: argparse.Namespace) -> int:
         print(manifest.summary())
     if warning := label.slow_precision(recipe.teacher, job.label_device):
         print(warning)
+    roles = list(recipe.sources.present())
+    wanted = [
+        job,
+        *(
+            jobs.beside(job, one.out, one.samples, dict.fromkeys(roles, one.split))
+            for one in further
+        ),
+    ]
     if options.retry_failed:
-        job = failures.again(job)
-    return make(job, options, actors, part, at)
+        wanted = [failures.again(one) for one in wanted]
+    return make(wanted, options, actors, part, at)
 
 
 def delegate(verb: str, argv: Sequence[str]) -> int:

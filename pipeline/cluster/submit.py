@@ -28,7 +28,7 @@ from data_specs.io.errors import UserError
 from data_specs.recipe import load_recipe
 from data_specs.strict import unknown
 from pipeline.cluster.forecast import forecast
-from pipeline.options import parse_shards, parse_splits
+from pipeline.options import parse_beside, parse_shards, parse_splits
 
 KINDS = ("ray", "slurm", "slurm-array", "kubernetes")
 SAID_BY_SITE = ("--engine", "--ray-address", "--part")
@@ -114,11 +114,13 @@ def _check(kind: str, site: Site, job: Sequence[str]) -> None:
     for name, _ in folders:
         if name not in corpora:
             raise UserError(f"--corpus {shown(name)}: {unknown('corpus', shown(name), corpora)}")
-    given = [("--out", str(options.out)), *((f"--corpus {name}", at) for name, at in folders)]
+    outs = [options.out, *(one.out for one in parse_beside(options.beside))]
+    given = [*(("--out", str(out)) for out in outs), *((f"--corpus {n}", at) for n, at in folders)]
     require_everywhere(given)
     require_no_secret([*given, *(("the job:", word) for word in job)])
     if kind == "kubernetes":
-        require_kept("--out", str(options.out), submit.on_kubernetes(site).mount)
+        for out in outs:
+            require_kept("--out", str(out), submit.on_kubernetes(site).mount)
     there = {name for name, _ in folders}
     for name in sorted(corpora - there):
         if f"CORPUS_{name.upper()}" not in site.environment:

@@ -256,6 +256,22 @@ def prepare(
     return job
 
 
+def beside(job: Job, out: Place, samples: int, splits: dict[str, str]) -> Job:
+    """The job of another split of the same recipe and corpora, in a folder of its own.
+
+    It is what ``prepare`` gives for it, but nothing is checked or scanned again. Raises as that.
+    """
+    require_samples(samples)
+    identity = job.identity | {"splits": resolve_splits(job.recipe, splits)}
+    before = read_dataset(out)
+    if before is not None and "assigned" not in before["identity"]:  # an older folder
+        identity.pop("assigned", None)
+    other = replace(job, identity=identity, samples=samples, out=out)
+    _ = other.tables  # an empty split is told now, not by a worker
+    open_folder(other)
+    return other
+
+
 def check_processors(recipe: Recipe, device: str, time_limit_s: float = TIME_LIMIT_S) -> None:
     """Run the recipe's processors once as a worker will, in a child that is closed afterwards.
 
@@ -577,8 +593,11 @@ def description_problems(job: Job) -> Iterator[str]:
     yield from changed_manifests(job)
 
 
-class Maker(Protocol):
-    """What an engine drives, one to a process: makes a job's shards, group by group."""
+class ShardWorker(Protocol):
+    """What an engine drives, one to a process: makes a job's shards, group by group.
+
+    An engine sets ``job`` where it goes on to another split of the same recipe.
+    """
 
     job: Job
 
@@ -587,12 +606,12 @@ class Maker(Protocol):
     def make(self, rows: range) -> list[Row]: ...
 
 
-Hire = Callable[[Job, label.Teacher | None], Maker]
-"""Gives a maker for a job, with the teacher that others share or, for None, one of its own."""
+WorkerFactory = Callable[[Job, label.Teacher | None], ShardWorker]
+"""Gives a worker for a job, with the teacher that others share or, for None, one of its own."""
 
 
 class Worker:
-    """The maker of new samples: renders and labels."""
+    """Makes new samples: renders and labels."""
 
     def __init__(self, job: Job, teacher: label.Teacher | None = None) -> None:
         require_same_packages(job.identity["versions"], versions(job.recipe))

@@ -30,8 +30,8 @@ from pipeline.audio import decode_flac, pcm_sha256
 from pipeline.dataset import shards
 from pipeline.dataset.job import Job, open_folder, reopen
 from pipeline.dataset.shards import Row, ShardError
-from pipeline.engine import carry_out as carrying
 from pipeline.engine import run
+from pipeline.engine.base import Outcome
 from pipeline.render import label
 from pipeline.render.processors import audio_packages
 
@@ -119,7 +119,7 @@ class Held:
 
 
 class Relabeller:
-    """The maker (``job.Maker``) of an old dataset's samples with new labels."""
+    """Makes (``job.ShardWorker``) an old dataset's samples with new labels."""
 
     def __init__(
         self, job: Job, teacher: label.Teacher | None = None, *, source: Job, batch: int = 0
@@ -213,15 +213,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     if warning := label.slow_precision(job.recipe.teacher, options.device):
         print(warning)
     # Nothing is planned: the workers need no manifests.
-    hire = partial(Relabeller, source=replace(source, manifests={}), batch=options.batch)
+    factory = partial(Relabeller, source=replace(source, manifests={}), batch=options.batch)
     small = replace(job, manifests={})
 
-    def work() -> run.Outcome:
-        return run.run(
-            small, options.engine, options.workers, hire=hire, actors=actors, part=part, machines=at
-        )
+    def work() -> list[Outcome]:
+        how = {"factory": factory, "actors": actors, "part": part, "machines": at}
+        return run.run_all([small], options.engine, options.workers, **how)
 
-    return carrying.carry_out(job, part, work)
+    return run.carry_out([job], part, work)
 
 
 def _spec(options: argparse.Namespace) -> TeacherSpec:

@@ -14,8 +14,10 @@ import psutil
 import pytest
 
 from data_specs.recipe import Recipe
+from pipeline.__main__ import main
 from pipeline.dataset.job import Job, Worker, WrongDataset, prepare
 from pipeline.dataset.shards import Row, find_shards, read_record, verify_shard
+from pipeline.engine import ray_cluster
 from pipeline.engine import run as engines
 from tests.conftest import ROOT, small_recipe
 
@@ -35,7 +37,7 @@ def cluster() -> Iterator[None]:
     """Ray as the engine itself starts it, once for all tests; a run uses what is there."""
     import ray
 
-    engines._start_ray(2)
+    ray_cluster.start_ray(2)
     yield
     ray.shutdown()
 
@@ -79,6 +81,39 @@ def test_every_engine_makes_the_same_bytes(
     # Were Ray's writes to wait for a core that its workers hold, all would come at the end.
     times = [path.stat().st_mtime for path in sorted(tmp_path.glob("shard-*.json"))]
     assert len(times) == len(SHARDS) and max(times) - min(times) > 0.5
+
+
+@pytest.mark.parametrize("engine", ["local", "ray"])
+def test_several_splits_in_one_run_are_those_of_their_own_commands(
+    engine: str, corpora: Corpora, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loads = count_loads(monkeypatch)
+    options = [f"--corpus={name}={folders[0]}" for name, folders in corpora.items()]
+    command = ["shards", str(recipe_file(tmp_path, recipe())), *options]
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    for split, samples in (("train", "6"), ("validation", "5")):
+        more = ["--split", split, "--samples", samples, "--out", str(alone / split)]
+        assert main([*command, *more, "--engine", "local", "--workers", "1"]) == 0
+    assert loads == [0, 0]
+    both = ["--samples", "6", "--out", str(together / "train")]
+    both += ["--and", f"validation=5:{together / 'validation'}", "--engine", engine]
+    assert main([*command, *both, "--workers", "1"]) == 0
+    assert len(loads) == (3 if engine == "local" else 2)  # Ray's worker is another process
+    assert contents(together) == contents(alone) and len(contents(alone)) > 8
+
+
+def count_loads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Notes every load of a teacher in this process."""
+    loads, load = list[int](), Job.load_teacher
+    monkeypatch.setattr(Job, "load_teacher", lambda job: (loads.append(0), load(job))[1])
+    return loads
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """All files of a folder but those that tell of the run itself."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    found = {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+    return {name: data for name, data in found.items() if "/attempts/" not in name}
 
 
 def test_running_again_makes_nothing_again(reference: Job, corpora: Corpora) -> None:
@@ -218,7 +253,7 @@ def test_a_shard_that_kills_its_workers_fails_and_the_others_are_made(
             return super().make(rows)
 
     job = prepare(recipe(), corpora, tmp_path, 12, progress=False)
-    outcome = engines.run(job, "ray", 1, progress=False, hire=Deadly)
+    outcome = engines.run(job, "ray", 1, progress=False, factory=Deadly)
     assert outcome.made == [0, 2]
     assert outcome.failed == {1: "its worker died 4 times (killed, or out of memory)"}
 
