@@ -251,7 +251,7 @@ def prepare(
         teacher_device=teacher_device,
         teacher_calibration=label.calibration(teacher),
     )
-    _ = job.tables  # an empty split is told now, not by a worker
+    _ = job.tables  # an empty split is refused now, not by a worker
     open_folder(job)
     return job
 
@@ -267,7 +267,7 @@ def beside(job: Job, out: Place, samples: int, splits: dict[str, str]) -> Job:
     if before is not None and "assigned" not in before["identity"]:  # an older folder
         identity.pop("assigned", None)
     other = replace(job, identity=identity, samples=samples, out=out)
-    _ = other.tables  # an empty split is told now, not by a worker
+    _ = other.tables  # an empty split is refused now, not by a worker
     open_folder(other)
     return other
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +18,7 @@ from pipeline.dataset.shards import Row, find_shards, read_record, verify_shard
 from pipeline.engine import ray_cluster
 from pipeline.engine import run as engines
 from tests.conftest import ROOT, small_recipe
+from tests.drills.drill_cluster import kill_all, tars, wait_for, whole
 
 SAMPLES = 18  # four shards of four and one of two
 SHARDS = [0, 1, 2, 3, 4]
@@ -47,10 +46,6 @@ def make(corpora: Corpora, out: Path, engine: str, workers: int, samples: int = 
     outcome = engines.run(job, engine, workers, progress=False)
     assert outcome.failed == {}
     return job
-
-
-def tars(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.glob("*.tar"))}
 
 
 @pytest.fixture(scope="module")
@@ -187,13 +182,6 @@ def recipe_file(folder: Path, recipe: Recipe) -> Path:
     return path
 
 
-def wait_for_first_shard(out: Path, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 240  # machines are shared
-    while not list(out.glob("shard-*.json")):
-        assert process.poll() is None and time.monotonic() < deadline, "no shard was made"
-        time.sleep(0.02)
-
-
 def kill(process: subprocess.Popen[bytes], engine: str) -> None:
     """SIGKILL one worker and then the driver; then take down what Ray leaves running."""
     children = psutil.Process(process.pid).children(recursive=True)
@@ -210,9 +198,7 @@ def kill(process: subprocess.Popen[bytes], engine: str) -> None:
     if engine == "local":
         _, alive = psutil.wait_procs(children, timeout=20)
         assert not alive  # workers end with a killed driver
-    for child in children:
-        if child.is_running():
-            os.kill(child.pid, signal.SIGKILL)
+    kill_all(children)
 
 
 @pytest.mark.parametrize("engine", ["ray", pytest.param("local", marks=pytest.mark.slow)])
@@ -222,7 +208,7 @@ def test_killed_driver_and_worker_then_the_same_command(
     out, path = tmp_path / "out", recipe_file(tmp_path, recipe())
     out.mkdir()
     process = start(corpora, out, path, engine)
-    wait_for_first_shard(out, process)
+    wait_for(lambda: whole(out), 240, "no shard was made")  # machines are shared
     kill(process, engine)
     committed = {path: path.stat().st_mtime_ns for path in out.glob("shard-*.json")}
     done = {int(path.stem.removeprefix("shard-")) for path in committed}

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,7 @@ from pipeline.engine import run as engines
 from pipeline.engine.base import TeacherActors
 from pipeline.engine.local import torch_threads_kept
 from tests.conftest import small_recipe
+from tests.drills.drill_cluster import kill_all, tars, titled, wait_for, whole
 
 SAMPLES = 26  # six shards of four and one of two: long enough for a teacher to be killed midway
 Corpora = dict[str, list[Path]]
@@ -47,10 +48,6 @@ def job_in(corpora: Corpora, out: Path, samples: int = SAMPLES) -> Job:
     return prepare(recipe, corpora, out, samples, progress=False)
 
 
-def tars(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.glob("*.tar"))}
-
-
 @pytest.fixture(scope="module")
 def reference(corpora: Corpora, tmp_path_factory: pytest.TempPathFactory) -> Job:
     job = job_in(corpora, tmp_path_factory.mktemp("reference"))
@@ -68,15 +65,8 @@ def test_workers_that_share_a_teacher_make_the_same_bytes(
 
 
 def teacher_processes() -> list[psutil.Process]:
-    """The processes of teacher actors, oldest first."""
-    found = []
-    for process in psutil.Process().children(recursive=True):
-        try:
-            if "TeacherActor" in " ".join(process.cmdline()):
-                found.append(process)
-        except psutil.NoSuchProcess:
-            continue
-    return sorted(found, key=lambda process: process.create_time())
+    """The processes of teacher actors."""
+    return titled(psutil.Process().children(recursive=True), "TeacherActor")
 
 
 @pytest.fixture(autouse=True)
@@ -86,22 +76,20 @@ def none_outlives_its_run(cluster: None) -> Iterator[None]:
     assert alive == []
 
 
-class Killer(threading.Thread):
-    """Kills teachers with SIGKILL, ``times`` times, after the first shard is whole."""
+@contextmanager
+def one_killed(out: Path) -> Iterator[None]:
+    """Meanwhile the teacher is killed with SIGKILL, once the first shard is whole."""
 
-    def __init__(self, out: Path, times: int = 1) -> None:
-        super().__init__(daemon=True)
-        self.out, self.times, self.killed = out, times, list[int]()
+    def kill() -> int:
+        wait_for(lambda: whole(out) and teacher_processes(), 120, "no teacher, or no shard")
+        found = teacher_processes()
+        kill_all(found)
+        return len(found)
 
-    def run(self) -> None:
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline and len(self.killed) < self.times:
-            time.sleep(0.05)
-            if list(self.out.glob("shard-*.json")):
-                for process in teacher_processes():
-                    if process.pid not in self.killed:
-                        process.kill()
-                        self.killed.append(process.pid)
+    with ThreadPoolExecutor(1) as pool:
+        killed = pool.submit(kill)
+        yield
+        assert killed.result() == 1
 
 
 @pytest.mark.slow
@@ -109,11 +97,8 @@ def test_a_killed_teacher_is_started_again_and_nothing_is_lost(
     reference: Job, corpora: Corpora, tmp_path: Path
 ) -> None:
     job = job_in(corpora, tmp_path)
-    killer = Killer(tmp_path)
-    killer.start()
-    outcome = engines.run(job, "ray", 2, progress=False, actors=TeacherActors(1))
-    killer.join()
-    assert len(killer.killed) == 1
+    with one_killed(tmp_path):
+        outcome = engines.run(job, "ray", 2, progress=False, actors=TeacherActors(1))
     assert outcome.failed == {} and len(outcome.made) == 7
     assert tars(tmp_path) == tars(reference.out)
 
@@ -124,10 +109,8 @@ def test_a_teacher_that_dies_for_good_fails_its_shards_by_name(
 ) -> None:
     monkeypatch.setattr(teachers, "RESTARTS", 0)
     job = job_in(corpora, tmp_path)
-    killer = Killer(tmp_path)
-    killer.start()
-    outcome = engines.run(job, "ray", 2, progress=False, actors=TeacherActors(1))
-    killer.join()
+    with one_killed(tmp_path):
+        outcome = engines.run(job, "ray", 2, progress=False, actors=TeacherActors(1))
     assert outcome.made and outcome.failed
     assert sorted([*outcome.made, *outcome.failed]) == list(range(7))
     assert all("'distillmos': its actor died" in reason for reason in outcome.failed.values())
