@@ -217,8 +217,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     small = replace(job, manifests={})
 
     def work() -> list[Outcome]:
-        how = {"factory": factory, "actors": actors, "part": part, "machines": at}
-        return run.run_all([small], options.engine, options.workers, **how)
+        return run.run_all(
+            [small],
+            options.engine,
+            options.workers,
+            factory=factory,
+            actors=actors,
+            part=part,
+            machines=at,
+        )
 
     return run.carry_out([job], part, work)
 

@@ -108,7 +108,7 @@ class _Pool:
     ) -> None:
         import ray
 
-        keeps = {"max_calls": 0, "max_retries": 0, "num_returns": "streaming"}
+        keeps: dict[str, Any] = {"max_calls": 0, "max_retries": 0, "num_returns": "streaming"}
         self.kind = ray.remote(**keeps, **needs)(make_task)
         self.size, self.needs, self.place, self.watches = size, needs, place, watches
         self.given = [ray.put(given)]  # in a list, so that a process fetches it once
@@ -160,6 +160,7 @@ class _Pool:
         done, _ = ray.wait([*self.running], timeout=LOOK_S, fetch_local=False)
         for reference in done:
             attempt = self.running[reference]
+            ended: str | None
             watch = self.watches[attempt.task.job]
             try:
                 attempt.said = ray.get(next(reference))

@@ -14,7 +14,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import TextIO
+from typing import Any, TextIO
 
 from tqdm import tqdm
 
@@ -85,7 +85,7 @@ class Watch:
         self._shards = self._whole + len(todo)
         self._lock, self._sending = threading.RLock(), threading.Lock()
         now = clock()
-        started = {"run": ledger.new_run(now), "began": now, "updated": now}
+        started: dict[str, Any] = {"run": ledger.new_run(now), "began": now, "updated": now}
         self._mine = ledger.Attempts(engine=engine, workers=workers, shards=len(todo), **started)
         self._samples = self._retries = 0
         self._running: dict[int, float] = {}
