@@ -180,11 +180,9 @@ corpora: setup ## the offline default corpora, where no folders are given
 .PHONY: shards
 shards: setup ## make and label shards: training, validation, test
 	$(PY) -m pipeline shards $(call q,$(RECIPE)) $(CORPUS) --out $(call q,$(OUT)/shards/train) \
-	  --samples $(SAMPLES) --engine $(ENGINE) --workers $(WORKERS)
-	$(PY) -m pipeline shards $(call q,$(RECIPE)) $(CORPUS) --out $(call q,$(OUT)/shards/validation) \
-	  --split validation --samples 150 --engine $(ENGINE) --workers $(WORKERS)
-	$(PY) -m pipeline shards $(call q,$(RECIPE)) $(CORPUS) --out $(call q,$(OUT)/shards/test) \
-	  --split test --samples 150 --engine $(ENGINE) --workers $(WORKERS)
+	  --samples $(SAMPLES) --engine $(ENGINE) --workers $(WORKERS) \
+	  --and validation=150:$(call q,$(OUT)/shards/validation) \
+	  --and test=150:$(call q,$(OUT)/shards/test)
 
 .PHONY: train
 train: setup ## train a student on the shards

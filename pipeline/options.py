@@ -6,7 +6,7 @@ import argparse
 import os
 import re
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, Field
 
@@ -21,7 +21,7 @@ from data_specs.io.errors import UserError
 from data_specs.io.hardware import cpus, require_device
 from data_specs.io.options import add_options
 from data_specs.recipe import Recipe
-from pipeline.engine import run
+from pipeline.engine.base import Machines, TeacherActors
 from pipeline.render.guard import TIME_LIMIT_S
 from pipeline.render.render import Roots
 
@@ -56,6 +56,15 @@ def shards_options(verb: argparse.ArgumentParser) -> None:
         help="make again the shards with dropped samples or failed attempts, and only those",
     )
     sample_options(verb)
+    verb.add_argument(
+        "--and",
+        dest="beside",
+        action="append",
+        default=[],
+        metavar="SPLIT=N:DIR",
+        help="in the same run N samples of another split too, as a dataset of its own in DIR; may "
+        "be given more than once",
+    )
     add_options(verb, EngineOptions)
     add_options(verb, WorkerOptions)
 
@@ -157,15 +166,37 @@ def parse_splits(options: Sequence[str], roles: Sequence[str]) -> dict[str, str]
     return splits
 
 
-def teacher_actors(options: argparse.Namespace, device: str) -> run.TeacherActors:
+class Beside(NamedTuple):
+    """A further split that a run makes: which, how many samples of it, and where."""
+
+    split: str
+    samples: int
+    out: Place
+
+
+def parse_beside(options: Sequence[str]) -> list[Beside]:
+    """What ``--and SPLIT=N:DIR`` options ask for. Raises ``UserError`` naming a wrong one."""
+    found = []
+    for option in options:
+        match = re.fullmatch(r"([a-z]+)=([0-9]+):(.+)", option, re.DOTALL)
+        if not match or match[1] not in SPLITS:
+            raise UserError(
+                f"--and {shown(option)}: write SPLIT=N:DIR with a split of {', '.join(SPLITS)}, "
+                "such as validation=150:runs/validation"
+            )
+        found.append(Beside(match[1], int(match[2]), place(match[3])))
+    return found
+
+
+def teacher_actors(options: argparse.Namespace, device: str) -> TeacherActors:
     """Read the options of teachers. Raises ``UserError`` where they contradict each other."""
     needs = parse_stage(options.teacher_needs, "--teacher-needs")
-    actors = run.TeacherActors(options.teacher_actors, options.teachers_per_gpu, needs)
+    actors = TeacherActors(options.teacher_actors, options.teachers_per_gpu, needs)
     actors.check(options.engine, device)
     return actors
 
 
-def machines(options: argparse.Namespace, paths: Sequence[tuple[str, Place]]) -> run.Machines:
+def machines(options: argparse.Namespace, paths: Sequence[tuple[str, Place]]) -> Machines:
     """Read the options of machines. Raises ``UserError`` where they contradict each other.
 
     ``paths`` are (flag, path) of what every machine must find under the same name.
@@ -178,7 +209,7 @@ def machines(options: argparse.Namespace, paths: Sequence[tuple[str, Place]]) ->
     else:  # the workers are here
         require_device(options.device, "--device")
         require_device(getattr(options, "teacher_device", ""), "--teacher-device")
-    return run.Machines(address, parse_stage(options.worker_needs, "--worker-needs"))
+    return Machines(address, parse_stage(options.worker_needs, "--worker-needs"))
 
 
 def corpus_places(roots: Roots) -> list[tuple[str, Place]]:

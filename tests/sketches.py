@@ -17,7 +17,7 @@ from pipeline.corpora.manifest import SCHEMA, Manifest
 from pipeline.dataset import description, prepare
 from pipeline.dataset.job import Job
 from pipeline.dataset.shards import Row
-from pipeline.engine.run import _attempt
+from pipeline.engine.base import make_shard
 from pipeline.render.plan import SamplePlan
 from tests.conftest import small_recipe
 
@@ -64,7 +64,7 @@ def sketch_job(out: Path | str, samples: int = SAMPLES, **changes: Any) -> Job:
 
 
 class Sketcher:
-    """A maker (``job.Maker``). ``dropped`` are indices of samples that cannot be made."""
+    """A worker (``job.ShardWorker``). ``dropped`` are indices of samples that cannot be made."""
 
     def __init__(self, job: Job, dropped: frozenset[int] = frozenset()) -> None:
         self.job, self.dropped = job, dropped
@@ -99,7 +99,8 @@ def make_all(job: Job, dropped: frozenset[int] = frozenset()) -> list[int]:
     """Make what is to be made; the shards that were."""
     maker = Sketcher(job, dropped)
     for shard in job.todo():
-        if why := _attempt(maker, shard, lambda count: None):
+        *_, why = make_shard(maker, job, shard)
+        if why:
             raise RuntimeError(why)
     return maker.made
 

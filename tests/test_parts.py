@@ -23,10 +23,11 @@ from data_specs.cluster.needs import (
 from pipeline.__main__ import main
 from pipeline.dataset import shards
 from pipeline.dataset.shards import Row
-from pipeline.engine import run
+from pipeline.engine import ray_cluster, run
+from pipeline.engine.base import Outcome
 from tests.conftest import ROOT
 from tests.drills.drill_cluster import groups_rendered, locally, tars
-from tests.drills.drill_job import TWICE, StubMaker, stub_job
+from tests.drills.drill_job import TWICE, StubWorker, stub_job
 
 SAMPLES = 42  # ten shards of four and one of two
 
@@ -118,7 +119,7 @@ STARTING = "No node info found matching attributes: '' when trying to resolve no
 def test_a_driver_waits_for_a_head_that_is_only_starting(monkeypatch: pytest.MonkeyPatch) -> None:
     head = Head(2, STARTING)
     head.stand_in(monkeypatch)
-    run._start_ray(1, "head:6379")
+    ray_cluster.start_ray(1, "head:6379")
     assert head.asked == 3
 
 
@@ -126,11 +127,11 @@ def test_a_driver_waits_for_a_head_that_is_only_starting(monkeypatch: pytest.Mon
 def test_but_not_for_one_that_does_not_answer_nor_for_ever(
     said: str, patience_s: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run, "HEAD_S", patience_s)
+    monkeypatch.setattr(ray_cluster, "HEAD_S", patience_s)
     head = Head(9, said)
     head.stand_in(monkeypatch)
     with pytest.raises(ValueError, match="--ray-address head:6379: no Ray cluster answers"):
-        run._start_ray(1, "head:6379")
+        ray_cluster.start_ray(1, "head:6379")
     assert head.asked == 1
 
 
@@ -149,6 +150,8 @@ def test_the_flags_are_refused_before_any_work(
         (["--engine", "local", "--ray-address", "auto"], "--ray-address needs --engine ray"),
         (["--ray-address", "auto"], "--out runs/nowhere: on a cluster"),
         (["--worker-needs", "cpus=1"], "--worker-needs"),
+        (["--and", "tset=3:runs/test"], "--and tset=3:runs/test: write SPLIT=N:DIR"),
+        (["--and", "test=runs/test"], "--and test=runs/test: write SPLIT=N:DIR"),
     ):
         assert main([*job, *more]) == 2
         assert said in capsys.readouterr().err
@@ -178,11 +181,11 @@ def test_parts_side_by_side_make_the_dataset_and_the_last_one_its_card(tmp_path:
     assert len(lines) == 21 and not [line for line in lines if TWICE in line]
 
 
-def make(out: Path, part: Part, hire: Any = None) -> run.Outcome:
+def make(out: Path, part: Part, factory: Any = None) -> Outcome:
     from functools import partial
 
-    maker = hire or partial(StubMaker, log=Path("/dev/null"), pause_s=0)
-    return run.run(stub_job(out, SAMPLES), "local", 1, progress=False, hire=maker, part=part)
+    maker = factory or partial(StubWorker, log=Path("/dev/null"), pause_s=0)
+    return run.run(stub_job(out, SAMPLES), "local", 1, progress=False, factory=maker, part=part)
 
 
 def test_another_number_of_parts_makes_what_is_left(
@@ -205,7 +208,7 @@ def test_another_number_of_parts_makes_what_is_left(
 
 
 def test_a_shard_that_another_made_meanwhile_is_not_made_again(tmp_path: Path) -> None:
-    class Overtaken(StubMaker):
+    class Overtaken(StubWorker):
         def make(self, rows: range) -> list[Row]:
             if rows.start == 0:  # while the first shard is made, another job makes the second
                 shards.commit(self.job.out, 1, self._second(), self.job.dataset_hash, 0.0)
@@ -214,9 +217,9 @@ def test_a_shard_that_another_made_meanwhile_is_not_made_again(tmp_path: Path) -
         def _second(self) -> list[Row]:
             return [row for g in self.groups(1) for row in super(Overtaken, self).make(g)]
 
-    def hire(job: Any, teacher: Any) -> Overtaken:
+    def factory(job: Any, teacher: Any) -> Overtaken:
         return Overtaken(job, teacher, log=Path("/dev/null"), pause_s=0)
 
-    outcome = make(tmp_path, Part(), hire)
+    outcome = make(tmp_path, Part(), factory)
     assert 1 not in outcome.made and outcome.skipped == 1
     assert len(outcome.made) == 10

@@ -757,12 +757,11 @@ def test_make_takes_a_path_for_one_word_whatever_is_in_it(tmp_path: Path) -> Non
     assert behind(words, "--out") == [f"{out}/evaluation"]
     assert behind(words, "--shards") == [f"{out}/shards/test"]
     assert behind(words, "--clean-speech") == [f"{out}/x.wav"]
-    made = told("shards", tmp_path, OUT=out, SPEECH=out, NOISE=f"{two[0]} {two[1]}", RECIPE=out)
-    assert [behind(words, "--out") for words in made] == [
-        [f"{out}/shards/{part}"] for part in ("train", "validation", "test")
-    ]
+    (words,) = told("shards", tmp_path, OUT=out, SPEECH=out, NOISE=f"{two[0]} {two[1]}", RECIPE=out)
+    assert behind(words, "--out") == [f"{out}/shards/train"]
+    assert behind(words, "--and") == [f"{s}=150:{out}/shards/{s}" for s in ("validation", "test")]
     corpora = [f"speech={out}", *(f"noise={one}" for one in two), f"rooms={out}/corpora/rooms"]
-    assert all(behind(words, "--corpus") == corpora and str(out) in words for words in made)
+    assert behind(words, "--corpus") == corpora and str(out) in words
     for target, flag, variable in (
         ("train", "--out", "OUT"),
         ("report", "--out", "OUT"),

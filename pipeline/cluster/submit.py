@@ -23,7 +23,7 @@ from data_specs.io.errors import UserError
 from data_specs.recipe import Recipe, load_recipe
 from data_specs.strict import unknown
 from pipeline.cluster import rates as rate_files
-from pipeline.options import parse_shards, parse_splits
+from pipeline.options import parse_beside, parse_shards, parse_splits
 
 KINDS = ("ray", "slurm", "slurm-array", "kubernetes")
 SAID_BY_SITE = ("--engine", "--ray-address", "--part")
@@ -69,7 +69,8 @@ def _checked(kind: str, site: Site, job: Sequence[str]) -> argparse.Namespace:
     parse_splits(options.split, list(recipe.sources.present()))
     folders = [_folder(option, corpora) for option in options.corpus]
     paths = [(f"--corpus {name}", folder) for name, folder in folders]
-    submit.check_paths(kind, site, [("--out", str(options.out)), *paths])
+    outs = [("--out", options.out), *(("--and", one.out) for one in parse_beside(options.beside))]
+    submit.check_paths(kind, site, [*((flag, str(out)) for flag, out in outs), *paths])
     require_no_secret([("the job:", word) for word in job])
     for name in sorted(corpora - {name for name, _ in folders}):
         if f"CORPUS_{name.upper()}" not in site.environment:

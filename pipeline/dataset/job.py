@@ -208,8 +208,11 @@ def _other_weights(teacher: label.Teacher, stated: str) -> str:
     )
 
 
-class Maker(Protocol):
-    """What an engine drives, one to a process: makes a job's shards, group by group."""
+class ShardWorker(Protocol):
+    """What an engine drives, one to a process: makes a job's shards, group by group.
+
+    An engine sets ``job`` where it goes on to another split of the same recipe.
+    """
 
     job: Job
 
@@ -218,12 +221,12 @@ class Maker(Protocol):
     def make(self, rows: range) -> list[Row]: ...
 
 
-Hire = Callable[[Job, label.Teacher | None], Maker]
-"""Gives a maker for a job, with the teacher that others share or, for None, one of its own."""
+WorkerFactory = Callable[[Job, label.Teacher | None], ShardWorker]
+"""Gives a worker for a job, with the teacher that others share or, for None, one of its own."""
 
 
 class Worker:
-    """The maker of new samples: renders and labels."""
+    """Makes new samples: renders and labels."""
 
     def __init__(self, job: Job, teacher: label.Teacher | None = None) -> None:
         require_same_packages(job.identity["versions"], versions(job.recipe))

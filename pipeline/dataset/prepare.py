@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from data_specs.corpus import find_corpus
@@ -70,9 +71,25 @@ def prepare(
         teacher_device=teacher_device,
         teacher_calibration=label.calibration(teacher),
     )
-    _ = job.tables  # an empty split is told now, not by a worker
+    _ = job.tables  # an empty split is refused now, not by a worker
     open_folder(job)
     return job
+
+
+def beside(job: Job, out: Place, samples: int, splits: dict[str, str]) -> Job:
+    """The job of another split of the same recipe and corpora, in a folder of its own.
+
+    It is what ``prepare`` gives for it, but nothing is checked or scanned again. Raises as that.
+    """
+    require_samples(samples)
+    identity = job.identity | {"splits": resolve_splits(job.recipe, splits)}
+    before = read_dataset(out)
+    if before is not None and "assigned" not in before["identity"]:  # an older folder
+        identity.pop("assigned", None)
+    other = replace(job, identity=identity, samples=samples, out=out)
+    _ = other.tables  # an empty split is refused now, not by a worker
+    open_folder(other)
+    return other
 
 
 def check_processors(recipe: Recipe, device: str, time_limit_s: float = TIME_LIMIT_S) -> None:

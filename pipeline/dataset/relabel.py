@@ -32,8 +32,8 @@ from pipeline.dataset import shards
 from pipeline.dataset.description import open_folder, reopen, same_place
 from pipeline.dataset.job import Job
 from pipeline.dataset.shards import Row, ShardError
-from pipeline.engine import carry_out as carrying
 from pipeline.engine import run as engine
+from pipeline.engine.base import Outcome
 from pipeline.render import label
 from pipeline.render.processors import audio_packages
 
@@ -100,7 +100,7 @@ class Held:
 
 
 class Relabeller:
-    """The maker (``job.Maker``) of an old dataset's samples with new labels."""
+    """Makes (``job.ShardWorker``) an old dataset's samples with new labels."""
 
     def __init__(
         self, job: Job, teacher: label.Teacher | None = None, *, source: Job, batch: int = 0
@@ -192,15 +192,21 @@ def run(options: argparse.Namespace) -> int:
     if warning := label.slow_precision(job.recipe.teacher, options.device):
         print(warning)
     # Nothing is planned: the workers need no manifests.
-    hire = partial(Relabeller, source=replace(source, manifests={}), batch=options.batch)
+    factory = partial(Relabeller, source=replace(source, manifests={}), batch=options.batch)
     small = replace(job, manifests={})
 
-    def work() -> engine.Outcome:
-        return engine.run(
-            small, options.engine, options.workers, hire=hire, actors=actors, part=part, machines=at
+    def work() -> list[Outcome]:
+        return engine.run_all(
+            [small],
+            options.engine,
+            options.workers,
+            factory=factory,
+            actors=actors,
+            part=part,
+            machines=at,
         )
 
-    return carrying.carry_out(job, part, work)
+    return engine.carry_out([job], part, work)
 
 
 def _spec(options: argparse.Namespace) -> TeacherSpec:

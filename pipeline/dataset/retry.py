@@ -15,7 +15,7 @@ from dataclasses import replace
 from pipeline.dataset import shards
 from pipeline.dataset.job import Job
 from pipeline.dataset.ledger import read_attempts
-from pipeline.engine.run import Outcome
+from pipeline.engine.base import Outcome
 
 
 def name_of(shard: int) -> str:

@@ -11,10 +11,11 @@ from data_specs.cluster.needs import parse_part
 from data_specs.recipe import load_recipe
 from pipeline.dataset import prepare
 from pipeline.dataset import retry as failures
-from pipeline.engine.carry_out import make
+from pipeline.engine.run import make
 from pipeline.options import (
     corpus_places,
     machines,
+    parse_beside,
     parse_roots,
     parse_splits,
     shards_options,
@@ -29,12 +30,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Make what is missing of the dataset."""
+    """Make what is missing of the dataset, and of further splits of it."""
     actors = teacher_actors(options, options.teacher_device or options.device)
     part, recipe = parse_part(options.part), load_recipe(options.recipe)
     splits = parse_splits(options.split, list(recipe.sources.present()))
-    roots = parse_roots(options.corpus, recipe)
-    at = machines(options, [("--out", options.out), *corpus_places(roots)])
+    roots, further = parse_roots(options.corpus, recipe), parse_beside(options.beside)
+    outs = [("--out", options.out), *(("--and", one.out) for one in further)]
+    at = machines(options, [*outs, *corpus_places(roots)])
     job = prepare.prepare(
         recipe,
         roots,
@@ -49,6 +51,11 @@ def run(options: argparse.Namespace) -> int:
         print(manifest.summary())
     if warning := label.slow_precision(recipe.teacher, job.label_device):
         print(warning)
+    roles = list(recipe.sources.present())
+    wanted = [job]
+    for one in further:
+        splits = dict.fromkeys(roles, one.split)
+        wanted.append(prepare.beside(job, one.out, one.samples, splits))
     if options.retry_failed:
-        job = failures.again(job)
-    return make(job, options, actors, part, at)
+        wanted = [failures.again(one) for one in wanted]
+    return make(wanted, options, actors, part, at)

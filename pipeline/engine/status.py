@@ -152,9 +152,9 @@ def _retries(runs: list[Attempts], now: float) -> int:
 
 
 def _run(run: Attempts, now: float) -> dict[str, Any]:
-    told = run.model_dump(mode="json", exclude={"format", "running", "failed"})
+    shown_fields = run.model_dump(mode="json", exclude={"format", "running", "failed"})
     state = run.ended or ("at work" if run.alive(now) else "silent: it was killed, or lost its net")
-    return told | {"state": state, "silent_s": round(now - run.updated, 1)}
+    return shown_fields | {"state": state, "silent_s": round(now - run.updated, 1)}
 
 
 def lines(status: Status) -> Iterator[str]:

@@ -1,8 +1,8 @@
 """Watching a job from its driver: a bar on a terminal, a line every 30 s in a log, the file that
 ``status`` reads, and the same numbers as metrics.
 
-Workers tell little (which shard they begin, how many samples are done); all else is known here. To
-watch must never harm the job: what cannot be shown or written is left out.
+Workers report which shard they begin and how many samples are done; all else is known here.
+Watching must never harm the job: what cannot be shown or written is left out.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Protocol, TextIO
+from typing import Any, TextIO
 
 from tqdm import tqdm
 
@@ -30,25 +30,6 @@ WINDOW_S = 300.0
 """Rates are those of the last minutes: what a night's average hides is what one looks for."""
 
 CLIP_S = CROP_SAMPLES / SAMPLE_RATE
-
-
-class Tell(Protocol):
-    """What a worker says while it works."""
-
-    def began(self, shard: int) -> None: ...
-
-    def count(self, samples: int) -> None: ...
-
-    def over(self, shard: int) -> None: ...
-
-
-@dataclass(frozen=True)
-class Board:
-    """What workers in other processes have said so far; ``running`` is shard to unix seconds."""
-
-    samples: int = 0
-    running: Mapping[int, float] = field(default_factory=dict)
-    retries: int = 0
 
 
 @dataclass(frozen=True)
@@ -80,7 +61,8 @@ class Watch:
     """The driver's view of a run; a context. Every method may be called from any thread.
 
     ``whole`` shards were there before (default: all that are not in ``todo``). ``stream`` (default:
-    stderr) gets the bar, where it is a terminal, or the lines; nothing where ``show`` is false.
+    stderr) gets the bar, where it is a terminal, or the lines; nothing where ``show`` is false, nor
+    before the first shard begins where it ``waits`` for another job of the same run.
     """
 
     def __init__(
@@ -93,8 +75,9 @@ class Watch:
         show: bool = True,
         stream: TextIO | None = None,
         clock: Callable[[], float] = time.time,
+        waits: bool = False,
     ) -> None:
-        self.job, self.clock = job, clock
+        self.job, self.clock, self.waits = job, clock, waits
         self.stream = stream or sys.stderr
         self._sinks: list[Sink] = []
         self._total = sum(len(job.shard_range(shard)) for shard in todo)
@@ -102,16 +85,11 @@ class Watch:
         self._shards = self._whole + len(todo)
         self._lock, self._sending = threading.RLock(), threading.Lock()
         now = clock()
-        self._mine = ledger.Attempts(
-            run=ledger.new_run(now),
-            began=now,
-            updated=now,
-            engine=engine,
-            workers=workers,
-            shards=len(todo),
-        )
-        self._samples, self._retries, self._made = 0, 0, 0
+        started: dict[str, Any] = {"run": ledger.new_run(now), "began": now, "updated": now}
+        self._mine = ledger.Attempts(engine=engine, workers=workers, shards=len(todo), **started)
+        self._samples = self._retries = 0
         self._running: dict[int, float] = {}
+        self._ended: set[int] = set()
         self._failed: dict[int, str] = {}
         self._dropped: Counter[str] = Counter()
         self._points: deque[tuple[float, int]] = deque([(now, 0)])
@@ -133,30 +111,21 @@ class Watch:
         """The name of this run."""
         return self._mine.run
 
-    # --- told by workers -----------------------------------------------------------------------
+    # --- what workers report -------------------------------------------------------------------
 
-    def began(self, shard: int) -> None:
-        """An attempt to make a shard begins in this process."""
+    def report(self, shard: int, samples: int) -> None:
+        """So many samples more of a shard are done; its first report says that it begins."""
         with self._lock:
-            self._running[shard] = self.clock()
-
-    def count(self, samples: int) -> None:
-        """So many samples more are done."""
-        with self._lock:
+            if shard not in self._ended:
+                self._running.setdefault(shard, self.clock())
             self._samples += samples
             self._bar.update(samples)
 
-    def over(self, shard: int) -> None:
-        """The attempt in this process is over, one way or the other."""
+    def retry(self, shard: int) -> None:
+        """A shard is to be made again, whose worker died."""
         with self._lock:
             self._running.pop(shard, None)
-
-    def show(self, board: Board, before: Board) -> None:
-        """Take over what workers elsewhere said since ``before``."""
-        with self._lock:
-            self.count(max(0, board.samples - before.samples))
-            self._retries += max(0, board.retries - before.retries)
-            self._running = dict(board.running)
+            self._retries += 1
 
     def ended(self, shard: int, error: str) -> None:
         """A shard was committed or, for an ``error``, failed."""
@@ -167,11 +136,10 @@ class Watch:
                 dropped.update(drop["reason"] for drop in (record.dropped if record else ()))
         with self._lock:
             self._running.pop(shard, None)
+            self._ended.add(shard)
             self._dropped += dropped
             if error:
                 self._failed[shard] = error
-            else:
-                self._made += 1
 
     # --- shown ---------------------------------------------------------------------------------
 
@@ -182,7 +150,7 @@ class Watch:
             left = max(self._total - self._samples, 0)
             return Progress(
                 shards=self._shards,
-                done=self._whole + self._made,
+                done=self._whole + len(self._ended) - len(self._failed),
                 failed=len(self._failed),
                 running=len(self._running),
                 samples=self._samples,
@@ -205,10 +173,15 @@ class Watch:
             progress = self.progress()
             self._bar.set_postfix_str(_postfix(progress), refresh=False)
         self._send(progress)
-        if self._lines and now - self._spoke >= LINE_S:
+        if self._lines and self._is_busy() and now - self._spoke >= LINE_S:
             self._spoke = now
             with suppress(OSError, ValueError):  # a log that was closed
                 print(line(progress, now), file=self.stream, flush=True)
+
+    def _is_busy(self) -> bool:
+        """Not while it waits for another job of the same run, nor when all is done."""
+        begun = self._running or self._ended or not self.waits
+        return bool(begun) and len(self._ended) < self._mine.shards
 
     def _beat(self) -> None:
         if self.clock() - self._wrote >= ledger.HEARTBEAT_S:
@@ -247,21 +220,18 @@ class Watch:
     def _write(self, ended: str) -> None:
         with self._lock:
             self._wrote = self.clock()
-            listed = list(self._failed.items())[: ledger.MOST_FAILURES]
-            mine = self._mine.model_copy(
-                update={
-                    "updated": self._wrote,
-                    "ended": ended,
-                    "made": self._made,
-                    "samples": self._samples,
-                    "rate": round(self._rate(), 3),
-                    "retries": self._retries,
-                    "running": dict(self._running),
-                    "failed": dict(listed),
-                }
-            )
-        with suppress(OSError, ValueError):  # a full disk, a lost bucket: the job itself tells it
-            ledger.write_attempts(self.job.out, mine)
+            changed = {
+                "updated": self._wrote,
+                "ended": ended,
+                "made": len(self._ended) - len(self._failed),
+                "samples": self._samples,
+                "rate": round(self._rate(), 3),
+                "retries": self._retries,
+                "running": dict(self._running),
+                "failed": dict(list(self._failed.items())[: ledger.MOST_FAILURES]),
+            }
+        with suppress(OSError, ValueError):  # a full disk, a lost bucket: the job itself says it
+            ledger.write_attempts(self.job.out, self._mine.model_copy(update=changed))
 
     def _watch(self, what: Callable[[], None]) -> None:
         while not self._stop.wait(TICK_S):

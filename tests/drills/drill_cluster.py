@@ -177,7 +177,7 @@ class Cluster:
 
     def works(self, name: str) -> bool:
         """Whether a machine has a worker, or a teacher."""
-        return any(self.runs(name, f"ray::_{kind}") for kind in ("Make", "TeacherActor"))
+        return any(self.runs(name, f"ray::{kind}") for kind in ("make_task", "TeacherActor"))
 
     def kill(self, name: str) -> None:
         kill_all(self.processes(name))
@@ -284,7 +284,7 @@ def drill(folder: Path, arguments: Sequence[str], seconds: float) -> dict[str, i
         with held(log):
             machines.add("node2", 1)
             wait_for(lambda: _works(machines, "node2"), seconds, "the new machine gets no work")
-        teachers = titled(machines.processes(), "_TeacherActor")
+        teachers = titled(machines.processes(), "TeacherActor")
         kill_all(teachers)
         happened["teachers killed"], before = len(teachers), whole(out)
         wait_for(lambda: whole(out) >= before + 3, seconds, "a killed teacher stops the job")
@@ -313,7 +313,7 @@ def held(log: Path) -> Iterator[None]:
 
 
 def _works(machines: Cluster, name: str) -> bool:
-    return bool(titled(machines.processes(name), "ray::_Make"))
+    return bool(titled(machines.processes(name), "ray::make_task"))
 
 
 def main() -> int:

@@ -30,8 +30,8 @@ from pipeline.dataset.description import open_folder
 from pipeline.dataset.job import Job, Worker
 from pipeline.dataset.prepare import prepare
 from pipeline.dataset.shards import Row
-from pipeline.engine import carry_out as carrying
 from pipeline.engine import run
+from pipeline.engine.base import Machines, Outcome
 
 TWICE = "TWICE"
 
@@ -66,7 +66,7 @@ def note(log: Path, job: Job, rows: range) -> None:
         time.sleep(0.05)
 
 
-class StubMaker:
+class StubWorker:
     """Makes samples of 60 kB out of nothing but their index."""
 
     def __init__(self, job: Job, teacher: Any, *, log: Path, pause_s: float) -> None:
@@ -135,24 +135,24 @@ def main() -> int:
             LoggedWorker,
         )
     else:
-        job, kind = stub_job(options.out, options.samples), StubMaker
+        job, kind = stub_job(options.out, options.samples), StubWorker
     part = parse_part(options.part)
 
-    def work() -> run.Outcome:
-        return run.run(
-            job,
+    def work() -> list[Outcome]:
+        return run.run_all(
+            [job],
             options.engine,
             options.workers,
             progress=False,
-            hire=partial(kind, log=options.log, pause_s=options.pause),
+            factory=partial(kind, log=options.log, pause_s=options.pause),
             actors=verb_options.teacher_actors(options, "cpu"),
             part=part,
-            machines=run.Machines(
+            machines=Machines(
                 options.ray_address, parse_stage(options.worker_needs, "--worker-needs")
             ),
         )
 
-    return carrying.carry_out(job, part, work)
+    return run.carry_out([job], part, work)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
-from unittest.mock import MagicMock
 
 import pytest
 import soundfile
@@ -27,7 +26,7 @@ from data_specs.io.storage import LocalFolder, RemoteFolder
 from pipeline.__main__ import main
 from pipeline.corpora import folder as corpora
 from pipeline.corpora.manifest import scan
-from pipeline.engine import ray_place, run
+from pipeline.engine import ray_cluster, ray_engine, run
 from tests.conftest import ROOT, talk, write
 
 
@@ -381,8 +380,8 @@ def test_a_ray_folder_is_this_users_alone_and_short_enough(
 ) -> None:
     monkeypatch.delenv("RAY_TMPDIR", raising=False)
     monkeypatch.setenv("TMPDIR", str(tmp_path / ("long" * 20)))
-    folder = ray_place.ray_folder()
-    assert len(str(folder)) <= ray_place.MOST_LETTERS
+    folder = ray_cluster.ray_folder()
+    assert len(str(folder)) <= ray_cluster.MOST_LETTERS
     assert folder.stat().st_mode & 0o777 == 0o700
 
 
@@ -397,22 +396,22 @@ def test_a_ray_folder_of_another_user_is_told_with_the_way_out(
         (Path(base) / "ray-12345").mkdir()
         os.chown(Path(base) / "ray-12345", os.geteuid(), -1)
         with pytest.raises(UserError, match=r"ray-12345: is not a folder of this user.*RAY_TMPDIR"):
-            ray_place.ray_folder()
+            ray_cluster.ray_folder()
         (Path(base) / "ray-12345").rmdir()
         monkeypatch.setattr(Path, "mkdir", failing(errno.EACCES))
         with pytest.raises(UserError, match="Permission denied: set RAY_TMPDIR"):
-            ray_place.ray_folder()
+            ray_cluster.ray_folder()
 
 
 def test_a_token_is_for_this_user_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
     monkeypatch.setattr(Path, "home", lambda: tmp_path)
     token = tmp_path / ".ray" / "auth_token"
-    ray_place.require_private_token()
+    ray_cluster.require_private_token()
     first = token.read_text()
     assert len(first) == 64 and token.stat().st_mode & 0o777 == 0o600
     token.chmod(0o644)  # as Ray itself writes it
-    ray_place.require_private_token()
+    ray_cluster.require_private_token()
     assert token.read_text() == first and token.stat().st_mode & 0o777 == 0o600
     assert os.listdir(token.parent) == ["auth_token"]
 
@@ -433,7 +432,7 @@ def test_an_address_where_no_ray_answers_is_told_in_seconds(
         with pytest.raises(
             UserError, match=f"RAY_ADDRESS {address}: no Ray cluster answers.*unset"
         ):
-            ray_place.require_answer(address, 1.0)
+            ray_cluster.require_answer(address, 1.0)
         assert time.monotonic() - began < 30
 
 
@@ -445,16 +444,16 @@ def test_a_users_error_in_a_worker_is_found_under_rays_pages() -> None:
 
     inner = UserError("shard-000001.tar: damaged: make it again")
     inner.__cause__ = ValueError("what the parser said")
-    assert run._cause(wrapped(inner)) is inner
+    assert ray_engine.cause_of(wrapped(inner)) is inner
     lost = OSError(errno.ENOSPC, "full", "a.tar")
-    assert run._cause(wrapped(lost)) is lost
-    bug = run._cause(wrapped(TypeError("ours")))
+    assert ray_engine.cause_of(wrapped(lost)) is lost
+    bug = ray_engine.cause_of(wrapped(TypeError("ours")))
     assert type(bug) is RuntimeError and "pages" in str(bug)  # ours: with its traceback
-    gone = run._cause(kinds.RayActorError())
+    gone = ray_engine.cause_of(kinds.RayActorError())
     assert isinstance(gone, UserError) and "\n" not in str(gone)
 
 
-def broken_hire(*_: object) -> Any:
+def broken_factory(*_: object) -> Any:
     raise UserError("the teacher cannot be had: do something")
 
 
@@ -464,7 +463,7 @@ def test_a_worker_that_cannot_begin_says_why_itself(
     from tests.drills.drill_job import stub_job
 
     with pytest.raises(UserError, match=r"^the teacher cannot be had: do something$"):
-        run.run(stub_job(tmp_path, 16), "local", 2, progress=False, hire=broken_hire)
+        run.run(stub_job(tmp_path, 16), "local", 2, progress=False, factory=broken_factory)
     assert "Traceback" not in capfd.readouterr().err
 
 
@@ -495,24 +494,10 @@ def test_a_lock_file_goes_with_its_holder_and_who_opened_it_before_takes_the_new
     assert os.listdir(tmp_path) == []
 
 
-def test_a_ray_that_hangs_does_not_hold_who_watches(monkeypatch: pytest.MonkeyPatch) -> None:
-    import ray
-
-    limits: list[float | None] = []
-
-    def get(_: object, timeout: float | None = None) -> None:
-        limits.append(timeout)
-        raise ray.exceptions.GetTimeoutError
-
-    monkeypatch.setattr(ray, "get", get)
-    assert run._read_count(MagicMock()) is None
-    assert limits == [run.ANSWER_S]
-
-
 OWN_RAY = """
 import psutil
-from pipeline.engine import run
-run._start_ray(1)
+from pipeline.engine import ray_cluster
+ray_cluster.start_ray(1)
 import ray
 ray.get(ray.remote(int).remote())
 for process in psutil.Process().children(recursive=True):

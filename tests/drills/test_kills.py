@@ -69,7 +69,7 @@ class Kills:
         everyone = self.machines.processes()
         if kind == "writer":
             return _writing(everyone, out)
-        return titled(everyone, "ray::_Make" if kind == "worker" else "ray::_TeacherActor")
+        return titled(everyone, "ray::make_task" if kind == "worker" else "ray::TeacherActor")
 
 
 def _writing(everyone: list[psutil.Process], out: Path) -> list[psutil.Process]:

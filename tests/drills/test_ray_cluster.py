@@ -37,6 +37,6 @@ def test_a_teacher_comes_back_though_workers_want_its_place(tmp_path: Path) -> N
         driver, nodes = machines.driver(job), ("node0", "node1", "node2")
         wait_for(lambda: whole(out) >= 3, 300, "no three shards were made")
         wait_for(lambda: all(map(machines.works, nodes)), 60, "a machine is idle")
-        machines.kill(next(node for node in nodes if machines.runs(node, "_TeacherActor")))
+        machines.kill(next(node for node in nodes if machines.runs(node, "TeacherActor")))
         assert driver.wait(timeout=300) == 0
     assert tars(out) == reference

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,12 +12,15 @@ import psutil
 import pytest
 
 from data_specs.recipe import Recipe
+from pipeline.__main__ import main
 from pipeline.dataset.description import WrongDataset
 from pipeline.dataset.job import Job, Worker
 from pipeline.dataset.prepare import prepare
 from pipeline.dataset.shards import Row, find_shards, read_record, verify_shard
+from pipeline.engine import ray_cluster
 from pipeline.engine import run as engines
 from tests.conftest import ROOT, small_recipe
+from tests.drills.drill_cluster import kill_all, tars, wait_for, whole
 
 SAMPLES = 18  # four shards of four and one of two
 SHARDS = [0, 1, 2, 3, 4]
@@ -37,7 +38,7 @@ def cluster() -> Iterator[None]:
     """Ray as the engine itself starts it, once for all tests; a run uses what is there."""
     import ray
 
-    engines._start_ray(2)
+    ray_cluster.start_ray(2)
     yield
     ray.shutdown()
 
@@ -47,10 +48,6 @@ def make(corpora: Corpora, out: Path, engine: str, workers: int, samples: int = 
     outcome = engines.run(job, engine, workers, progress=False)
     assert outcome.failed == {}
     return job
-
-
-def tars(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.glob("*.tar"))}
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +78,39 @@ def test_every_engine_makes_the_same_bytes(
     # Were Ray's writes to wait for a core that its workers hold, all would come at the end.
     times = [path.stat().st_mtime for path in sorted(tmp_path.glob("shard-*.json"))]
     assert len(times) == len(SHARDS) and max(times) - min(times) > 0.5
+
+
+@pytest.mark.parametrize("engine", ["local", "ray"])
+def test_several_splits_in_one_run_are_those_of_their_own_commands(
+    engine: str, corpora: Corpora, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loads = count_loads(monkeypatch)
+    options = [f"--corpus={name}={folders[0]}" for name, folders in corpora.items()]
+    command = ["shards", str(recipe_file(tmp_path, recipe())), *options]
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    for split, samples in (("train", "6"), ("validation", "5")):
+        more = ["--split", split, "--samples", samples, "--out", str(alone / split)]
+        assert main([*command, *more, "--engine", "local", "--workers", "1"]) == 0
+    assert loads == [0, 0]
+    both = ["--samples", "6", "--out", str(together / "train")]
+    both += ["--and", f"validation=5:{together / 'validation'}", "--engine", engine]
+    assert main([*command, *both, "--workers", "1"]) == 0
+    assert len(loads) == (3 if engine == "local" else 2)  # Ray's worker is another process
+    assert contents(together) == contents(alone) and len(contents(alone)) > 8
+
+
+def count_loads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Notes every load of a teacher in this process."""
+    loads, load = list[int](), Job.load_teacher
+    monkeypatch.setattr(Job, "load_teacher", lambda job: (loads.append(0), load(job))[1])
+    return loads
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """All files of a folder but those that tell of the run itself."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    found = {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+    return {name: data for name, data in found.items() if "/attempts/" not in name}
 
 
 def test_running_again_makes_nothing_again(reference: Job, corpora: Corpora) -> None:
@@ -154,13 +184,6 @@ def recipe_file(folder: Path, recipe: Recipe) -> Path:
     return path
 
 
-def wait_for_first_shard(out: Path, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 240  # machines are shared
-    while not list(out.glob("shard-*.json")):
-        assert process.poll() is None and time.monotonic() < deadline, "no shard was made"
-        time.sleep(0.02)
-
-
 def kill(process: subprocess.Popen[bytes], engine: str) -> None:
     """SIGKILL one worker and then the driver; then take down what Ray leaves running."""
     children = psutil.Process(process.pid).children(recursive=True)
@@ -177,9 +200,7 @@ def kill(process: subprocess.Popen[bytes], engine: str) -> None:
     if engine == "local":
         _, alive = psutil.wait_procs(children, timeout=20)
         assert not alive  # workers end with a killed driver
-    for child in children:
-        if child.is_running():
-            os.kill(child.pid, signal.SIGKILL)
+    kill_all(children)
 
 
 @pytest.mark.parametrize("engine", ["ray", pytest.param("local", marks=pytest.mark.slow)])
@@ -189,7 +210,7 @@ def test_killed_driver_and_worker_then_the_same_command(
     out, path = tmp_path / "out", recipe_file(tmp_path, recipe())
     out.mkdir()
     process = start(corpora, out, path, engine)
-    wait_for_first_shard(out, process)
+    wait_for(lambda: whole(out), 240, "no shard was made")  # machines are shared
     kill(process, engine)
     committed = {path: path.stat().st_mtime_ns for path in out.glob("shard-*.json")}
     done = {int(path.stem.removeprefix("shard-")) for path in committed}
@@ -220,7 +241,7 @@ def test_a_shard_that_kills_its_workers_fails_and_the_others_are_made(
             return super().make(rows)
 
     job = prepare(recipe(), corpora, tmp_path, 12, progress=False)
-    outcome = engines.run(job, "ray", 1, progress=False, hire=Deadly)
+    outcome = engines.run(job, "ray", 1, progress=False, factory=Deadly)
     assert outcome.made == [0, 2]
     assert outcome.failed == {1: "its worker died 4 times (killed, or out of memory)"}
 

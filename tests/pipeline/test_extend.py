@@ -22,7 +22,7 @@ from pipeline.dataset.job import Job
 from pipeline.dataset.merge import merge
 from pipeline.dataset.shards import ShardError, read_ledger, verify_shard
 from pipeline.engine import run
-from pipeline.engine.run import Outcome
+from pipeline.engine.base import Outcome
 from tests.sketches import make_all, manifests, sketch_job, tars
 
 NOT_ASKED = {"device": "cpu", "teacher_device": "", "time_limit": 60.0, "corpus": []}
@@ -300,7 +300,7 @@ def test_only_what_failed_is_made_again(tmp_path: Path) -> None:
     assert failures.noted(job) == {3}
     again = failures.again(job)
     assert again.todo() == [1, 3]  # a dropped sample, a failed attempt; shard 4 was never tried
-    assert run._left_whole(again, EVERY, [1, 3]) == 2  # 0 and 2
+    assert run.left_whole(again, EVERY, [1, 3]) == 2  # 0 and 2
     assert make_all(again) == [1, 3]
     failures.note(again, Outcome([1, 3]))
     assert failures.noted(job) == set() and failures.again(job).todo() == []

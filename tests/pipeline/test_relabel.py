@@ -296,7 +296,7 @@ def test_audio_that_is_not_its_records_gets_no_label(copy: Path, tmp_path: Path)
         rows.append(shards.Row(key, flac, data.replace(record.pcm_sha256.encode(), b"0" * 64)))
     shards.commit(copy, 1, rows, old.dataset_hash, 1.0, old.identity["versions"])
     job = prepare_again(old, tmp_path / "out", TeacherSpec())
-    outcome = engines.run(job, "local", 1, progress=False, hire=partial(Relabeller, source=old))
+    outcome = engines.run(job, "local", 1, progress=False, factory=partial(Relabeller, source=old))
     assert outcome.made == [0, 2]
     first = next(row.key for row in rows if row.flac)
     assert f"{first}.flac: audio differs" in outcome.failed[1]
@@ -342,11 +342,11 @@ def test_samples_are_scored_in_the_groups_in_which_they_were_made(
     seen_again: list[int] = []
     (tmp_path / "again").mkdir()
     job = prepare(recipe(), sources, tmp_path / "made", SAMPLES, progress=False)
-    engines.run(job, "local", 1, hire=lambda job, _: Worker(job, BatchTeacher(seen)))
+    engines.run(job, "local", 1, factory=lambda job, _: Worker(job, BatchTeacher(seen)))
     old = reopen(source, {})
     job = replace(old, out=tmp_path / "again")
-    hire = partial(Relabeller, source=old)
-    engines.run(job, "local", 1, hire=lambda job, _: hire(job, BatchTeacher(seen_again)))
+    factory = partial(Relabeller, source=old)
+    engines.run(job, "local", 1, factory=lambda job, _: factory(job, BatchTeacher(seen_again)))
     assert seen == seen_again and 1 in seen and 2 in seen  # with drops, and without
     assert records(tmp_path / "again") == records(tmp_path / "made")
     assert {record.logit for record in records(tmp_path / "again").values()} == {None}
@@ -356,8 +356,8 @@ def test_a_batch_may_be_larger_than_a_group(source: Path, tmp_path: Path) -> Non
     seen: list[int] = []
     old = reopen(source, {})
     job = replace(old, out=tmp_path)
-    hire = partial(Relabeller, source=old, batch=100)
-    engines.run(job, "local", 1, hire=lambda job, _: hire(job, BatchTeacher(seen)))
+    factory = partial(Relabeller, source=old, batch=100)
+    engines.run(job, "local", 1, factory=lambda job, _: factory(job, BatchTeacher(seen)))
     assert seen == [r.samples for s in find_shards(source) if (r := read_record(source, s))]
     assert records(tmp_path).keys() == records(source).keys()
 

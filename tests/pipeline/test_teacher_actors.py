@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,9 +23,12 @@ from pipeline.dataset.prepare import prepare
 from pipeline.dataset.relabel import Relabeller
 from pipeline.dataset.relabel import prepare as prepare_again
 from pipeline.dataset.shards import ShardError, find_shards
+from pipeline.engine import ray_cluster, teachers
 from pipeline.engine import run as engines
-from pipeline.engine.run import RemoteTeacher, TeacherActors, _torch_threads_kept
+from pipeline.engine.base import TeacherActors
+from pipeline.engine.local import torch_threads_kept
 from tests.conftest import small_recipe
+from tests.drills.drill_cluster import kill_all, tars, titled, wait_for, whole
 
 SAMPLES = 26  # six shards of four and one of two: long enough for a teacher to be killed midway
 Corpora = dict[str, list[Path]]
@@ -36,7 +39,7 @@ def cluster() -> Iterator[None]:
     """Ray as the engine itself starts it for two workers and a teacher, once for all tests."""
     import ray
 
-    engines._start_ray(3)
+    ray_cluster.start_ray(3)
     yield
     ray.shutdown()
 
@@ -44,10 +47,6 @@ def cluster() -> Iterator[None]:
 def job_in(corpora: Corpora, out: Path, samples: int = SAMPLES) -> Job:
     recipe = small_recipe(shard_samples=4, group_samples=2)
     return prepare(recipe, corpora, out, samples, progress=False)
-
-
-def tars(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.glob("*.tar"))}
 
 
 @pytest.fixture(scope="module")
@@ -66,41 +65,32 @@ def test_workers_that_share_a_teacher_make_the_same_bytes(
     assert tars(tmp_path) == {name: tars(reference.out)[name] for name in tars(tmp_path)}
 
 
-def teachers() -> list[psutil.Process]:
-    """The processes of teacher actors, oldest first."""
-    found = []
-    for process in psutil.Process().children(recursive=True):
-        try:
-            if "_TeacherActor" in " ".join(process.cmdline()):
-                found.append(process)
-        except psutil.NoSuchProcess:
-            continue
-    return sorted(found, key=lambda process: process.create_time())
+def teacher_processes() -> list[psutil.Process]:
+    """The processes of teacher actors."""
+    return titled(psutil.Process().children(recursive=True), "TeacherActor")
 
 
 @pytest.fixture(autouse=True)
 def none_outlives_its_run(cluster: None) -> Iterator[None]:
     yield
-    _, alive = psutil.wait_procs(teachers(), timeout=20)
+    _, alive = psutil.wait_procs(teacher_processes(), timeout=20)
     assert alive == []
 
 
-class Killer(threading.Thread):
-    """Kills teachers with SIGKILL, ``times`` times, after the first shard is whole."""
+@contextmanager
+def one_killed(out: Path) -> Iterator[None]:
+    """Meanwhile the teacher is killed with SIGKILL, once the first shard is whole."""
 
-    def __init__(self, out: Path, times: int = 1) -> None:
-        super().__init__(daemon=True)
-        self.out, self.times, self.killed = out, times, list[int]()
+    def kill() -> int:
+        wait_for(lambda: whole(out) and teacher_processes(), 120, "no teacher, or no shard")
+        found = teacher_processes()
+        kill_all(found)
+        return len(found)
 
-    def run(self) -> None:
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline and len(self.killed) < self.times:
-            time.sleep(0.05)
-            if list(self.out.glob("shard-*.json")):
-                for process in teachers():
-                    if process.pid not in self.killed:
-                        process.kill()
-                        self.killed.append(process.pid)
+    with ThreadPoolExecutor(1) as pool:
+        killed = pool.submit(kill)
+        yield
+        assert killed.result() == 1
 
 
 @pytest.mark.slow
@@ -108,11 +98,8 @@ def test_a_killed_teacher_is_started_again_and_nothing_is_lost(
     reference: Job, corpora: Corpora, tmp_path: Path
 ) -> None:
     job = job_in(corpora, tmp_path)
-    killer = Killer(tmp_path)
-    killer.start()
-    outcome = engines.run(job, "ray", 2, progress=False, actors=TeacherActors(1))
-    killer.join()
-    assert len(killer.killed) == 1
+    with one_killed(tmp_path):
+        outcome = engines.run(job, "ray", 2, progress=False, actors=TeacherActors(1))
     assert outcome.failed == {} and len(outcome.made) == 7
     assert tars(tmp_path) == tars(reference.out)
 
@@ -121,12 +108,10 @@ def test_a_killed_teacher_is_started_again_and_nothing_is_lost(
 def test_a_teacher_that_dies_for_good_fails_its_shards_by_name(
     reference: Job, corpora: Corpora, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engines, "RESTARTS", 0)
+    monkeypatch.setattr(teachers, "RESTARTS", 0)
     job = job_in(corpora, tmp_path)
-    killer = Killer(tmp_path)
-    killer.start()
-    outcome = engines.run(job, "ray", 2, progress=False, actors=TeacherActors(1))
-    killer.join()
+    with one_killed(tmp_path):
+        outcome = engines.run(job, "ray", 2, progress=False, actors=TeacherActors(1))
     assert outcome.made and outcome.failed
     assert sorted([*outcome.made, *outcome.failed]) == list(range(7))
     assert all("'distillmos': its actor died" in reason for reason in outcome.failed.values())
@@ -142,16 +127,16 @@ def test_two_teachers_label_a_dataset_again(
 ) -> None:
     source = replace(reference, samples=8)
     job = prepare_again(source, tmp_path / "out", TeacherSpec(precision="bf16"))
-    hire = partial(Relabeller, source=source)
-    outcome = engines.run(job, "ray", 1, progress=False, hire=hire, actors=TeacherActors(2))
+    factory = partial(Relabeller, source=source)
+    outcome = engines.run(job, "ray", 1, progress=False, factory=factory, actors=TeacherActors(2))
     assert outcome.failed == {}
     assert find_shards(job.out) == [0, 1]
     assert tars(job.out) == {name: tars(reference.out)[name] for name in tars(job.out)}
 
 
 def test_a_teachers_own_error_comes_back_as_it_is(reference: Job) -> None:
-    with engines._shared_teacher(reference, TeacherActors(1)) as teacher:
-        assert isinstance(teacher, RemoteTeacher)
+    with teachers.shared_teacher(reference, TeacherActors(1)) as (teacher, _):
+        assert teacher is not None
         assert teacher.name == "distillmos"
         assert teacher.weights_sha256 == reference.identity["teacher_sha256"]
         with pytest.raises(
@@ -188,9 +173,9 @@ def test_a_gpus_next_group_comes_in_while_one_is_scored(
 ) -> None:
     teacher = CountingTeacher(threading.Barrier(2) if most == 2 else None)
     monkeypatch.setattr(Job, "load_teacher", lambda _: teacher)
-    actor = engines._TeacherActor(replace(reference, teacher_device=device))
+    actor = teachers.TeacherActor(replace(reference, teacher_device=device))
     groups = [np.full((2, 4), pcm, np.int16) for pcm in (-32768, 1, 32767, 5)]
-    with _torch_threads_kept(), ThreadPoolExecutor(2) as pool:  # as Ray runs two of its calls
+    with torch_threads_kept(), ThreadPoolExecutor(2) as pool:  # as Ray runs two of its calls
         scores = [mos_B.tolist() for mos_B, _ in pool.map(actor.score, groups)]
     assert scores == [[pcm / 32768] * 2 for pcm in (-32768, 1, 32767, 5)]
     assert teacher.most == most
@@ -200,7 +185,7 @@ def test_a_teacher_that_cannot_be_loaded_ends_the_run_in_its_own_words(reference
     other = replace(reference, identity=reference.identity | {"teacher_sha256": "f" * 64})
     with (
         pytest.raises(ShardError, match="'distillmos' has other weights on this machine"),
-        engines._shared_teacher(other, TeacherActors(1)),
+        teachers.shared_teacher(other, TeacherActors(1)),
     ):
         pass
 
@@ -228,24 +213,35 @@ def test_more_teachers_than_there_is_room_for_are_refused(
 def test_teachers_that_fit_on_no_machine_are_refused(
     corpora: Corpora, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engines, "ROOM_S", 2.0)
+    monkeypatch.setattr(teachers, "ROOM_S", 2.0)
     asked = TeacherActors(1, needs=Stage(cores=1, memory_gb=100_000))
     with pytest.raises(ValueError, match=r"each needs .*'memory': 1000.* on one machine"):
         engines.run(job_in(corpora, tmp_path), "ray", 1, progress=False, actors=asked)
     assert find_shards(tmp_path) == []
 
 
-def test_a_cluster_is_told_what_all_workers_and_teachers_take(
-    reference: Job, corpora: Corpora, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_an_autoscaler_sees_what_all_workers_take_that_have_no_place(
+    corpora: Corpora, tmp_path: Path
 ) -> None:
-    told: list[list[dict[str, float]]] = []
-    monkeypatch.setattr(
-        "ray.autoscaler.sdk.request_resources", lambda bundles: told.append(bundles)
-    )
-    job = job_in(corpora, tmp_path, 8)
+    import ray
+    from ray.autoscaler.v2.sdk import get_cluster_status
+
+    pending: list[int] = []
+    stop = threading.Event()
+
+    def look() -> None:
+        address = ray.get_runtime_context().gcs_address
+        while not stop.wait(0.2):
+            demand = get_cluster_status(address).resource_demands.ray_task_actor_demand
+            pending.append(sum(b.count for one in demand for b in one.bundles_by_count))
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    job = job_in(corpora, tmp_path, 20)  # five shards
     assert engines.run(job, "ray", 7, progress=False, actors=TeacherActors(1)).failed == {}
-    assert told[0] == [{"CPU": 1.0}] * 3  # two shards' workers, though Ray has room, and a teacher
-    assert told[-1] == []
+    stop.set()
+    thread.join()
+    assert max(pending) == 3  # of five workers, beside the teacher two had a core
 
 
 @pytest.mark.parametrize(

@@ -24,8 +24,8 @@ from pipeline.dataset import card, ledger
 from pipeline.dataset.job import CLIP_HOURS, Job
 from pipeline.dataset.shards import Row, commit, read_record, write_json
 from pipeline.dataset.summary import MOS_BINS, mos_bin, summarise
-from pipeline.engine import run, status, watch
-from pipeline.engine.watch import METRICS, Board, Progress, Watch, duration, line, measures
+from pipeline.engine import ray_cluster, ray_engine, run, status, watch
+from pipeline.engine.watch import METRICS, Progress, Watch, duration, line, measures
 from tests.conftest import ROOT, small_recipe
 from tests.drills.drill_cluster import wait_for
 
@@ -115,7 +115,7 @@ def watching(job: Job, stream: io.StringIO, clock: Clock, **options: Any) -> Wat
 def test_a_log_gets_one_line_every_half_minute_and_no_bar(job: Job) -> None:
     stream, clock = io.StringIO(), Clock()
     seen = watching(job, stream, clock)
-    seen.began(0)
+    seen.report(0, 0)
     for _ in range(40):
         clock.now += 2
         seen.tick()
@@ -142,14 +142,13 @@ def test_the_line_says_what_one_asks_for(job: Job) -> None:
     make(job, 3)
     seen = watching(job, stream, clock)
     seen.tick()
-    seen.began(0)
+    seen.report(0, 0)
     clock.now += 10
-    seen.count(4)
+    seen.report(0, 4)
     make(job, 0)
-    seen.over(0)
     seen.ended(0, "")
-    seen.began(1)
-    seen.began(2)
+    seen.report(1, 0)
+    seen.report(2, 0)
     clock.now += 20
     seen.ended(2, "OSError: gone")
     seen.tick()
@@ -173,7 +172,7 @@ def test_rates_are_of_the_last_minutes(job: Job) -> None:
     seen.tick()
     for _ in range(400):
         clock.now += 2
-        seen.count(2)
+        seen.report(0, 2)
         seen.tick()
     assert seen.progress().rate == pytest.approx(1.0, rel=0.02)
     for _ in range(151):
@@ -185,7 +184,7 @@ def test_rates_are_of_the_last_minutes(job: Job) -> None:
 def test_a_terminal_gets_a_bar_and_no_lines(job: Job) -> None:
     stream, clock = Terminal(), Clock()
     with watching(job, stream, clock) as seen:
-        seen.count(5)
+        seen.report(0, 5)
         clock.now += 31
         seen.tick()
     assert "samples:" in stream.getvalue() and "retries 0" in stream.getvalue()
@@ -195,27 +194,47 @@ def test_a_terminal_gets_a_bar_and_no_lines(job: Job) -> None:
 def test_silence_where_none_asked_and_yet_a_ledger(job: Job) -> None:
     stream = io.StringIO()
     with watching(job, stream, Clock(), show=False) as seen:
-        seen.began(1)
+        seen.report(1, 0)
     (found,) = ledger.read_attempts(job.out)
     assert stream.getvalue() == ""
     assert (found.ended, list(found.running), found.shards) == ("done", [1], 4)
 
 
-def test_what_other_processes_say_is_taken_over_once(job: Job) -> None:
-    seen = watching(job, io.StringIO(), Clock(), show=False)
-    first, second = Board(3, {2: 990.0}), Board(5, {2: 990.0, 1: 995.0}, retries=1)
-    seen.show(first, Board())
-    seen.show(second, first)
-    seen.show(Board(0, {}, 0), second)  # they were started again
-    seen.show(Board(2, {}, 0), Board(0, {}, 0))
+def test_a_shard_is_in_flight_from_its_first_report_to_its_end(job: Job) -> None:
+    clock = Clock()
+    seen = watching(job, io.StringIO(), clock, show=False)
+    for shard in (1, 2, 3):
+        seen.report(shard, 0)
+    clock.now += 10
+    seen.retry(1)
+    seen.ended(2, "")
+    seen.report(2, 4)  # it comes late
     found = seen.progress()
-    assert (found.samples, found.retries, found.oldest_s) == (7, 1, 0.0)
+    assert (found.samples, found.retries, found.running, found.oldest_s) == (4, 1, 1, 10.0)
+    seen.report(1, 0)
+    assert (seen.progress().running, seen.progress().done) == (2, 1)
+
+
+def test_a_job_that_waits_for_another_of_its_run_says_nothing(job: Job) -> None:
+    stream, clock = io.StringIO(), Clock()
+    seen = watching(job, stream, clock, waits=True)
+    for shard in job.todo():
+        clock.now += 40
+        seen.tick()
+        assert len(stream.getvalue().splitlines()) == shard
+        seen.report(shard, 0)
+        seen.report(shard, 4)
+        seen.tick()
+        seen.ended(shard, "")
+    clock.now += 40
+    seen.tick()
+    assert len(stream.getvalue().splitlines()) == 4
 
 
 def test_a_folder_that_cannot_be_written_harms_no_job(job: Job) -> None:
     (job.out / ledger.ATTEMPTS).write_text("in the way")
     with watching(job, io.StringIO(), Clock()) as seen:
-        seen.count(1)
+        seen.report(0, 1)
     assert ledger.read_attempts(job.out) == []
 
 
@@ -228,7 +247,7 @@ def test_a_sink_hears_all_and_may_fail(job: Job) -> None:
     seen = watching(job, io.StringIO(), Clock(), show=False)
     with seen.sending(broken), seen.sending(heard.append):
         seen.tick()
-        seen.count(3)
+        seen.report(0, 3)
     seen.tick()
     assert [progress.samples for progress in heard] == [0, 3]
 
@@ -262,10 +281,10 @@ def test_durations_are_exact_to_the_second(seconds: float) -> None:
     assert int(days or 0) * 86_400 + hours * 3600 + minutes * 60 + rest == round(seconds)
 
 
-# --- pool processes and Ray's counter -------------------------------------------------------------
+# --- engines --------------------------------------------------------------------------------------
 
 
-class Maker:
+class RowWorker:
     """Makes rows without audio."""
 
     def __init__(self, job: Job) -> None:
@@ -278,60 +297,28 @@ class Maker:
         return [row(index) for index in rows]
 
 
-def test_an_engine_tells_the_watch_and_the_ledger(job: Job) -> None:
-    lenient = replace(job, recipe=job.recipe.model_copy(update={"max_dropped_share": 0.5}))
-    outcome = run.run(lenient, "local", 1, progress=False, hire=lambda j, _: Maker(j))
-    assert outcome.made == [0, 1, 2, 3]
-    (found,) = ledger.read_attempts(job.out)
-    assert (found.samples, found.made, found.running, found.ended) == (SAMPLES, 4, {}, "done")
-
-
-def hire(job: Job, _: object) -> Maker:
+def row_worker(job: Job, _: object) -> RowWorker:
     """At the top of a module, so that a pool's processes find it."""
-    return Maker(job)
+    return RowWorker(job)
 
 
-@pytest.mark.slow
-def test_pool_processes_tell_the_watch(job: Job) -> None:
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_an_engine_tells_the_watch_and_the_ledger(job: Job, workers: int) -> None:
     lenient = replace(job, recipe=job.recipe.model_copy(update={"max_dropped_share": 0.5}))
-    outcome = run.run(lenient, "local", 2, progress=False, hire=hire)
+    outcome = run.run(lenient, "local", workers, progress=False, factory=row_worker)
     assert sorted(outcome.made) == [0, 1, 2, 3]
     (found,) = ledger.read_attempts(job.out)
     assert (found.samples, found.made, found.running, found.ended) == (SAMPLES, 4, {}, "done")
 
 
-def test_slots_show_what_pool_processes_do() -> None:
-    slots = [0.0] * (2 * run.SLOT)
-    first, second = run._Slot(slots, 0), run._Slot(slots, 1)
-    first.began(0)
-    second.began(7)
-    second.count(3)
-    first.count(2)
-    first.over(0)
-    board = run._read_slots(slots)
-    assert board.samples == 5
-    assert list(board.running) == [7]
-
-
-def test_a_shard_that_begins_twice_is_a_retry() -> None:
-    counter = run._Counter()
-    for shard in (1, 2):
-        counter.began(shard)
-    counter.began(1)  # the worker that had it died
-    counter.over(2)
-    counter.began(2)
-    samples, running, retries = counter.read()
-    assert (samples, sorted(running), retries) == (0, [1, 2], 1)
-
-
-def test_a_maker_that_raises_leaves_nothing_in_flight(job: Job) -> None:
-    class Broken(Maker):
+def test_a_worker_that_raises_leaves_nothing_in_flight(job: Job) -> None:
+    class Broken(RowWorker):
         def make(self, rows: range) -> list[Row]:
             raise RuntimeError("broken")
 
-    seen = watching(job, io.StringIO(), Clock(), show=False)
-    assert "broken" in run._make_shard(Broken(job), 0, seen)
-    assert seen.progress().running == 0
+    outcome = run.run(job, "local", 1, progress=False, factory=lambda j, _: Broken(j))
+    assert sorted(outcome.failed) == [0, 1, 2, 3] and "broken" in outcome.failed[0]
+    assert ledger.read_attempts(job.out)[0].running == {}
 
 
 # --- status ---------------------------------------------------------------------------------------
@@ -461,11 +448,6 @@ def test_the_dashboard_asks_for_metrics_that_are_exported() -> None:
         assert labels <= {*watch.LABELS, "state", "reason"}, text
 
 
-def test_the_dashboard_is_packaged() -> None:
-    pyproject = (ROOT / "pyproject.toml").read_text()
-    assert DASHBOARD.is_file() and '"pipeline"' in pyproject
-
-
 @pytest.mark.slow
 def test_a_cluster_exports_the_metrics() -> None:
     """As a Prometheus server would read them, from the port that Ray's node gives."""
@@ -474,9 +456,9 @@ def test_a_cluster_exports_the_metrics() -> None:
 
     import ray
 
-    run._start_ray(1)
+    ray_cluster.start_ray(1)
     try:
-        send = run._metrics("small", "a-run")
+        send = ray_engine.metrics("small", "a-run")
         port = ray.nodes()[0]["MetricsExportPort"]
         wanted, found = {f"{watch.EXPORTED}{m.name}" for m in METRICS}, set()
         deadline = time.monotonic() + 90

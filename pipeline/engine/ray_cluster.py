@@ -1,15 +1,19 @@
-"""What is to be right before Ray starts: its folder, its token, loopback, or a cluster's answer."""
+"""Starts Ray, or joins a cluster: its folder, its token, loopback, and a cluster's answer."""
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import stat
+import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 
+from data_specs.io.cli import signals_for_us_alone
 from data_specs.io.errors import UserError
 from data_specs.io.files import temporary_name
 
@@ -21,6 +25,77 @@ LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 
 ANSWER_S = 15.0
 """How long a cluster may take to answer: a head that is only just started is there by then."""
+
+STORE_BYTES = 1 << 28
+"""Ray's object store, through which only shard numbers pass, and PCM on its way to teachers."""
+
+HEAD_S = 180.0
+"""How long a head that answers may have no machine yet, not even its own."""
+
+OWN_RAY = ("", "local")
+"""Addresses that stand for a Ray of this run's own."""
+
+
+def import_ray(address: str) -> Any:
+    """Ray, which reads ``LOOPBACK`` as it is imported, and then takes over signals."""
+    if address in OWN_RAY:
+        os.environ |= LOOPBACK
+    with signals_for_us_alone():
+        import ray
+    return ray
+
+
+def start_ray(workers: int, address: str = "") -> None:
+    """Join the cluster at an address, or start a Ray of this run's own with a core a worker.
+
+    Raises ``UserError`` where that is no cluster, or Ray does not start.
+    """
+    ray = import_ray(address)
+    # Silence Ray's warning that a cluster of its own has a token.
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
+    own = _own_ray(workers) if address in OWN_RAY else {}
+    until = time.monotonic() + HEAD_S
+    while not ray.is_initialized():
+        try:
+            with signals_for_us_alone():
+                ray.init(
+                    address=address or None,
+                    log_to_driver=False,
+                    logging_level="warning",
+                    runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}},
+                    **own,
+                )
+        except ConnectionError as error:
+            if not _is_starting(error) or time.monotonic() > until:
+                raise UserError(
+                    f"--ray-address {address}: no Ray cluster answers: {error}"
+                ) from error
+        except Exception as error:  # of no class of its own
+            if "timed out during startup" not in str(error):
+                raise
+            raise UserError(
+                "Ray does not start here within its own limit of half a minute: is this machine "
+                "busy? Run the same command again, or with --engine local"
+            ) from error
+
+
+def _own_ray(workers: int) -> dict[str, Any]:
+    """Options of a Ray that is this run's alone: no other machine, and no other user, has to do
+    with it."""
+    require_private_token()
+    return {
+        "num_cpus": workers,
+        "object_store_memory": STORE_BYTES,
+        "include_dashboard": False,
+        "_node_ip_address": "127.0.0.1",
+        "_temp_dir": str(ray_folder()),
+    }
+
+
+def _is_starting(error: ConnectionError) -> bool:
+    """Whether a head answers that has no machine yet, not even its own: Ray waits a minute for it,
+    which a head on a busy machine can take longer than."""
+    return "No node info found" in str(error.__cause__)
 
 
 def ray_folder() -> Path:
