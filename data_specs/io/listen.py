@@ -97,6 +97,6 @@ def spectrogram_png(
 
     png = io.BytesIO()
     look: dict[str, Any] = {"cmap": "inferno", "vmin": 0, "vmax": 1}
-    look["metadata"] = {"Software": None}  # the same bytes with every version of matplotlib
+    look["metadata"] = {"Software": None}  # no version of matplotlib in the file
     imsave(png, brightness, format="png", **look)
     return png.getvalue()
