@@ -172,8 +172,8 @@ def lines(title: str, x_label: str, y_label: str, series: Mapping[str, Points]) 
     figure, (axes,) = new()
     for (name, (x, y)), colour in zip(series.items(), SERIES, strict=False):
         marker = "o" if np.size(x) < 40 else ""
-        shown = np.clip(np.asarray(y, np.float64), -HUGE, HUGE)
-        axes.plot(x, shown, color=colour, marker=marker, ms=5, lw=1.6, label=name)
+        ends = [np.clip(np.asarray(side, np.float64), -HUGE, HUGE) for side in (x, y)]
+        axes.plot(*ends, color=colour, marker=marker, ms=5, lw=1.6, label=name)
     if len(series) > 1:
         axes.legend()
     axes.set(xlabel=x_label, ylabel=y_label)

@@ -96,6 +96,7 @@ def spectrogram_png(
     from matplotlib.image import imsave  # here: it takes a second, and workers need none of it
 
     png = io.BytesIO()
-    look = {"cmap": "inferno", "vmin": 0, "vmax": 1}
-    imsave(png, brightness, format="png", metadata={"Software": None}, **look)
+    look: dict[str, Any] = {"cmap": "inferno", "vmin": 0, "vmax": 1}
+    look["metadata"] = {"Software": None}  # no version of matplotlib in the file
+    imsave(png, brightness, format="png", **look)
     return png.getvalue()

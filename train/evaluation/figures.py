@@ -89,7 +89,7 @@ def residuals(clips: CommonClips, entry: Entry, first: int) -> tuple[Markup, int
         across += [number + ((n * 0.618) % 1 - 0.5) * 0.5 for n in range(len(kept))]
     charts.dots(axes, across, errors_N[np.array(marks) - first], 4.6, 0.75)
     names = [name if len(name) <= MOST_LETTERS else f"{name[:7]}…" for name in shown]
-    slant = {"rotation": 50, "ha": "right", "rotation_mode": "anchor"}
+    slant: Any = {"rotation": 50, "ha": "right", "rotation_mode": "anchor"}
     axes.set_xticks(range(len(shown)), names, **(slant if len("".join(names)) > 40 else {}))
     axes.set_ylabel("score - rating (MOS)" if entry.mos_scale else "mapped score - rating (MOS)")
     title = f"residuals of {entry.label} on {clips.name} by {clips.unit}"
