@@ -389,9 +389,11 @@ class RemoteFolder:
 
 def _reason(error: Exception) -> Exception:
     """What hides behind fsspec's "not found" over HTTP, where that is not what the server says."""
-    cause = error.__cause__ if isinstance(error, FileNotFoundError) else None
-    hidden = isinstance(cause, Exception) and not isinstance(cause, FileNotFoundError)
-    return cause if hidden and status_of(cause)[0] != 404 else error  # type: ignore
+    cause = error.__cause__
+    if not isinstance(error, FileNotFoundError) or not isinstance(cause, Exception):
+        return error
+    is_missing = isinstance(cause, FileNotFoundError) or status_of(cause)[0] == 404
+    return error if is_missing else cause
 
 
 def _tag(entry: dict[str, Any]) -> str:
