@@ -362,7 +362,7 @@ class RemoteFolder:
             try:
                 return work(_filesystem(self.protocol))
             except Exception as raised:  # every backend has kinds of its own
-                error = _cause(raised)
+                error = _reason(raised) if self._over_http else raised
                 tried_there = self.protocol in OWN_RETRIES and status_of(error)[0] not in CONFLICTS
                 waits = all_waits[:1] if tried_there else all_waits
                 if tries > len(waits) or not is_transient(error):
@@ -387,10 +387,13 @@ class RemoteFolder:
         return OSError(error.errno, message) if full else OSError(message)  # type: ignore[attr-defined]
 
 
-def _cause(error: Exception) -> Exception:
-    """What fsspec calls "not found" over HTTP, whatever the reason: here by its reason."""
-    hidden = isinstance(error, FileNotFoundError) and isinstance(error.__cause__, Exception)
-    return error.__cause__ if hidden else error  # type: ignore[return-value]
+def _reason(error: Exception) -> Exception:
+    """What hides behind fsspec's "not found" over HTTP, where that is not what the server says."""
+    cause = error.__cause__
+    if not isinstance(error, FileNotFoundError) or not isinstance(cause, Exception):
+        return error
+    is_missing = isinstance(cause, FileNotFoundError) or status_of(cause)[0] == 404
+    return error if is_missing else cause
 
 
 def _tag(entry: dict[str, Any]) -> str:
