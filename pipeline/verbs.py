@@ -22,7 +22,7 @@ from data_specs.recipe import load_recipe
 from pipeline.dataset import job as jobs
 from pipeline.dataset import replay, verify
 from pipeline.dataset import retry as failures
-from pipeline.engine.run import finish_parts, make
+from pipeline.engine.carry_out import finish_parts, make
 from pipeline.options import (
     corpus_places,
     machines,

@@ -24,7 +24,7 @@ from pipeline.corpora.manifest import Manifest
 from pipeline.dataset import job as jobs
 from pipeline.dataset import shards
 from pipeline.dataset.relabel import require_whole, same_place
-from pipeline.engine import run
+from pipeline.engine import carry_out as carrying
 
 
 def grown(dataset: Place, options: argparse.Namespace) -> jobs.Job:
@@ -167,7 +167,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     actors = verb_options.teacher_actors(options, options.teacher_device or options.device)
     part, at = parse_part(options.part), verb_options.machines(options, _places(options))
-    return run.make([grown(options.dataset, options)], options, actors, part, at)
+    return carrying.make([grown(options.dataset, options)], options, actors, part, at)
 
 
 def _places(options: argparse.Namespace) -> list[tuple[str, Place]]:

@@ -30,6 +30,7 @@ from pipeline.audio import decode_flac, pcm_sha256
 from pipeline.dataset import shards
 from pipeline.dataset.job import Job, open_folder, reopen
 from pipeline.dataset.shards import Row, ShardError
+from pipeline.engine import carry_out as carrying
 from pipeline.engine import run
 from pipeline.engine.base import Outcome
 from pipeline.render import label
@@ -227,7 +228,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             machines=at,
         )
 
-    return run.carry_out([job], part, work)
+    return carrying.carry_out([job], part, work)
 
 
 def _spec(options: argparse.Namespace) -> TeacherSpec:

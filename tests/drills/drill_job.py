@@ -27,6 +27,7 @@ from pipeline import options as verb_options
 from pipeline.corpora.manifest import SCHEMA, Manifest
 from pipeline.dataset.job import Job, Worker, open_folder, prepare
 from pipeline.dataset.shards import Row
+from pipeline.engine import carry_out as carrying
 from pipeline.engine import run
 from pipeline.engine.base import Machines, Outcome
 
@@ -149,7 +150,7 @@ def main() -> int:
             ),
         )
 
-    return run.carry_out([job], part, work)
+    return carrying.carry_out([job], part, work)
 
 
 if __name__ == "__main__":
