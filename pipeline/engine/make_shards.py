@@ -11,7 +11,7 @@ from data_specs.cluster.needs import parse_part
 from data_specs.recipe import load_recipe
 from pipeline.dataset import prepare
 from pipeline.dataset import retry as failures
-from pipeline.engine.run import make
+from pipeline.engine.carry_out import make
 from pipeline.options import (
     corpus_places,
     machines,

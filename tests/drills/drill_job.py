@@ -30,6 +30,7 @@ from pipeline.dataset.description import open_folder
 from pipeline.dataset.job import Job, Worker
 from pipeline.dataset.prepare import prepare
 from pipeline.dataset.shards import Row
+from pipeline.engine import carry_out as carrying
 from pipeline.engine import run
 from pipeline.engine.base import Machines, Outcome
 
@@ -152,7 +153,7 @@ def main() -> int:
             ),
         )
 
-    return run.carry_out([job], part, work)
+    return carrying.carry_out([job], part, work)
 
 
 if __name__ == "__main__":
