@@ -18,9 +18,9 @@ VERBS = {
     "replay": ("pipeline.dataset.replay", "make samples again from their own records"),
     "status": ("pipeline.engine.status", "how far a dataset is; exit status 0 where it is whole"),
     "card": ("pipeline.dataset.card", "write a dataset's card again"),
-    "extend": ("pipeline.dataset.extend", "more samples, or a new version with more recordings"),
+    "extend": ("pipeline.engine.extend", "more samples, or a new version with more recordings"),
     "merge": ("pipeline.dataset.merge", "several outputs of one recipe as one dataset"),
-    "relabel": ("pipeline.dataset.relabel", "label samples again by another teacher"),
+    "relabel": ("pipeline.engine.relabel", "label samples again by another teacher"),
     "preview": ("pipeline.dataset.preview", "a static page to listen to samples of a dataset"),
     "corpora": (
         "pipeline.corpora.synthetic",

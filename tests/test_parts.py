@@ -22,9 +22,9 @@ from data_specs.cluster.needs import (
 )
 from pipeline.__main__ import main
 from pipeline.dataset import shards
-from pipeline.dataset.shards import Row
 from pipeline.engine import ray_cluster, run
 from pipeline.engine.base import Outcome
+from pipeline.render.row import Row
 from tests.conftest import ROOT
 from tests.drills.drill_cluster import groups_rendered, locally, tars
 from tests.drills.drill_job import TWICE, StubWorker, stub_job

@@ -37,13 +37,13 @@ from pipeline.cluster.rates import Estimate, Rates, predict
 from pipeline.dataset import shards
 from pipeline.dataset.job import CLIP_HOURS, Job
 from pipeline.dataset.prepare import prepare, require_samples
-from pipeline.dataset.shards import Row
 from pipeline.options import parse_roots, recipe_option
 from pipeline.render import label
 from pipeline.render.guard import Guard
 from pipeline.render.processors.interface import Params, Waves
 from pipeline.render.processors.runtime import Runtime
 from pipeline.render.render import Roots, render_group
+from pipeline.render.row import Row
 
 HOUR_S = 3600.0
 GIGABIT = 1e9 / 8

@@ -31,7 +31,7 @@ from pipeline.corpora.folder import (
     rng_of,
     write_record,
 )
-from pipeline.render.draw import sample
+from pipeline.draw import sample
 
 MANIFEST = "rooms.jsonl"
 SPEED_OF_SOUND = 343.0  # m/s

@@ -41,7 +41,7 @@ from pipeline.corpora.folder import (
     write_record,
 )
 from pipeline.corpora.texts import Texts, parse_texts, texts_digest
-from pipeline.render.draw import pick
+from pipeline.draw import pick
 
 Wave = NDArray[np.float32]
 

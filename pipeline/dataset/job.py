@@ -17,13 +17,14 @@ from data_specs.strict import differences, digest
 from data_specs.teacher import packages_of
 from pipeline.corpora.manifest import Manifest, split_again, split_of
 from pipeline.dataset import shards
-from pipeline.dataset.shards import Row, ShardError
+from pipeline.dataset.shards import ShardError
 from pipeline.render import label
 from pipeline.render.guard import TIME_LIMIT_S, Guard
 from pipeline.render.plan import SamplePlan, Table, make_table, plan_range
 from pipeline.render.processors import versions
 from pipeline.render.processors.runtime import Runtime
 from pipeline.render.render import Roots, render_group
+from pipeline.render.row import Row
 
 LABEL_PACKAGES = ("numpy", "torch")
 """Of the packages whose versions a dataset states, those that compute every teacher's labels."""

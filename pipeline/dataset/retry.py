@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from pipeline.dataset import shards
 from pipeline.dataset.job import Job
 from pipeline.dataset.ledger import read_attempts
-from pipeline.engine.base import Outcome
 
 
 def name_of(shard: int) -> str:
@@ -23,12 +23,12 @@ def name_of(shard: int) -> str:
     return f"failed-{shard:06d}.json"
 
 
-def note(job: Job, outcome: Outcome) -> None:
-    """Keep the reasons of a run's failed attempts, and let go of those that are made up for."""
-    for shard, reason in outcome.failed.items():
+def note(job: Job, made: Sequence[int], failed: Mapping[int, str]) -> None:
+    """Keep the reasons of a run's failed attempts, and remove those of shards that it made."""
+    for shard, reason in failed.items():
         shards.write_json(job.out, name_of(shard), {"shard": shard, "reason": reason})
-    if outcome.made:
-        for shard in noted(job) & set(outcome.made):
+    if made:
+        for shard in noted(job) & set(made):
             job.folder.remove(name_of(shard))
 
 

@@ -34,6 +34,7 @@ from data_specs.sample import (
 )
 from data_specs.strict import Strict
 from pipeline.dataset.summary import Summary, summarise
+from pipeline.render.row import Row
 
 FORMAT = 1
 
@@ -42,17 +43,6 @@ MOST_INFO_BYTES = 64 << 20
 
 LOOKS = 4
 """At a folder in which records vanish between its listing and their reading."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """One sample on its way into a shard: audio and record, or the reason why it was dropped."""
-
-    key: str
-    flac: bytes | None
-    record: bytes | None
-    reason: str = ""
-    detail: str = ""
 
 
 Count = Annotated[int, Field(ge=0, le=MOST_SHARD_SAMPLES)]

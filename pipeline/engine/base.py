@@ -13,8 +13,9 @@ from data_specs.cluster.needs import ONE_CORE, Stage
 from data_specs.io.errors import UserError
 from data_specs.io.storage import patiently
 from pipeline.dataset.job import Job, ShardWorker, WorkerFactory
-from pipeline.dataset.shards import Row, ShardError
+from pipeline.dataset.shards import ShardError
 from pipeline.engine.watch import Watch
+from pipeline.render.row import Row
 
 WHOLE_ALREADY = "whole already"
 """What an engine says of a shard that another made meanwhile."""

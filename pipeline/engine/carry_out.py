@@ -35,7 +35,7 @@ def make(
             jobs, options.engine, options.workers, actors=actors, part=part, machines=at
         )
         for job, outcome in zip(jobs, outcomes, strict=True):
-            failures.note(job, outcome)
+            failures.note(job, outcome.made, outcome.failed)
         return outcomes
 
     return carry_out(jobs, part, work)

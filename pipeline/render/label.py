@@ -13,9 +13,9 @@ from data_specs.io.errors import UserError
 from data_specs.recipe import Teacher as TeacherSpec
 from data_specs.sample import SampleRecord
 from pipeline.audio import encode_flac, from_pcm, pcm_sha256
-from pipeline.dataset.shards import Row
 from pipeline.render.processors import licences
 from pipeline.render.render import Rendered
+from pipeline.render.row import Row
 
 
 class Teacher(Protocol):

@@ -20,7 +20,7 @@ from data_specs.recipe import Recipe, Source, Stage
 from data_specs.sample import CROP_SAMPLES, MOST_SAMPLES, SAMPLE_RATE, sample_key
 from data_specs.strict import Strict
 from pipeline.corpora.manifest import CorpusError, Manifest, split_of
-from pipeline.render.draw import pick, sample
+from pipeline.draw import pick, sample
 from pipeline.render.processors import PROCESSORS
 
 PLAN_VERSION = 2

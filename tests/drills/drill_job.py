@@ -29,10 +29,10 @@ from pipeline.corpora.manifest import SCHEMA, Manifest
 from pipeline.dataset.description import open_folder
 from pipeline.dataset.job import Job, Worker
 from pipeline.dataset.prepare import prepare
-from pipeline.dataset.shards import Row
 from pipeline.engine import carry_out as carrying
 from pipeline.engine import run
 from pipeline.engine.base import Machines, Outcome
+from pipeline.render.row import Row
 
 TWICE = "TWICE"
 

@@ -16,9 +16,10 @@ from pipeline.__main__ import main
 from pipeline.dataset.description import WrongDataset
 from pipeline.dataset.job import Job, Worker
 from pipeline.dataset.prepare import prepare
-from pipeline.dataset.shards import Row, find_shards, read_record, verify_shard
+from pipeline.dataset.shards import find_shards, read_record, verify_shard
 from pipeline.engine import ray_cluster
 from pipeline.engine import run as engines
+from pipeline.render.row import Row
 from tests.conftest import ROOT, small_recipe
 from tests.drills.drill_cluster import kill_all, tars, wait_for, whole
 

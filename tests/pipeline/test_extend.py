@@ -15,14 +15,13 @@ import pytest
 
 from data_specs.cluster.needs import EVERY
 from pipeline.__main__ import main
-from pipeline.dataset import extend, ledger, prepare
+from pipeline.dataset import ledger, prepare
 from pipeline.dataset import retry as failures
 from pipeline.dataset.description import WrongDataset, reopen
 from pipeline.dataset.job import Job
 from pipeline.dataset.merge import merge
 from pipeline.dataset.shards import ShardError, read_ledger, verify_shard
-from pipeline.engine import run
-from pipeline.engine.base import Outcome
+from pipeline.engine import extend, run
 from tests.sketches import make_all, manifests, sketch_job, tars
 
 NOT_ASKED = {"device": "cpu", "teacher_device": "", "time_limit": 60.0, "corpus": []}
@@ -296,13 +295,13 @@ def test_only_what_failed_is_made_again(tmp_path: Path) -> None:
     job = sketch_job(tmp_path / "out", 18, max_dropped_share=0.5)
     first = replace(job, only=frozenset({0, 1, 2}))
     make_all(first, frozenset({5}))
-    failures.note(first, Outcome([0, 1, 2], 0, {3: "GuardError: memory is short"}))
+    failures.note(first, [0, 1, 2], {3: "GuardError: memory is short"})
     assert failures.noted(job) == {3}
     again = failures.again(job)
     assert again.todo() == [1, 3]  # a dropped sample, a failed attempt; shard 4 was never tried
     assert run.left_whole(again, EVERY, [1, 3]) == 2  # 0 and 2
     assert make_all(again) == [1, 3]
-    failures.note(again, Outcome([1, 3]))
+    failures.note(again, [1, 3], {})
     assert failures.noted(job) == set() and failures.again(job).todo() == []
     make_all(job)
     make_all(sketch_job(tmp_path / "undisturbed", 18))
@@ -325,7 +324,7 @@ def test_what_a_killed_run_had_in_flight_is_made_again(tmp_path: Path) -> None:
 
 def test_a_failure_that_another_run_made_up_for_is_none(tmp_path: Path) -> None:
     job = sketch_job(tmp_path, 8)
-    failures.note(job, Outcome([], 0, {1: "its worker died"}))
+    failures.note(job, [], {1: "its worker died"})
     make_all(job)
     assert failures.again(job).todo() == []
 

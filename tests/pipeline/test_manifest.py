@@ -20,8 +20,9 @@ from pipeline import audio
 from pipeline.__main__ import main
 from pipeline.corpora import manifest as manifests
 from pipeline.corpora.manifest import SCHEMA, CorpusError, Manifest, scan
-from pipeline.dataset import extend, prepare
 from pipeline.dataset import job as jobs
+from pipeline.dataset import prepare
+from pipeline.engine import extend
 from tests.conftest import small_recipe, talk, write
 from tests.pipeline.test_extend import asked
 from tests.sketches import make_all

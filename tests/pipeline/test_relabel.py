@@ -22,10 +22,10 @@ from pipeline.dataset.description import WrongDataset, reopen
 from pipeline.dataset.job import Job, Worker
 from pipeline.dataset.prepare import prepare
 from pipeline.dataset.preview import page
-from pipeline.dataset.relabel import Relabeller
-from pipeline.dataset.relabel import prepare as prepare_again
 from pipeline.dataset.shards import ShardError, find_shards, read_record
 from pipeline.engine import run as engines
+from pipeline.engine.relabel import Relabeller
+from pipeline.engine.relabel import prepare as prepare_again
 from pipeline.render import label
 from tests.conftest import small_recipe, talk, write
 

@@ -20,13 +20,13 @@ from data_specs.sample import CROP_SAMPLES
 from pipeline.__main__ import main
 from pipeline.dataset.job import Job
 from pipeline.dataset.prepare import prepare
-from pipeline.dataset.relabel import Relabeller
-from pipeline.dataset.relabel import prepare as prepare_again
 from pipeline.dataset.shards import ShardError, find_shards
 from pipeline.engine import ray_cluster, teachers
 from pipeline.engine import run as engines
 from pipeline.engine.base import TeacherActors
 from pipeline.engine.local import torch_threads_kept
+from pipeline.engine.relabel import Relabeller
+from pipeline.engine.relabel import prepare as prepare_again
 from tests.conftest import small_recipe
 from tests.drills.drill_cluster import kill_all, tars, titled, wait_for, whole
 

@@ -22,10 +22,11 @@ from pipeline.__main__ import main
 from pipeline.corpora.manifest import SCHEMA, Manifest
 from pipeline.dataset import card, ledger
 from pipeline.dataset.job import CLIP_HOURS, Job
-from pipeline.dataset.shards import Row, commit, read_record, write_json
+from pipeline.dataset.shards import commit, read_record, write_json
 from pipeline.dataset.summary import MOS_BINS, mos_bin, summarise
 from pipeline.engine import ray_cluster, ray_engine, run, status, watch
 from pipeline.engine.watch import METRICS, Progress, Watch, duration, line, measures
+from pipeline.render.row import Row
 from tests.conftest import ROOT, small_recipe
 from tests.drills.drill_cluster import wait_for
 

@@ -8,7 +8,7 @@ from data_specs.io.rng import Uniform
 from data_specs.processors import Equalise
 from data_specs.sample import SAMPLE_RATE
 from pipeline.audio import Wave
-from pipeline.render.draw import sample
+from pipeline.draw import sample
 from pipeline.render.processors.interface import Columns, Params, Processor, each
 
 POINTS_HZ = (100, 300, 800, 1_800, 3_500, 7_000)

@@ -15,7 +15,7 @@ from data_specs.io.rng import Floats
 from data_specs.io.rng import Uniform as UniformSource
 from data_specs.processors import Processor as Spec
 from pipeline.audio import Wave
-from pipeline.render.draw import sample
+from pipeline.draw import sample
 
 Waves = NDArray[np.float32]
 """(B, T), 16 kHz."""

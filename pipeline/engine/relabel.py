@@ -31,12 +31,13 @@ from pipeline.audio import decode_flac, pcm_sha256
 from pipeline.dataset import shards
 from pipeline.dataset.description import open_folder, reopen, same_place
 from pipeline.dataset.job import Job
-from pipeline.dataset.shards import Row, ShardError
+from pipeline.dataset.shards import ShardError
 from pipeline.engine import carry_out as carrying
 from pipeline.engine import run as engine
 from pipeline.engine.base import Outcome
 from pipeline.render import label
 from pipeline.render.processors import audio_packages
+from pipeline.render.row import Row
 
 PRECISIONS = get_args(TeacherSpec.model_fields["precision"].annotation)
 
