@@ -19,6 +19,7 @@ import pytest
 import soundfile
 from numpy.typing import NDArray
 
+from data_specs.io import files as io_files
 from train import files
 from train.models import pruned
 
@@ -144,5 +145,5 @@ def dies_writing(name: str, count: int, half: bool, work: Callable[[], None]) ->
             kill()
         whole(path, write)
 
-    files.write_atomically = pruned.write_atomically = deadly
+    io_files.write_atomically = files.write_atomically = pruned.write_atomically = deadly
     work()
