@@ -75,6 +75,45 @@ def test_no_module_imports_itself_through_others() -> None:
     assert [name for name in known if name in reached(name)] == []
 
 
+ORDER = {
+    "data_specs": ("data_specs.io", "data_specs", "data_specs.cluster"),
+    "pipeline": tuple(
+        f"pipeline.{room}" for room in ("corpora", "render", "dataset", "engine", "cluster")
+    ),
+    "train": tuple(
+        f"train.{room}"
+        for room in (
+            *("models", "data", "loop", "student", "teacher", "pruning", "scoring", "evaluation"),
+            *("export", "report"),
+        )
+    ),
+}
+"""Rooms from the bottom up: each imports those before it. Files that lie beside the rooms
+(``pipeline/audio.py``) are for all of them."""
+
+BELOW = {"data_specs.sample": "data_specs.io"}  # what a shard holds: its reader is in io
+
+
+def room_of(module: str) -> str:
+    room = BELOW.get(module) or ".".join(module.split(".")[:2])
+    rooms = ORDER[module.split(".")[0]]
+    return room if room in rooms else "data_specs" * module.startswith("data_specs")
+
+
+def test_rooms_import_only_those_below_them() -> None:
+    known = modules()
+    for name, path in known.items():
+        order = ORDER[name.split(".")[0]]
+        for other in taken(path, known):
+            if other in known and {room_of(name), room_of(other)} <= set(order):
+                assert order.index(room_of(other)) <= order.index(room_of(name)), (name, other)
+
+
+def test_no_file_is_longer_than_500_lines() -> None:
+    for path in (*modules().values(), *(ROOT / "tests/bench").glob("*.py")):
+        assert len(path.read_text().splitlines()) <= 500, path
+
+
 def test_no_private_name_is_used_by_another_module() -> None:
     known = modules()
     for path in known.values():

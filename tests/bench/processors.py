@@ -402,20 +402,15 @@ def bench_processors(setting: Setting, guard: Guard, clips: int, only: Sequence[
 
 def _lines(recipe: Recipe, group: int) -> Iterator[tuple[str, str, list[Params]]]:
     """Label, kind and a group's parameters, spread over what the recipe draws."""
-    for stage in recipe.all_stages():
-        for option in stage.choices:
-            kind = option.use.kind
-            if kind == "none":
-                continue
-            params = _spread(option.use, group)
-            field = VARIANTS.get(kind)
-            drawn = getattr(option.use, field) if field else None
-            if field is None or not isinstance(drawn, Choice):
-                yield kind, kind, params
-                continue
+    for option in (option for stage in recipe.all_stages() for option in stage.choices):
+        kind, params = option.use.kind, _spread(option.use, group)
+        field = VARIANTS.get(kind, "")
+        drawn = getattr(option.use, field, None)
+        if isinstance(drawn, Choice):
             for value in drawn.values:
-                label = f"{kind} {field}={value:g}"
-                yield label, kind, [{**p, field: float(value)} for p in params]
+                yield f"{kind} {field}={value:g}", kind, [{**p, field: value} for p in params]
+        elif kind != "none":
+            yield kind, kind, params
 
 
 def _spread(spec: Spec, group: int) -> list[Params]:
@@ -455,9 +450,7 @@ def bench_recipe(setting: Setting, guard: Guard, samples: int) -> None:
         samples * CLIP_SECONDS / statistics.median(taken) for taken in zip(*seconds, strict=True)
     )
     memory = sum(child.memory_info().rss for child in psutil.Process().children()) / 1e6
-    print(
-        f"\n{samples} samples of {RECIPE}.yaml, reading and mixing too, {setting.device}, one core"
-    )
+    print(f"\n{samples} samples of {RECIPE}.yaml, reading and mixing too, {setting.device}")
     print(f"naive: one at a time, fp32          {slow:>8.1f} s of audio a second")
     print(f"ours: groups of {group:<4}, {setting.precision:16}{fast:>8.1f} s of audio a second")
     print(f"ratio {fast / slow:.2f} (goal at least 2.5); ours at least 20 x real time is the goal")
