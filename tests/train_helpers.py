@@ -135,7 +135,8 @@ def killed(work: Callable[[], None]) -> None:
 
 def dies_writing(name: str, count: int, half: bool, work: Callable[[], None]) -> None:
     """Die at the ``count``-th write of a file: before it, or with half of it written."""
-    writes, whole = itertools.count(1), files.write_atomically
+    writes = itertools.count(1)
+    whole, whole_file = files.write_atomically, io_files.whole_file
 
     def deadly(path: Path, write: Callable[[Path], Any]) -> None:
         if path.name == name and next(writes) == count:
@@ -145,5 +146,11 @@ def dies_writing(name: str, count: int, half: bool, work: Callable[[], None]) ->
             kill()
         whole(path, write)
 
-    io_files.write_atomically = files.write_atomically = pruned.write_atomically = deadly
+    def deadly_text(path: Path) -> Any:
+        if path.name == name and next(writes) == count:
+            kill()
+        return whole_file(path)
+
+    files.write_atomically = pruned.write_atomically = deadly
+    io_files.whole_file = deadly_text
     work()
