@@ -16,7 +16,7 @@ from data_specs.cluster.needs import (
     parse_stage,
     require_everywhere,
 )
-from data_specs.io.addresses import Place, place, shown
+from data_specs.io.addresses import PathOrUrl, path_or_url, shown
 from data_specs.io.errors import UserError
 from data_specs.io.hardware import cpus, require_device
 from data_specs.io.options import add_options
@@ -49,7 +49,7 @@ def sample_options(verb: argparse.ArgumentParser) -> None:
 def shards_options(verb: argparse.ArgumentParser) -> None:
     """Add all options of the verb ``shards``."""
     recipe_option(verb)
-    verb.add_argument("--out", type=place, required=True, help="a folder, or its address")
+    verb.add_argument("--out", type=path_or_url, required=True, help="a folder, or its address")
     verb.add_argument(
         "--retry-failed",
         action="store_true",
@@ -145,13 +145,13 @@ def parse_roots(options: Sequence[str], recipe: Recipe) -> Roots:
         name, equals, folder = option.partition("=")
         if not equals or not folder:
             raise UserError(f"--corpus {shown(option)}: write NAME=DIR")
-        roots.setdefault(name, []).append(place(folder))
+        roots.setdefault(name, []).append(path_or_url(folder))
     for name in {source.corpus for source in recipe.sources.present().values()} - set(roots):
         value = os.environ.get(f"CORPUS_{name.upper()}", "")
         if value:
             # Between folders, not behind an address' protocol nor before its port.
             parts = re.split(r":(?!//|\d+(?:/|$))", value)
-            roots[name] = [place(folder) for folder in parts]
+            roots[name] = [path_or_url(folder) for folder in parts]
     return roots
 
 
@@ -171,7 +171,7 @@ class Beside(NamedTuple):
 
     split: str
     samples: int
-    out: Place
+    out: PathOrUrl
 
 
 def parse_beside(options: Sequence[str]) -> list[Beside]:
@@ -184,7 +184,7 @@ def parse_beside(options: Sequence[str]) -> list[Beside]:
                 f"--and {shown(option)}: write SPLIT=N:DIR with a split of {', '.join(SPLITS)}, "
                 "such as validation=150:runs/validation"
             )
-        found.append(Beside(match[1], int(match[2]), place(match[3])))
+        found.append(Beside(match[1], int(match[2]), path_or_url(match[3])))
     return found
 
 
@@ -196,7 +196,7 @@ def teacher_actors(options: argparse.Namespace, device: str) -> TeacherActors:
     return actors
 
 
-def machines(options: argparse.Namespace, paths: Sequence[tuple[str, Place]]) -> Machines:
+def machines(options: argparse.Namespace, paths: Sequence[tuple[str, PathOrUrl]]) -> Machines:
     """Read the options of machines. Raises ``UserError`` where they contradict each other.
 
     ``paths`` are (flag, path) of what every machine must find under the same name.
@@ -212,6 +212,6 @@ def machines(options: argparse.Namespace, paths: Sequence[tuple[str, Place]]) ->
     return Machines(address, parse_stage(options.worker_needs, "--worker-needs"))
 
 
-def corpus_places(roots: Roots) -> list[tuple[str, Place]]:
+def corpus_places(roots: Roots) -> list[tuple[str, PathOrUrl]]:
     """Corpus folders, each with the flag that gives it."""
     return [(f"--corpus {name}", folder) for name, folders in roots.items() for folder in folders]

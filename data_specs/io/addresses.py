@@ -34,17 +34,17 @@ ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"<>]+")
 SECRET_LENGTH = 8
 """Characters; to blot out every shorter value would make messages unreadable."""
 
-Place = Path | str
+PathOrUrl = Path | str
 """A folder: its path on this machine, or its address."""
 
 
 def is_address(text: object) -> bool:
-    """Whether a place is an address that fsspec reads, not a path."""
+    """Whether it is an address that fsspec reads, not a path."""
     return isinstance(text, str) and "://" in text and not text.startswith("file://")
 
 
-def place(text: str) -> Place:
-    """A place as a command line spells it. ``ValueError`` for an address that is not read."""
+def path_or_url(text: str) -> PathOrUrl:
+    """A path or an address as a command line spells it. ``ValueError`` for an address that is not read."""
     if is_address(text):
         require_readable(text)
         return text
@@ -56,12 +56,12 @@ def path_here(text: str) -> Path:
     would be a folder called ``s3:`` here, which is gone with the machine."""
     if is_address(text):
         raise ArgumentTypeError(f"{redacted(text)}: only a path of this machine can be given here")
-    return Path(place(text))
+    return Path(path_or_url(text))
 
 
-def shown(place: Place) -> str:
-    """A place as messages may show it, whatever its name holds."""
-    return visible(redacted(place) if isinstance(place, str) else place)
+def shown(where: PathOrUrl) -> str:
+    """A path or address as messages may show it, whatever its name holds."""
+    return visible(redacted(where) if isinstance(where, str) else where)
 
 
 def redacted(address: str) -> str:

@@ -28,7 +28,7 @@ from urllib.parse import quote, unquote
 from data_specs.io import retry
 from data_specs.io.addresses import (
     PACKAGES,
-    Place,
+    PathOrUrl,
     is_address,
     local_path,
     redacted,
@@ -75,7 +75,7 @@ class NotFound(UserError):
     """A folder or a file is not there; the message names it."""
 
 
-def open_folder(address: Place) -> LocalFolder | RemoteFolder:
+def open_folder(address: PathOrUrl) -> LocalFolder | RemoteFolder:
     """A folder by path or address (``http(s)://``, ``s3://``, ``gs://``, ``hf://``, ``file://``).
 
     ``ValueError`` naming the address: a protocol that is not read, or its package is missing.

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data_specs.corpus import Corpus, Part
-from data_specs.io.addresses import Place, is_address, shown
+from data_specs.io.addresses import PathOrUrl, is_address, shown
 from data_specs.io.audio import BadAudio, Header, header_of
 from data_specs.io.errors import UserError
 from data_specs.io.files import whole_file
@@ -215,7 +215,7 @@ def _checked(table: pa.Table) -> pa.Table:
 def scan(
     name: str,
     corpus: Corpus,
-    roots: Sequence[Place],
+    roots: Sequence[PathOrUrl],
     progress: bool = True,
     known: Manifest | None = None,
 ) -> Manifest:
@@ -254,7 +254,7 @@ def scan(
 
 
 def _found(
-    corpus: Corpus, roots: Sequence[Place]
+    corpus: Corpus, roots: Sequence[PathOrUrl]
 ) -> tuple[list[tuple[int, str, Part]], list[tuple[int, LeftOut]]]:
     """Every file below the folders that a part includes, and what is left out: (folder, ...)."""
     found, left_out = [], []
@@ -277,7 +277,7 @@ def _keys(rows: Iterable[Mapping[str, object]]) -> set[tuple[object, ...]]:
 
 
 def _stamps(
-    roots: Sequence[Place], files: Sequence[tuple[int, str]], pool: ThreadPoolExecutor
+    roots: Sequence[PathOrUrl], files: Sequence[tuple[int, str]], pool: ThreadPoolExecutor
 ) -> dict[tuple[int, str], tuple[int | None, str]]:
     """Size and stamp of each file (folder number, path): on a disk time and mode, at an address
     what its listing tells. Without a size nothing is known."""
@@ -323,7 +323,7 @@ def _part_of(corpus: Corpus, path: str) -> Part | None:
     return next((part for part in corpus.parts if _included(path, part.include)), None)
 
 
-def _found_below(root: Place) -> Found:
+def _found_below(root: PathOrUrl) -> Found:
     """The audio files below a folder. ``CorpusError`` where it is not there."""
     if is_address(root):
         return _found_at(RemoteFolder(str(root)))
@@ -366,7 +366,7 @@ def _included(path: str, globs: Iterable[str]) -> bool:
     return any(fnmatch(name, glob) for name in names for glob in both)
 
 
-def _row(corpus: Corpus, root: Place, index: int, path: str, part: Part) -> dict[str, object]:
+def _row(corpus: Corpus, root: PathOrUrl, index: int, path: str, part: Part) -> dict[str, object]:
     speaker, language = identify(part, path)
     row: dict[str, object] = {
         "root": index,
@@ -392,7 +392,7 @@ def _empty_row(index: int, left_out: LeftOut) -> dict[str, object]:
     return row | numbers | {"speaker": path, "language": "", "licence": ""}
 
 
-def _header(root: Place, path: str) -> Header:
+def _header(root: PathOrUrl, path: str) -> Header:
     inside(path)
     if is_address(root):
         return read_remote_header(str(root), path)

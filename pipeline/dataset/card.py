@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 import yaml
 from huggingface_hub import DatasetCardData
 
-from data_specs.io.addresses import place, shown
+from data_specs.io.addresses import path_or_url, shown
 from data_specs.io.names import code, markdown
 from data_specs.io.storage import NotFound
 from pipeline.dataset import ledger
@@ -239,7 +239,9 @@ def _command(job: Job) -> str:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the verb."""
-    parser.add_argument("dataset", type=place, metavar="DATASET", help="folder, or its address")
+    parser.add_argument(
+        "dataset", type=path_or_url, metavar="DATASET", help="folder, or its address"
+    )
 
 
 def run(options: argparse.Namespace) -> int:

@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from data_specs.cluster.needs import EVERY, Part
 from data_specs.io import storage
-from data_specs.io.addresses import Place
+from data_specs.io.addresses import PathOrUrl
 from data_specs.io.errors import UserError
 from data_specs.io.files import LOCK_FILE, one_at_a_time, only_writer, remove_leftovers
 from data_specs.io.parse import json_object
@@ -65,7 +65,7 @@ class Description(BaseModel):
     teacher_calibration: dict[str, Any] | None = None
 
 
-def read_dataset(out: Place) -> dict[str, Any] | None:
+def read_dataset(out: PathOrUrl) -> dict[str, Any] | None:
     """Read ``dataset.json`` of a folder, or none. Raises ``ShardError`` where it is not one."""
     folder = storage.open_folder(out)
     path = folder.shown(DATASET_FILE)
@@ -80,7 +80,7 @@ def read_dataset(out: Place) -> dict[str, Any] | None:
     return value
 
 
-def reopen(out: Place, roots: Roots, check: bool = True) -> Job:
+def reopen(out: PathOrUrl, roots: Roots, check: bool = True) -> Job:
     """Make the job of an existing dataset folder, from what the folder itself says.
 
     Raises ``ShardError`` where it says nothing that can be used and, unless ``check`` is False,
@@ -109,7 +109,7 @@ def reopen(out: Place, roots: Roots, check: bool = True) -> Job:
     return job
 
 
-def same_place(one: Place, other: Place) -> bool:
+def same_location(one: PathOrUrl, other: PathOrUrl) -> bool:
     """Whether two spellings are one folder."""
     if isinstance(one, str) or isinstance(other, str):
         return str(one).rstrip("/") == str(other).rstrip("/")
@@ -172,7 +172,7 @@ def _sha256(folder: Folder, corpus: str) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
 
 
-def known_manifests(out: Place, described: Mapping[str, Any] | None) -> dict[str, Manifest]:
+def known_manifests(out: PathOrUrl, described: Mapping[str, Any] | None) -> dict[str, Manifest]:
     """Load the manifests in a dataset's folder that are the ones which it was made from.
 
     Says of each other one that its corpus is scanned again.
@@ -193,7 +193,7 @@ def known_manifests(out: Place, described: Mapping[str, Any] | None) -> dict[str
 
 
 @contextmanager
-def writing(out: Place, part: Part = EVERY) -> Iterator[None]:
+def writing(out: PathOrUrl, part: Part = EVERY) -> Iterator[None]:
     """Hold a dataset's folder while a command makes the whole of it, or a part of it.
 
     Parts are made side by side; ``UserError`` where another command makes the same one. At an

@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Any, Protocol
 
 from data_specs.io import storage
-from data_specs.io.addresses import Place
+from data_specs.io.addresses import PathOrUrl
 from data_specs.recipe import Recipe
 from data_specs.sample import CROP_SAMPLES, DATASET_FILE, SAMPLE_RATE
 from data_specs.strict import differences, digest
@@ -45,7 +45,7 @@ class Job:
     recipe: Recipe
     identity: dict[str, Any]
     samples: int
-    out: Place
+    out: PathOrUrl
     roots: Roots
     device: str = "cpu"
     time_limit_s: float = TIME_LIMIT_S

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 
 from pydantic import Field
 
-from data_specs.io.addresses import Place
+from data_specs.io.addresses import PathOrUrl
 from data_specs.io.storage import NotFound, open_folder
 from data_specs.strict import Strict
 from pipeline.dataset import shards
@@ -66,12 +66,12 @@ def new_run(now: float | None = None) -> str:
     return f"{stamp}-{secrets.token_hex(4)}"
 
 
-def write_attempts(out: Place, attempts: Attempts) -> None:
+def write_attempts(out: PathOrUrl, attempts: Attempts) -> None:
     """Write a driver's file, whole or not at all. Raises ``OSError`` where that cannot be."""
     shards.write_json(out, f"{ATTEMPTS}/{attempts.run}.json", attempts.model_dump(mode="json"))
 
 
-def read_attempts(out: Place) -> list[Attempts]:
+def read_attempts(out: PathOrUrl) -> list[Attempts]:
     """Every driver's file, oldest first; one that is not readable as such is left out."""
     folder = open_folder(out).below(ATTEMPTS)
     try:
@@ -129,7 +129,7 @@ class Tally:
         self.mos_sum += found.mos_sum
 
 
-def load(out: Place, dataset_hash: str, planned: Iterable[int]) -> Tally:
+def load(out: PathOrUrl, dataset_hash: str, planned: Iterable[int]) -> Tally:
     """Read all records of a folder, each held to this dataset, to its tar's size and to the samples
     that are ``planned`` for its shard (shard k's at position k)."""
     found, tally, expected = shards.read_ledger(out), Tally(), list(planned)

@@ -12,7 +12,7 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import replace
 
-from data_specs.io.addresses import Place, place, shown
+from data_specs.io.addresses import PathOrUrl, path_or_url, shown
 from data_specs.io.errors import UserError
 from data_specs.io.storage import LocalFolder, RemoteFolder, copy, open_folder
 from data_specs.sample import shard_name
@@ -23,13 +23,13 @@ from pipeline.dataset.card import write_card
 from pipeline.dataset.shards import Ledger, ShardError
 
 
-def merge(inputs: Sequence[Place], out: Place) -> jobs.Job:
+def merge(inputs: Sequence[PathOrUrl], out: PathOrUrl) -> jobs.Job:
     """Put every whole shard of ``inputs`` into ``out``.
 
     Raises ``WrongDataset`` naming what differs where they are not of one recipe, ``ShardError``
     where two have different content under one number.
     """
-    if any(description.same_place(out, one) for one in inputs):
+    if any(description.same_location(out, one) for one in inputs):
         raise UserError(f"--out {shown(out)} is one of the inputs: give another folder")
     found = [description.reopen(one, {}) for one in inputs]
     for other in found[1:]:
@@ -99,8 +99,8 @@ def _take(
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the verb."""
-    parser.add_argument("inputs", nargs="+", type=place, metavar="DATASET")
-    parser.add_argument("--out", type=place, required=True, metavar="DIR")
+    parser.add_argument("inputs", nargs="+", type=path_or_url, metavar="DATASET")
+    parser.add_argument("--out", type=path_or_url, required=True, metavar="DIR")
 
 
 def run(options: argparse.Namespace) -> int:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from data_specs.corpus import find_corpus
-from data_specs.io.addresses import Place, shown
+from data_specs.io.addresses import PathOrUrl, shown
 from data_specs.io.errors import UserError
 from data_specs.recipe import Recipe
 from data_specs.strict import unknown
@@ -31,7 +31,7 @@ from pipeline.render.render import RENDER_VERSION, Roots
 def prepare(
     recipe: Recipe,
     roots: Roots,
-    out: Place,
+    out: PathOrUrl,
     samples: int,
     splits: dict[str, str] | None = None,
     device: str = "cpu",
@@ -76,7 +76,7 @@ def prepare(
     return job
 
 
-def beside(job: Job, out: Place, samples: int, splits: dict[str, str]) -> Job:
+def beside(job: Job, out: PathOrUrl, samples: int, splits: dict[str, str]) -> Job:
     """The job of another split of the same recipe and corpora, in a folder of its own.
 
     It is what ``prepare`` gives for it, but nothing is checked or scanned again. Raises as that.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 
-from data_specs.io.addresses import path_here, place
+from data_specs.io.addresses import path_here, path_or_url
 from data_specs.io.errors import UserError
 from data_specs.io.files import whole_file
 from data_specs.io.storage import NotFound
@@ -24,7 +24,7 @@ from pipeline.render.render import Rendered, Roots, render_group, require_below
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the verb."""
     parser.add_argument("keys", nargs="+", metavar="KEY")
-    parser.add_argument("--dataset", type=place, required=True)
+    parser.add_argument("--dataset", type=path_or_url, required=True)
     parser.add_argument(
         "--out", type=path_here, help="folder for the audio (default: compare only)"
     )

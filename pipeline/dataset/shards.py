@@ -20,7 +20,7 @@ from typing import IO, Annotated, Any
 
 from pydantic import Field
 
-from data_specs.io.addresses import Place
+from data_specs.io.addresses import PathOrUrl
 from data_specs.io.errors import UserError
 from data_specs.io.storage import LocalFolder, NotFound, RemoteFolder, open_folder
 from data_specs.io.tars import audio_of, index_of, record_of
@@ -73,14 +73,14 @@ class TooManyDropped(ShardError):
     """A shard lost more samples than the recipe allows and was not committed."""
 
 
-def write_json(folder: Place, name: str, value: Any) -> None:
+def write_json(folder: PathOrUrl, name: str, value: Any) -> None:
     """Write JSON whole or not at all."""
     with open_folder(folder).writing(name) as file:
         file.write((json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
 
 
 def commit(
-    folder: Place,
+    folder: PathOrUrl,
     shard: int,
     rows: Sequence[Row],
     dataset_hash: str,
@@ -205,7 +205,7 @@ class Ledger:
         return not self.problem(shard, dataset_hash, planned)
 
 
-def read_ledger(folder: Place, only: Iterable[int] | None = None) -> Ledger:
+def read_ledger(folder: PathOrUrl, only: Iterable[int] | None = None) -> Ledger:
     """The shards of a folder, or some of them: one listing, and the records together.
 
     A record that is listed and then gone is of a shard that somebody makes again: looked at anew.
@@ -216,7 +216,7 @@ def read_ledger(folder: Place, only: Iterable[int] | None = None) -> Ledger:
     return _read_ledger(folder, only)
 
 
-def _read_ledger(folder: Place, only: Iterable[int] | None) -> Ledger:
+def _read_ledger(folder: PathOrUrl, only: Iterable[int] | None) -> Ledger:
     place = open_folder(folder)
     sizes = _listing(place)
     tars, named = _numbers(sizes, "tar"), _numbers(sizes, "json")
@@ -254,7 +254,7 @@ def parse_record(data: bytes, where: str) -> ShardRecord:
         raise ShardError(f"{where}: not a shard record: {error}") from error
 
 
-def read_record(folder: Place, shard: int) -> ShardRecord | None:
+def read_record(folder: PathOrUrl, shard: int) -> ShardRecord | None:
     """The record of a shard, or none where there is none. ``ShardError`` where it is not one."""
     place, name = open_folder(folder), f"{shard_name(shard)}.json"
     try:
@@ -264,7 +264,7 @@ def read_record(folder: Place, shard: int) -> ShardRecord | None:
     return parse_record(data, place.shown(name))
 
 
-def is_whole(folder: Place, shard: int, dataset_hash: str, planned: int) -> bool:
+def is_whole(folder: PathOrUrl, shard: int, dataset_hash: str, planned: int) -> bool:
     """Whether one shard is done, without a listing; for many, read the ledger once."""
     try:
         record = read_record(folder, shard)
@@ -275,13 +275,13 @@ def is_whole(folder: Place, shard: int, dataset_hash: str, planned: int) -> bool
     return Ledger({shard: size}, records).is_whole(shard, dataset_hash, planned)
 
 
-def find_shards(folder: Place) -> list[int]:
+def find_shards(folder: PathOrUrl) -> list[int]:
     """Numbers of all shards that have a tar or a record, sorted: one listing."""
     sizes = _listing(open_folder(folder))
     return sorted(_numbers(sizes, "tar").keys() | _numbers(sizes, "json").keys())
 
 
-def shown_tar(folder: Place, shard: int) -> str:
+def shown_tar(folder: PathOrUrl, shard: int) -> str:
     """A shard's tar, for messages."""
     return open_folder(folder).shown(f"{shard_name(shard)}.tar")
 
@@ -301,7 +301,7 @@ def samples(tar: Path | IO[bytes], where: str = "") -> Iterator[tuple[str, bytes
         raise ShardError(str(error)) from error
 
 
-def samples_of(folder: Place, shard: int) -> Iterator[tuple[str, bytes, bytes]]:
+def samples_of(folder: PathOrUrl, shard: int) -> Iterator[tuple[str, bytes, bytes]]:
     """The samples of a shard wherever it is; ``NotFound`` without its tar."""
     place, name = open_folder(folder), f"{shard_name(shard)}.tar"
     with place.open(name) as file:
@@ -309,7 +309,7 @@ def samples_of(folder: Place, shard: int) -> Iterator[tuple[str, bytes, bytes]]:
 
 
 def verify_shard(
-    folder: Place, shard: int, dataset_hash: str, rows: range, deep: bool = False
+    folder: PathOrUrl, shard: int, dataset_hash: str, rows: range, deep: bool = False
 ) -> list[str]:
     """Everything that is wrong with a shard, as lines; none where it is whole.
 
@@ -352,7 +352,7 @@ def _problems(
 
 
 def ledger_problems(
-    folder: Place, ledger: Ledger, shard: int, dataset_hash: str, planned: int
+    folder: PathOrUrl, ledger: Ledger, shard: int, dataset_hash: str, planned: int
 ) -> list[str]:
     """What a listing and the records alone show to be wrong with a shard."""
     problem = ledger.problem(shard, dataset_hash, planned)

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
 
-from data_specs.io.addresses import Place, place, shown
+from data_specs.io.addresses import PathOrUrl, path_or_url, shown
 from data_specs.io.cli import cancelled_early
 from data_specs.sample import parse_sample
 from pipeline.dataset import description, shards
@@ -17,7 +17,7 @@ from pipeline.dataset import job as jobs
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the verb."""
-    parser.add_argument("dataset", type=place, help="a folder, or its address")
+    parser.add_argument("dataset", type=path_or_url, help="a folder, or its address")
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--deep", action="store_true", help="decode all audio and compare hashes")
     how.add_argument(
@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--apart-from",
-        type=place,
+        type=path_or_url,
         metavar="DATASET",
         help="also check that the two share no speaker, recording, noise or room",
     )
@@ -72,11 +72,13 @@ def _verified(job: jobs.Job, options: argparse.Namespace) -> Generator[list[str]
         yield from pool.map(check, numbers, rows)
 
 
-def _verify_one(folder: Place, shard: int, rows: range, dataset_hash: str, deep: bool) -> list[str]:
+def _verify_one(
+    folder: PathOrUrl, shard: int, rows: range, dataset_hash: str, deep: bool
+) -> list[str]:
     return shards.verify_shard(folder, shard, dataset_hash, rows, deep)
 
 
-def _shared(job: jobs.Job, other: Place) -> list[str]:
+def _shared(job: jobs.Job, other: PathOrUrl) -> list[str]:
     """What the samples of two datasets have in common, as lines; says so where it is nothing."""
     ours, theirs = sources(job), sources(description.reopen(other, {}))
     lines = []

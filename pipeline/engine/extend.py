@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 from data_specs.cluster.needs import parse_part
-from data_specs.io.addresses import Place, place, shown
+from data_specs.io.addresses import PathOrUrl, path_or_url, shown
 from data_specs.io.errors import UserError
 from data_specs.io.options import add_options
 from data_specs.io.storage import copy, open_folder
@@ -26,7 +26,7 @@ from pipeline.dataset import job as jobs
 from pipeline.engine import carry_out as carrying
 
 
-def extended(dataset: Place, options: argparse.Namespace) -> jobs.Job:
+def extended(dataset: PathOrUrl, options: argparse.Namespace) -> jobs.Job:
     """The job that makes what a dataset lacks of ``--samples``, or its new version.
 
     Raises ``ValueError`` (and kin) where there is nothing to add, or the corpora are others and no
@@ -42,10 +42,10 @@ def extended(dataset: Place, options: argparse.Namespace) -> jobs.Job:
     found = prepare.scan_all(old.recipe, old.roots, True, old.manifests)
     changed = [n for n, m in found.items() if m.sha256() != old.identity["corpora"].get(n)]
     out = options.out or dataset
-    if not changed and description.same_place(out, dataset):
+    if not changed and description.same_location(out, dataset):
         _require_adopted(old)
         return _prepared(old, found, dataset, options, old.identity.get("derived_from"))
-    if description.same_place(out, dataset):
+    if description.same_location(out, dataset):
         raise description.WrongDataset(
             f"{shown(dataset)}: corpus {', '.join(changed)} is not the one that it was made from, "
             "and a dataset grows by samples of its own; for a new version with more recordings "
@@ -57,7 +57,7 @@ def extended(dataset: Place, options: argparse.Namespace) -> jobs.Job:
 
 
 def _version(
-    old: jobs.Job, found: dict[str, Manifest], out: Place, options: argparse.Namespace
+    old: jobs.Job, found: dict[str, Manifest], out: PathOrUrl, options: argparse.Namespace
 ) -> jobs.Job:
     """Open ``out`` as a dataset that begins with the shards of ``old``, and put them there."""
     if old.samples % old.recipe.shard_samples:
@@ -114,7 +114,7 @@ def _require_superset(name: str, before: Manifest, now: Manifest) -> None:
 def _prepared(
     old: jobs.Job,
     found: dict[str, Manifest],
-    out: Place,
+    out: PathOrUrl,
     options: argparse.Namespace,
     origin: dict[str, Any] | None,
 ) -> jobs.Job:
@@ -148,10 +148,12 @@ def adopt(old: jobs.Job, job: jobs.Job) -> None:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the verb."""
-    parser.add_argument("dataset", type=place, metavar="DATASET", help="folder, or its address")
+    parser.add_argument(
+        "dataset", type=path_or_url, metavar="DATASET", help="folder, or its address"
+    )
     parser.add_argument("--samples", type=int, required=True, help="how many it shall have in all")
     parser.add_argument(
-        "--out", type=place, metavar="DIR", help="the new version, with more recordings"
+        "--out", type=path_or_url, metavar="DIR", help="the new version, with more recordings"
     )
     verb_options.corpus_option(parser)
     add_options(parser, verb_options.EngineOptions)
@@ -165,7 +167,7 @@ def run(options: argparse.Namespace) -> int:
     return carrying.make([extended(options.dataset, options)], options, actors, part, at)
 
 
-def _places(options: argparse.Namespace) -> list[tuple[str, Place]]:
+def _places(options: argparse.Namespace) -> list[tuple[str, PathOrUrl]]:
     """What every machine of a cluster must find under the same name."""
     recipe = description.reopen(options.dataset, {}).recipe
     out = [("--out", options.out)] if options.out else []

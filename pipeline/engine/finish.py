@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from data_specs.io.addresses import place, shown
+from data_specs.io.addresses import path_or_url, shown
 from data_specs.sample import shard_name
 from pipeline.dataset import description
 from pipeline.dataset.card import CARD, write_card
@@ -12,7 +12,7 @@ from pipeline.dataset.card import CARD, write_card
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the verb."""
-    parser.add_argument("dataset", type=place, help="a folder, or its address")
+    parser.add_argument("dataset", type=path_or_url, help="a folder, or its address")
     parser.add_argument("--parts", type=int, default=0, metavar="N", help="name missing parts of N")
 
 

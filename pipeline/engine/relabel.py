@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from data_specs.cluster.needs import parse_part
-from data_specs.io.addresses import Place, place, shown
+from data_specs.io.addresses import PathOrUrl, path_or_url, shown
 from data_specs.io.errors import UserError
 from data_specs.io.options import add_options
 from data_specs.recipe import Teacher as TeacherSpec
@@ -29,7 +29,7 @@ from data_specs.teacher import packages_of
 from pipeline import options as verb_options
 from pipeline.audio import decode_flac, pcm_sha256
 from pipeline.dataset import shards
-from pipeline.dataset.description import open_folder, reopen, same_place
+from pipeline.dataset.description import open_folder, reopen, same_location
 from pipeline.dataset.job import Job
 from pipeline.dataset.shards import ShardError
 from pipeline.engine import carry_out as carrying
@@ -42,13 +42,13 @@ from pipeline.render.row import Row
 PRECISIONS = get_args(TeacherSpec.model_fields["precision"].annotation)
 
 
-def prepare(source: Job, out: Place, spec: TeacherSpec, device: str = "cpu") -> Job:
+def prepare(source: Job, out: PathOrUrl, spec: TeacherSpec, device: str = "cpu") -> Job:
     """The job that labels ``source`` again: its counterpart with another teacher. Opens ``out``.
 
     Raises ``ValueError`` (and kin) for a source that is not whole, a teacher that cannot run, an
     ``out`` that is the source or holds another dataset; ``OSError`` for one that cannot be written.
     """
-    if same_place(out, source.out):
+    if same_location(out, source.out):
         raise UserError(
             f"--out {shown(out)} is the source itself, whose labels stay: give another folder"
         )
@@ -160,10 +160,14 @@ def _dropped(drop: dict[str, str]) -> Row:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the verb."""
-    parser.add_argument("source", type=place, metavar="SOURCE", help="folder of a whole dataset")
+    parser.add_argument(
+        "source", type=path_or_url, metavar="SOURCE", help="folder of a whole dataset"
+    )
     parser.add_argument("--teacher", required=True, metavar="NAME", help="as in a recipe")
     parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of the teacher")
-    parser.add_argument("--out", type=place, required=True, metavar="DIR", help="the new dataset")
+    parser.add_argument(
+        "--out", type=path_or_url, required=True, metavar="DIR", help="the new dataset"
+    )
     parser.add_argument(
         "--device",
         "--teacher-device",

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from data_specs.io.addresses import Place, place, shown
+from data_specs.io.addresses import PathOrUrl, path_or_url, shown
 from data_specs.recipe import Recipe
 from data_specs.sample import DATASET_FILE, shard_name
 from data_specs.strict import checked
@@ -70,7 +70,7 @@ class Status:
         return EXIT[self.state]
 
 
-def look(out: Place, now: float | None = None) -> Status:
+def look(out: PathOrUrl, now: float | None = None) -> Status:
     """The state of a dataset folder. ``ShardError`` where it is none."""
     now = time.time() if now is None else now
     found = read_dataset(out)
@@ -189,7 +189,9 @@ def lines(status: Status) -> Iterator[str]:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the verb."""
-    parser.add_argument("dataset", type=place, metavar="DATASET", help="folder, or its address")
+    parser.add_argument(
+        "dataset", type=path_or_url, metavar="DATASET", help="folder, or its address"
+    )
     parser.add_argument("--json", action="store_true", help="everything, for machines")
 
 

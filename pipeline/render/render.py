@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from data_specs.io.addresses import Place
+from data_specs.io.addresses import PathOrUrl
 from data_specs.io.cache import remote_clip
 from data_specs.io.errors import UserError
 from data_specs.io.names import below, inside
@@ -26,7 +26,7 @@ from pipeline.render.mix import set_level as set_level_dbfs
 from pipeline.render.plan import FilePlan, NoisePlan, SamplePlan, Step
 from pipeline.render.processors.interface import Run
 
-Roots = dict[str, list[Place]]
+Roots = dict[str, list[PathOrUrl]]
 """Corpus name to its folders: paths on this machine, or addresses."""
 
 RENDER_VERSION = 3

@@ -20,7 +20,7 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
-from data_specs.io.addresses import place
+from data_specs.io.addresses import path_or_url
 from data_specs.io.errors import UserError
 from data_specs.recipe import load_recipe
 from data_specs.sample import parse_sample
@@ -81,8 +81,8 @@ def made(
         raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
     return {
         key: (soundfile.read(io.BytesIO(flac), dtype="int16")[0], parse_sample(data, key).mos)
-        for shard in find_shards(place(str(out)))
-        for key, flac, data in samples_of(place(str(out)), shard)
+        for shard in find_shards(path_or_url(str(out)))
+        for key, flac, data in samples_of(path_or_url(str(out)), shard)
     }
 
 

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from data_specs.corpus import find_corpus
 from data_specs.io import storage
-from data_specs.io.addresses import place
+from data_specs.io.addresses import path_or_url
 from data_specs.io.cache import FileCache, remote_clip
 from data_specs.io.checksums import Sums, require_stored
 from data_specs.io.storage import LocalFolder, NotFound, RemoteFolder
@@ -405,9 +405,9 @@ def test_folders_and_addresses_in_the_environment(monkeypatch: pytest.MonkeyPatc
     found = parse_roots(["noise=gs://bucket/noise", "noise=here"], recipe)
     assert found["speech"] == [Path("/data/a"), "s3://bucket/b", "http://host:8080/c", Path("/d")]
     assert found["noise"] == ["gs://bucket/noise", Path("here")]
-    assert place("file:///data/a%20b") == Path("/data/a b")
+    assert path_or_url("file:///data/a%20b") == Path("/data/a b")
     with pytest.raises(ValueError, match="not read"):
-        place("ftp://host/x")
+        path_or_url("ftp://host/x")
 
 
 # ---------------------------------------------------------------- weights
