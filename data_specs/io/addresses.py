@@ -44,7 +44,7 @@ def is_address(text: object) -> bool:
 
 
 def path_or_url(text: str) -> PathOrUrl:
-    """A path or an address as a command line spells it. ``ValueError`` for an address that is not read."""
+    """Read a path or an address of a command line. ``ValueError`` for one that is not read."""
     if is_address(text):
         require_readable(text)
         return text
