@@ -252,12 +252,12 @@ def test_a_mistake_in_scoring_is_no_fault_of_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It was once written into the table as what is wrong with the clip."""
-    from train.scoring import scorer
+    from train.scoring.scorer import StudentScorer
 
     def broken(*_: object) -> None:
         raise ValueError("operands could not be broadcast together")
 
-    monkeypatch.setattr(scorer.Scorer, "_parts", broken)
+    monkeypatch.setattr(StudentScorer, "parts", broken)
     with pytest.raises(ValueError, match="broadcast"):
         score(tmp_path, "v7")
 

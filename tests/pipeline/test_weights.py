@@ -365,7 +365,7 @@ def test_two_at_once_fetch_once(site: Site, tmp_path: Path) -> None:
     site.files["/net.bin"] = data
     table = site.use({"net": {"files": [{"name": "net.bin", "url": f"{site.url}/net.bin"}]}})
     site.stall.set()
-    second = threading.Thread(target=weights.main, args=[["net"]], daemon=True)
+    second = threading.Thread(target=main, args=[["weights", "net"]], daemon=True)
     with child(tmp_path, table, "net") as first:
         wait_for(lambda: bool(site.asked), first)
         second.start()

@@ -181,10 +181,10 @@ def test_a_damaged_shard_is_one_sentence(tmp_path, capsys, workers):
 def test_an_error_of_the_disk_in_a_worker_names_the_file(
     folder, tmp_path, capsys, monkeypatch, workers
 ):
-    def failing(file, start, size, where):
+    def failing(file, where, span):
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr("train.data.tars.content", failing)
+    monkeypatch.setattr("data_specs.io.tars.audio_of", failing)
     monkeypatch.setattr("train.student.fit.Trainer.validate", lambda self, held: {"loss": 1.0})
     assert begin(folder, tmp_path / "run", "--workers", workers) == 2
     error = capsys.readouterr().err

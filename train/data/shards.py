@@ -153,7 +153,8 @@ def _shard(
 def _samples(shard: Shard, record: dict[str, Any], tar_bytes: int, where: str) -> int:
     """How many samples a shard holds. Its record is held to what its size can be: arrays follow."""
     if record.get("samples") is None:
-        return len(index_of(shard.open().number, shard.where))
+        opened = shard.open()  # it closes the file when it goes
+        return len(index_of(opened.number, shard.where))
     samples = _count(record, "samples", where)
     if samples * 4 * BLOCK > tar_bytes:
         raise UserError(f"{where}: {samples} samples in a tar of {tar_bytes} bytes: not possible")
