@@ -398,6 +398,7 @@ print("bounded")
 """
 
 
+@pytest.mark.slow
 def test_tars_and_flacs_that_claim_more_are_refused_in_little_memory(tmp_path: Path) -> None:
     run = limited(BOMBS, str(tmp_path), memory_mb=150)
     assert run.stdout == "bounded\n", run.stdout + run.stderr

@@ -338,6 +338,7 @@ def test_a_folder_removed_under_a_run_is_told_and_the_run_has_failed(tmp_path: P
     assert "Traceback" not in said and not out.exists()
 
 
+@pytest.mark.slow
 def test_the_same_recipe_twice_into_one_folder_is_refused_and_parts_are_not(tmp_path: Path) -> None:
     out, log = tmp_path / "out", tmp_path / "log"
     hold = log.with_suffix(".hold")
@@ -457,6 +458,7 @@ def broken_factory(*_: object) -> Any:
     raise UserError("the teacher cannot be had: do something")
 
 
+@pytest.mark.slow
 def test_a_worker_that_cannot_begin_says_why_itself(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

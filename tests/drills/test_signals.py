@@ -73,8 +73,8 @@ RAY = pytest.mark.slow
     [
         ("local", 1, signal.SIGTERM, True),
         ("local", 2, signal.SIGINT, True),
-        ("local", 2, signal.SIGTERM, True),
-        ("local", 2, signal.SIGHUP, False),
+        pytest.param("local", 2, signal.SIGTERM, True, marks=pytest.mark.slow),
+        pytest.param("local", 2, signal.SIGHUP, False, marks=pytest.mark.slow),
         pytest.param("ray", 2, signal.SIGINT, True, marks=RAY),
         pytest.param("ray", 2, signal.SIGTERM, True, marks=RAY),
         pytest.param("ray", 2, signal.SIGHUP, True, marks=RAY),

@@ -70,7 +70,10 @@ def test_the_local_engine_makes_whole_shards(reference: Job) -> None:
     assert reference.todo() == []
 
 
-@pytest.mark.parametrize(("engine", "workers"), [("local", 2), ("ray", 1), ("ray", 2)])
+@pytest.mark.parametrize(
+    ("engine", "workers"),
+    [("local", 2), pytest.param("ray", 1, marks=pytest.mark.slow), ("ray", 2)],
+)
 def test_every_engine_makes_the_same_bytes(
     engine: str, workers: int, reference: Job, corpora: Corpora, tmp_path: Path
 ) -> None:
@@ -81,7 +84,7 @@ def test_every_engine_makes_the_same_bytes(
     assert len(times) == len(SHARDS) and max(times) - min(times) > 0.5
 
 
-@pytest.mark.parametrize("engine", ["local", "ray"])
+@pytest.mark.parametrize("engine", ["local", pytest.param("ray", marks=pytest.mark.slow)])
 def test_several_splits_in_one_run_are_those_of_their_own_commands(
     engine: str, corpora: Corpora, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -204,7 +207,8 @@ def kill(process: subprocess.Popen[bytes], engine: str) -> None:
     kill_all(children)
 
 
-@pytest.mark.parametrize("engine", ["ray", pytest.param("local", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["ray", "local"])
 def test_killed_driver_and_worker_then_the_same_command(
     engine: str, long_reference: Job, corpora: Corpora, tmp_path: Path
 ) -> None:

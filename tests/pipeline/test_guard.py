@@ -164,6 +164,7 @@ def hang_on_one(kind: str, waves_BT: Waves, params: list[Params]) -> Waves:
     return degrade.run(kind, waves_BT, params)
 
 
+@pytest.mark.slow
 def test_a_hanging_processor_costs_one_sample_of_a_run(
     corpora: dict[str, list[Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

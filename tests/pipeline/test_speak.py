@@ -524,6 +524,7 @@ def test_random_weights_corpus_interrupted_and_run_again_is_the_same(
     assert hashes(tmp_path) == uninterrupted
 
 
+@pytest.mark.slow
 def test_random_weights_corpus_killed_and_run_again_is_the_same(
     at_home: Path, tmp_path: Path
 ) -> None:

@@ -56,6 +56,7 @@ def reference(corpora: Corpora, tmp_path_factory: pytest.TempPathFactory) -> Job
     return job
 
 
+@pytest.mark.slow
 def test_workers_that_share_a_teacher_make_the_same_bytes(
     reference: Job, corpora: Corpora, tmp_path: Path
 ) -> None:
@@ -220,6 +221,7 @@ def test_teachers_that_fit_on_no_machine_are_refused(
     assert find_shards(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_an_autoscaler_sees_what_all_workers_take_that_have_no_place(
     corpora: Corpora, tmp_path: Path
 ) -> None:

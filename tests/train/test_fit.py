@@ -96,6 +96,7 @@ def test_damaged_checkpoint_is_named(folder, tmp_path):
         fit(config_of(folder), open_sources(folder), tmp_path, QUIET)
 
 
+@pytest.mark.slow
 def test_it_overfits(folder, tmp_path):
     config = config_of(
         folder, steps=60, batch=10, lr=3e-3, warmup=5, validate_every=60, augment=False, ema=0.9
@@ -302,6 +303,7 @@ def torchrun(processes: int, *command: str) -> None:
     subprocess.run([sys.executable, *run, *command], cwd=ROOT, env=environment, check=True)
 
 
+@pytest.mark.slow
 def test_two_processes_have_the_gradients_of_one(folder, tmp_path):
     """Batch norm, crops and all; gloo on a CPU."""
     torchrun(2, "-m", "tests.two_ranks", str(folder), str(tmp_path))

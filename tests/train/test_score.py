@@ -75,6 +75,7 @@ def test_v7_is_the_published_package_for_every_length(v7, published):
         assert v7.score(wave_T, 16_000) == pytest.approx(expected, abs=STUDENT)
 
 
+@pytest.mark.slow
 @needs_shared
 @pytest.mark.shared
 def test_bf16_and_fast_are_near_the_published_scores_of_speech(v7, published):

@@ -569,6 +569,7 @@ def test_a_trained_head_and_a_mean_score_files(tmp_path: Path):
         load(tmp_path / "nothing")
 
 
+@pytest.mark.slow
 def test_the_bench_tells_what_bf16_does_to_labels(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):

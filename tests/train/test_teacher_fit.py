@@ -179,6 +179,7 @@ def aligned(found: dict[str, Affine]) -> dict[str, tuple[float, float]]:
     return dict(zip(found, zip(scales_D, shifts_D, strict=True), strict=True))
 
 
+@pytest.mark.slow
 def test_every_scale_and_shift_is_recovered(trained):
     _, about = exported(trained[True])
     found = aligned(Calibration.model_validate(about["calibration"]).datasets)
@@ -188,6 +189,7 @@ def test_every_scale_and_shift_is_recovered(trained):
         assert shift == pytest.approx(TRUTH[name][1], rel=0.05), name
 
 
+@pytest.mark.slow
 def test_scales_help_on_a_dataset_that_was_never_seen(trained):
     # It leans to nothing, and spreads wider: where a clip seems to be from does not help here.
     rng = np.random.default_rng(99)
@@ -204,6 +206,7 @@ def test_scales_help_on_a_dataset_that_was_never_seen(trained):
     assert pcc[True] > pcc[False] + 0.02
 
 
+@pytest.mark.slow
 def test_own_scales_fit_the_validation_sets_better(trained):
     losses = {aware: exported(run)[1]["metrics"]["loss"] for aware, run in trained.items()}
     assert losses[True] < losses[False]
@@ -211,6 +214,7 @@ def test_own_scales_fit_the_validation_sets_better(trained):
         assert row["rmse"] < row["rmse_universal"]
 
 
+@pytest.mark.slow
 def test_without_scales_nothing_is_scaled(trained):
     _, about = exported(trained[False])
     assert about["calibration"] is None
@@ -220,6 +224,7 @@ def test_without_scales_nothing_is_scaled(trained):
     assert not any(tensor.any() for tensor in scales.values())
 
 
+@pytest.mark.slow
 def test_the_best_validation_is_kept(trained):
     for run in trained.values():
         lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
