@@ -306,7 +306,7 @@ def test_evaluate_compares_on_every_clip_or_names_it(
 
     judging = ["evaluate", "--model", "mfcc", "--out", str(tmp_path / "out"), "--rated"]
     unread = [name for name, why in folder.left_out.items() if why == "cut short"]
-    train([*judging, str(rate([*folder.heard, *unread]))])
+    assert train([*judging, str(rate([*folder.heard, *unread]))]) == 1
     said = "".join(capsys.readouterr())
     assert f"{len(unread)} of {len(unread) + len(folder.heard)} clips are left out" in said
     for name in unread:

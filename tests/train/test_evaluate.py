@@ -148,7 +148,7 @@ def test_only_what_is_new_is_scored(fakes, tmp_path):
 def test_a_clip_that_fails_is_left_out_for_all_and_named(fakes, tmp_path, capsys):
     labels, out = write_labels(tmp_path / "rated"), tmp_path / "out"
     fakes["run"].broken = ("03.flac",)
-    assert evaluate(*models("v7", "run"), "--rated", labels, "--out", out) == 0
+    assert evaluate(*models("v7", "run"), "--rated", labels, "--out", out) == 1
     results = json.loads((out / "results.json").read_text())
     assert {row["clips"] for row in results["sets"]} == {CLIPS - 1}
     assert [one["model"] for one in results["failures"]] == ["run"]
@@ -230,7 +230,7 @@ def html(fakes, tmp_path):
     fakes["run"].broken = ("03.flac",)
     asked = [*models("v7", "run", "nisqa", "utmos"), "--short", "both"]
     asked += ["--rated", labels, "--shards", shards]
-    assert evaluate(*asked, "--out", tmp_path / "out") == 0
+    assert evaluate(*asked, "--out", tmp_path / "out") == 1
     return (tmp_path / "out" / "evaluation.html").read_text("utf-8")
 
 

@@ -218,7 +218,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """``python -m train evaluate``; returns the exit code."""
+    """``python -m train evaluate``; returns the exit code, 1 where a clip could not be scored."""
     if args.threads:
         torch.set_num_threads(args.threads)
     sets = read_sets(args.rated, args.shards)
@@ -239,7 +239,7 @@ def run(args: argparse.Namespace) -> int:
             "page: where the table is your own, --allow-outside puts it there"
         )
     print_results(found, args.out)
-    return 0
+    return 1 if failures else 0
 
 
 def print_results(found: Comparison, out: Path) -> None:
