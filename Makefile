@@ -188,7 +188,8 @@ shards: setup ## make and label shards: training, validation, test
 train: setup ## train a student on the shards
 	OMP_NUM_THREADS=$(WORKERS) $(PY) -m train fit --student $(STUDENT) \
 	  --shards $(call q,$(OUT)/shards/train) --validation $(call q,$(OUT)/shards/validation) \
-	  --out $(call q,$(OUT)/model) --preset fast --steps $(STEPS)
+	  --out $(call q,$(OUT)/model) --preset fast --steps $(STEPS) \
+	  --validate-every $$(( ($(STEPS) + 9) / 10 ))
 
 MODELS ?=
 SHARDS ?=
