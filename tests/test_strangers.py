@@ -546,9 +546,9 @@ def test_a_path_of_a_plan_stays_in_its_corpus(name: str, tmp_path: Path) -> None
 
 
 def test_a_datasets_card_is_text_whatever_its_records_say(tmp_path: Path) -> None:
+    from pipeline.dataset.attempts import Tally
     from pipeline.dataset.card import card
     from pipeline.dataset.job import Job
-    from pipeline.dataset.ledger import Tally
 
     evil = "```\n<script>x</script>\n---\nlicense: mit\n| a | [x](javascript:y) |"
     made = small_recipe().model_copy(update={"about": evil})

@@ -23,10 +23,10 @@ from huggingface_hub import DatasetCardData
 from data_specs.io.addresses import path_or_url, shown
 from data_specs.io.names import code, markdown
 from data_specs.io.storage import NotFound
-from pipeline.dataset import ledger
+from pipeline.dataset import attempts
+from pipeline.dataset.attempts import Tally
 from pipeline.dataset.description import reopen
 from pipeline.dataset.job import CLIP_HOURS, Job
-from pipeline.dataset.ledger import Tally
 from pipeline.dataset.summary import UNKNOWN
 from pipeline.render.processors import PROCESSORS
 from pipeline.render.processors.interface import noncommercial
@@ -70,7 +70,7 @@ def write_card(job: Job) -> bool:
     False, with a warning, where the folder has a README.md that is not such a card.
     """
     planned = (len(job.shard_range(shard)) for shard in range(job.shard_count))
-    held = ledger.load(job.out, job.dataset_hash, planned)
+    held = attempts.load(job.out, job.dataset_hash, planned)
     if not _is_own(job):
         print(
             f"warning: {job.folder.shown(CARD)}: is no card as it was written here, and stays as "

@@ -14,8 +14,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from pipeline.dataset import shards
+from pipeline.dataset.attempts import read_attempts
 from pipeline.dataset.job import Job
-from pipeline.dataset.ledger import read_attempts
 
 
 def name_of(shard: int) -> str:

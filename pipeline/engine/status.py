@@ -20,10 +20,10 @@ from data_specs.io.addresses import PathOrUrl, path_or_url, shown
 from data_specs.recipe import Recipe
 from data_specs.sample import DATASET_FILE, shard_name
 from data_specs.strict import checked
-from pipeline.dataset import ledger
+from pipeline.dataset import attempts
+from pipeline.dataset.attempts import Attempts, Tally
 from pipeline.dataset.description import read_dataset
 from pipeline.dataset.job import CLIP_HOURS
-from pipeline.dataset.ledger import Attempts, Tally
 from pipeline.dataset.shards import ShardError
 from pipeline.engine.watch import CLIP_S, duration, reasons
 
@@ -82,8 +82,8 @@ def look(out: PathOrUrl, now: float | None = None) -> Status:
     return _status(
         found,
         planned,
-        ledger.load(out, found["recipe_hash"], planned),
-        ledger.read_attempts(out),
+        attempts.load(out, found["recipe_hash"], planned),
+        attempts.read_attempts(out),
         now,
     )
 

@@ -19,7 +19,7 @@ from typing import Any, TextIO
 from tqdm import tqdm
 
 from data_specs.sample import CROP_SAMPLES, SAMPLE_RATE
-from pipeline.dataset import ledger, shards
+from pipeline.dataset import attempts, shards
 from pipeline.dataset.job import Job
 
 TICK_S = 2.0
@@ -85,8 +85,8 @@ class Watch:
         self._shards = self._whole + len(todo)
         self._lock, self._sending = threading.RLock(), threading.Lock()
         now = clock()
-        started: dict[str, Any] = {"run": ledger.new_run(now), "began": now, "updated": now}
-        self._mine = ledger.Attempts(engine=engine, workers=workers, shards=len(todo), **started)
+        started: dict[str, Any] = {"run": attempts.new_run(now), "began": now, "updated": now}
+        self._mine = attempts.Attempts(engine=engine, workers=workers, shards=len(todo), **started)
         self._samples = self._retries = 0
         self._running: dict[int, float] = {}
         self._ended: set[int] = set()
@@ -184,7 +184,7 @@ class Watch:
         return bool(begun) and len(self._ended) < self._mine.shards
 
     def _beat(self) -> None:
-        if self.clock() - self._wrote >= ledger.HEARTBEAT_S:
+        if self.clock() - self._wrote >= attempts.HEARTBEAT_S:
             self._write("")
 
     @contextmanager
@@ -228,10 +228,10 @@ class Watch:
                 "rate": round(self._rate(), 3),
                 "retries": self._retries,
                 "running": dict(self._running),
-                "failed": dict(list(self._failed.items())[: ledger.MOST_FAILURES]),
+                "failed": dict(list(self._failed.items())[: attempts.MOST_FAILURES]),
             }
         with suppress(OSError, ValueError):  # a full disk, a lost bucket: the job itself says it
-            ledger.write_attempts(self.job.out, self._mine.model_copy(update=changed))
+            attempts.write_attempts(self.job.out, self._mine.model_copy(update=changed))
 
     def _watch(self, what: Callable[[], None]) -> None:
         while not self._stop.wait(TICK_S):

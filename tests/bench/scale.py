@@ -26,7 +26,7 @@ from data_specs.io.files import whole_file
 from data_specs.recipe import Recipe, load_recipe
 from data_specs.sample import DATASET_FILE, sample_key, shard_name
 from pipeline.corpora.manifest import SCHEMA, Manifest
-from pipeline.dataset import ledger, plan_file, shards
+from pipeline.dataset import attempts, plan_file, shards
 from pipeline.dataset.card import CARD, write_card
 from pipeline.dataset.description import reopen
 from pipeline.dataset.job import CLIP_HOURS, Job
@@ -86,9 +86,9 @@ def make(out: Path, samples: int, count: int) -> None:
     described = {"recipe": recipe.model_dump(mode="json"), "identity": job.identity}
     described |= {"recipe_hash": job.dataset_hash, "samples": samples, "teacher": "distillmos"}
     (out / DATASET_FILE).write_text(json.dumps(described))
-    run, at = ledger.new_run(), {"began": 0, "updated": 0}
-    ledger.write_attempts(
-        out, ledger.Attempts(run=run, engine="ray", workers=100, shards=count, **at)
+    run, at = attempts.new_run(), {"began": 0, "updated": 0}
+    attempts.write_attempts(
+        out, attempts.Attempts(run=run, engine="ray", workers=100, shards=count, **at)
     )
 
 
@@ -190,7 +190,7 @@ def step_verify(out: Path) -> str:
     """Every record against its tar's size, its dataset and the samples that it should hold."""
     job = reopen(out, {})
     planned = [len(job.shard_range(shard)) for shard in range(job.shard_count)]
-    held = ledger.load(out, job.dataset_hash, planned)
+    held = attempts.load(out, job.dataset_hash, planned)
     if held.wrong or len(held.whole) != job.shard_count:
         raise shards.ShardError(f"{out}: {len(held.wrong)} shards are wrong")
     return f"{len(held.whole)} whole, {held.samples} samples"

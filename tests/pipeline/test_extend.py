@@ -15,7 +15,7 @@ import pytest
 
 from data_specs.cluster.needs import EVERY
 from pipeline.__main__ import main
-from pipeline.dataset import ledger, prepare
+from pipeline.dataset import attempts, prepare
 from pipeline.dataset import retry as failures
 from pipeline.dataset.description import WrongDataset, reopen
 from pipeline.dataset.job import Job
@@ -314,11 +314,11 @@ def test_what_a_killed_run_had_in_flight_is_made_again(tmp_path: Path) -> None:
     assert failures.again(job).todo() == [1]
     (tmp_path / "shard-000001.json").unlink()  # making it again began, and its driver was killed
     assert failures.again(job).todo() == [1]
-    told = {"run": ledger.new_run(), "began": 0.0, "updated": 0.0, "engine": "ray"}
-    gone = ledger.Attempts(**told, workers=1, shards=5, running={3: 0.0}, failed={0: "mended"})
-    ledger.write_attempts(tmp_path, gone)
+    told = {"run": attempts.new_run(), "began": 0.0, "updated": 0.0, "engine": "ray"}
+    gone = attempts.Attempts(**told, workers=1, shards=5, running={3: 0.0}, failed={0: "mended"})
+    attempts.write_attempts(tmp_path, gone)
     assert failures.again(job).todo() == [1, 3]  # 0 is whole, 4 was never begun
-    ledger.write_attempts(tmp_path, gone.model_copy(update={"updated": time.time()}))
+    attempts.write_attempts(tmp_path, gone.model_copy(update={"updated": time.time()}))
     assert failures.again(job).todo() == [1]  # that driver is at work
 
 

@@ -20,7 +20,7 @@ from data_specs.io.storage import LocalFolder
 from data_specs.sample import sample_key
 from pipeline.__main__ import main
 from pipeline.corpora.manifest import SCHEMA, Manifest
-from pipeline.dataset import card, ledger
+from pipeline.dataset import attempts, card
 from pipeline.dataset.job import CLIP_HOURS, Job
 from pipeline.dataset.shards import commit, read_record, write_json
 from pipeline.dataset.summary import MOS_BINS, mos_bin, summarise
@@ -129,8 +129,8 @@ def test_a_store_that_hangs_holds_no_line(job: Job, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(watch, "TICK_S", 0.01)
     with watching(job, stream, clock):
         held = threading.Event()
-        monkeypatch.setattr(ledger, "write_attempts", lambda *_: held.set() or goes_on.wait(20))
-        clock.now += ledger.HEARTBEAT_S + 1
+        monkeypatch.setattr(attempts, "write_attempts", lambda *_: held.set() or goes_on.wait(20))
+        clock.now += attempts.HEARTBEAT_S + 1
         assert held.wait(20)
         lines = len(stream.getvalue().splitlines())
         clock.now += watch.LINE_S + 1
@@ -196,7 +196,7 @@ def test_silence_where_none_asked_and_yet_a_ledger(job: Job) -> None:
     stream = io.StringIO()
     with watching(job, stream, Clock(), show=False) as seen:
         seen.report(1, 0)
-    (found,) = ledger.read_attempts(job.out)
+    (found,) = attempts.read_attempts(job.out)
     assert stream.getvalue() == ""
     assert (found.ended, list(found.running), found.shards) == ("done", [1], 4)
 
@@ -233,10 +233,10 @@ def test_a_job_that_waits_for_another_of_its_run_says_nothing(job: Job) -> None:
 
 
 def test_a_folder_that_cannot_be_written_harms_no_job(job: Job) -> None:
-    (job.out / ledger.ATTEMPTS).write_text("in the way")
+    (job.out / attempts.ATTEMPTS).write_text("in the way")
     with watching(job, io.StringIO(), Clock()) as seen:
         seen.report(0, 1)
-    assert ledger.read_attempts(job.out) == []
+    assert attempts.read_attempts(job.out) == []
 
 
 def test_a_sink_hears_all_and_may_fail(job: Job) -> None:
@@ -272,7 +272,7 @@ def test_an_error_ends_the_run_by_its_name(job: Job) -> None:
         watching(job, io.StringIO(), Clock(), show=False),
     ):
         raise OSError(28, "No space left")
-    assert ledger.read_attempts(job.out)[0].ended == "OSError: [Errno 28] No space left"
+    assert attempts.read_attempts(job.out)[0].ended == "OSError: [Errno 28] No space left"
 
 
 @given(st.floats(0, 1e7))
@@ -308,7 +308,7 @@ def test_an_engine_tells_the_watch_and_the_ledger(job: Job, workers: int) -> Non
     lenient = replace(job, recipe=job.recipe.model_copy(update={"max_dropped_share": 0.5}))
     outcome = run.run(lenient, "local", workers, progress=False, factory=row_worker)
     assert sorted(outcome.made) == [0, 1, 2, 3]
-    (found,) = ledger.read_attempts(job.out)
+    (found,) = attempts.read_attempts(job.out)
     assert (found.samples, found.made, found.running, found.ended) == (SAMPLES, 4, {}, "done")
 
 
@@ -319,21 +319,21 @@ def test_a_worker_that_raises_leaves_nothing_in_flight(job: Job) -> None:
 
     outcome = run.run(job, "local", 1, progress=False, factory=lambda j, _: Broken(j))
     assert sorted(outcome.failed) == [0, 1, 2, 3] and "broken" in outcome.failed[0]
-    assert ledger.read_attempts(job.out)[0].running == {}
+    assert attempts.read_attempts(job.out)[0].running == {}
 
 
 # --- status ---------------------------------------------------------------------------------------
 
 
-def attempts(job: Job, **changes: Any) -> None:
+def write_attempts(job: Job, **changes: Any) -> None:
     values: dict[str, Any] = {"engine": "ray", "workers": 2, "shards": 4, "began": 900.0}
-    values |= {"run": ledger.new_run(900.0), "updated": 1_000.0} | changes
-    ledger.write_attempts(job.out, ledger.Attempts(**values))
+    values |= {"run": attempts.new_run(900.0), "updated": 1_000.0} | changes
+    attempts.write_attempts(job.out, attempts.Attempts(**values))
 
 
 def test_status_while_at_work(job: Job) -> None:
     make(job, 0, 1)
-    attempts(job, running={2: 960.0, 1: 940.0}, rate=0.5, retries=1)
+    write_attempts(job, running={2: 960.0, 1: 940.0}, rate=0.5, retries=1)
     found = status.look(job.out, now=1_010.0)
     assert (found.state, found.exit_status) == ("running", 3)
     assert (found.done, found.in_flight, found.oldest_s) == (2, 1, 50.0)  # 1 is whole meanwhile
@@ -344,8 +344,8 @@ def test_status_while_at_work(job: Job) -> None:
 
 def test_status_after_the_driver_died(job: Job) -> None:
     make(job, 0)
-    attempts(job, running={2: 960.0}, rate=0.5)
-    found = status.look(job.out, now=1_000.0 + 5 * ledger.HEARTBEAT_S)
+    write_attempts(job, running={2: 960.0}, rate=0.5)
+    found = status.look(job.out, now=1_000.0 + 5 * attempts.HEARTBEAT_S)
     assert (found.state, found.exit_status, found.in_flight) == ("stopped", 4, 0)
     assert (found.rate, found.left_s, found.retries) == (0, None, 1)
     assert "silent" in found.runs[0]["state"]
@@ -353,10 +353,10 @@ def test_status_after_the_driver_died(job: Job) -> None:
 
 def test_status_of_shards_that_failed_until_they_are_made(job: Job) -> None:
     make(job, 0, 2, 3)
-    attempts(job, failed={1: "TooManyDropped"}, ended="1 shards failed")
+    write_attempts(job, failed={1: "TooManyDropped"}, ended="1 shards failed")
     found = status.look(job.out, now=2_000.0)
     assert (found.state, found.exit_status, found.failed) == ("failed", 1, {1: "TooManyDropped"})
-    attempts(job, run=ledger.new_run(1_900.0), updated=1_990.0, running={1: 1_950.0})
+    write_attempts(job, run=attempts.new_run(1_900.0), updated=1_990.0, running={1: 1_950.0})
     again = status.look(job.out, now=2_000.0)
     assert (again.state, again.failed, again.retries) == ("running", {}, 1)
     make(job, 1)
@@ -402,9 +402,9 @@ def test_status_as_json_and_by_exit_status(
 
 
 def test_an_unreadable_attempts_file_is_left_out(job: Job) -> None:
-    attempts(job)
-    (job.out / ledger.ATTEMPTS / "zzz.json").write_text('{"format": 99}')
-    assert len(ledger.read_attempts(job.out)) == 1
+    write_attempts(job)
+    (job.out / attempts.ATTEMPTS / "zzz.json").write_text('{"format": 99}')
+    assert len(attempts.read_attempts(job.out)) == 1
 
 
 # --- metrics --------------------------------------------------------------------------------------
@@ -526,7 +526,9 @@ def test_the_cards_recipe_makes_the_same_dataset(job: Job, tmp_path: Path) -> No
 
 def test_the_card_of_a_version_names_the_dataset_that_it_came_from(job: Job) -> None:
     origin = {"dataset_hash": "e" * 64, "samples": 4, "corpora": {}}
-    text = card.card(replace(job, identity=job.identity | {"derived_from": origin}), ledger.Tally())
+    text = card.card(
+        replace(job, identity=job.identity | {"derived_from": origin}), attempts.Tally()
+    )
     assert "python -m pipeline extend OLD --corpus noise=DIR --corpus rooms=DIR" in text
     assert "e" * 64 in text and "first 4 samples" in text
 
@@ -615,17 +617,17 @@ def test_the_record_of_a_shard_counts_its_samples(job: Job) -> None:
 
 def test_reading_while_a_driver_writes(job: Job) -> None:
     """A file is there whole or not at all, whatever the moment."""
-    stop, run_name = threading.Event(), ledger.new_run(900.0)
+    stop, run_name = threading.Event(), attempts.new_run(900.0)
 
     def write() -> None:
         while not stop.is_set():
-            attempts(job, run=run_name, running=dict.fromkeys(range(200), 1.0))
+            write_attempts(job, run=run_name, running=dict.fromkeys(range(200), 1.0))
 
-    attempts(job, run=run_name, running=dict.fromkeys(range(200), 1.0))
+    write_attempts(job, run=run_name, running=dict.fromkeys(range(200), 1.0))
     thread = threading.Thread(target=write)
     thread.start()
     try:
-        assert all(len(ledger.read_attempts(job.out)) == 1 for _ in range(50))
+        assert all(len(attempts.read_attempts(job.out)) == 1 for _ in range(50))
     finally:
         stop.set()
         thread.join()

@@ -1,4 +1,4 @@
-"""The ledger: what a dataset folder says of itself, without a tar being opened.
+"""Attempts at a dataset, and its tally: what a folder says of itself, no tar being opened.
 
 Records (``shard-NNNNNN.json``) say what is whole. Beside them, every driver keeps one small file of
 its own in ``attempts/``: what it has in flight, what failed and why, how fast it is. It is written
