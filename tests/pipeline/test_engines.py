@@ -225,14 +225,16 @@ def test_killed_driver_and_worker_then_the_same_command(
     assert committed == {path: path.stat().st_mtime_ns for path in committed}  # none made twice
 
 
-def test_a_shard_over_its_failure_limit_fails_alone(corpora: Corpora, tmp_path: Path) -> None:
-    for engine in ("local", "ray"):
-        out = tmp_path / engine
-        job = prepare(recipe(max_dropped_share=0.0), corpora | quiet(tmp_path), out, SAMPLES)
-        outcome = engines.run(job, engine, 1, progress=False)
-        assert outcome.failed and all("silent" in text for text in outcome.failed.values())
-        assert set(outcome.failed) | set(outcome.made) == set(SHARDS)
-        assert find_shards(out) == sorted(outcome.made)
+@pytest.mark.parametrize("engine", ["local", pytest.param("ray", marks=pytest.mark.slow)])
+def test_a_shard_over_its_failure_limit_fails_alone(
+    engine: str, corpora: Corpora, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    job = prepare(recipe(max_dropped_share=0.0), corpora | quiet(tmp_path), out, SAMPLES)
+    outcome = engines.run(job, engine, 1, progress=False)
+    assert outcome.failed and all("silent" in text for text in outcome.failed.values())
+    assert set(outcome.failed) | set(outcome.made) == set(SHARDS)
+    assert find_shards(out) == sorted(outcome.made)
 
 
 @pytest.mark.slow
@@ -251,7 +253,7 @@ def test_a_shard_that_kills_its_workers_fails_and_the_others_are_made(
     assert outcome.failed == {1: "its worker died 4 times (killed, or out of memory)"}
 
 
-@pytest.mark.parametrize("engine", ["local", "ray"])
+@pytest.mark.parametrize("engine", ["local", pytest.param("ray", marks=pytest.mark.slow)])
 def test_a_recording_that_vanishes_fails_the_attempt_by_name(
     engine: str, corpora: Corpora, tmp_path: Path
 ) -> None:

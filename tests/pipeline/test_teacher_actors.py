@@ -135,6 +135,7 @@ def test_two_teachers_label_a_dataset_again(
     assert tars(job.out) == {name: tars(reference.out)[name] for name in tars(job.out)}
 
 
+@pytest.mark.slow
 def test_a_teachers_own_error_comes_back_as_it_is(reference: Job) -> None:
     with teachers.shared_teacher(reference, TeacherActors(1)) as (teacher, _):
         assert teacher is not None
