@@ -65,6 +65,7 @@ STYLE: Any = {
     "xtick.major.size": 0,
     "xtick.minor.size": 0,
     "ytick.major.size": 0,
+    "axes.formatter.limits": (-3, 5),  # tick labels have a fixed width
     "legend.frameon": False,
 }
 themed = matplotlib.rc_context(STYLE)
