@@ -516,9 +516,10 @@ def test_a_trained_head_of_another_front_end_is_refused(tmp_path: Path):
     (tmp_path / "head.safetensors").unlink()
     with pytest.raises(ValueError, match=r"no head.safetensors"):
         load_trained("x", tmp_path)
-    for wrong in (7, None, 3.5):
-        with pytest.raises(UserError, match="no 'front_end_sha256' of kind str"):
-            load_trained("raw", trained_head(tmp_path / "wrong", front_end_sha256=wrong))
+    for field in ("front_end", "front_end_sha256"):
+        for wrong in (7, None, {}):
+            with pytest.raises(UserError, match=f"no '{field}' of kind str"):
+                load_trained("raw", trained_head(tmp_path / "wrong", **{field: wrong}))
 
 
 # --- any length -----------------------------------------------------------------------------------

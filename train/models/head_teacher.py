@@ -200,6 +200,7 @@ def _described(
         head.load_state_dict(state)
         if missing := {"front_end", "front_end_sha256"} - about.keys():
             raise KeyError(min(missing))
+        json_field(about, "front_end", str, folder / HEAD_JSON)
         return head, _calibration(about["calibration"])
     except (KeyError, ValidationError, RuntimeError) as error:
         raise UserError(f"{folder / HEAD_JSON}: does not describe a head: {error}") from error
