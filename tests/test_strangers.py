@@ -405,7 +405,11 @@ def test_tars_and_flacs_that_claim_more_are_refused_in_little_memory(tmp_path: P
 
 
 @pytest.mark.parametrize(
-    "change", [{"samples": 1e9}, {"planned": 10**12}, {"shard": 10**9}, {"tar_bytes": -1}]
+    "change",
+    [
+        *({"samples": 1e9}, {"planned": 10**12}, {"shard": 10**9}, {"tar_bytes": -1}),
+        *({"summary": {"mos": [1]}}, {"summary": {"mos": [0] * 41}}),
+    ],
 )
 def test_a_shards_record_says_no_more_than_a_shard_can_hold(change: dict[str, Any]) -> None:
     record = {

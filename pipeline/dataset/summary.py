@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -28,7 +28,9 @@ class Summary(Strict):
     corpora: dict[str, int] = Field(default_factory=dict)
     languages: dict[str, int] = Field(default_factory=dict)
     processors: dict[str, int] = Field(default_factory=dict)
-    mos: tuple[int, ...] = (0,) * MOS_BINS
+    mos: Annotated[tuple[int, ...], Field(min_length=MOS_BINS, max_length=MOS_BINS)] = (
+        0,
+    ) * MOS_BINS
     mos_sum: float = 0.0
 
 
