@@ -42,7 +42,8 @@ from tests.conftest import ROOT
 from train.__main__ import main as train
 from train.audio import open_clip, read_mono
 from train.models.student import Student, variant
-from train.scoring.score import StudentScorer, find_files
+from train.scoring.files import choose_files
+from train.scoring.scorer import StudentScorer
 
 FAULTS = ROOT.parent / "shared" / "data" / "faults"
 
@@ -96,7 +97,10 @@ def test_two_loops_are_walked_once(tmp_path: Path) -> None:
     assert walk(tmp_path).files == ["a/x.wav", "b/x.wav"]
     assert folders(tmp_path) == ["", "a", "b"]
     assert counts(walk(tmp_path).left_out) == "4 there already"
-    assert find_files([f"{tmp_path}/**/*.wav"]) == [tmp_path / "a/x.wav", tmp_path / "b/x.wav"]
+    assert list(choose_files([f"{tmp_path}/**/*.wav"]).files) == [
+        tmp_path / "a/x.wav",
+        tmp_path / "b/x.wav",
+    ]
 
 
 def test_a_folder_that_may_not_be_read_is_named_and_costs_no_other(
@@ -421,9 +425,9 @@ def test_lists_of_any_line_ending(
     names = ["a.wav", "line\u2028separator.wav", "ü.wav"]
     text = end.join(["", *names, "", ""]).encode(encoding)
     listed = put(tmp_path, "list.txt", text)
-    assert find_files([listed]) == [tmp_path / name for name in names]
+    assert list(choose_files([listed]).files) == [tmp_path / name for name in names]
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text), "ascii"))
-    assert find_files(["-"]) == [Path(name) for name in names]
+    assert list(choose_files(["-"]).files) == [Path(name) for name in names]
 
 
 @pytest.mark.parametrize("end", ENDS.values(), ids=list(ENDS))

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+import torch
 from numpy.typing import NDArray
 
 from data_specs.io import files as io_files
@@ -39,6 +40,16 @@ def tone_pcm(number: int, samples: int = CROP) -> NDArray[np.int16]:
     tone = np.sin(2 * np.pi * (200 + 37 * (number % 11)) * time_s)
     noise = rng.standard_normal(samples) * (0.01 + 0.1 * (number % 5))
     return np.round(8000 * (tone + noise) / 2).astype(np.int16)
+
+
+def tone(number: int, samples: int = CROP) -> NDArray[np.float32]:
+    """``tone_pcm`` as floats."""
+    return tone_pcm(number, samples).astype(np.float32) / 32768
+
+
+def tones(clips: int, samples: int = CROP) -> torch.Tensor:
+    """The first so many, (B, T)."""
+    return torch.from_numpy(np.stack([tone(number, samples) for number in range(clips)]))
 
 
 def tone_mos(number: int) -> float:
@@ -75,6 +86,13 @@ def write_tar(path: Path, members: list[tuple[str, bytes]], samples: int | None 
     if samples is not None:
         content["samples"] = samples
     path.with_suffix(".json").write_text(json.dumps(content))
+
+
+def state_sha256(tar: Path) -> None:
+    """Have a tar's record state its hash, as the pipeline's do."""
+    path = tar.with_suffix(".json")
+    digest = {"tar_sha256": hashlib.sha256(tar.read_bytes()).hexdigest()}
+    path.write_text(json.dumps(json.loads(path.read_text()) | digest))
 
 
 def members_of(numbers: range) -> list[tuple[str, bytes]]:

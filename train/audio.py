@@ -62,15 +62,15 @@ def channels_of(path: Path) -> int:
         return recording.header.channels
 
 
-def open_clip(path: Path, channel: int = 0, long_seconds: float = LONG_SECONDS) -> Clip:
-    """One channel of a file; a file of more than ``long_seconds`` is read in blocks.
+def open_clip(path: Path, channel: int = 0) -> Clip:
+    """One channel of a file; a file of more than ``LONG_SECONDS`` is read in blocks.
 
     ``ValueError`` naming the file as ``read_mono`` raises it, here or while the blocks are read.
     """
     with _opened(path) as recording:
         frames, rate = recording.header.frames, recording.header.sample_rate_hz
         wide = max(1.0, recording.header.channels / MANY_CHANNELS)
-        if frames * wide <= long_seconds * rate:
+        if frames * wide <= LONG_SECONDS * rate:
             wave_TC = recording.whole()
             return clip_of(np.ascontiguousarray(wave_TC[:, channel]), rate, str(path))
     return Clip(

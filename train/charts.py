@@ -211,7 +211,7 @@ def scatter(
 
 
 def thinned(count: int, most: int = MOST_DOTS) -> list[int]:
-    """Which of so many points are drawn: all, or every so manieth."""
+    """Which of so many points are drawn: all, or every n-th, ``most`` at most."""
     return list(range(0, count, max(1, -(-count // most))))
 
 

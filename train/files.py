@@ -72,7 +72,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file")
-    tensors.require_room(path, path.stat().st_size)
+    tensors.require_memory(path, path.stat().st_size)
     try:
         with zipfile.ZipFile(path) as archive:
             packed = any(one.compress_type != zipfile.ZIP_STORED for one in archive.infolist())
@@ -86,21 +86,17 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         ) from error
     except MemoryError as error:
         raise UserError(f"{path}: does not fit into memory") from error
-    except Exception as error:  # strangers' pickles end in errors of any kind
+    except Exception as error:  # a damaged pickle ends in errors of any kind
         raise UserError(f"{path}: not a readable checkpoint: {error}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: not a checkpoint: it holds a {type(content).__name__}")
     return content
 
 
-def write_weights(
-    path: Path, weights: Mapping[str, Tensor], metadata: dict[str, str] | None = None
-) -> None:
+def write_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
     """A safetensors file, atomically."""
     whole = {name: tensor.cpu().contiguous() for name, tensor in weights.items()}
-    write_atomically(
-        path, lambda temporary: safetensors.torch.save_file(whole, temporary, metadata)
-    )
+    write_atomically(path, lambda temporary: safetensors.torch.save_file(whole, temporary))
 
 
 def version() -> str:

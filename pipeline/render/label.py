@@ -65,7 +65,7 @@ def slow_precision(spec: TeacherSpec, device: str) -> str:
     """A warning where the teacher's precision is slow on this device, else an empty string."""
     import torch
 
-    from train.models.teacher import has_fast_bf16
+    from train.models.precision import has_fast_bf16
 
     if spec.precision != "bf16" or has_fast_bf16(torch.device(device)):
         return ""

@@ -32,7 +32,7 @@ from tests.memory import peak_bytes, peak_reset
 from train.audio import Wave, read_mono, to_16k
 from train.files import csv_text
 from train.models.precision import has_fast_bf16
-from train.scoring.files import find_files
+from train.scoring.files import choose_files
 from train.scoring.onnx_scorer import OnnxScorer
 from train.scoring.score import load
 from train.scoring.windows import Mode
@@ -166,7 +166,7 @@ def clips_of(samples: int, count: int, audio: Path | None) -> list[Wave]:
     """Clips (samples,) at 16 kHz: recordings put end to end, or noise in syllables."""
     if audio is None:
         return [_made(samples, seed) for seed in range(count)]
-    stream = _endless(find_files([audio]))
+    stream = _endless(list(choose_files([audio]).files))
     clips: list[Wave] = []
     held_T = np.zeros(0, np.float32)
     while len(clips) < count:
@@ -275,7 +275,7 @@ def _commands(folder: Path, args: argparse.Namespace) -> dict[str, list[str]]:
 def _folder_clip(number: int, audio: Path | None) -> Wave:
     if audio is None:
         return _made(FOLDER_SECONDS * SAMPLE_RATE, number)
-    files = find_files([audio])
+    files = list(choose_files([audio]).files)
     wave_T = to_16k(*read_mono(files[number % len(files)]))
     return np.resize(np.roll(wave_T, -1000 * (number // len(files))), FOLDER_SECONDS * SAMPLE_RATE)
 

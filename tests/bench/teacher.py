@@ -29,8 +29,8 @@ from tests.bench.random_xlsr import SIZES, config_of, write_checkpoint
 from tests.memory import peak_bytes, peak_reset
 from train.data.shards import list_shards
 from train.data.stream import ShardSamples, to_waves
-from train.models.clips import Floats
-from train.models.front_end import XlsrFrontEnd, centre_crop
+from train.models.features import Floats
+from train.models.front_end import centre_crop, load_xlsr
 from train.models.head_teacher import HeadTeacher, published_head
 from train.models.precision import resolve_precision
 from train.models.teacher import Teacher, load_teacher
@@ -75,7 +75,7 @@ def reference_scorer(folder: Path, layer: int, head: torch.nn.Module, device: st
 
 def our_teacher(folder: Path, layer: int, file: str, device: str, precision: str) -> HeadTeacher:
     """The same weights as a labelling teacher."""
-    front_end = XlsrFrontEnd("bench", folder, [layer], device, precision)
+    front_end = load_xlsr("bench", folder, [layer], device, precision)
     head, sha256 = published_head(file, front_end.channels)
     return HeadTeacher("bench", front_end, head, sha256)
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import functools
-import http.server
 import json
-import threading
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
+from tests.web import Served, serving
 from train.scoring import bundle
 
 WEIGHTS, ABOUT = b"weights" * 1000, b'{"student": "tiny"}'
@@ -34,37 +31,10 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache" / "models"
 
 
-class Served(SimpleNamespace):
-    folder: Path
-    address: str
-    asked: list[str]
-    stop: object
-
-
 @pytest.fixture
 def served(tmp_path: Path) -> Iterator[Served]:
-    folder, asked = write_bundle(tmp_path / "site"), []
-
-    class Handler(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *args: object) -> None:
-            if self.command == "GET":
-                asked.append(self.path.partition("?")[0].rpartition("/")[2])
-
-    handler = functools.partial(Handler, directory=str(folder))
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-
-    def stop() -> None:
-        if thread.is_alive():
-            server.shutdown()
-            server.server_close()
-            thread.join()
-
-    yield Served(
-        folder=folder, address=f"http://127.0.0.1:{server.server_port}", asked=asked, stop=stop
-    )
-    stop()
+    with serving(write_bundle(tmp_path / "site")) as site:
+        yield site
 
 
 def test_checksums_name_the_bundles_files_and_no_others(tmp_path: Path) -> None:
@@ -83,9 +53,10 @@ def test_only_what_is_wanted_is_fetched_and_once(served: Served, cache: Path) ->
     assert (folder / "model.safetensors").read_bytes() == WEIGHTS
     assert (folder / "model.json").read_bytes() == ABOUT
     assert folder.parent == cache
-    assert served.asked == ["checksums.json", "model.safetensors", "model.json"]
+    assert list(served.asked) == ["checksums.json", "model.safetensors", "model.json"]
+    served.asked.clear()
     assert bundle.fetch(served.address) == folder
-    assert served.asked[3:] == ["checksums.json"]
+    assert served.asked == {"checksums.json": 1}
 
 
 def test_one_file_by_its_address(served: Served) -> None:
@@ -109,7 +80,7 @@ def test_without_a_network_the_last_one_is_used(
 ) -> None:
     address = served.address.replace("://", "://user:hush@") + "/?token=hush"
     folder = bundle.fetch(address)
-    served.stop()
+    served.misdeed = lambda handler: True  # closes the connection
     assert bundle.fetch(address) == folder
     told = capsys.readouterr().err
     assert "using what was fetched last" in told and "hush" not in told

@@ -18,7 +18,7 @@ import torch
 
 from data_specs.io.errors import UserError
 from tests.export_helpers import TINY, tiny
-from tests.train_helpers import tone_pcm
+from tests.train_helpers import tone
 from train.__main__ import main
 from train.export import export
 from train.files import load_checkpoint, save_checkpoint, write_weights
@@ -31,7 +31,7 @@ from train.models.tensors import write_about
 from train.scoring import bundle
 from train.scoring.score import load
 
-WAVE = tone_pcm(3, 8000).astype(np.float32) / 32768
+WAVE = tone(3, 8000)
 
 
 def sha256_about(folder: Path, weights: str, about: dict[str, Any]) -> None:
@@ -56,11 +56,8 @@ def write_pruned(
     student.head.projection.weight.data *= mask
     change(student)
 
-    class Masks:
-        masks = {"head.projection.weight": mask}  # noqa: RUF012
-
     config = {"config": TINY.model_dump(mode="json")}
-    save_pruned(folder, student.state_dict(), Masks(), config | about)
+    save_pruned(folder, student.state_dict(), {"head.projection.weight": mask}, config | about)
     return folder
 
 
@@ -77,6 +74,24 @@ def write_head(folder: Path, change: Callable[[Any], None] = lambda head: None) 
         folder, "head.safetensors", about | {"head": config.model_dump(), "calibration": None}
     )
     return folder
+
+
+def write_checkpoint(folder: Path, change: Callable[[Student], None]) -> Path:
+    folder.mkdir()
+    student = tiny()
+    change(student)
+    config = TINY.model_dump(mode="json")
+    content = {"weights": student.state_dict(), "student_config": config}
+    save_checkpoint(folder / "best.pt", content)
+    return folder
+
+
+MAKERS: dict[str, Callable[..., Path]] = {
+    "run": write_run,
+    "pruned": write_pruned,
+    "head": write_head,
+    "checkpoint": write_checkpoint,
+}
 
 
 def write_bundle(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -107,12 +122,8 @@ def test_a_flipped_bit_never_changes_a_score(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     """It is refused; or it is where nothing of the model is, and the score is the same."""
-    makers = {"run": write_run, "pruned": write_pruned, "head": write_head}
     folder = tmp_path / "model"
-    if kind == "bundle":
-        write_bundle(folder, monkeypatch)
-    else:
-        makers[kind](folder)
+    write_bundle(folder, monkeypatch) if kind == "bundle" else MAKERS[kind](folder)
     right, refused, total = score_of(folder), 0, 0
     for path in sorted(folder.glob("*.json")) + sorted(folder.glob("*.safetensors")):
         for place in flips(path, 25):
@@ -147,7 +158,7 @@ def test_a_flipped_bit_of_a_checkpoint_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("kind", ["run", "pruned", "checkpoint", "head"])
+@pytest.mark.parametrize("kind", MAKERS)
 def test_weights_that_are_not_finite_are_refused_by_name(
     tmp_path: Path, kind: str, value: float
 ) -> None:
@@ -155,15 +166,7 @@ def test_weights_that_are_not_finite_are_refused_by_name(
         head = getattr(network, "head", network)
         head.pool.output.bias.data.fill_(value)
 
-    folder = tmp_path / "model"
-    if kind == "checkpoint":
-        student = tiny()
-        spoil(student)
-        config = TINY.model_dump(mode="json")
-        folder = tmp_path / "best.pt"
-        save_checkpoint(folder, {"weights": student.state_dict(), "student_config": config})
-    else:
-        {"run": write_run, "pruned": write_pruned, "head": write_head}[kind](folder, spoil)
+    folder = MAKERS[kind](tmp_path / "model", spoil)
     with pytest.raises(UserError, match=r"pool\.output\.bias.*not finite"):
         load(folder)
 

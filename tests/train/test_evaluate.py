@@ -20,7 +20,7 @@ from tests.train_helpers import needs_shared, write_dataset
 from train.__main__ import main
 from train.evaluation import external_scorers, page, scorers
 from train.evaluation.external_scorers import EXTERNAL
-from train.scoring.score import Score
+from train.scoring.base import Score
 
 RATE = 16_000
 CLIPS, PER_CONDITION = 24, 4

@@ -22,8 +22,8 @@ from tests.conftest import ROOT, talk
 from tests.export_helpers import tiny
 from train.export.onnx_file import write_onnx
 from train.export.page import HOW_TO_GET, SCRIPT, as_worker_script, read_runtime, write_page
+from train.scoring.base import Scorer
 from train.scoring.onnx_scorer import Facts, OnnxScorer
-from train.scoring.score import Scorer
 
 DIST = Path(os.environ.get("ONNXRUNTIME_WEB", ROOT / "node_modules" / "onnxruntime-web" / "dist"))
 CHROMIUM = next(

@@ -13,7 +13,7 @@ from tests.train_helpers import CROP, tone_mos, tone_pcm, write_dataset
 from train.data.shards import list_shards
 from train.data.stream import ShardSamples
 from train.evaluation import lengths
-from train.scoring.score import windows
+from train.scoring.windows import windows
 
 RATE = 16_000
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
-import io
 from pathlib import Path
 
 import numpy as np
@@ -14,26 +12,11 @@ import torch
 import torchaudio
 
 from tests.tolerance import HALF_PRECISION, STUDENT, spectrum_rounding
-from tests.train_helpers import SHARED, needs_shared, tone_pcm
+from tests.train_helpers import SHARED, needs_shared, tone, tones
 from train.models.features import FREQUENCIES, compressed_spectrum, frames, peak_normalise
 from train.models.head import TransformerHead
 from train.models.student import VARIANTS, Student, StudentConfig, count, load_v7, variant
 from train.models.teacher import load_teacher
-from train.scoring.score import load
-
-TOLERANCE = STUDENT
-
-
-@pytest.fixture(scope="module")
-def published():
-    distillmos = pytest.importorskip("distillmos")
-    with contextlib.redirect_stdout(io.StringIO()):
-        return distillmos.ConvTransformerSQAModel().eval()
-
-
-@pytest.fixture(scope="module")
-def scorer():
-    return load("v7")
 
 
 @torch.inference_mode()
@@ -45,26 +28,26 @@ def published_score(published, wave_T: np.ndarray, rate: int) -> float:
 
 
 @pytest.mark.parametrize("rate", [8_000, 44_100, 48_000])
-def test_v7_at_other_rates(published, scorer, rate):
-    wave_T = tone_pcm(4, 2 * rate).astype(np.float32) / 32768
+def test_v7_at_other_rates(published, v7, rate):
+    wave_T = tone(4, 2 * rate)
     expected = published_score(published, wave_T, rate)
-    assert scorer.score(wave_T, rate) == pytest.approx(expected, abs=TOLERANCE)
+    assert v7.score(wave_T, rate) == pytest.approx(expected, abs=STUDENT)
 
 
 @needs_shared
 @pytest.mark.shared
 @pytest.mark.slow
-def test_v7_on_all_rated_recordings(published, scorer):
+def test_v7_on_all_rated_recordings(published, v7):
     with (SHARED / "data/mos/labels.csv").open() as file:
         paths = [SHARED / "data/mos" / row["path"] for row in csv.DictReader(file)]
     paths += sorted((SHARED / "data/mos/xlsr_sqa_samples").glob("*.flac"))
     differences = []
-    for result in scorer.score_files(paths):
+    for result in v7.score_files(paths):
         wave_TC, rate = soundfile.read(result.path, dtype="float32", always_2d=True)
         expected = published_score(published, np.ascontiguousarray(wave_TC[:, 0]), rate)
         differences.append(abs(result.mos - expected))
     assert len(differences) == len(paths)
-    assert max(differences) < TOLERANCE
+    assert max(differences) < STUDENT
 
 
 def test_missing_package_is_named(monkeypatch):
@@ -155,19 +138,19 @@ def test_unknown_names():
 
 
 def test_teacher_does_not_depend_on_the_batch():
-    waves_BT = np.stack([tone_pcm(k) for k in range(3)]).astype(np.float32) / 32768
+    waves_BT = tones(3)
     teacher = load_teacher("distillmos", precision="fp32")
     mos_B, logit_B = teacher.score(waves_BT)
     assert mos_B.dtype == logit_B.dtype == np.float32
     for k in range(3):
         assert teacher.score(waves_BT[k : k + 1])[0][0] == mos_B[k]
     with torch.inference_mode():
-        expected = load_v7()(torch.from_numpy(waves_BT)).numpy()
+        expected = load_v7()(waves_BT).numpy()
     np.testing.assert_allclose(mos_B, expected, atol=STUDENT)
 
 
 def test_teacher_in_bf16_is_close():
-    waves_BT = np.stack([tone_pcm(k) for k in range(2)]).astype(np.float32) / 32768
+    waves_BT = tones(2)
     exact = load_teacher("distillmos", precision="fp32").score(waves_BT)[0]
     rounded = load_teacher("distillmos", precision="bf16").score(waves_BT)[0]
     assert np.abs(exact - rounded).max() < HALF_PRECISION
@@ -184,7 +167,7 @@ def test_teacher_refuses_bad_waves():
 
 def test_dnsmos_is_the_package(tmp_path: Path):
     dnsmos = pytest.importorskip("speechmos.dnsmos")
-    wave_T = tone_pcm(1).astype(np.float32) / 32768
+    wave_T = tone(1)
     mos_B, logit_B = load_teacher("dnsmos").score(wave_T[None])
     assert logit_B is None
     assert mos_B[0] == pytest.approx(dnsmos.run(wave_T, 16_000)["ovrl_mos"], abs=STUDENT)

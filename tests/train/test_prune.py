@@ -32,7 +32,7 @@ from tests.train_helpers import (
 from train.data.stream import batch_of
 from train.files import load_checkpoint, write_weights
 from train.models.calibration import Affine, Calibration
-from train.models.front_end import XlsrFrontEnd
+from train.models.front_end import load_xlsr
 from train.models.head import HeadConfig, build_head
 from train.models.head_teacher import HeadTeacher, load_pruned_teacher
 from train.models.pruned import load_pruned
@@ -493,7 +493,7 @@ def small_teacher(folder: Path, **changes: object) -> HeadTeacher:
     torch.manual_seed(0)
     head = build_head(HeadConfig(features=32, dim=8, heads=2, layers=1))
     maps = Calibration(universal=Affine(scale=1.2, shift=0.3), datasets={"set0": Affine()})
-    return HeadTeacher("small", XlsrFrontEnd("small", folder, [3], "cpu", "fp32"), head, "x", maps)
+    return HeadTeacher("small", load_xlsr("small", folder, [3], precision="fp32"), head, "x", maps)
 
 
 def test_gradients_flow_through_what_the_teacher_computes(tmp_path):
@@ -557,7 +557,7 @@ def test_a_teacher_is_pruned_stopped_continued_and_loads_again(tmp_path, labels,
     require_same_runs(tmp_path / "run", tmp_path / "unbroken")
     batch, network = some_batch(2), whole[1].network.eval()
     waves_BT = batch.pcm_BT.float() / 32768
-    again = load_pruned_teacher("pruned", tmp_path / "run/pruned-75", "cpu", "fp32")
+    again = load_pruned_teacher(tmp_path / "run/pruned-75", "cpu", "fp32")
     with torch.no_grad():
         expected_B = network(waves_BT, batch.lengths_B)
     scored_B = torch.from_numpy(again.score(waves_BT)[0])

@@ -18,11 +18,11 @@ from torch.nn import functional
 from tests.bench.random_xlsr import config_of as xlsr_config_of
 from tests.bench.random_xlsr import write_checkpoint
 from tests.tolerance import STUDENT
-from tests.train_helpers import CROP, tone_pcm, write_dataset, write_rated
+from tests.train_helpers import CROP, tones, write_dataset, write_rated
 from train.__main__ import main
 from train.models import weights as weights_module
 from train.models.calibration import Affine, Calibration
-from train.models.front_end import XlsrFrontEnd
+from train.models.front_end import load_xlsr
 from train.models.head import HeadConfig, SlimEncoder, SlimNorm, build_head, config_of
 from train.models.head_teacher import HeadTeacher, describe, weights_of
 from train.models.pruned import (
@@ -30,7 +30,6 @@ from train.models.pruned import (
     decode_gaps,
     encode_gaps,
     load_pruned,
-    load_student,
     read_sparse,
     save_pruned,
 )
@@ -53,7 +52,6 @@ TOLERANCE = STUDENT
 TINY = StudentConfig(
     channels=(8, 12, 16), strides=((4, 4), (4, 4), (2, 2)), dim=16, heads=4, layers=2
 )
-NOTHING = Masks({})
 
 
 @pytest.fixture
@@ -72,14 +70,9 @@ def random_student(config: StudentConfig) -> Student:
     return student
 
 
-def waves(clips: int, samples: int = CROP) -> torch.Tensor:
-    pcm = np.stack([tone_pcm(number, samples) for number in range(clips)])
-    return torch.from_numpy(pcm.astype(np.float32) / 32768)
-
-
 @torch.inference_mode()
 def logits(student: Student, clips: int = 2) -> torch.Tensor:
-    return student.eval().logits(waves(clips))
+    return student.eval().logits(tones(clips))
 
 
 def assert_same(first: Student, second: Student) -> None:
@@ -124,7 +117,7 @@ def test_weights_come_back_bit_for_bit(tmp_path: Path, alive: float, dtype: torc
     mask[0, 0, :] = alive > 0
     expected = {**state, "a": torch.where(mask, state["a"], torch.zeros((), dtype=dtype))}
     stored = {**expected, "a": torch.where(mask, state["a"], -torch.zeros((), dtype=dtype))}
-    save_pruned(tmp_path, stored, Masks({"a": mask}), {"method": "test"})
+    save_pruned(tmp_path, stored, {"a": mask}, {"method": "test"})
     found, about = load_pruned(tmp_path)
     assert found.keys() == state.keys()
     for name, tensor in expected.items():
@@ -139,7 +132,7 @@ def test_weights_come_back_bit_for_bit(tmp_path: Path, alive: float, dtype: torc
 def test_the_file_is_as_large_as_what_is_left(tmp_path: Path, alive: float):
     state = {"weight": torch.randn(600, 1000)}
     masks = random_masks(state, alive)
-    save_pruned(tmp_path, masked(state, masks), masks, {})
+    save_pruned(tmp_path, masked(state, masks), masks.masks, {})
     bits_a_weight = 8 * (tmp_path / SPARSE_FILE).stat().st_size / state["weight"].numel()
     positions = min(1.0, 8 * alive + 0.3)  # a bit a weight, or a byte a living one
     assert bits_a_weight == pytest.approx(32 * masks.alive() / masks.total(), abs=positions + 0.01)
@@ -149,7 +142,7 @@ def test_the_same_model_makes_the_same_bytes(tmp_path: Path, student: Student):
     state = student.state_dict()
     masks = random_masks(state, 0.3)
     for name in ("a", "b"):
-        save_pruned(tmp_path / name, masked(state, masks), masks, {"x": 1})
+        save_pruned(tmp_path / name, masked(state, masks), masks.masks, {"x": 1})
     for file in (SPARSE_FILE, "model.json"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
     assert not list(tmp_path.rglob("*.tmp"))
@@ -166,7 +159,7 @@ def test_the_same_model_makes_the_same_bytes(tmp_path: Path, student: Student):
 )
 def test_masks_that_do_not_fit(tmp_path: Path, masks: dict[str, torch.Tensor], message: str):
     with pytest.raises(ValueError, match=message):
-        save_pruned(tmp_path, {"a": torch.ones(4, 3)}, Masks(masks), {})
+        save_pruned(tmp_path, {"a": torch.ones(4, 3)}, masks, {})
     assert not (tmp_path / SPARSE_FILE).exists()
 
 
@@ -185,7 +178,7 @@ def test_damage_is_named(tmp_path: Path):
     path = tmp_path / SPARSE_FILE
 
     def write() -> None:
-        save_pruned(tmp_path, {"conv.weight": weight}, Masks({"conv.weight": weight > 0}), {})
+        save_pruned(tmp_path, {"conv.weight": weight}, {"conv.weight": weight > 0}, {})
 
     def fails(message: str) -> None:
         with pytest.raises(ValueError, match=message):
@@ -205,7 +198,7 @@ def test_damage_is_named(tmp_path: Path):
     fails("'conv.weight' is damaged: .*the tensor has 20")
     rewritten(path, {}, {"coding": "pickle"})
     fails("not a pruned model")
-    save_pruned(tmp_path / "other", {"conv.weight": weight}, NOTHING, {})
+    save_pruned(tmp_path / "other", {"conv.weight": weight}, {}, {})
     (tmp_path / "other" / SPARSE_FILE).replace(path)
     fails("not the file that model.json")
     safetensors.torch.save_file({"a": weight}, path)
@@ -225,14 +218,14 @@ def pruned_student(folder: Path, student: Student, alive: float = 0.5) -> Studen
     masks = random_masks(dict(student.named_parameters()), alive)
     masks.apply_(student)
     about = {"kind": "student", "config": student.config.model_dump(mode="json")}
-    save_pruned(folder, student.state_dict(), masks, about)
+    save_pruned(folder, student.state_dict(), masks.masks, about)
     return student
 
 
 def test_a_pruned_student_scores_and_labels(tmp_path: Path, student: Student):
     folder = tmp_path / "pruned-50"
     pruned_student(folder, student)
-    scorer, clip = load(folder), waves(1)
+    scorer, clip = load(folder), tones(1)
     with torch.inference_mode():
         expected = student(clip).item()
     assert scorer.score(clip[0], 16_000) == pytest.approx(expected, abs=TOLERANCE)
@@ -244,8 +237,8 @@ def test_a_pruned_student_scores_and_labels(tmp_path: Path, student: Student):
 
 
 def test_a_pruned_folder_that_is_no_student(tmp_path: Path, student: Student):
-    save_pruned(tmp_path, student.state_dict(), NOTHING, {"config": {"dim": 3}})
-    for loaded in (load, load_teacher, load_student):
+    save_pruned(tmp_path, student.state_dict(), {}, {"config": {"dim": 3}})
+    for loaded in (load, load_teacher):
         with pytest.raises(ValueError, match=r"model\.sparse\.safetensors: does not fit a student"):
             loaded(tmp_path)
 
@@ -259,7 +252,7 @@ def xlsr(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def xlsr_teacher(folder: Path, layers: tuple[int, ...] = (2,)) -> HeadTeacher:
     torch.manual_seed(0)
-    front_end = XlsrFrontEnd("small", folder, layers, precision="fp32")
+    front_end = load_xlsr("small", folder, layers, precision="fp32")
     calibration = Calibration(universal=Affine(scale=1.5, shift=0.2))
     head = build_head(HeadConfig(features=32, dropout=0.1)).eval()
     return HeadTeacher("small", front_end, head, "0" * 64, calibration)
@@ -276,9 +269,9 @@ def test_a_pruned_teacher_needs_nothing_but_its_folder(
     xlsr: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv(weights_module.FOLDER_VARIABLE, str(tmp_path))
-    teacher, clips = xlsr_teacher(xlsr), waves(2)
+    teacher, clips = xlsr_teacher(xlsr), tones(2)
     masks = prune_encoder(teacher, 0.3)
-    save_pruned(tmp_path / "mine", weights_of(teacher), masks, describe(teacher))
+    save_pruned(tmp_path / "mine", weights_of(teacher), masks.masks, describe(teacher))
     found = load_teacher("mine", precision="fp32")  # a name in the cache, or a path
     assert isinstance(found, HeadTeacher) and found.calibration == teacher.calibration
     np.testing.assert_array_equal(found.score(clips)[1], teacher.score(clips)[1])
@@ -294,7 +287,7 @@ def test_a_pruned_teacher_needs_nothing_but_its_folder(
 def test_a_pruned_teacher_that_is_described_wrongly(xlsr: Path, tmp_path: Path):
     teacher = xlsr_teacher(xlsr)
     for change in ({"layers": [7]}, {"head": {"features": 3}}, {"encoder": {}}, {"calibration": 3}):
-        save_pruned(tmp_path, weights_of(teacher), NOTHING, describe(teacher) | change)
+        save_pruned(tmp_path, weights_of(teacher), {}, describe(teacher) | change)
         with pytest.raises(ValueError, match=r"model\.json|layer 7"):
             load_teacher(tmp_path)
     with pytest.raises(ValueError, match="no XLS-R encoder that could be pruned"):
@@ -319,7 +312,7 @@ def test_a_config_per_layer_goes_through_json():
     assert StudentConfig.model_validate(json.loads(config.model_dump_json())) == config
     slim = Student(config)
     assert isinstance(slim.head.encoder, SlimEncoder)
-    assert slim(waves(1)).shape == (1,)
+    assert slim(tones(1)).shape == (1,)
     assert slim.state_dict().keys() == Student(TINY).state_dict().keys()
 
 
@@ -455,12 +448,8 @@ def test_removing_twice_is_removing_once(student: Student):
     assert_same(first, remove_units(first, dead_units(first)))
 
 
-@pytest.fixture(scope="module")
-def v7() -> Student:
-    return load_v7()
-
-
-def test_v7_with_dead_units(v7: Student):
+def test_v7_with_dead_units():
+    v7 = load_v7()
     student = random_student(v7.config)
     student.load_state_dict(v7.state_dict())
     torch.manual_seed(3)
@@ -495,7 +484,7 @@ def test_an_encoder_without_dead_heads_and_units(xlsr: Path, how: str):
     assert {n: g.nonzero().flatten().tolist() for n, g in units.items() if g.any()} == dead
     smaller = remove_units(encoder, units)
     with torch.inference_mode():
-        for before, after in zip(encoder(waves(1)), smaller(waves(1)), strict=True):
+        for before, after in zip(encoder(tones(1)), smaller(tones(1)), strict=True):
             torch.testing.assert_close(after, before, rtol=0, atol=TOLERANCE)
     assert smaller.encoder.layers[0].attention.q_proj.weight.shape == (16, 32)
     layouts = [layout_of(model) for model in (encoder, smaller)]
@@ -506,7 +495,7 @@ def test_an_encoder_without_dead_heads_and_units(xlsr: Path, how: str):
 
 
 def test_importance_is_the_gates_derivative_squared(student: Student):
-    clips = list(torch.split(waves(2), 1))
+    clips = list(torch.split(tones(2), 1))
     importance = unit_importance(student, clips)
     for name in ("convolutions.0", "convolutions.2", "layers.1.heads", "layers.0.feedforward"):
         group = next(g for g in layout_of(student).groups if g.name == name)
@@ -537,14 +526,14 @@ def slope(
 
 
 def test_chosen_units_leave_the_share_that_was_asked_for(student: Student):
-    importance = unit_importance(student, torch.split(waves(2), 1))
+    importance = unit_importance(student, torch.split(tones(2), 1))
     units = choose_units(student, importance, 0.6)
     smaller = remove_units(student, units)
     assert 0.4 < macs_of(smaller.config) / macs_of(TINY) <= 0.6
     for name, gone_U in units.items():
         if gone_U.any() and not gone_U.all():
             assert importance[name][gone_U].max() <= importance[name][~gone_U].min()
-    assert smaller(waves(1)).shape == (1,)
+    assert smaller(tones(1)).shape == (1,)
     with pytest.raises(ValueError, match="cannot keep only 0%"):
         choose_units(student, importance, 1e-3)
     with pytest.raises(ValueError, match="above 0"):
@@ -553,7 +542,7 @@ def test_chosen_units_leave_the_share_that_was_asked_for(student: Student):
 
 def test_a_unit_of_no_importance_goes_first(student: Student):
     kill(student, {"convolutions.1": [2, 3]}, "reads")
-    importance = unit_importance(student, torch.split(waves(1), 1))
+    importance = unit_importance(student, torch.split(tones(1), 1))
     assert importance["convolutions.1"][[2, 3]].tolist() == [0, 0]
     units = choose_units(student, importance, 0.95)
     assert units["convolutions.1"][[2, 3]].all()
@@ -586,8 +575,8 @@ def test_a_pruned_student_loses_units(
     assert about["parameters"] < sum(p.numel() for p in student.parameters())
     assert_same(student, smaller.network)
     teacher = load_teacher(tmp_path / "small", precision="fp32")
-    expected = smaller.score_windows(waves(1).numpy())[0]
-    assert teacher.score(waves(1))[0][0] == pytest.approx(expected, abs=TOLERANCE)
+    expected = smaller.score_windows(tones(1).numpy())[0]
+    assert teacher.score(tones(1))[0][0] == pytest.approx(expected, abs=TOLERANCE)
     report = json.loads((tmp_path / "small/structured.json").read_text())
     assert report["MOS apart without its dead units"]["max"] < TOLERANCE
     assert [speed["windows"] for speed in report["speed"]] == [1, 8]
@@ -603,7 +592,7 @@ def test_half_of_a_student_is_left_and_learns_on(tmp_path: Path, student: Studen
     assert command(*arguments, "--importance-clips", 2, "--out", small) == 0
     about = json.loads((small / "model.json").read_text())
     assert about["macs_per_clip"] <= 0.7 * macs_of(TINY) and about["units_left"]["chosen"]
-    assert 1 <= load(small).score(waves(1)[0], 16_000) <= 5
+    assert 1 <= load(small).score(tones(1)[0], 16_000) <= 5
     fit = ["fit", "--start", small, "--shards", shards, "--preset", "fast", "--steps", 2]
     fit += ["--batch", 2, "--validate-every", 1, "--workers", 0, "--device", "cpu"]
     assert main([str(word) for word in (*fit, "--out", tmp_path / "tuned")]) == 0
@@ -618,11 +607,11 @@ def test_a_pruned_teacher_loses_units(xlsr: Path, tmp_path: Path):
     for part in layout_of(teacher.front_end.encoder).groups[1].makes:
         part.clear(state, torch.arange(10))
         masks.masks[f"encoder.{part.tensor}"][:10] = False
-    save_pruned(tmp_path / "pruned", weights_of(teacher), masks, describe(teacher))
+    save_pruned(tmp_path / "pruned", weights_of(teacher), masks.masks, describe(teacher))
     assert command("--model", tmp_path / "pruned", "--out", tmp_path / "small") == 0
     found = load_teacher(tmp_path / "small", precision="fp32")
     assert found.front_end.encoder.encoder.layers[0].feed_forward.output_dense.in_features == 54
-    np.testing.assert_allclose(found.score(waves(2))[0], teacher.score(waves(2))[0], atol=TOLERANCE)
+    np.testing.assert_allclose(found.score(tones(2))[0], teacher.score(tones(2))[0], atol=TOLERANCE)
     sizes = [(tmp_path / name / SPARSE_FILE).stat().st_size for name in ("pruned", "small")]
     assert sizes[1] < sizes[0]
 

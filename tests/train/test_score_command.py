@@ -14,27 +14,21 @@ import sys
 import numpy as np
 import pytest
 import soundfile
-import torch
 
 from tests.tolerance import rounding
 from tests.train_helpers import tone_pcm
 from train.__main__ import main
-from train.models.student import Student, variant
 from train.scoring import table as tables
-from train.scoring.score import Scorer, StudentScorer, find_files
+from train.scoring.base import Scorer
+from train.scoring.files import choose_files
+from train.scoring.scorer import StudentScorer
 from train.scoring.table import COLUMNS, LineTable, open_table
 
 ENDINGS = [".csv", ".jsonl", ".parquet"]
 
 
-@pytest.fixture(scope="module")
-def scorer():
-    torch.manual_seed(0)
-    return StudentScorer(Student(variant("v1")), "small", "0" * 64)
-
-
 @pytest.fixture
-def scored(scorer, monkeypatch):
+def scored(small, monkeypatch):
     """The paths that the command scores, as it scores them."""
     seen: list[str] = []
     original = Scorer.score_files
@@ -44,7 +38,7 @@ def scored(scorer, monkeypatch):
         seen.extend(path.name for path in paths)
         return original(self, paths, *options)
 
-    monkeypatch.setattr("train.scoring.score.load", lambda *_: scorer)
+    monkeypatch.setattr("train.scoring.score.load", lambda *_: small)
     monkeypatch.setattr(Scorer, "score_files", watched)
     return seen
 
@@ -97,14 +91,14 @@ def test_a_second_run_scores_only_what_is_missing(scored, clips, tmp_path, endin
 
 
 def test_a_changed_file_is_scored_again_and_another_model_too(
-    scored, clips, tmp_path, scorer, monkeypatch
+    scored, clips, tmp_path, small, monkeypatch
 ):
     out = tmp_path / "scores.csv"
     command = ["score", str(clips / "a.wav"), "--out", str(out)]
     assert main(command) == 0
     soundfile.write(clips / "a.wav", tone_pcm(9, 5000), 16_000)
     assert main(command) == 0
-    other = StudentScorer(scorer.network, "other", "1" * 64)
+    other = StudentScorer(small.network, "other", "1" * 64)
     monkeypatch.setattr("train.scoring.score.load", lambda *_: other)
     assert main(command) == 0
     assert main([*command, "--short", "repeat"]) == 0
@@ -178,21 +172,23 @@ def test_channels(scored, clips, tmp_path):
 
 
 def test_standard_input(scored, clips, tmp_path, monkeypatch):
-    monkeypatch.setattr("sys.stdin", io.StringIO(f"{clips}/a.wav\n\n{clips}/d.wav\n"))
+    monkeypatch.setattr(
+        "sys.stdin", io.TextIOWrapper(io.BytesIO(f"{clips}/a.wav\n\n{clips}/d.wav\n".encode()))
+    )
     assert main(["score", "-", "--out", str(tmp_path / "s.csv")]) == 0
     assert scored == ["a.wav", "d.wav"]
 
 
 def test_globs_folders_and_doubles(clips, monkeypatch):
     monkeypatch.chdir(clips)
-    assert list(map(str, find_files(["*.wav"]))) == ["a.wav", "d.wav"]
-    assert list(map(str, find_files(["**/*.ogg", "."]))) == [
+    assert list(map(str, choose_files(["*.wav"]).files)) == ["a.wav", "d.wav"]
+    assert list(map(str, choose_files(["**/*.ogg", "."]).files)) == [
         *("deep/c.ogg", "a.wav", "b.flac", "d.wav")
     ]
     (clips / "x[1].wav").touch()
-    assert list(map(str, find_files(["x[1].wav"]))) == ["x[1].wav"]
+    assert list(map(str, choose_files(["x[1].wav"]).files)) == ["x[1].wav"]
     with pytest.raises(ValueError, match=r"\*.mp3"):
-        find_files(["*.mp3"])
+        choose_files(["*.mp3"])
 
 
 def test_exit_codes(scored, clips, tmp_path, capsys):

@@ -9,33 +9,16 @@ import numpy as np
 import pytest
 import scipy.stats
 import soundfile
-import torch
 
 from tests.tolerance import STUDENT
-from tests.train_helpers import tone_pcm, write_dataset, write_rated
+from tests.train_helpers import tone, write_dataset, write_rated
 from train.__main__ import main
 from train.audio import read_mono, to_16k
 from train.evaluation import scorers
 from train.metrics import agreement
-from train.models.student import Student, variant
-from train.scoring.score import StudentScorer, find_files, load, window_count, windows
-
-
-@pytest.fixture(scope="module")
-def scorer():
-    torch.manual_seed(0)
-    return StudentScorer(Student(variant("v1")), "small", "0" * 64)
-
-
-@pytest.fixture
-def small_v7(scorer, monkeypatch):
-    monkeypatch.setattr("train.scoring.score.load", lambda *_: scorer)
-    monkeypatch.setattr(scorers, "load", lambda *_: scorer)
-    return scorer
-
-
-def wave(seconds: float, number: int = 0) -> np.ndarray:
-    return tone_pcm(number, int(seconds * 16_000)).astype(np.float32) / 32768
+from train.scoring.files import choose_files
+from train.scoring.score import load
+from train.scoring.windows import window_count, windows
 
 
 @pytest.mark.parametrize(
@@ -59,23 +42,23 @@ def test_short_clips():
     assert len(repeated) == 122_880
 
 
-def test_files_and_waves_agree(scorer, tmp_path):
+def test_files_and_waves_agree(small, tmp_path):
     paths = []
     for number, seconds in enumerate([1, 12, 7.68, 20]):
         paths.append(tmp_path / f"{number}.wav")
-        soundfile.write(paths[-1], wave(seconds, number), 16_000, subtype="FLOAT")
+        soundfile.write(paths[-1], tone(number, int(seconds * 16_000)), 16_000, subtype="FLOAT")
     paths.insert(2, tmp_path / "missing.wav")
-    scores = list(scorer.score_files(paths, batch=5))
+    scores = list(small.score_files(paths, batch=5))
     assert [score.path for score in scores] == paths
     assert scores[2].mos is None
     assert "missing.wav" in scores[2].error
     for score in scores[:2] + scores[3:]:
-        expected = scorer.score(*read_mono(score.path))
+        expected = small.score(*read_mono(score.path))
         assert score.mos == pytest.approx(expected, abs=STUDENT)
 
 
 def test_odd_rates_are_resampled():
-    assert len(to_16k(wave(1), 15_999)) == pytest.approx(16_001, abs=2)
+    assert len(to_16k(tone(0, 16_000), 15_999)) == pytest.approx(16_001, abs=2)
 
 
 @pytest.mark.parametrize("name", ["nothing", "empty", "junk.pt", "junk.safetensors"])
@@ -93,9 +76,12 @@ def test_find_files(tmp_path):
     for name in ("b.wav", "a.FLAC", "deep/c.ogg", "notes.md"):
         (tmp_path / name).touch()
     (tmp_path / "list.txt").write_text("b.wav\n\ndeep/c.ogg\n")
-    names = [str(path.relative_to(tmp_path)) for path in find_files([tmp_path])]
+    names = [str(path.relative_to(tmp_path)) for path in choose_files([tmp_path]).files]
     assert names == ["a.FLAC", "b.wav", "deep/c.ogg"]
-    assert find_files([tmp_path / "list.txt"]) == [tmp_path / "b.wav", tmp_path / "deep/c.ogg"]
+    assert list(choose_files([tmp_path / "list.txt"]).files) == [
+        tmp_path / "b.wav",
+        tmp_path / "deep/c.ogg",
+    ]
 
 
 def test_agreement_is_scipys():
@@ -116,7 +102,8 @@ def test_undefined_correlation_has_a_reason(truth, predicted, reason):
     assert reason in result.reason
 
 
-def test_evaluate_command(small_v7, tmp_path):
+def test_evaluate_command(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(scorers, "load", lambda *_: small)
     labels, shards = write_rated(tmp_path / "rated"), write_dataset(tmp_path / "shards", 1, 3)
     out = tmp_path / "out"
     arguments = ["--model", "v7", "--rated", str(labels), "--shards", str(shards)]

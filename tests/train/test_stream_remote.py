@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import functools
-import hashlib
-import json
 import multiprocessing
 import os
 import signal
 import threading
 import time
 import traceback
-from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +20,18 @@ import torch
 from data_specs.io.addresses import redacted
 from data_specs.io.cache import FileCache, ReadAhead, default_cache
 from data_specs.io.storage import open_folder
-from tests.train_helpers import write_dataset
+from tests.train_helpers import state_sha256, write_dataset
+from tests.web import Misdeed, Served, send, serving
 from train.data import stream
 from train.data.loading import loader
 from train.data.order import Order
-from train.data.shards import list_shards, read_dataset_info
+from train.data.shards import Shard, list_shards, read_dataset_info
 from train.data.stream import Batches, DecodedCache, ShardSamples
 
 fsspec = pytest.importorskip("fsspec", reason="fsspec is not installed: pip install 'fsspec[http]'")
 pytest.importorskip("aiohttp", reason="aiohttp is not installed: pip install 'fsspec[http]'")
 
 GB = 10**9
-Misdeed = Callable[[SimpleHTTPRequestHandler], bool]
 
 
 @pytest.fixture(autouse=True)
@@ -51,51 +47,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three shards whose records state their hash, as the pipeline's do."""
     made = write_dataset(tmp_path_factory.mktemp("remote") / "shards", shards=3, samples=4)
     for tar in made.glob("*.tar"):
-        change_record(tar, tar_sha256=hashlib.sha256(tar.read_bytes()).hexdigest())
+        state_sha256(tar)
     return made
-
-
-def change_record(tar: Path, **changes: Any) -> None:
-    path = tar.with_suffix(".json")
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-
-@dataclass
-class Served:
-    """A server: its address, how often each path was asked for, and what it does wrong."""
-
-    address: str
-    asked: Counter[str] = field(default_factory=Counter)
-    misdeed: Misdeed = lambda handler: False
-
-
-class Handler(SimpleHTTPRequestHandler):
-    def __init__(self, *args: Any, served: Served, **options: Any) -> None:
-        self.served = served
-        super().__init__(*args, **options)
-
-    def do_GET(self) -> None:
-        self.served.asked[self.path.partition("?")[0]] += 1
-        if not self.served.misdeed(self):
-            super().do_GET()
-
-    def log_message(self, *args: Any) -> None:
-        pass
-
-
-def serve(folder: Path) -> Iterator[Served]:
-    served = Served("")
-    handler = functools.partial(Handler, directory=str(folder.parent), served=served)
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        served.address = f"http://127.0.0.1:{server.server_port}/{folder.name}"
-        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-        yield served
-        server.shutdown()
 
 
 @pytest.fixture
 def served(folder: Path) -> Iterator[Served]:
-    yield from serve(folder)
+    with serving(folder) as site:
+        yield site
 
 
 @pytest.fixture
@@ -107,8 +66,8 @@ def memory(folder: Path) -> Iterator[str]:
     system.rm("/data", recursive=True)
 
 
-def batches_of(address: Path | str, cache: FileCache | None = None, **changes: Any) -> Batches:
-    shards = list_shards(address, cache)
+def batches_of(address: Path | str, **changes: Any) -> Batches:
+    shards = list_shards(address)
     values: dict[str, Any] = {"seed": 1, "batch": 5} | changes
     order = Order(tuple(shard.samples for shard in shards), 0, **values)
     return Batches(ShardSamples(shards), order)
@@ -127,8 +86,8 @@ def same(address: Path | str, folder: Path, workers: int = 0) -> bool:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_http_gives_the_same_batches(served: Served, folder: Path, workers: int) -> None:
     assert same(served.address, folder, workers)
-    tars = {path: count for path, count in served.asked.items() if path.endswith(".tar")}
-    assert set(tars.values()) == {1} and len(tars) == 3  # by one of the processes
+    tars = [count for name, count in served.asked.items() if name.endswith(".tar")]
+    assert tars == [1, 1, 1]  # by one of the processes
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -155,12 +114,17 @@ def test_a_second_run_fetches_nothing(served: Served, folder: Path) -> None:
     assert not [path for path in served.asked if path.endswith(".tar")]
 
 
+def content_of(shard: Shard) -> bytes:
+    """Of the file that is kept here; fetched if it is remote."""
+    shard.open()
+    return shard.tar.read_bytes()
+
+
 def test_one_place_for_all_that_read_a_tar(served: Served, folder: Path) -> None:
     shard, local = list_shards(served.address)[0], list_shards(folder)[0]
     assert not shard.tar.exists()
-    assert shard.local().read_bytes() == local.tar.read_bytes()
-    tar, span = ShardSamples([shard]).locate(2)
-    assert (tar, span) == (shard.tar, ShardSamples([local]).locate(2)[1])
+    assert content_of(shard) == local.tar.read_bytes()
+    assert ShardSamples([shard]).record(2) == ShardSamples([local]).record(2)
 
 
 # ---------------------------------------------------------------- what goes wrong
@@ -182,10 +146,7 @@ def once_each(do: Callable[[SimpleHTTPRequestHandler], None]) -> Misdeed:
 
 def cut(handler: SimpleHTTPRequestHandler) -> None:
     """Promise a file and close the connection after a few bytes."""
-    handler.send_response(200)
-    handler.send_header("Content-Length", "100000")
-    handler.end_headers()
-    handler.wfile.write(b"x" * 50)
+    send(handler, b"x" * 50, length=100_000)
     handler.close_connection = True
 
 
@@ -244,25 +205,16 @@ def test_no_server_and_no_folder(served: Served) -> None:
 
 def test_content_is_held_to_its_record(folder: Path, served: Served, tmp_path: Path) -> None:
     shard = list_shards(served.address)[0]
-    data = bytearray(shard.local().read_bytes())
+    data = bytearray(content_of(shard))
     shard.tar.unlink()
     data[5000] ^= 1
-
-    def other(content: bytes) -> Misdeed:
-        def send(handler: SimpleHTTPRequestHandler) -> None:
-            handler.send_response(200)
-            handler.send_header("Content-Length", str(len(content)))
-            handler.end_headers()
-            handler.wfile.write(content)
-
-        return only_tars(send)
 
     for content, message in (
         (bytes(data), "content differs from its record's hash"),
         (bytes(data[:-512]), "bytes came, its record says"),
         (bytes(data) + bytes(10**7), "sends more than"),
     ):
-        served.misdeed = other(content)
+        served.misdeed = only_tars(functools.partial(send, content=content))
         with pytest.raises(OSError, match=rf"shard-000000\.tar.*{message}"):
             shard.open()
         assert {path.suffix for path in (tmp_path / "cache").iterdir()} == {".lock"}
@@ -368,19 +320,29 @@ def test_secrets_are_never_told(served: Served) -> None:
 # ---------------------------------------------------------------- the cache
 
 
-def size_of(folder: Path) -> int:
-    return (folder / "shard-000000.tar").stat().st_size
+@pytest.fixture
+def limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], FileCache]:
+    """Shards are kept in a cache of so many bytes."""
+
+    def limit(size: int) -> FileCache:
+        cache = FileCache(tmp_path / "small", size)
+        monkeypatch.setattr("train.data.shards.default_cache", lambda: cache)
+        return cache
+
+    return limit
 
 
 def kept(cache: FileCache) -> list[str]:
     return sorted(path.name[:12] for path in cache.folder.glob("*.tar"))
 
 
-def test_the_cache_is_bounded(served: Served, folder: Path, tmp_path: Path) -> None:
+def test_the_cache_is_bounded(
+    served: Served, folder: Path, limited: Callable[[int], FileCache]
+) -> None:
     shards = list_shards(served.address)
     limit = max(file.size for file in ShardSamples(shards).remote) * 2
-    cache = FileCache(tmp_path / "small", limit)
-    samples = ShardSamples(list_shards(served.address, cache))
+    cache = limited(limit)
+    samples = ShardSamples(list_shards(served.address))
     expected = ShardSamples(list_shards(folder))
     for number in [*range(12), *range(12)]:
         assert (samples.read(number)[0] == expected.read(number)[0]).all()
@@ -389,10 +351,12 @@ def test_the_cache_is_bounded(served: Served, folder: Path, tmp_path: Path) -> N
     assert kept(cache) == ["shard-000001", "shard-000002"]
 
 
-def test_the_shard_opened_longest_ago_goes_first(served: Served, tmp_path: Path) -> None:
+def test_the_shard_opened_longest_ago_goes_first(
+    served: Served, limited: Callable[[int], FileCache]
+) -> None:
     sizes = [file.size for file in ShardSamples(list_shards(served.address)).remote]
-    cache = FileCache(tmp_path / "small", sum(sizes) - 1)
-    shards = list_shards(served.address, cache)
+    cache = limited(sum(sizes) - 1)
+    shards = list_shards(served.address)
     for number in (0, 1, 0):
         shards[number].open()
         time.sleep(0.02)
@@ -400,13 +364,15 @@ def test_the_shard_opened_longest_ago_goes_first(served: Served, tmp_path: Path)
     assert kept(cache) == ["shard-000000", "shard-000002"]
 
 
-def test_a_cache_that_is_too_small_is_told(served: Served, folder: Path, tmp_path: Path) -> None:
-    cache = FileCache(tmp_path / "small", 2 * size_of(folder))
+def test_a_cache_that_is_too_small_is_told(
+    served: Served, folder: Path, limited: Callable[[int], FileCache]
+) -> None:
+    limited(2 * (folder / "shard-000000.tar").stat().st_size)
     with pytest.raises(ValueError, match=r"small: may hold .*3 shards at a time.*SPEECH_CACHE_GB"):
-        batches_of(served.address, cache)
-    cache = FileCache(tmp_path / "small", 1000)
+        batches_of(served.address)
+    limited(1000)
     with pytest.raises(ValueError, match=r"shard-000000\.tar.*do not fit.*SPEECH_CACHE"):
-        list_shards(served.address, cache)[0].open()
+        list_shards(served.address)[0].open()
 
 
 def test_a_killed_download_is_made_again(served: Served, folder: Path, tmp_path: Path) -> None:
@@ -414,10 +380,7 @@ def test_a_killed_download_is_made_again(served: Served, folder: Path, tmp_path:
 
     def stall(handler: SimpleHTTPRequestHandler) -> None:
         data = (folder / "shard-000000.tar").read_bytes()
-        handler.send_response(200)
-        handler.send_header("Content-Length", str(len(data)))
-        handler.end_headers()
-        handler.wfile.write(data[:200_000])
+        send(handler, data[:200_000], length=len(data))
         waiting.set()
         go_on.wait(30)
 
@@ -436,7 +399,7 @@ def test_a_killed_download_is_made_again(served: Served, folder: Path, tmp_path:
     go_on.set()
     assert kept(cache) == [] and len(list(cache.folder.glob(".*.tmp"))) == 1
     served.misdeed = lambda handler: False
-    assert shard.local().read_bytes() == (folder / "shard-000000.tar").read_bytes()
+    assert content_of(shard) == (folder / "shard-000000.tar").read_bytes()
     assert not list(cache.folder.glob(".*.tmp"))
 
 
@@ -454,21 +417,20 @@ def test_leftovers_of_killed_downloads_go(served: Served, tmp_path: Path) -> Non
 
 def test_a_damaged_file_in_the_cache_is_fetched_again(served: Served, folder: Path) -> None:
     shard = list_shards(served.address)[0]
-    os.truncate(shard.local(), 1000)
-    assert shard.local().read_bytes() == (folder / "shard-000000.tar").read_bytes()
+    shard.open()
+    os.truncate(shard.tar, 1000)
+    assert content_of(shard) == (folder / "shard-000000.tar").read_bytes()
 
 
 def test_a_shard_made_anew_is_fetched_anew(tmp_path: Path) -> None:
     folder = write_dataset(tmp_path / "shards", 1, 2)
-    for server in [serve(folder)]:
-        served = next(server)
+    with serving(folder) as served:
         tar = folder / "shard-000000.tar"
-        change_record(tar, tar_sha256=hashlib.sha256(tar.read_bytes()).hexdigest())
+        state_sha256(tar)
         list_shards(served.address)[0].open()
         tar.write_bytes(bytes(1) + tar.read_bytes()[1:])
-        change_record(tar, tar_sha256=hashlib.sha256(tar.read_bytes()).hexdigest())
-        assert list_shards(served.address)[0].local().read_bytes() == tar.read_bytes()
-        server.close()
+        state_sha256(tar)
+        assert content_of(list_shards(served.address)[0]) == tar.read_bytes()
 
 
 def test_shards_are_fetched_ahead(served: Served) -> None:

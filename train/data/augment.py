@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from data_specs.sample import SAMPLE_RATE
@@ -61,12 +59,10 @@ class _Draws:
         draw = generator(seed, STREAM_AUGMENT, step)
         self.sign = draw.integers(0, 2, rows) * 2 - 1
         self.shift = draw.random(rows)
-        self.cropped, self.length, self.start, self.zeros = self._crops(seed, step, rows, crops)
-
-    @staticmethod
-    def _crops(seed: int, step: int, rows: int, crops: float) -> tuple[NDArray[np.float64], ...]:
-        values = generator(seed, STREAM_CROPS, step).random((4, rows))
-        return values[0] < crops, values[1], values[2], values[3] < 0.5
+        cropped, self.length, self.start, zeros = generator(seed, STREAM_CROPS, step).random(
+            (4, rows)
+        )
+        self.cropped, self.zeros = cropped < crops, zeros < 0.5
 
     def part(self, wave_T: Tensor, row: int) -> Tensor:
         """What is kept of a wave: all of it, or a crop."""

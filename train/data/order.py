@@ -73,22 +73,14 @@ class Order:
         if self.rated_share < 1 and not sum(self.counts):
             raise UserError("the shards hold no samples")
 
-    def consumed(self, step: int) -> tuple[int, int]:
+    def _consumed(self, step: int) -> tuple[int, int]:
         """(samples of the shards, rated clips) in the batches before batch ``step``."""
         rated = int(step * self.batch * self.rated_share + 1e-9)
         return step * self.batch - rated, rated
 
-    def position(self, step: int) -> tuple[int, int]:
-        """(epoch, samples taken in it) before batch ``step``; of the shards."""
-        total = sum(self.counts)
-        return divmod(self.consumed(step)[0], total) if total else (0, 0)
-
     def items(self, step: int) -> list[Item]:
         """The entries of batch ``step``, samples of the shards first."""
-        (first, first_rated), (last, last_rated) = (
-            self.consumed(step),
-            self.consumed(step + 1),
-        )
+        (first, first_rated), (last, last_rated) = map(self._consumed, (step, step + 1))
         samples = [Item(False, self._sample(k)) for k in range(first, last)]
         return samples + [self._rated(k) for k in range(first_rated, last_rated)]
 

@@ -7,16 +7,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
-from data_specs.io.cache import Descriptor, FileCache, RemoteFile, default_cache
+from data_specs.io.cache import Descriptor, RemoteFile, default_cache
 from data_specs.io.errors import UserError
-from data_specs.io.parse import json_object
+from data_specs.io.parse import json_field, json_object
 from data_specs.io.storage import LocalFolder, NotFound, RemoteFolder, open_folder
 from data_specs.io.tars import BLOCK, index_of
 from data_specs.sample import DATASET_FILE
-from data_specs.strict import describe, digest
-from train.data.tars import open_tar
+from data_specs.strict import checked, digest
 from train.models.calibration import Calibration
 
 MOST_INFO_BYTES = 16 << 20
@@ -42,14 +39,13 @@ class Shard:
         return self.remote.where if self.remote else str(self.tar)
 
     def open(self) -> Descriptor:
-        """The tar; a remote one is fetched if it is not here."""
-        return self.remote.open() if self.remote else open_tar(self.tar)
-
-    def local(self) -> Path:
-        """The tar's path, fetched if it is remote; others' shards may push it out again."""
+        """The tar, fetched if it is not here. ``UserError`` if it cannot be read."""
         if self.remote:
-            self.remote.open()
-        return self.tar
+            return self.remote.open()
+        try:
+            return Descriptor(self.tar)
+        except OSError as error:
+            raise UserError(f"{self.tar}: cannot be read: {error.strerror}") from error
 
 
 @dataclass(frozen=True)
@@ -87,18 +83,16 @@ def read_dataset_info(folder: Path | str) -> DatasetInfo:
     maps = content.get("teacher_calibration")
     if content.get("teacher_calibration_sha256", digest(maps)) != digest(maps):
         raise UserError(f"{path}: teacher_calibration: was changed; make the dataset again")
-    try:
-        calibration = None if maps is None else Calibration.model_validate(maps)
-    except ValidationError as error:
-        raise UserError(describe(error, maps, f"{path}: teacher_calibration")) from error
+    where = f"{path}: teacher_calibration"
+    calibration = None if maps is None else checked(Calibration, maps, where)
     return DatasetInfo(str(content["recipe_hash"]), content["recipe"], str(name), calibration)
 
 
-def list_shards(folder: Path | str, cache: FileCache | None = None) -> list[Shard]:
+def list_shards(folder: Path | str) -> list[Shard]:
     """The whole shards of a folder (path, or address as ``open_folder`` takes it), by name.
 
     A shard is whole when its record (``shard-NNNNNN.json``) stands beside its tar: the record is
-    written last. Remote ones are kept in ``cache`` (``default_cache``) when they are first read.
+    written last. Remote ones are kept in ``default_cache`` when they are first read.
     ``ValueError`` for a folder without one, and for a tar whose size is not the recorded one.
     """
     place = open_folder(folder)
@@ -115,7 +109,7 @@ def list_shards(folder: Path | str, cache: FileCache | None = None) -> list[Shar
         )
     records = place.read([_record_name(tar) for tar in whole], MOST_INFO_BYTES)
     shards = [
-        _shard(place, tar, sizes[tar], json_object(record, place.shown(_record_name(tar))), cache)
+        _shard(place, tar, sizes[tar], json_object(record, place.shown(_record_name(tar))))
         for tar, record in zip(whole, records, strict=True)
     ]
     if not any(shard.samples for shard in shards):
@@ -132,10 +126,9 @@ def _shard(
     tar: str,
     size: int | None,
     record: dict[str, Any],
-    cache: FileCache | None,
 ) -> Shard:
     where = place.shown(_record_name(tar))
-    expected = _count(record, "tar_bytes", where)
+    expected = json_field(record, "tar_bytes", int, where)
     if size is not None and size != expected:  # where a listing has none, the download has
         raise UserError(
             f"{place.shown(tar)}: {size} bytes, but its record says {expected}: it is truncated or "
@@ -145,7 +138,7 @@ def _shard(
     if isinstance(place, LocalFolder):
         shard = Shard(place.path / tar, 0, sha256=sha256)
     else:
-        remote = RemoteFile(place, tar, expected, sha256, cache or default_cache())
+        remote = RemoteFile(place, tar, expected, sha256, default_cache())
         shard = Shard(remote.local, 0, remote)
     return replace(shard, samples=_samples(shard, record, expected, where))
 
@@ -155,17 +148,10 @@ def _samples(shard: Shard, record: dict[str, Any], tar_bytes: int, where: str) -
     if record.get("samples") is None:
         opened = shard.open()  # it closes the file when it goes
         return len(index_of(opened.number, shard.where))
-    samples = _count(record, "samples", where)
-    if samples * 4 * BLOCK > tar_bytes:
+    samples: int = json_field(record, "samples", int, where)
+    if not 0 <= samples * 4 * BLOCK <= tar_bytes:
         raise UserError(f"{where}: {samples} samples in a tar of {tar_bytes} bytes: not possible")
     return samples
-
-
-def _count(record: dict[str, Any], name: str, where: str) -> int:
-    value = record.get(name)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise UserError(f"{where}: no number {name!r}; make the shard again")
-    return value
 
 
 def _sha256(record: dict[str, Any], where: str) -> str | None:

@@ -10,12 +10,14 @@ from typing import Any, Protocol
 
 from data_specs.io.addresses import shown
 from data_specs.io.errors import UserError
+from data_specs.io.hardware import available_memory
 from data_specs.rated import RatedClip, read_rated
+from data_specs.sample import CROP_SAMPLES
 from data_specs.strict import digest, unknown
 from train.data.hold_out import held_apart
 from train.data.order import Order
 from train.data.shards import DatasetInfo, Shard, list_shards, read_dataset_info
-from train.data.stream import DecodedCache, ShardSamples, cache_fits, rated_pcm
+from train.data.stream import DecodedCache, ShardSamples, rated_pcm
 from train.data.tars import Pcm
 from train.models.calibration import Calibration
 
@@ -49,7 +51,7 @@ class RatedSamples:
     def read(self, number: int) -> tuple[Pcm, float]:
         """(audio int16 (122880,), rating)."""
         if number not in self._pcm:
-            self._pcm[number] = rated_pcm(self.clips[number], 0.5)[0]
+            self._pcm[number] = rated_pcm(self.clips[number])[0]
         return self._pcm[number], self.clips[number].mos
 
 
@@ -73,10 +75,14 @@ class Sources:
         return not self.shards
 
     def samples(self, cache_gb: float) -> tuple[ShardSamples, Samples]:
-        """Samples to train and to validate on; decoded ones stay in memory if all of them fit."""
+        """Samples to train and to validate on.
+
+        Decoded ones stay in memory if all fit the budget and half of what is free now.
+        """
         parts = (self.shards, self.validation)
         counts = [sum(shard.samples for shard in part) for part in parts]
-        fits = cache_fits(sum(counts), cache_gb)
+        needed = sum(counts) * CROP_SAMPLES * 2
+        fits = needed <= min(cache_gb * 1e9, available_memory() / 2)
         caches = [DecodedCache(number) if fits and number else None for number in counts]
         train = ShardSamples(self.shards, caches[0])
         if self.rated_validation:
@@ -131,7 +137,7 @@ def _validation_shards(
     """The shards to validate on: those given, else the recipe's split beside the training one."""
     if validation is not None:
         return validation, read_dataset_info(validation)
-    beside = sibling(shards, SIBLING)
+    beside = _beside(shards)
     try:
         held = read_dataset_info(beside)
     except (UserError, OSError):
@@ -147,12 +153,12 @@ def _validation_shards(
     )
 
 
-def sibling(folder: Path | str, name: str) -> Path | str:
-    """A folder beside another, by path or address."""
-    if isinstance(folder, Path) or "://" not in folder:
-        return Path(folder).absolute().parent / name
-    place, question, query = folder.partition("?")
-    return f"{place.rstrip('/').rpartition('/')[0]}/{name}{question}{query}"
+def _beside(shards: Path | str) -> Path | str:
+    """Where the validation split of training shards is, by path or address."""
+    if isinstance(shards, Path) or "://" not in shards:
+        return Path(shards).absolute().parent / SIBLING
+    place, question, query = shards.partition("?")
+    return f"{place.rstrip('/').rpartition('/')[0]}/{SIBLING}{question}{query}"
 
 
 def require_apart(clips: Sequence[RatedClip], held: Sequence[RatedClip]) -> None:
@@ -207,10 +213,10 @@ def on_labels_scale(clips: Sequence[RatedClip], calibration: Calibration | None)
     """
     if calibration is None:
         return list(clips)
-    strange = sorted({clip.dataset for clip in clips} - calibration.datasets.keys())
-    if strange:
+    unseen = sorted({clip.dataset for clip in clips} - calibration.datasets.keys())
+    if unseen:
         print(
-            f"warning: the teacher was not trained on {', '.join(strange)}: ratings of these "
+            f"warning: the teacher was not trained on {', '.join(unseen)}: ratings of these "
             "clips are taken as they are, though their scale may be another",
             file=sys.stderr,
         )

@@ -1,13 +1,9 @@
-"""Samples of shards, and rated clips, as batches.
+"""Samples of shards, and rated clips, as batches; samples are read out of the tars in place.
 
-Workers take whole batches of the order (``train.data.order``) in turn, so any number of them gives
-the same sequence, and a run resumes at batch ``k`` without decoding anything that came before.
-Samples are read out of the tars in place: only those that a worker needs.
-
-Of ``world`` training processes, ``rank`` reads entries ``rank``, ``rank + world``, ... of every
-batch. Shards are not dealt to processes: this way each sample is read once an epoch by one process
-whatever the shards' number and sizes, and the sequence is the same for any number of processes, so
-that a run may stop with one and go on with another.
+Workers take whole batches of the order (``train.data.order``) in turn; of ``world`` training
+processes, ``rank`` reads entries ``rank``, ``rank + world``, ... of every batch. So the sequence is
+the same for any number of workers and processes, a run resumes at batch ``k`` without decoding what
+came before, and each sample is read once an epoch, whatever the shards' number and sizes.
 """
 
 from __future__ import annotations
@@ -19,7 +15,6 @@ from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Sequence
 from itertools import accumulate
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -30,7 +25,6 @@ from torch.utils.data import Dataset
 
 from data_specs.io.cache import CACHE_REMEDY, Descriptor, ReadAhead, RemoteFile
 from data_specs.io.errors import UserError
-from data_specs.io.hardware import available_memory
 from data_specs.io.tars import Span, audio_of, index_of
 from data_specs.rated import RatedClip
 from data_specs.sample import CROP_SAMPLES, SampleRecord
@@ -54,30 +48,21 @@ class DecodedCache:
     An anonymous shared mapping, not /dev/shm: that is often only 64 MB in a container.
     """
 
+    ROW = np.dtype([("pcm", np.int16, CROP_SAMPLES), ("mos", np.float32), ("there", np.int16)])
+
     def __init__(self, samples: int) -> None:
-        row = CROP_SAMPLES * 2
-        self._pcm = np.frombuffer(mmap.mmap(-1, samples * row), np.int16)
-        self._pcm = self._pcm.reshape(samples, CROP_SAMPLES)
-        self._mos = np.frombuffer(mmap.mmap(-1, samples * 4), np.float32)
-        self._there = np.frombuffer(mmap.mmap(-1, samples), np.uint8)
+        self._rows = np.frombuffer(mmap.mmap(-1, samples * self.ROW.itemsize), self.ROW)
 
     def get(self, number: int) -> tuple[Pcm, float] | None:
         """Sample ``number`` if it was put before."""
-        if not self._there[number]:
-            return None
-        return self._pcm[number], float(self._mos[number])
+        row = self._rows[number]
+        return (row["pcm"], float(row["mos"])) if row["there"] else None
 
     def put(self, number: int, pcm_T: Pcm, mos: float) -> None:
         """Keep a sample. The flag goes last: a reader never sees a half-written row."""
-        self._pcm[number] = pcm_T
-        self._mos[number] = mos
-        self._there[number] = 1
-
-
-def cache_fits(samples: int, budget_gb: float) -> bool:
-    """Whether all decoded samples fit the budget and half of the memory that is free now."""
-    needed = samples * CROP_SAMPLES * 2
-    return needed <= min(budget_gb * 1e9, available_memory() / 2)
+        row = self._rows[number]
+        row["pcm"], row["mos"] = pcm_T, mos
+        row["there"] = 1
 
 
 class ShardSamples:
@@ -102,11 +87,6 @@ class ShardSamples:
         """Those of the shards that are not on this machine."""
         return [shard.remote for shard in self.shards if shard.remote]
 
-    def locate(self, number: int) -> tuple[Path, Span]:
-        """The tar of sample ``number``, on this machine, and its place there."""
-        shard = self._shard(number)
-        return self.shards[shard].local(), self._span(shard, number)
-
     def record(self, number: int) -> SampleRecord:
         """The record of sample ``number``."""
         shard = self._shard(number)
@@ -121,9 +101,6 @@ class ShardSamples:
 
     def read(self, number: int) -> tuple[Pcm, float]:
         """(audio int16 (122880,), teacher's MOS) of sample ``number``."""
-        kept = self._cache.get(number) if self._cache else None
-        if kept is not None:
-            return kept
         pcm_T = np.empty(CROP_SAMPLES, np.int16)
         return pcm_T, self.read_into(number, pcm_T)
 
@@ -198,17 +175,17 @@ class ShardSamples:
         return np.array([span.key for span in spans]), np.array([span[1:] for span in spans])
 
 
-def rated_pcm(clip: RatedClip, crop: float) -> tuple[Pcm, int]:
-    """A rated clip as int16 (122880,), peak-normalised, and how many of these samples are its own.
-
-    Longer clips are cropped at ``crop`` (0: the start, 1: the end); shorter ones get zeros at
-    the end, as published. ``ValueError`` naming the file if it cannot be read.
-    """
-    return cropped(to_16k(*read_mono(clip.path)), crop)
+def rated_pcm(clip: RatedClip) -> tuple[Pcm, int]:
+    """The middle of a rated clip, as ``cropped`` gives it; ``ValueError`` naming a bad file."""
+    return cropped(to_16k(*read_mono(clip.path)), 0.5)
 
 
 def cropped(wave_T: Wave, crop: float) -> tuple[Pcm, int]:
-    """See ``rated_pcm``; of the clip's wave at 16 kHz."""
+    """A wave at 16 kHz as int16 (122880,), peak-normalised, and how many samples are its own.
+
+    Longer ones are cropped at ``crop`` (0: the start, 1: the end); shorter ones get zeros at the
+    end, as published.
+    """
     start = round(crop * max(0, len(wave_T) - CROP_SAMPLES))
     wave_T = wave_T[start : start + CROP_SAMPLES]
     wave_T = wave_T / max(float(np.abs(wave_T).max()), 1e-8)
@@ -256,7 +233,7 @@ class Batches(Dataset[Batch]):
                 f"a batch of {order.batch} cannot be shared by {world} processes: give a --batch "
                 f"that is a multiple of {world}, or another number of processes"
             )
-        _require_room(samples, order)
+        _require_cache(samples, order)
         self.samples, self.order, self.rated = samples, order, list(rated)
         self.rank, self.world = rank, world
         self._waves: dict[int, Wave] = {}
@@ -301,7 +278,7 @@ class Batches(Dataset[Batch]):
         return wave_T
 
 
-def _require_room(samples: ShardSamples, order: Order) -> None:
+def _require_cache(samples: ShardSamples, order: Order) -> None:
     """``ValueError`` if the cache would drop remote shards that are still being read."""
     remote = samples.remote
     if not remote:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-from pathlib import Path
 
 import numpy as np
 import soundfile
@@ -22,14 +21,6 @@ from data_specs.io.tars import Span
 from data_specs.sample import CROP_SAMPLES, SAMPLE_RATE, SampleRecord, parse_sample
 
 Pcm = NDArray[np.int16]
-
-
-def open_tar(tar: Path) -> Descriptor:
-    """Open a tar's file. Raises ``UserError`` naming it if it cannot be read."""
-    try:
-        return Descriptor(tar)
-    except OSError as error:
-        raise UserError(f"{tar}: cannot be read: {error.strerror}") from error
 
 
 def require_sha256(file: Descriptor, where: str, sha256: str) -> None:
@@ -45,11 +36,6 @@ def require_sha256(file: Descriptor, where: str, sha256: str) -> None:
         )
 
 
-def read_record(tar: Path, span: Span) -> SampleRecord:
-    """Read a sample's record. Raises ``UserError`` naming shard, member and field."""
-    return record_of(open_tar(tar), str(tar), span)
-
-
 def record_of(file: Descriptor, where: str, span: Span) -> SampleRecord:
     """Read a sample's record out of an open tar, which messages call ``where``."""
     data = tars.record_of(file.number, where, span)
@@ -58,13 +44,6 @@ def record_of(file: Descriptor, where: str, span: Span) -> SampleRecord:
     if record.key != span.key:
         raise UserError(f"{where}: is the record of sample {record.key!r}")
     return record
-
-
-def read_pcm(tar: Path, span: Span) -> Pcm:
-    """Decode a sample's audio, int16 (122880,). Raises ``UserError`` naming shard and member."""
-    pcm_T = np.empty(CROP_SAMPLES, np.int16)
-    decode(open_tar(tar), str(tar), span, pcm_T)
-    return pcm_T
 
 
 def decode(file: Descriptor, where: str, span: Span, pcm_T: Pcm) -> None:

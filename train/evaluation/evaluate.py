@@ -44,7 +44,7 @@ from train.evaluation.statistics import set_results
 from train.evaluation.tables import means, results_md, text_table
 from train.files import csv_text
 from train.pages import decimals
-from train.scoring.score import Short
+from train.scoring.windows import Short
 
 # --- what is asked for ----------------------------------------------------------------------------
 

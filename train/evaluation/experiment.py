@@ -46,7 +46,8 @@ from train.files import csv_rows, csv_text, require_same, run_folder
 from train.loop.loop import Host
 from train.models.student import count, variant
 from train.pruning.runs import PrunedModel, pruned_models
-from train.scoring.score import Scorer, load
+from train.scoring.base import Scorer
+from train.scoring.score import load
 from train.student import fit as fitting
 from train.student.presets import PRESETS, FitConfig, make_config
 

@@ -30,8 +30,8 @@ from data_specs.strict import digest
 from train.audio import Wave, read_mono, to_16k
 from train.evaluation.records import OWN_SHORT, Output, Scored
 from train.scoring.code import made_with
-from train.scoring.score import Short
 from train.scoring.scorer import torch_on
+from train.scoring.windows import Short
 
 Loaded = Callable[[Wave, int], Mapping[str, float]]
 """What scores a clip (T,) at a rate in Hz: values by the name of an output."""

@@ -34,7 +34,9 @@ from train.evaluation.tables import markdown
 from train.files import csv_text, run_folder
 from train.metrics import agreement
 from train.pages import decimals, ranged
-from train.scoring.score import WINDOWS_A_BATCH, Scorer, Short, load
+from train.scoring.base import WINDOWS_A_BATCH, Scorer
+from train.scoring.score import load
+from train.scoring.windows import Short
 
 SILENT_DB = -60.0
 """A crop whose level is this far below its clip's is silent: nobody could rate it."""

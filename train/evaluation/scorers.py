@@ -16,13 +16,11 @@ import numpy as np
 from data_specs.io.errors import UserError
 from data_specs.io.files import sha256_of
 from data_specs.io.progress import progress_bar
-from data_specs.io.tars import Span
 from data_specs.rated import RatedClip
 from data_specs.teacher import MEAN, teacher_table
 from train.audio import Wave
 from train.data.shards import list_shards
 from train.data.stream import PCM_SCALE, ShardSamples
-from train.data.tars import read_pcm, read_record
 from train.evaluation.external_scorers import (
     ExternalScorer,
     NotAvailable,
@@ -32,7 +30,9 @@ from train.evaluation.external_scorers import (
 )
 from train.evaluation.records import SHARDS_SHORT, ClipScore, Failure, Output, Scored, Unavailable
 from train.evaluation.score_cache import Key, ScoreCache
-from train.scoring.score import WINDOWS_A_BATCH, Scorer, Short, load
+from train.scoring.base import WINDOWS_A_BATCH, Scorer
+from train.scoring.score import load
+from train.scoring.windows import Short
 
 PADDINGS: dict[str, tuple[Short, ...]] = {
     "zero": ("zero",),
@@ -118,7 +118,7 @@ def _require_once(models: Sequence[str]) -> None:
 def labelled_by(folder: Path, scorer: Scorer | ComparedScorer) -> bool:
     """Whether the shards' labels are this very model's: then there is nothing to compare."""
     samples = ShardSamples(list_shards(folder))
-    return read_record(*samples.locate(0)).teacher_sha256 == scorer.weights_sha256
+    return samples.record(0).teacher_sha256 == scorer.weights_sha256
 
 
 def complete(found: Scores) -> list[ClipScore]:
@@ -222,24 +222,28 @@ def score_shards(
     about = f"{scorer.name}, {folder.name}"
     with progress_bar(total=len(chosen), unit="clip", desc=about) as bar:
         for start in range(0, len(chosen), WINDOWS_A_BATCH):
-            places = [samples.locate(number) for number in chosen[start : start + WINDOWS_A_BATCH]]
-            found = _score_samples(scorer, folder.name, places, cache)
+            numbers = chosen[start : start + WINDOWS_A_BATCH]
+            found = _score_samples(scorer, folder.name, samples, numbers, cache)
             scores += found[0]
             failures += found[1]
-            bar.update(len(places))
+            bar.update(len(numbers))
     return scores, failures
 
 
 def _score_samples(
-    scorer: ComparedScorer, name: str, places: Sequence[tuple[Path, Span]], cache: ScoreCache
+    scorer: ComparedScorer,
+    name: str,
+    samples: ShardSamples,
+    numbers: Sequence[int],
+    cache: ScoreCache,
 ) -> Scores:
-    """One batch of samples, each in a tar at a span."""
-    records = [read_record(*place) for place in places]
+    """One batch of samples."""
+    records = [samples.record(number) for number in numbers]
     about = scorer.weights_sha256, scorer.version, SHARDS_SHORT
     keys: list[Key] = [(*about, record.pcm_sha256) for record in records]
     models = tuple(output.name for output in scorer.outputs)
     missing = [n for n, key in enumerate(keys) if cache.get(key, models) is None]
-    waves = [read_pcm(*places[n]).astype(np.float32) / PCM_SCALE for n in missing]
+    waves = [samples.read(numbers[n])[0].astype(np.float32) / PCM_SCALE for n in missing]
     errors = {}
     for n, found in zip(missing, scorer.score_windows(waves) if waves else (), strict=True):
         if found.values is None:

@@ -14,7 +14,7 @@ from data_specs.sample import CROP_SAMPLES, DATASET_FILE
 from train.audio import Wave, read_mono, to_16k
 from train.data.shards import list_shards
 from train.data.stream import PCM_SCALE, ShardSamples
-from train.scoring.score import windows
+from train.scoring.windows import windows
 
 
 def read_clips(source: Path, count: int) -> list[Wave]:

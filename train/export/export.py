@@ -33,7 +33,8 @@ from train.models.student import Student
 from train.models.tensors import read_about, write_about
 from train.scoring import bundle
 from train.scoring.onnx_scorer import Facts
-from train.scoring.score import StudentScorer, load
+from train.scoring.score import load
+from train.scoring.scorer import StudentScorer
 
 INT8_LIMIT = 0.03
 """MOS at the 99th percentile that int8 may be away from float32; a warning says if it is more."""

@@ -2,7 +2,7 @@
 
 The batch is free, the length is not: the head adds one position code to each of its tokens and was
 trained on all of them at once, so a clip of another length is cut into windows, or filled, outside
-(``train.scoring.score.windows``; rate, window and hop stand in the file's metadata).
+(``train.scoring.windows``; rate, window and hop stand in the file's metadata).
 """
 
 from __future__ import annotations

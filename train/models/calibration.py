@@ -39,9 +39,9 @@ class Affine(Strict):
         ``ValueError`` for a value that is not within 1 to 5.
         """
         values = np.asarray(mos, np.float64)
-        if not ((values >= 1) & (values <= 5)).all():
-            wrong = values[~((values >= 1) & (values <= 5))].flat[0]
-            raise UserError(f"MOS {wrong}: must be within 1 to 5")
+        wrong = values[~((values >= 1) & (values <= 5))]
+        if wrong.size:
+            raise UserError(f"MOS {wrong.flat[0]}: must be within 1 to 5")
         raw: Doubles = (logit((values - 1) / 4) - self.shift) / self.scale
         return raw
 

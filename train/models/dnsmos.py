@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,8 @@ from data_specs.io.errors import UserError
 from data_specs.io.files import sha256_of
 from data_specs.sample import SAMPLE_RATE
 from train.models.calibration import Calibration
-from train.models.clips import Floats, Waves, checked_waves
+from train.models.features import Floats, Waves, checked_waves
+from train.models.tensors import in_package
 
 
 class DnsMosTeacher:
@@ -64,15 +64,9 @@ def require_cpu(device: str, precision: str) -> None:
 
 def weights_path() -> Path:
     """The network's file in the installed package. ``ValueError`` saying what to install."""
-    if importlib.util.find_spec("onnxruntime") is None:
-        raise UserError("teacher 'dnsmos' needs a package that is missing: pip install onnxruntime")
-    spec = importlib.util.find_spec("speechmos")
-    if spec is None or not spec.submodule_search_locations:
-        raise UserError("teacher 'dnsmos' needs a package that is missing: pip install speechmos")
-    path = Path(spec.submodule_search_locations[0]) / "dnsmos_models" / "sig_bak_ovr.onnx"
-    if not path.is_file():
-        raise UserError(f"{path} is missing: pip install --force-reinstall speechmos")
-    return path
+    user = "teacher 'dnsmos'"
+    in_package("onnxruntime", "__init__.py", user)
+    return in_package("speechmos", "dnsmos_models/sig_bak_ovr.onnx", user)
 
 
 def _onnx_session(path: Path) -> Any:

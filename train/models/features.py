@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
+
+from data_specs.sample import CROP_SAMPLES
+
+Floats = NDArray[np.float32]
+Waves = Floats | Tensor
 
 WINDOW_SAMPLES = 320
 """20 ms at 16 kHz (section IV-B)."""
@@ -24,6 +31,17 @@ PEAK_FLOOR = 1e-8
 MAGNITUDE_FLOOR = 1e-12
 
 
+def checked_waves(waves_BT: Waves) -> Tensor:
+    """A batch of clips of 7.68 s as float32; ``ValueError`` for a wrong shape or value."""
+    waves = torch.as_tensor(waves_BT, dtype=torch.float32)
+    if waves.ndim != 2 or waves.shape[1] != CROP_SAMPLES:
+        raise ValueError(f"waves of shape {tuple(waves.shape)}: need (B, {CROP_SAMPLES})")
+    bad = torch.nonzero(~torch.isfinite(waves).all(dim=1)).flatten().tolist()
+    if bad:
+        raise ValueError(f"waves {bad} of the batch hold values that are not finite")
+    return waves
+
+
 def peak_normalise(waves_BT: Tensor) -> Tensor:
     """Divide each wave of a (B, T) batch by its largest absolute value (+1e-8); float32."""
     waves_BT = waves_BT.float()
@@ -33,8 +51,7 @@ def peak_normalise(waves_BT: Tensor) -> Tensor:
 
 def frames(samples: int) -> int:
     """Frames that ``compressed_spectrum`` makes of a wave of that many samples."""
-    padded = samples + WINDOW_SAMPLES - HOP_SAMPLES
-    return (padded - WINDOW_SAMPLES) // HOP_SAMPLES + 1
+    return samples // HOP_SAMPLES
 
 
 def compressed_spectrum(waves_BT: Tensor) -> Tensor:

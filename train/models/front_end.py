@@ -23,7 +23,9 @@ from train.models.features import compressed_spectrum, peak_normalise
 from train.models.head import TEACHER_TOKENS
 from train.models.precision import resolve_precision
 from train.models.student import load_v7, v7_weights_path
-from train.models.xlsr import CHECKPOINTS, INDEX_ENDING, encoder_sha256, load_encoder
+from train.models.xlsr import CHECKPOINTS, INDEX_ENDING, Encoder, encoder_sha256, load_encoder
+
+MFCC_SHA256 = digest({"mfcc": "torchaudio", "sample_rate": SAMPLE_RATE})
 
 
 class FrontEnd(Protocol):
@@ -69,7 +71,7 @@ class MfccFrontEnd:
         from torchaudio.transforms import MFCC
 
         self.device = torch.device(device)
-        self.weights_sha256 = _mfcc_sha256()
+        self.weights_sha256 = MFCC_SHA256
         with warnings.catch_warnings():  # of 128 mel bands some hold no bin: so it was published
             warnings.filterwarnings("ignore", "At least one mel filterbank")
             self._mfcc = MFCC(sample_rate=SAMPLE_RATE).to(self.device)
@@ -90,21 +92,14 @@ class XlsrFrontEnd:
 
     tokens = TEACHER_TOKENS
 
-    def __init__(
-        self,
-        name: str,
-        folder: Path,
-        layers: Sequence[int],
-        device: str = "cpu",
-        precision: str = "auto",
-    ) -> None:
+    def __init__(self, name: str, encoder: Encoder, sha256: str, device: str = "cpu") -> None:
+        """``sha256`` is that of the weights; the layers are added to it."""
         self.name = name
         self.device = torch.device(device)
-        self.dtype = resolve_precision(precision, self.device)
-        encoder, sha256 = load_encoder(folder, layers, self.dtype)
-        self.weights_sha256 = digest([sha256, list(layers)])
-        self.channels = int(encoder.feature_projection.projection.out_features)
         self.encoder = encoder.to(self.device)
+        projection = encoder.feature_projection.projection
+        self.dtype, self.channels = projection.weight.dtype, int(projection.out_features)
+        self.weights_sha256 = digest([sha256, list(encoder.layers)])
         self.parameter_count = sum(p.numel() for p in encoder.parameters())
 
     @torch.inference_mode()
@@ -126,7 +121,7 @@ class StudentFrontEnd:
     one with zeros after it. A caveat: the authors of the paper trained v7 with people's ratings,
     so its features know of such data, perhaps of the very clips that a head is then evaluated on.
 
-    On a CPU clips go through one at a time, as in ``DistillMosTeacher``.
+    On a CPU clips go through one at a time, as in ``StudentTeacher``.
     """
 
     tokens = TEACHER_TOKENS
@@ -185,6 +180,14 @@ def _in_hub_cache(name: str) -> Path | None:
     return Path(found).parent if isinstance(found, str) else None
 
 
+def load_xlsr(
+    name: str, folder: Path, layers: Sequence[int], device: str = "cpu", precision: str = "auto"
+) -> XlsrFrontEnd:
+    """The encoder in a folder as ``load_encoder`` reads it."""
+    dtype = resolve_precision(precision, torch.device(device))
+    return XlsrFrontEnd(name, *load_encoder(folder, layers, dtype), device)
+
+
 def load_front_end(name: str, device: str = "cpu", precision: str = "auto") -> FrontEnd:
     """A front end of ``data_specs/teachers.yaml``.
 
@@ -195,7 +198,7 @@ def load_front_end(name: str, device: str = "cpu", precision: str = "auto") -> F
         return MfccFrontEnd(device)
     if isinstance(spec, StudentFeatures):
         return StudentFrontEnd(name, device, precision)
-    return XlsrFrontEnd(name, encoder_folder(spec.weights), spec.layers, device, precision)
+    return load_xlsr(name, encoder_folder(spec.weights), spec.layers, device, precision)
 
 
 # --- what a front end is, without building it -----------------------------------------------------
@@ -205,15 +208,11 @@ def front_end_sha256(name: str) -> str:
     """The ``weights_sha256`` of a front end, from its files alone. Errors as ``load_front_end``."""
     spec = _spec(name)
     if isinstance(spec, Mfcc):
-        return _mfcc_sha256()
+        return MFCC_SHA256
     if isinstance(spec, StudentFeatures):
         return _student_sha256()
     sha256 = encoder_sha256(encoder_folder(spec.weights), spec.layers)
     return digest([sha256, list(spec.layers)])
-
-
-def _mfcc_sha256() -> str:
-    return digest({"mfcc": "torchaudio", "sample_rate": SAMPLE_RATE})
 
 
 def _student_sha256() -> str:

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
 from data_specs.io.errors import UserError
+from data_specs.strict import Strict
 
 TEACHER_TOKENS = 384
 """Frames that a teacher's head reads: 7.68 s of XLS-R's 20 ms."""
@@ -248,18 +249,19 @@ class FusionHead(TransformerHead):
 
 
 Positive = Annotated[int, Field(ge=1, le=1 << 16)]
+"""A dimension: no network of this kind comes near the limit."""
+
+MOST_LAYERS = 256
 
 
-class HeadConfig(BaseModel):
+class HeadConfig(Strict):
     """Dimensions of a teacher's head; the defaults are the published ones (32 wide, 4 layers)."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     features: Positive
     tokens: Positive = TEACHER_TOKENS
     dim: Annotated[int, Field(ge=2, le=1 << 16, multiple_of=2)] = 32
     heads: Positive = 4
-    layers: Annotated[int, Field(ge=1, le=256)] = 4
+    layers: Annotated[int, Field(ge=1, le=MOST_LAYERS)] = 4
     feedforward: Positive | None = None
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
@@ -290,11 +292,11 @@ def head_state(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     ``ValueError`` for a name that the published head does not have.
     """
-    return {_our_name(name): tensor for name, tensor in published.items()}
-
-
-def _our_name(name: str) -> str:
-    for theirs, ours in PUBLISHED_NAMES:
-        if name.startswith(theirs):
-            return ours + name[len(theirs) :]
-    raise UserError(f"tensor {name!r} is not part of a published xls-r-sqa head")
+    found = {}
+    for name, tensor in published.items():
+        prefixes = (pair for pair in PUBLISHED_NAMES if name.startswith(pair[0]))
+        theirs, ours = next(prefixes, ("", ""))
+        if not theirs:
+            raise UserError(f"tensor {name!r} is not part of a published xls-r-sqa head")
+        found[ours + name.removeprefix(theirs)] = tensor
+    return found

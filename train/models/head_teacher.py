@@ -20,9 +20,10 @@ from data_specs.strict import digest
 from data_specs.teacher import PublishedHead
 from train.models import weights
 from train.models.calibration import Calibration
-from train.models.clips import Floats, Waves, checked_waves
+from train.models.features import Floats, Waves, checked_waves
 from train.models.front_end import FrontEnd, XlsrFrontEnd, front_end_sha256, load_front_end
 from train.models.head import (
+    MOST_LAYERS,
     FusionHead,
     HeadConfig,
     TransformerHead,
@@ -32,7 +33,7 @@ from train.models.head import (
 )
 from train.models.precision import resolve_precision
 from train.models.pruned import ABOUT_FILE, load_pruned, parameters_left, pruned_sha256
-from train.models.student import MOST_LAYERS, mos_of
+from train.models.student import mos_of
 from train.models.tensors import read_about, read_weights, require_finite
 from train.models.xlsr import Encoder, config_from, encoder_of
 
@@ -76,7 +77,8 @@ class HeadTeacher:
         if not len(waves_BT):
             return np.empty(0, np.float32), np.empty(0, np.float32)
         on_cuda = self.device.type == "cuda"
-        logits_B = self._on_cuda(waves_BT) if on_cuda else self._one_by_one(waves_BT)
+        one_by_one = map(self.logits, torch.split(waves_BT, 1))
+        logits_B = self._on_cuda(waves_BT) if on_cuda else torch.cat(list(one_by_one))
         return mos_of(logits_B.double()).float().numpy(), logits_B.numpy()
 
     @torch.inference_mode()
@@ -90,9 +92,6 @@ class HeadTeacher:
             return logits_B
         universal = self.calibration.universal
         return logits_B * universal.scale + universal.shift
-
-    def _one_by_one(self, waves_BT: Tensor) -> Tensor:
-        return torch.cat([self.logits(wave_1T) for wave_1T in torch.split(waves_BT, 1)])
 
     def _on_cuda(self, waves_BT: Tensor) -> Tensor:
         clips = len(waves_BT)
@@ -170,38 +169,40 @@ def load_trained(
 ) -> HeadTeacher:
     """A head that ``python -m train teacher`` wrote into ``folder``.
 
+    Called by a path it is known by its folder's name: labels hold no machine's paths.
     ``ValueError`` naming what is missing or damaged, or a front end with other weights than those
     that the head was trained on.
     """
-    about, state = _read_head(folder)
-    head, calibration = _described(folder, about, state)
+    about, head, calibration = _read_head(folder)
     front_end = load_front_end(about["front_end"], device, precision)
     _require_front_end(folder, about, front_end.weights_sha256)
     sha256 = sha256_of(folder / HEAD_WEIGHTS)
-    return HeadTeacher(_known_as(name), front_end, head, sha256, calibration)
+    return HeadTeacher(Path(name).name, front_end, head, sha256, calibration)
 
 
 def identify_trained(name: str, folder: Path) -> Identity:
     """What ``load_trained`` gives, from the files alone: of networks only the head is built."""
-    about, state = _read_head(folder)
-    _, calibration = _described(folder, about, state)
+    about, _, calibration = _read_head(folder)
     front_end = front_end_sha256(about["front_end"])
     _require_front_end(folder, about, front_end)
     sha256 = _sha256(front_end, sha256_of(folder / HEAD_WEIGHTS), calibration)
-    return Identity(_known_as(name), sha256, calibration)
+    return Identity(Path(name).name, sha256, calibration)
 
 
-def _described(
-    folder: Path, about: dict[str, Any], state: dict[str, Tensor]
-) -> tuple[TransformerHead, Calibration | None]:
-    """The head and the calibration of ``head.json``, which must also name the front end."""
+def _read_head(folder: Path) -> tuple[dict[str, Any], TransformerHead, Calibration | None]:
+    """``head.json``, which must name the front end, and its head and calibration."""
+    for name in (HEAD_JSON, HEAD_WEIGHTS):
+        if not (folder / name).is_file():
+            raise UserError(f"{folder}: no {name}: not the folder of a trained head")
+    about = read_about(folder / HEAD_JSON)
+    state = read_weights(folder / HEAD_WEIGHTS, about)
     try:
         head = build_head(HeadConfig.model_validate(about["head"]))
         head.load_state_dict(state)
         if missing := {"front_end", "front_end_sha256"} - about.keys():
             raise KeyError(min(missing))
         json_field(about, "front_end", str, folder / HEAD_JSON)
-        return head, _calibration(about["calibration"])
+        return about, head, _calibration(about["calibration"])
     except (KeyError, ValidationError, RuntimeError) as error:
         raise UserError(f"{folder / HEAD_JSON}: does not describe a head: {error}") from error
 
@@ -219,36 +220,10 @@ def _require_front_end(folder: Path, about: dict[str, Any], here: str) -> None:
         )
 
 
-def _known_as(name: str) -> str:
-    """A head called by its path is known by its folder's name: labels hold no machine's paths."""
-    return Path(name).name
-
-
-def _read_head(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    for name in (HEAD_JSON, HEAD_WEIGHTS):
-        if not (folder / name).is_file():
-            raise UserError(f"{folder}: no {name}: not the folder of a trained head")
-    about = read_about(folder / HEAD_JSON)
-    return about, read_weights(folder / HEAD_WEIGHTS, about)
-
-
 # --- whose encoder was pruned ---------------------------------------------------------------------
 
 ENCODER, HEAD = "encoder.", "head."
 """What the names of a pruned teacher's weights begin with."""
-
-
-class XlsrFromMemory(XlsrFrontEnd):
-    """An XLS-R whose weights are at hand; they need not be those of any checkpoint."""
-
-    def __init__(self, name: str, encoder: Encoder, sha256: str, device: str = "cpu") -> None:
-        self.name = name
-        self.device = torch.device(device)
-        self.encoder = encoder.to(self.device)
-        self.parameter_count = sum(p.numel() for p in encoder.parameters())
-        projection = encoder.feature_projection.projection
-        self.dtype, self.channels = projection.weight.dtype, int(projection.out_features)
-        self.weights_sha256 = digest([sha256, list(encoder.layers)])  # as ``identify_pruned``
 
 
 def describe(teacher: HeadTeacher) -> dict[str, Any]:
@@ -284,9 +259,7 @@ def _encoder_in(teacher: HeadTeacher) -> Encoder:
     return teacher.front_end.encoder
 
 
-def load_pruned_teacher(
-    name: str, folder: Path, device: str = "cpu", precision: str = "auto"
-) -> HeadTeacher:
+def load_pruned_teacher(folder: Path, device: str = "cpu", precision: str = "auto") -> HeadTeacher:
     """A teacher of ``train.models.pruned``'s folder; nothing else is needed for it.
 
     ``ValueError`` naming what is missing or damaged.
@@ -304,10 +277,9 @@ def load_pruned_teacher(
         calibration = _calibration(about["calibration"])
     except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
         raise UserError(f"{folder / ABOUT_FILE}: does not describe a teacher: {error}") from error
-    front_end = XlsrFromMemory(_known_as(name), encoder, sha256, device)
-    teacher = HeadTeacher(_known_as(name), front_end, head.eval(), sha256, calibration)
-    network = nn.ModuleList([encoder, head])
-    teacher.parameter_count = parameters_left(folder, network)
+    front_end = XlsrFrontEnd(folder.name, encoder, sha256, device)
+    teacher = HeadTeacher(folder.name, front_end, head.eval(), sha256, calibration)
+    teacher.parameter_count = parameters_left(folder, nn.ModuleList([encoder, head]))
     return teacher
 
 
@@ -317,14 +289,14 @@ def _require_few(layers: list[int]) -> None:
         raise UserError(f"layers {layers}: one or two of at most {MOST_LAYERS}")
 
 
-def identify_pruned(name: str, folder: Path) -> Identity:
+def identify_pruned(folder: Path) -> Identity:
     """What ``load_pruned_teacher`` gives, from the file's own hash."""
     sha256, about = pruned_sha256(folder)
     try:
         encoder, calibration = digest([sha256, about["layers"]]), _calibration(about["calibration"])
     except (KeyError, ValidationError) as error:
         raise UserError(f"{folder / ABOUT_FILE}: does not describe a teacher: {error}") from error
-    return Identity(_known_as(name), _sha256(encoder, sha256, calibration), calibration)
+    return Identity(folder.name, _sha256(encoder, sha256, calibration), calibration)
 
 
 def _under(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -27,18 +27,22 @@ def is_teacher(model: Path | str) -> bool:
     return pruned.is_pruned(folder) and pruned.read_about(folder).get("kind") == "teacher"
 
 
-def model_in(folder: Path) -> Path:
-    """The file of a run's or a model's folder that holds the weights."""
-    for name in (pruned.SPARSE_FILE, pruned.DENSE_FILE, "best.pt"):
-        if (folder / name).is_file():
-            return folder / name
-    raise UserError(f"{folder}: holds no model.safetensors or best.pt: train it first")
+def model_in(path: Path) -> Path:
+    """A model's file: this one, or that of a run's or a model's folder that holds the weights."""
+    names = (pruned.SPARSE_FILE, pruned.DENSE_FILE, "best.pt")
+    for file in (path, *(path / name for name in names)):
+        if file.is_file():
+            return file
+    if path.is_dir():
+        raise UserError(f"{path}: holds no model.safetensors or best.pt: train it first")
+    raise UserError(f"{path}: no such model; give v7, a run folder, a model file or a teacher")
 
 
 def read_model(path: Path) -> tuple[Student, int | None]:
     """The student in a model file; of a pruned one also how many parameters are left."""
     if path.name == pruned.SPARSE_FILE:
-        student, _ = pruned.load_student(path.parent)
+        state, about = pruned.load_pruned(path.parent)
+        student = student_of(path, about.get("config"), state)
         return student, pruned.parameters_left(path.parent, student)
     if path.suffix == ".safetensors":
         return read_student(path, read_about(path.with_suffix(".json"))), None
@@ -56,10 +60,8 @@ def find_student(model: Path | str) -> tuple[Student, str]:
     """
     if str(model) == PUBLISHED:
         return load_v7(), sha256_of(v7_weights_path())
-    shown = redacted(str(model))
     if "://" in str(model) or is_teacher(model):
+        shown = redacted(str(model))
         raise UserError(f"{shown}: is not a student: give v7, or a run or model of one, here")
-    path = model_in(Path(model)) if Path(model).is_dir() else Path(model)
-    if not path.is_file():
-        raise UserError(f"{shown}: no such model: give v7, a run's folder or a model file")
+    path = model_in(Path(model))
     return read_model(path)[0], sha256_of(path)

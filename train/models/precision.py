@@ -6,7 +6,9 @@ import torch
 
 from data_specs.io.errors import UserError
 
-PRECISIONS = ("auto", "bf16", "fp16", "fp32")
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+PRECISIONS = ("auto", *DTYPES)
 
 
 def has_fast_bf16(device: torch.device) -> bool:
@@ -29,4 +31,4 @@ def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
         raise UserError(f"unknown precision {precision!r}: known are {', '.join(PRECISIONS)}")
     if precision == "fp16" and device.type == "cpu":
         raise UserError("precision fp16 is for CUDA; on a CPU take bf16 or fp32")
-    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
+    return DTYPES[precision]

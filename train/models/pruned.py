@@ -14,21 +14,21 @@ import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import safetensors
 import safetensors.torch
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 from torch import Tensor, nn
 
 from data_specs.io.errors import UserError
 from data_specs.io.files import sha256_of, write_atomically
+from data_specs.strict import Strict
 from train.files import version
 from train.models import tensors
-from train.models.student import Student, read_student, student_of
 
 SPARSE_FILE, DENSE_FILE, ABOUT_FILE = "model.sparse.safetensors", "model.safetensors", "model.json"
 
@@ -45,19 +45,8 @@ Coding = Literal["whole", "bits", "gaps"]
 Bytes = NDArray[np.uint8]
 
 
-class HasMasks(Protocol):
-    """What is needed of ``train.pruning.masks.Masks``."""
-
-    @property
-    def masks(self) -> Mapping[str, Tensor]:
-        """Bool tensors by parameter name, True where the weight is alive."""
-        ...
-
-
-class _Stored(BaseModel):
+class _Stored(Strict):
     """How one tensor is stored; the checksum is that of its own bytes in the file."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     coding: Coding
     shape: tuple[Annotated[int, Field(ge=0)], ...]
@@ -113,12 +102,15 @@ def _decoded(stored: _Stored, coded: Bytes) -> Tensor:
 
 
 def save_pruned(
-    folder: Path, weights: Mapping[str, Tensor], masks: HasMasks, about: Mapping[str, Any]
+    folder: Path,
+    weights: Mapping[str, Tensor],
+    masks: Mapping[str, Tensor],
+    about: Mapping[str, Any],
 ) -> None:
     """Write a pruned model into ``folder``, each file atomically, the description last.
 
-    ``weights`` are a state dict and ``masks`` say by name what is alive of some of its tensors;
-    dead weights must be zero (of either sign; they come back as +0). ``about`` goes into
+    ``weights`` are a state dict; ``masks`` (bool, by name) are True where some of its tensors are
+    alive; dead weights must be zero (of either sign; they come back as +0). ``about`` goes into
     ``model.json`` with the file's SHA-256 and this package's version; to be loaded as a scorer a
     student needs ``config`` there (its ``StudentConfig``), a teacher what
     ``train.models.head_teacher.describe`` gives. ``ValueError`` naming the tensor that a mask does
@@ -127,11 +119,11 @@ def save_pruned(
     content: dict[str, Tensor] = {}
     header: dict[str, Any] = {}
     for name, tensor in weights.items():
-        parts, stored = _stored(name, tensor.detach().cpu().contiguous(), masks.masks.get(name))
+        parts, stored = _stored(name, tensor.detach().cpu().contiguous(), masks.get(name))
         content |= parts
         header[name] = stored.model_dump()
-    if strange := sorted(masks.masks.keys() - weights.keys()):
-        raise ValueError(f"a mask for {strange[0]!r}, but no such weights")
+    if extra := sorted(masks.keys() - weights.keys()):
+        raise ValueError(f"a mask for {extra[0]!r}, but no such weights")
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / SPARSE_FILE
     metadata = {HEADER: json.dumps(header, sort_keys=True)}
@@ -206,32 +198,11 @@ def pruned_sha256(folder: Path) -> tuple[str, dict[str, Any]]:
     return sha256, about
 
 
-def student_sha256(folder: Path) -> str:
-    """The hash of the weights of a student's folder. Errors as ``load_student``."""
-    if is_pruned(folder):
-        return pruned_sha256(folder)[0]
-    read_about(folder)
-    return sha256_of(folder / DENSE_FILE)
-
-
 def holds_model(folder: Path) -> bool:
     """Whether a folder holds a whole model: pruned, or as ``train fit`` writes it."""
     return (folder / ABOUT_FILE).is_file() and (
         is_pruned(folder) or (folder / DENSE_FILE).is_file()
     )
-
-
-def load_student(folder: Path) -> tuple[Student, str]:
-    """The student of such a folder, in eval mode, and the SHA-256 of its weights' file.
-
-    ``ValueError`` naming what is damaged or is no student.
-    """
-    if is_pruned(folder):
-        path = folder / SPARSE_FILE
-        weights, about = load_pruned(folder)
-        return student_of(path, about.get("config"), weights), sha256_of(path)
-    path = folder / DENSE_FILE
-    return read_student(path, read_about(folder)), sha256_of(path)
 
 
 def parameters_left(folder: Path, network: nn.Module) -> int:
@@ -265,10 +236,10 @@ def _header(path: Path, metadata: Mapping[str, str]) -> dict[str, _Stored]:
     try:
         header = json.loads(metadata[HEADER])
         entries = {name: _Stored.model_validate(entry) for name, entry in header.items()}
-    except (KeyError, AttributeError, ValueError, ValidationError, RecursionError) as error:
+    except (KeyError, AttributeError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: not a pruned model: {error!r}") from error
     weights = sum(math.prod(stored.shape) for stored in entries.values())
-    tensors.require_room(path, 4 * weights)
+    tensors.require_memory(path, 4 * weights)
     return entries
 
 

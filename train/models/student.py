@@ -7,30 +7,24 @@ only the range of their sizes.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    model_serializer,
-    model_validator,
-)
+from pydantic import Field, ValidationError, model_serializer, model_validator
 from torch import Tensor, nn
 
 from data_specs.io.errors import UserError
 from data_specs.sample import CROP_SAMPLES
+from data_specs.strict import Strict
 from train.models.features import FREQUENCIES, compressed_spectrum, frames, peak_normalise
-from train.models.head import Slim, TransformerHead, head_state
+from train.models.head import MOST_LAYERS, Positive, Slim, TransformerHead, head_state
 from train.models.tensors import (
+    in_package,
     read_weights,
     require_finite,
-    require_room,
+    require_memory,
     require_shapes,
     shapes_of,
 )
@@ -39,19 +33,14 @@ KERNEL = 3
 LEAK = 0.1
 """Negative slope of the LeakyReLU (published code)."""
 
-Positive = Annotated[int, Field(ge=1, le=1 << 16)]
-"""A dimension: no network of this kind comes near the limit."""
-
-MOST_LAYERS = 256
-
 Layerwise = Annotated[tuple[Positive, ...], Field(max_length=MOST_LAYERS)]
 """A dimension of every layer of the head."""
 
-OF_SHRUNK_ONES = ("head_dim", "norm_width", "pool")
+STRUCTURED_FIELDS = ("head_dim", "norm_width", "pool")
 """Fields that only a student has which parts were removed from."""
 
 
-class StudentConfig(BaseModel):
+class StudentConfig(Strict):
     """Dimensions of one student.
 
     ``channels`` and ``strides`` have one entry a convolution layer; a stride is (along
@@ -60,8 +49,6 @@ class StudentConfig(BaseModel):
     ``feedforward`` in every layer, heads of ``head_dim`` whatever ``dim`` is, layer norms that
     count ``norm_width`` coordinates, and ``pool`` hidden units in the pooling.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     channels: Annotated[tuple[Positive, ...], Field(min_length=1, max_length=MOST_LAYERS)]
     strides: tuple[tuple[Positive, Positive], ...]
@@ -98,10 +85,10 @@ class StudentConfig(BaseModel):
             raise UserError(f"dim {self.dim} is not a multiple of heads {self.heads}")
 
     @model_serializer(mode="wrap")
-    def _as_it_always_was(self, handler: Any) -> dict[str, Any]:
-        """Without the fields of shrunk students, where there are none: old files stay the same."""
+    def _without_unset_fields(self, handler: Any) -> dict[str, Any]:
+        """Without the fields of structured pruning, where none is set: old files stay the same."""
         values: dict[str, Any] = handler(self)
-        return {k: v for k, v in values.items() if v is not None or k not in OF_SHRUNK_ONES}
+        return {k: v for k, v in values.items() if v is not None or k not in STRUCTURED_FIELDS}
 
     @property
     def slim(self) -> Slim:
@@ -119,7 +106,7 @@ class StudentConfig(BaseModel):
     def is_slim(self) -> bool:
         """Whether PyTorch's own layers cannot describe it: parts were removed from it."""
         per_layer = isinstance(self.heads, tuple) or isinstance(self.feedforward, tuple)
-        return per_layer or any(getattr(self, name) is not None for name in OF_SHRUNK_ONES)
+        return per_layer or any(getattr(self, name) is not None for name in STRUCTURED_FIELDS)
 
     def grids(self) -> list[tuple[int, int]]:
         """(frequency bins, frames) after each convolution, for a clip of 7.68 s."""
@@ -151,27 +138,21 @@ _TOKENS_96 = ((2, 2), (2, 2), (2, 1), (2, 1), (2, 2))
 _TOKENS_192 = ((2, 2), (2, 1), (2, 1), (2, 1), (2, 2))
 
 
-def _size(
-    channels: tuple[int, ...],
-    strides: tuple[tuple[int, int], ...],
-    dim: int,
-    heads: int,
-    layers: int,
-) -> StudentConfig:
-    return StudentConfig(channels=channels, strides=strides, dim=dim, heads=heads, layers=layers)
-
-
-VARIANTS: dict[str, StudentConfig] = {
-    "v1": _size((8, 16, 24, 32, 32), _TOKENS_96, 32, 4, 2),
-    "v2": _size((16, 32, 48, 64, 64), _TOKENS_96, 64, 4, 3),
-    "v3": _size((24, 48, 64, 96, 96), _TOKENS_96, 96, 4, 4),
-    "v4": _size((32, 48, 96, 128, 128), _TOKENS_192, 128, 4, 5),
-    "v5": _size((32, 64, 128, 160, 160), _TOKENS_192, 160, 8, 6),
-    "v6": _size((48, 64, 128, 192, 192), _TOKENS_192, 192, 8, 7),
-    "v7": _size((64, 64, 128, 256, 256, 256), _PUBLISHED, 200, 8, 7),
-    "v8": _size((64, 64, 128, 256, 384, 384), _PUBLISHED, 288, 8, 8),
-    "v9": _size((64, 64, 128, 256, 512, 512), _PUBLISHED, 384, 8, 10),
-    "v10": _size((64, 64, 128, 256, 512, 512), _PUBLISHED, 512, 8, 12),
+_SIZES = {
+    "v1": ((8, 16, 24, 32, 32), _TOKENS_96, 32, 4, 2),
+    "v2": ((16, 32, 48, 64, 64), _TOKENS_96, 64, 4, 3),
+    "v3": ((24, 48, 64, 96, 96), _TOKENS_96, 96, 4, 4),
+    "v4": ((32, 48, 96, 128, 128), _TOKENS_192, 128, 4, 5),
+    "v5": ((32, 64, 128, 160, 160), _TOKENS_192, 160, 8, 6),
+    "v6": ((48, 64, 128, 192, 192), _TOKENS_192, 192, 8, 7),
+    "v7": ((64, 64, 128, 256, 256, 256), _PUBLISHED, 200, 8, 7),
+    "v8": ((64, 64, 128, 256, 384, 384), _PUBLISHED, 288, 8, 8),
+    "v9": ((64, 64, 128, 256, 512, 512), _PUBLISHED, 384, 8, 10),
+    "v10": ((64, 64, 128, 256, 512, 512), _PUBLISHED, 512, 8, 12),
+}
+VARIANTS = {
+    name: StudentConfig(channels=channels, strides=strides, dim=dim, heads=heads, layers=layers)
+    for name, (channels, strides, dim, heads, layers) in _SIZES.items()
 }
 """The ten sizes, smallest first; ``python -m train variants`` prints their cost."""
 
@@ -196,12 +177,8 @@ class Student(nn.Module):
             layers.append(nn.LeakyReLU(LEAK, inplace=True))
             previous = channels
         self.convolutions = nn.Sequential(*layers)
-        self.head = self._head(config)
-
-    @staticmethod
-    def _head(config: StudentConfig) -> TransformerHead:
         slim = config.slim
-        return TransformerHead(
+        self.head = TransformerHead(
             config.features,
             config.tokens,
             config.dim,
@@ -216,7 +193,7 @@ class Student(nn.Module):
         """Logits (B,), float32, of a (B, 122880) batch at 16 kHz of any level.
 
         ``ValueError`` for another shape: cut or pad the clip first
-        (``train.scoring.score.windows``).
+        (``train.scoring.windows``).
         """
         if waves_BT.ndim != 2 or waves_BT.shape[1] != CROP_SAMPLES:
             raise ValueError(f"waves of shape {tuple(waves_BT.shape)}: need (B, {CROP_SAMPLES})")
@@ -292,17 +269,8 @@ def _saved_bytes(config: StudentConfig, batch: int) -> int:
 
 
 def v7_weights_path() -> Path:
-    """Where the ``distillmos`` wheel keeps the published weights; the package is not imported.
-
-    ``ValueError`` saying what to install where the package or the file is missing.
-    """
-    spec = importlib.util.find_spec("distillmos")
-    if spec is None or not spec.submodule_search_locations:
-        raise UserError("the v7 weights come in a package that is missing: pip install distillmos")
-    path = Path(spec.submodule_search_locations[0]) / "weights" / "distill_mos_v7.pt"
-    if not path.is_file():
-        raise UserError(f"{path} is missing: pip install --force-reinstall distillmos")
-    return path
+    """Where the ``distillmos`` wheel keeps the published weights. Errors as ``in_package``."""
+    return in_package("distillmos", "weights/distill_mos_v7.pt", "the published student (v7)")
 
 
 def load_v7() -> Student:
@@ -344,7 +312,7 @@ def _checked_config(where: Path, config: object) -> StudentConfig:
         raise UserError(f"{where}: does not fit a student: {error}") from error
     sizes = zip(shape.channels, shape.grids(), strict=True)
     maps = max(channels * bins * steps for channels, (bins, steps) in sizes)
-    require_room(where, 4 * (count(shape)[0] + 2 * maps))
+    require_memory(where, 4 * (count(shape)[0] + 2 * maps))
     return shape
 
 
@@ -353,13 +321,11 @@ def _shapes(config: StudentConfig) -> dict[str, tuple[int, ...]]:
         return shapes_of(Student(config))
 
 
-def _student_state(published: dict[str, Tensor]) -> dict[str, Tensor]:
+def _student_state(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The published state dict under our names."""
-    convolutions, head = "cnn.cnn.", "transformer_pool_attn."
-    state, of_head = {}, {}
-    for name, tensor in published.items():
-        if name.startswith(convolutions):
-            state["convolutions." + name.removeprefix(convolutions)] = tensor
-        elif name.startswith(head):
-            of_head[name.removeprefix(head)] = tensor
-    return state | {f"head.{name}": tensor for name, tensor in head_state(of_head).items()}
+    convolutions, head = (
+        {name.removeprefix(prefix): t for name, t in published.items() if name.startswith(prefix)}
+        for prefix in ("cnn.cnn.", "transformer_pool_attn.")
+    )
+    ours = {"convolutions": convolutions, "head": head_state(head)}
+    return {f"{part}.{name}": t for part, state in ours.items() for name, t in state.items()}

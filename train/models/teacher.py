@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -28,9 +28,9 @@ from data_specs.teacher import (
 )
 from train.models import pruned, weights
 from train.models.calibration import Calibration
-from train.models.clips import Floats, Waves, checked_waves
-from train.models.features import compressed_spectrum, peak_normalise
+from train.models.features import Floats, Waves, checked_waves, compressed_spectrum, peak_normalise
 from train.models.head_teacher import (
+    HEAD_JSON,
     Identity,
     identify_pruned,
     identify_published,
@@ -39,11 +39,10 @@ from train.models.head_teacher import (
     load_published,
     load_trained,
 )
-from train.models.precision import has_fast_bf16, resolve_precision
+from train.models.loading import model_in, read_model
+from train.models.precision import resolve_precision
 from train.models.student import Student as StudentNetwork
 from train.models.student import load_v7, mos_of, v7_weights_path
-
-__all__ = ["Teacher", "has_fast_bf16", "identify_teacher", "load_teacher", "resolve_precision"]
 
 
 class Teacher(Protocol):
@@ -84,14 +83,16 @@ class StudentTeacher:
         weights_sha256: str,
         device: str = "cpu",
         precision: str = "auto",
+        parameters: int | None = None,
     ) -> None:
+        """``parameters``: how many are alive, if not all of the network's."""
         self.name = name
         self.weights_sha256 = weights_sha256
         self.device = torch.device(device)
         self.dtype = resolve_precision(precision, self.device)
         self._network = network.to(self.device, self.dtype)
         self._network.convolutions.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.parameter_count = sum(p.numel() for p in network.parameters())
+        self.parameter_count = parameters or sum(p.numel() for p in network.parameters())
         self._chunk = 1 if self.device.type == "cpu" else 16
 
     @torch.inference_mode()
@@ -110,14 +111,6 @@ class StudentTeacher:
         return logits_B.float()
 
 
-class DistillMosTeacher(StudentTeacher):
-    """The published v7 student as a teacher; its weights come in the ``distillmos`` wheel."""
-
-    def __init__(self, device: str = "cpu", precision: str = "auto") -> None:
-        sha256 = sha256_of(v7_weights_path())
-        super().__init__("distillmos", load_v7(), sha256, device, precision)
-
-
 class MeanTeacher:
     """The mean score of several teachers, each on its own scale; no logit."""
 
@@ -127,9 +120,8 @@ class MeanTeacher:
         self.teachers = tuple(teachers)
         mean = _mean_of(teachers)
         self.name, self.weights_sha256 = mean.name, mean.weights_sha256
-        counts = [getattr(teacher, "parameter_count", None) for teacher in teachers]
-        known = [count for count in counts if count is not None]
-        self.parameter_count = sum(known) if len(known) == len(counts) else None
+        counts: list[Any] = [getattr(teacher, "parameter_count", None) for teacher in teachers]
+        self.parameter_count = None if None in counts else sum(counts)
 
     def score(self, waves_BT: Waves) -> tuple[Floats, Floats | None]:
         """See ``Teacher.score``."""
@@ -138,15 +130,7 @@ class MeanTeacher:
         return mean_B, None
 
 
-class _Known(Protocol):
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def weights_sha256(self) -> str: ...
-
-
-def _mean_of(teachers: Sequence[_Known]) -> Identity:
+def _mean_of(teachers: Sequence[Teacher] | Sequence[Identity]) -> Identity:
     name = MEAN + "+".join(teacher.name for teacher in teachers)
     return Identity(name, digest([[t.name, t.weights_sha256] for t in teachers]))
 
@@ -167,25 +151,23 @@ def identify_teacher(name: str | Path, device: str = "cpu", precision: str = "au
         return Identity(text, sha256_of(dnsmos.weights_path()))
     resolve_precision(precision, torch.device(device))
     if isinstance(spec, Student):
-        return Identity("distillmos", sha256_of(v7_weights_path()))
+        return Identity(text, sha256_of(v7_weights_path()))
     if isinstance(spec, PublishedHead):
         return identify_published(text, spec)
     folder = _folder(text, spec)
-    if spec is not None or (folder / "head.json").is_file():
+    if (folder / HEAD_JSON).is_file():
         return identify_trained(text, folder)
-    return _identify_whole(folder)
-
-
-def _identify_whole(folder: Path) -> Identity:
     if pruned.read_about(folder).get("kind") == "teacher":
-        return identify_pruned(folder.name, folder)
-    return Identity(folder.name, pruned.student_sha256(folder))
+        return identify_pruned(folder)
+    if pruned.is_pruned(folder):
+        return Identity(folder.name, pruned.pruned_sha256(folder)[0])
+    return Identity(folder.name, sha256_of(model_in(folder)))
 
 
 def load_teacher(name: str | Path, device: str = "cpu", precision: str = "auto") -> Teacher:
     """Load a teacher by its name in ``teachers.yaml``, or ``mean:a+b``, or a head's folder.
 
-    A head of your own, a pruned teacher and a pruned or shrunk student are called by their folder:
+    A head of your own, a pruned teacher and a pruned student are called by their folder:
     a path, or a name in the weights' cache.
     ``precision`` is "fp32", "bf16", "fp16" or "auto": bf16 on CUDA and on CPUs with bf16
     instructions, else fp32. ``ValueError`` for an unknown name, a missing package or weights (it
@@ -196,7 +178,8 @@ def load_teacher(name: str | Path, device: str = "cpu", precision: str = "auto")
         return MeanTeacher([load_teacher(part, device, precision) for part in parts_of(text)])
     spec = teacher_table().teachers.get(text)
     if isinstance(spec, Student):
-        return DistillMosTeacher(device, precision)
+        sha256 = sha256_of(v7_weights_path())
+        return StudentTeacher(text, load_v7(), sha256, device, precision)
     if isinstance(spec, DnsMos):
         from train.models.dnsmos import DnsMosTeacher
 
@@ -204,20 +187,13 @@ def load_teacher(name: str | Path, device: str = "cpu", precision: str = "auto")
     if isinstance(spec, PublishedHead):
         return load_published(text, spec, device, precision)
     folder = _folder(text, spec)
-    if spec is not None or (folder / "head.json").is_file():
+    if (folder / HEAD_JSON).is_file():
         return load_trained(text, folder, device, precision)
-    return _load_whole(folder, device, precision)
-
-
-def _load_whole(folder: Path, device: str, precision: str) -> Teacher:
-    """A folder that holds all of a model: a teacher whose encoder was pruned, or a student."""
     if pruned.read_about(folder).get("kind") == "teacher":
-        return load_pruned_teacher(folder.name, folder, device, precision)
-    student, sha256 = pruned.load_student(folder)
-    teacher = StudentTeacher(folder.name, student, sha256, device, precision)
-    if pruned.is_pruned(folder):
-        teacher.parameter_count = pruned.parameters_left(folder, student)
-    return teacher
+        return load_pruned_teacher(folder, device, precision)
+    path = model_in(folder)
+    student, left = read_model(path)
+    return StudentTeacher(folder.name, student, sha256_of(path), device, precision, left)
 
 
 def _folder(name: str, spec: TrainedHead | None) -> Path:
@@ -228,11 +204,7 @@ def _folder(name: str, spec: TrainedHead | None) -> Path:
         except FileNotFoundError as error:
             raise UserError(f"teacher {name!r}: {error}") from None
     for folder in (weights.cached(name), Path(name)):
-        if (folder / "head.json").is_file() or _is_whole(folder):
+        if (folder / HEAD_JSON).is_file() or pruned.holds_model(folder):
             return folder
     known = unknown("teacher", name, teacher_table().teachers)
     raise UserError(f"{known} (or {MEAN}a+b, or the folder of a trained head or pruned model)")
-
-
-def _is_whole(folder: Path) -> bool:
-    return pruned.holds_model(folder)

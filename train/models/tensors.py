@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -71,7 +72,7 @@ def read_weights(
     ``shapes`` are what they must have; they are looked at before anything is read. ``UserError``
     naming the file, and the tensor that does not fit or is not finite.
     """
-    require_room(path, path.stat().st_size)
+    require_memory(path, path.stat().st_size)
     try:
         if shapes is not None:
             with safetensors.safe_open(path, "pt") as file:
@@ -84,6 +85,20 @@ def read_weights(
         raise UserError(f"{path}: damaged: {error}") from error
     require_finite(path, tensors)
     return tensors
+
+
+def in_package(package: str, file: str, user: str) -> Path:
+    """A file of an installed package, which is not imported; ``UserError`` saying what to install.
+
+    ``user`` is what needs it.
+    """
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError(f"{user} needs a package that is missing: pip install {package}")
+    path = Path(spec.submodule_search_locations[0]) / file
+    if not path.is_file():
+        raise UserError(f"{path} is missing: pip install --force-reinstall {package}")
+    return path
 
 
 def require_sha256(path: Path, about: Mapping[str, Any]) -> str:
@@ -124,7 +139,7 @@ def require_finite(where: Path, tensors: Mapping[str, Tensor]) -> None:
             raise UserError(f"{where}: tensor {name!r} holds values that are not finite numbers")
 
 
-def require_room(where: Path, size: int) -> None:
+def require_memory(where: Path, size: int) -> None:
     """``UserError`` where a model would need more bytes than this process may take."""
     if size > (available := available_memory()):
         raise UserError(

@@ -21,7 +21,7 @@ from pathlib import Path
 from data_specs import weight as table
 from data_specs.io.addresses import is_address, require_readable
 from data_specs.io.errors import UserError
-from data_specs.io.files import remove_leftovers, sha256_of, temporary_name
+from data_specs.io.files import remove_leftovers, sha256_of, write_atomically
 from data_specs.io.names import below
 from data_specs.io.storage import NotFound, RemoteFolder, require_size
 from data_specs.strict import unknown
@@ -103,17 +103,16 @@ def _fetch(source: RemoteFolder, name: str, path: Path, size: int, file: WeightF
     path.parent.mkdir(parents=True, exist_ok=True)
     if size > (file.size if file and file.size else MOST_BYTES):
         raise UserError(f"{source.shown(name)}: {size} bytes are too many: not a file of weights")
-    part = temporary_name(path)
-    try:
+
+    def bring(part: Path) -> None:
         source.fetch(name, part, partial(require_size, size=size), size)
         if file and not sha256_of(part).startswith(file.published):
             raise UserError(
                 f"{source.shown(name)}: its SHA-256 is not the table's, {file.published}: put the "
                 "right file there"
             )
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+
+    write_atomically(path, bring)
 
 
 def at_an_address() -> bool:

@@ -9,7 +9,6 @@ more, because that norm falls on the last one; it is neither loaded nor run.)
 from __future__ import annotations
 
 import hashlib
-import math
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -29,14 +28,17 @@ from train.models.tensors import require_finite
 NORMAL_FLOOR = 1e-7
 """Added to the variance of a wave (transformers, ``Wav2Vec2FeatureExtractor``)."""
 
-PORTION_BYTES = 64 << 20
-"""A checkpoint is mapped anew for each portion: the pages of a mapping count as ours until then."""
+PORTION = 4
+"""Tensors: a checkpoint is mapped anew for each portion, for until then its pages count as ours."""
 
 INDEX_ENDING = ".index.json"
 CHECKPOINTS = ("model.safetensors", "pytorch_model.bin")
 POSITIONS = "encoder.pos_conv_embed.conv."
-GAIN_NAMES = ("weight_g", "parametrizations.weight.original0")
-DIRECTION_NAMES = ("weight_v", "parametrizations.weight.original1")
+GAIN, DIRECTION = POSITIONS + "weight_g", POSITIONS + "weight_v"
+RENAMED = {
+    f"{POSITIONS}parametrizations.weight.original0": GAIN,
+    f"{POSITIONS}parametrizations.weight.original1": DIRECTION,
+}
 """Weight norm's two tensors, as they were and are called."""
 
 LAYER_PARTS = (
@@ -150,21 +152,24 @@ def load_encoder(
     ``ValueError`` naming the file and what is wrong with it.
     """
     config = read_config(folder)
-    encoder = _empty(config, layers, dtype)
-    targets = dict(encoder.named_parameters()) | dict(encoder.named_buffers())
-    sums: dict[str, str] = {}
-    norm: dict[str, Tensor] = {}
     wanted = tensor_names(config, layers)
-    with torch.no_grad():
-        for name, tensor in read_tensors(folder, wanted | set(_norm_names())):
-            sums[_one_name(name)] = _sha256(tensor)
-            require_finite(folder, {name: tensor})
-            if name in targets:
-                _fill(targets[name], tensor, name, folder)
-            else:
-                norm[_one_name(name)] = tensor.to(torch.float32, copy=True)
-        _fill(targets[POSITIONS + "weight"], _fused(norm, folder), "weight", folder)
-    return encoder.eval().requires_grad_(False), _digest(sums, wanted, folder)
+    with torch.device("meta"):
+        encoder = Encoder(config, layers)
+    encoder = encoder.to(dtype).to_empty(device="cpu")
+    targets, sums, norm = encoder.state_dict(), {}, {}
+    for name, tensor in read_tensors(folder, wanted):
+        sums[name] = _sha256(tensor)
+        require_finite(folder, {name: tensor})
+        if name in targets:
+            _fill(targets[name], tensor, name, folder)
+        else:
+            norm[name] = tensor.to(torch.float32, copy=True)
+    sha256 = _digest(sums, wanted, folder)
+    # Weight norm over the kernel's taps (dim=2): gain times direction.
+    direction_OIK = norm[DIRECTION]
+    fused_OIK = direction_OIK.mul_(norm[GAIN] / direction_OIK.norm(dim=(0, 1), keepdim=True))
+    _fill(targets[POSITIONS + "weight"], fused_OIK, "weight", folder)
+    return encoder.eval().requires_grad_(False), sha256
 
 
 def encoder_sha256(folder: Path, layers: Sequence[int]) -> str:
@@ -173,19 +178,18 @@ def encoder_sha256(folder: Path, layers: Sequence[int]) -> str:
     ``ValueError`` naming the file and what is wrong with it.
     """
     wanted = tensor_names(read_config(folder), layers)
-    read = read_tensors(folder, wanted | set(_norm_names()))
-    return _digest({_one_name(name): _sha256(tensor) for name, tensor in read}, wanted, folder)
+    sums = {name: _sha256(tensor) for name, tensor in read_tensors(folder, wanted)}
+    return _digest(sums, wanted, folder)
 
 
 def _digest(sums: dict[str, str], wanted: set[str], folder: Path) -> str:
-    norm = {POSITIONS + names[0] for names in (GAIN_NAMES, DIRECTION_NAMES)}
-    if missing := sorted((wanted | norm) - set(sums)):
+    if missing := sorted(wanted - sums.keys()):
         raise UserError(f"{folder}: lacks {len(missing)} tensors, such as {missing[0]!r}")
     return digest(sums)
 
 
 def tensor_names(config: Any, layers: Sequence[int]) -> set[str]:
-    """Names of the tensors of the encoder's cut, but for the weight norm's two.
+    """Names in a checkpoint of the tensors of the encoder's cut, the weight norm's two older ones.
 
     ``ValueError`` for a layer that the model has not.
     """
@@ -199,7 +203,11 @@ def tensor_names(config: Any, layers: Sequence[int]) -> set[str]:
     convs = {f"{front}{i}.conv.{n}" for i in range(len(config.conv_dim)) for n in linear}
     if not config.conv_bias:
         convs = {name for name in convs if not name.endswith("bias")}
-    return {part + name for part in parts for name in linear} | convs | {POSITIONS + "bias"}
+    return (
+        {part + name for part in parts for name in linear}
+        | convs
+        | {POSITIONS + "bias", GAIN, DIRECTION}
+    )
 
 
 def _require_layers(config: Any, layers: Sequence[int]) -> None:
@@ -260,34 +268,6 @@ def narrow(encoder: Encoder, state: Mapping[str, Tensor]) -> None:
                     setattr(part, name, nn.Linear(weight.shape[1], weight.shape[0]))
 
 
-def _empty(config: Any, layers: Sequence[int], dtype: torch.dtype) -> Encoder:
-    _require_layers(config, layers)
-    with torch.device("meta"):
-        encoder = Encoder(config, layers)
-    return encoder.to(dtype).to_empty(device="cpu")
-
-
-def _norm_names() -> list[str]:
-    return [POSITIONS + name for name in (*GAIN_NAMES, *DIRECTION_NAMES)]
-
-
-def _one_name(name: str) -> str:
-    """A tensor's name, whichever version of weight norm wrote it."""
-    for names in (GAIN_NAMES, DIRECTION_NAMES):
-        if name == POSITIONS + names[1]:
-            return POSITIONS + names[0]
-    return name
-
-
-def _fused(norm: Mapping[str, Tensor], folder: Path) -> Tensor:
-    """Gain times direction: weight norm over the kernel's taps (dim=2)."""
-    try:
-        gain_11K, direction_OIK = (norm[POSITIONS + n[0]] for n in (GAIN_NAMES, DIRECTION_NAMES))
-    except KeyError as error:
-        raise UserError(f"{folder}: lacks tensor {error.args[0]!r}") from None
-    return direction_OIK.mul_(gain_11K / direction_OIK.norm(dim=(0, 1), keepdim=True))
-
-
 def _fill(target: Tensor, tensor: Tensor, name: str, folder: Path) -> None:
     if target.shape != tensor.shape:
         raise UserError(
@@ -310,8 +290,11 @@ def read_tensors(folder: Path, wanted: set[str]) -> Iterator[tuple[str, Tensor]]
     """
     for path in _files(folder):
         with _named_errors(path):
-            for portion in _portions(path, wanted):
-                yield from _read(path, portion)
+            names = [name for name in _names(path) if _bare(name) in wanted]
+            mapped = path.suffix == ".safetensors" or _can_map(path)
+            portion = PORTION if mapped else max(1, len(names))
+            for first in range(0, len(names), portion):
+                yield from _read(path, names[first : first + portion])
 
 
 def _files(folder: Path) -> list[Path]:
@@ -337,32 +320,21 @@ def _named_errors(path: Path) -> Iterator[None]:
 
 
 def _bare(name: str) -> str:
-    """``wav2vec2.encoder...`` (saved with a pre-training head) is ``encoder...``."""
-    return name.removeprefix("wav2vec2.")
+    """A tensor's name without a pre-training head's prefix, of weight norm's names the older."""
+    name = name.removeprefix("wav2vec2.")
+    return RENAMED.get(name, name)
 
 
-def _portions(path: Path, wanted: set[str]) -> list[list[str]]:
-    """The names that are wanted, in the file's order, in portions of limited size."""
-    portions: list[list[str]] = [[]]
-    size = 0
-    for name, size_bytes in _sizes(path).items():
-        if _bare(name) not in wanted:
-            continue
-        if portions[-1] and size + size_bytes > PORTION_BYTES:
-            portions.append([])
-            size = 0
-        portions[-1].append(name)
-        size += size_bytes
-    return [portion for portion in portions if portion]
-
-
-def _sizes(path: Path) -> dict[str, int]:
+def _names(path: Path) -> list[str]:
     if path.suffix == ".safetensors":
         with safetensors.safe_open(path, "pt") as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-            return {name: 4 * math.prod(part.get_shape()) for name, part in slices.items()}
-    shapes = torch.load(path, map_location="meta", weights_only=True, mmap=zipfile.is_zipfile(path))
-    return {name: tensor.nbytes for name, tensor in shapes.items()}
+            return list(file.keys())
+    return list(torch.load(path, map_location="meta", weights_only=True, mmap=_can_map(path)))
+
+
+def _can_map(path: Path) -> bool:
+    """Whether a file of PyTorch is not of the format before zip, which is read whole."""
+    return zipfile.is_zipfile(path)
 
 
 def _read(path: Path, names: list[str]) -> Iterator[tuple[str, Tensor]]:
@@ -371,7 +343,6 @@ def _read(path: Path, names: list[str]) -> Iterator[tuple[str, Tensor]]:
             for name in names:
                 yield _bare(name), file.get_tensor(name)
         return
-    # The old format, before zip, cannot be mapped: it is read whole.
-    content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    content = torch.load(path, map_location="cpu", weights_only=True, mmap=_can_map(path))
     for name in names:
         yield _bare(name), content[name]

@@ -255,7 +255,7 @@ class Pruner(Task):
                     "prune": self.config.model_dump(mode="json"),
                 }
                 weights = self.network.state_dict()
-                save_pruned(out / f"pruned-{size:g}", weights, self.masks, about)
+                save_pruned(out / f"pruned-{size:g}", weights, self.masks.masks, about)
         self.write_results(out)
         return "".join(f", reached {size:g} %" for size in reached if size)
 
@@ -356,7 +356,7 @@ class Held:
             pcm_T, mos = self.samples.read(number)
             return pcm_T, mos, len(pcm_T)
         if number not in self._kept:
-            self._kept[number] = rated_pcm(self.rated[number], 0.5)
+            self._kept[number] = rated_pcm(self.rated[number])
         pcm_T, length = self._kept[number]
         return pcm_T, self.rated[number].mos, length
 

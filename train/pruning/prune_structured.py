@@ -37,7 +37,7 @@ from train.data.stream import ShardSamples, to_waves
 from train.files import run_folder, version, write_weights
 from train.loop.loop import Host, host_of
 from train.models.front_end import XlsrFrontEnd
-from train.models.head_teacher import HeadTeacher, XlsrFromMemory, describe, weights_of
+from train.models.head_teacher import HeadTeacher, describe, weights_of
 from train.models.loading import find_student, is_teacher
 from train.models.pruned import ABOUT_FILE, DENSE_FILE, SPARSE_FILE, save_pruned
 from train.models.student import Student, macs_of
@@ -255,7 +255,7 @@ def prune_teacher(teacher: HeadTeacher) -> tuple[HeadTeacher, dict[str, str]]:
         raise UserError(f"teacher {teacher.name!r} has no XLS-R encoder that could be pruned")
     units = dead_units(front_end.encoder)
     encoder = remove_units(front_end.encoder, units)
-    smaller = XlsrFromMemory(teacher.name, encoder, front_end.weights_sha256, str(teacher.device))
+    smaller = XlsrFrontEnd(teacher.name, encoder, front_end.weights_sha256, str(teacher.device))
     parts = (teacher.head, teacher.weights_sha256, teacher.calibration)
     return HeadTeacher(teacher.name, smaller, *parts), removed(units)
 
@@ -282,7 +282,7 @@ def _prune_teacher(args: argparse.Namespace, settings: Settings, host: Host) -> 
         "pruned_from": {"model": name, "weights_sha256": teacher.weights_sha256},
         "units_left": {"dead": units},
     }
-    save_pruned(args.out, weights, zeros_of(weights), about)
+    save_pruned(args.out, weights, zeros_of(weights).masks, about)
     after = load_teacher(args.out, host.device, "fp32")
     assert isinstance(after, HeadTeacher)
     report = Report(clips_of(args.importance_from, settings.clips), teacher)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -24,9 +25,10 @@ from train.scoring.windows import (
     Padding,
     WindowGroup,
     checked,
-    exact_parts,
+    cut,
     whole,
     window_count,
+    window_starts,
     windows,
 )
 
@@ -82,7 +84,8 @@ class _Pending:
         return self.error is not None or len(self.windows) == self.count
 
     def add(self, part: WindowGroup, scores: Sequence[float]) -> None:
-        for start, mos in zip(part.starts, scores, strict=True):
+        for offset, mos in zip(part.offsets, scores, strict=True):
+            start = part.start + offset
             end = min((start + CROP_SAMPLES) / SAMPLE_RATE, self.score.seconds or 0.0)
             self.windows.append(Window(start / SAMPLE_RATE, end, mos))
 
@@ -142,14 +145,13 @@ class Scorer(ABC):
     def parts(self, clip: Clip, padding: Padding, mode: Mode) -> Iterator[WindowGroup]:
         """Cut a clip into what is scored at a time; ``mode`` is for scorers that override it."""
         if clip.samples > CROP_SAMPLES:
-            return exact_parts(clip)
-        return (
-            WindowGroup(window_T, (0,), (0,)) for window_T in self.windows(whole(clip), padding)
-        )
+            cuts = cut(clip, window_starts(clip.samples))
+            return (WindowGroup(window_T, start) for start, window_T in cuts)
+        return map(WindowGroup, self.windows(whole(clip), padding))
 
     def score_shared(self, part: WindowGroup) -> list[float]:
         """Score windows that share convolutions, as ``parts`` of mode "fast" gives them."""
-        raise UserError(f"{self.name}: mode 'fast' shares a student's convolutions; take exact")
+        raise NotImplementedError
 
     def score(
         self,
@@ -241,10 +243,8 @@ class Scorer(ABC):
             for where, wave, rate in waves
         ]
         self._check(padding, mode)
-        work = (
-            item for clip in clips for item in self._work(partial(_itself, clip), padding, mode)
-        )
-        return list(self._results(work, batch))
+        work = (self._work(partial(_itself, clip), padding, mode) for clip in clips)
+        return list(self._results(chain.from_iterable(work), batch))
 
     def _file_work(
         self, paths: Iterable[Path], channels: Channels, padding: Padding, mode: Mode

@@ -14,15 +14,16 @@ import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
 from data_specs.io.addresses import local_path, redacted
 from data_specs.io.cache import CACHE_FOLDER_VARIABLE, RemoteFile, default_cache
 from data_specs.io.errors import UserError
 from data_specs.io.files import sha256_of, whole_file, write_atomically, write_text
 from data_specs.io.storage import NotFound, RemoteFolder, open_folder
+from data_specs.strict import Strict
 
 CHECKSUMS = "checksums.json"
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
@@ -39,19 +40,15 @@ MOST_FILE_BYTES = 8 << 30
 HUB = "hf://"
 
 
-class Entry(BaseModel):
+class Entry(Strict):
     """One file of a bundle."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     bytes: Annotated[int, Field(ge=0, le=MOST_FILE_BYTES)]
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
-class Checksums(BaseModel):
+class Checksums(Strict):
     """``checksums.json``: every other file of a bundle."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     files: dict[str, Entry]
 
@@ -85,8 +82,9 @@ def verify(folder: Path, names: Iterable[str] | None = None) -> None:
 
 
 def verify_model(path: Path) -> None:
-    """Hold a model file of a bundle, and its description, to the bundle's checksums."""
-    verify(path.parent, TO_LOAD if path.name == WEIGHTS else (path.name,))
+    """Hold a model file, and its description, to the checksums beside them, if it is a bundle's."""
+    if (path.parent / CHECKSUMS).is_file():
+        verify(path.parent, TO_LOAD if path.name == WEIGHTS else (path.name,))
 
 
 def require_replaceable(folder: Path) -> None:
@@ -100,10 +98,10 @@ def require_replaceable(folder: Path) -> None:
         return
     path = folder / CHECKSUMS
     sums = _parsed(path.read_bytes(), str(path)).files if path.is_file() else {}
-    strange = sorted(names - {CHECKSUMS, *sums}) if sums else sorted(names)
+    extra = sorted(names - {CHECKSUMS, *sums}) if sums else sorted(names)
     changed = [name for name, entry in sums.items() if not _is_whole(folder / name, entry)]
-    if strange or changed:
-        what = f"{strange[0]} is there" if strange else f"{changed[0]} was changed since"
+    if extra or changed:
+        what = f"{extra[0]} is there" if extra else f"{changed[0]} was changed since"
         raise UserError(
             f"{folder}: not a bundle as `python -m train export` left it ({what}); it would be "
             "lost: give another --out, or move it away"
@@ -117,32 +115,11 @@ def _is_whole(path: Path, entry: Entry) -> bool:
 def _parsed(data: bytes, where: str) -> Checksums:
     try:
         return Checksums.model_validate(json.loads(data))
-    except (ValidationError, ValueError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: not a bundle's checksums; export it again") from error
 
 
 # ---------------------------------------------------------------- elsewhere
-
-
-class Address(NamedTuple):
-    """A bundle's folder, and the one file of it that is meant, if not the model as such."""
-
-    folder: str
-    name: str | None
-
-    @property
-    def wanted(self) -> tuple[str, ...]:
-        """The files to fetch."""
-        return (self.name,) if self.name else TO_LOAD
-
-
-def parse(address: str) -> Address:
-    """Split ``https://host/bundle/model.onnx`` into folder and file; a query stays with both."""
-    plain, mark, query = address.partition("?")
-    folder, _, last = plain.rstrip("/").rpartition("/")
-    if last in FILES and "://" in folder:
-        return Address(folder + mark + query, last)
-    return Address(address, None)
 
 
 def fetch(address: str, name: str | None = None) -> Path:
@@ -152,16 +129,26 @@ def fetch(address: str, name: str | None = None) -> Path:
     is here already is not fetched again; without a network, what was fetched last is used, and a
     warning says so. ``ValueError`` or ``OSError`` naming the address, without its credentials.
     """
-    found = parse(address)
-    found = found._replace(name=name or found.name)
-    if found.folder.startswith(HUB):
-        folder = _from_hub(found)
-    elif found.folder.startswith("file://"):
-        folder = local_path(found.folder)
-        verify(folder, found.wanted)
+    address, meant = _split(address)
+    name = name or meant
+    wanted = (name,) if name else TO_LOAD
+    if address.startswith(HUB):
+        folder = _from_hub(address, wanted)
+    elif address.startswith("file://"):
+        folder = local_path(address)
+        verify(folder, wanted)
     else:
-        folder = _from_store(found)
-    return folder / found.name if found.name else folder
+        folder = _from_store(address, wanted)
+    return folder / name if name else folder
+
+
+def _split(address: str) -> tuple[str, str | None]:
+    """``https://host/bundle/model.onnx`` as folder, with the query, and file, if one is meant."""
+    plain, mark, query = address.partition("?")
+    folder, _, last = plain.rstrip("/").rpartition("/")
+    if last in FILES and "://" in folder:
+        return folder + mark + query, last
+    return address, None
 
 
 def cache_folder() -> Path:
@@ -170,17 +157,18 @@ def cache_folder() -> Path:
     return (shards if os.environ.get(CACHE_FOLDER_VARIABLE) else shards.parent) / "models"
 
 
-def _from_store(bundle: Address) -> Path:
-    remote = open_folder(bundle.folder)
+def _from_store(address: str, wanted: Iterable[str]) -> Path:
+    remote = open_folder(address)
     assert isinstance(remote, RemoteFolder)
     data = _checksums_of(remote)
     sums = _parsed(data, remote.shown(CHECKSUMS))
     # By content: a bundle that was exported anew is another folder, and nothing is mixed.
     folder = cache_folder() / hashlib.sha256(data).hexdigest()
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    for name in bundle.wanted:
+    for name in wanted:
         _bring(remote, name, sums.entry(name, remote.shown()), folder / name)
-    _write_bytes(folder / CHECKSUMS, data)
+    with whole_file(folder / CHECKSUMS) as file:
+        file.write(data)
     return folder
 
 
@@ -198,7 +186,8 @@ def _checksums_of(remote: RemoteFolder) -> bytes:
         print(f"warning: {error}; using what was fetched last", file=sys.stderr)
         return last.read_bytes()
     last.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    _write_bytes(last, data)
+    with whole_file(last) as file:
+        file.write(data)
     return data
 
 
@@ -209,22 +198,17 @@ def _bring(remote: RemoteFolder, name: str, entry: Entry, to: Path) -> None:
     write_atomically(to, lambda part: remote.fetch(name, part, file.check, entry.bytes))
 
 
-def _write_bytes(path: Path, data: bytes) -> None:
-    with whole_file(path) as file:
-        file.write(data)
-
-
 # ---------------------------------------------------------------- the hub
 
 
-def _from_hub(bundle: Address) -> Path:
+def _from_hub(address: str, wanted: Iterable[str]) -> Path:
     """The hub's own client keeps the files, logs in and works offline; they are verified here."""
     import huggingface_hub
 
-    repository, revision = _repository(bundle.folder)
+    repository, revision = _repository(address)
     try:
         folder = huggingface_hub.snapshot_download(
-            repository, revision=revision, allow_patterns=[*bundle.wanted, CHECKSUMS]
+            repository, revision=revision, allow_patterns=[*wanted, CHECKSUMS]
         )
     except Exception as error:  # the hub's kinds are its own, and quote addresses
         raise OSError(
@@ -232,7 +216,7 @@ def _from_hub(bundle: Address) -> Path:
             "the revision, the network and, for a private repository, the hub's token in the "
             "environment"
         ) from None
-    verify(Path(folder), bundle.wanted)
+    verify(Path(folder), wanted)
     return Path(folder)
 
 

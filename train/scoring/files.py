@@ -11,9 +11,7 @@ from pathlib import Path
 
 from data_specs.io.errors import UserError
 from data_specs.io.text import names_in, read_text, text_of
-from data_specs.io.walk import AUDIO_ENDINGS, LeftOut, folders, walk
-
-__all__ = ["AUDIO_ENDINGS", "Chosen", "choose_files", "find_files"]
+from data_specs.io.walk import LeftOut, folders, walk
 
 STANDARD_INPUT = "-"
 
@@ -49,23 +47,19 @@ class Chosen:
         self.left_out.update((folder / one.path, one) for one in found.left_out)
 
 
-def find_files(paths: Sequence[Path | str], lines: Iterable[str] | None = None) -> list[Path]:
-    """The files of ``choose_files``."""
-    return list(choose_files(paths, lines).files)
-
-
-def choose_files(paths: Sequence[Path | str], lines: Iterable[str] | None = None) -> Chosen:
+def choose_files(paths: Sequence[Path | str]) -> Chosen:
     """Audio files of files, folders (recursive, sorted), globs and ``.txt`` lists (a path a line).
 
-    Lines of a list are relative to it; "-" reads a list from ``lines`` (standard input), relative
-    to the working folder. Every file comes once, where it is first named. ``UserError`` for a
-    list that cannot be read as text, and a glob that nothing fits.
+    Lines of a list are relative to it, those of standard input ("-") to the working folder. Every
+    file comes once, where it is first named. ``UserError`` for a list that cannot be read as text,
+    and a glob that nothing fits.
     """
     chosen = Chosen()
     for name in paths:
         path = Path(name)
         if str(name) == STANDARD_INPUT:
-            chosen.take(names_in(_standard_input() if lines is None else "\n".join(lines)))
+            text = text_of(sys.stdin.buffer.read(), "standard input", "surrogateescape")
+            chosen.take(names_in(text))
         elif path.is_dir():
             chosen.take_folder(path)
         elif glob.has_magic(str(name)) and not os.path.lexists(path):
@@ -75,13 +69,6 @@ def choose_files(paths: Sequence[Path | str], lines: Iterable[str] | None = None
         else:
             chosen.take([path])
     return chosen
-
-
-def _standard_input() -> str:
-    data = getattr(sys.stdin, "buffer", None)
-    if data is None:  # replaced by one that gives text
-        return sys.stdin.read()
-    return text_of(data.read(), "standard input", "surrogateescape")
 
 
 def _take_fitting(chosen: Chosen, pattern: str) -> None:

@@ -18,7 +18,7 @@ from data_specs.io.errors import UserError
 from data_specs.io.files import sha256_of
 from data_specs.sample import CROP_SAMPLES, SAMPLE_RATE
 from train.audio import Wave
-from train.models.tensors import require_room
+from train.models.tensors import require_memory
 from train.scoring.base import Scorer
 from train.scoring.windows import MAX_HOP_SAMPLES
 
@@ -81,7 +81,7 @@ def require_plain(path: Path) -> None:
     import onnx
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
-    require_room(path, path.stat().st_size)
+    require_memory(path, path.stat().st_size)
     try:
         model = onnx.load(str(path), load_external_data=False)
     except DecodeError as error:
@@ -103,7 +103,7 @@ def require_plain(path: Path) -> None:
         raise UserError(f"{path}: not an ONNX file whose shapes fit: {error}") from error
     for value in (*inferred.value_info, *inferred.output):
         sizes = [size.dim_value for size in value.type.tensor_type.shape.dim if size.dim_value]
-        require_room(path, 4 * math.prod(sizes))
+        require_memory(path, 4 * math.prod(sizes))
 
 
 def _require_plain_tensor(path: Path, tensor: Any) -> None:
@@ -170,5 +170,5 @@ class OnnxScorer(Scorer):
         try:
             (mos_B,) = self.session.run([OUTPUT], {INPUT: np.ascontiguousarray(wave_T[None])})
             return float(mos_B[0])
-        except Exception as error:  # a network of strangers, in an engine with kinds of its own
+        except Exception as error:  # any kind: the network is a user's
             raise UserError(f"{self.name}: the network cannot be run: {error}") from error

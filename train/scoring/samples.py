@@ -24,30 +24,26 @@ def as_wave(wave: Samples, where: str = "wave") -> Wave:
     """Return samples (T,) as float32: floats as they are, int16 and int32 divided by full scale.
 
     Of any byte order and, of a tensor, on any device. ``UserError`` naming ``where`` for other
-    types, shapes, no samples or values not finite.
+    types. Shape and values are for ``train.audio.check_wave``.
     """
     array = _array(wave, where)
-    if array.ndim != 1:
-        raise UserError(f"{where}: shape {array.shape}; need one channel, shape (T,)")
     dtype = array.dtype.newbyteorder("=")
     if dtype in FULL_SCALE:
         return (array / FULL_SCALE[dtype]).astype(np.float32)
     if dtype.kind != "f" and dtype.name != "bfloat16":  # which NumPy knows from other packages
         raise UserError(f"{where}: samples of type {dtype}: give floats, int16 or int32")
     with np.errstate(over="ignore"):  # what is too large for float32 is then not finite
-        return np.ascontiguousarray(array, np.float32)
+        return np.asarray(array, np.float32, order="C")
 
 
 def _array(wave: Samples, where: str) -> NDArray[Any]:
-    if isinstance(wave, Tensor):
-        if wave.is_floating_point() and wave.dtype != torch.float64:
-            wave = wave.float()  # NumPy has no bfloat16
-        kind = f"{wave.dtype} ({wave.layout})"
-    else:
-        kind = type(wave).__name__
     try:
-        return wave.numpy(force=True) if isinstance(wave, Tensor) else np.asarray(wave)
+        if not isinstance(wave, Tensor):
+            return np.asarray(wave)
+        floats = wave.is_floating_point() and wave.dtype != torch.float64
+        return (wave.float() if floats else wave).numpy(force=True)  # NumPy has no bfloat16
     except (ValueError, TypeError, RuntimeError, NotImplementedError) as error:
+        kind = f"{wave.dtype} ({wave.layout})" if isinstance(wave, Tensor) else type(wave).__name__
         raise UserError(
             f"{where}: samples of type {kind}: give floats, int16 or int32: {error}"
         ) from error

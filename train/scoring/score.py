@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import get_args
@@ -30,45 +30,13 @@ from train.models.loading import is_teacher, model_in, read_model
 from train.models.precision import PRECISIONS
 from train.models.student import load_v7, v7_weights_path
 from train.models.teacher import load_teacher
-from train.scoring.base import WINDOWS_A_BATCH, Channels, Score, Scorer, Window
-from train.scoring.bundle import CHECKSUMS, ONNX_INT8, fetch, verify_model
-from train.scoring.files import AUDIO_ENDINGS, choose_files, find_files
+from train.scoring.base import WINDOWS_A_BATCH, Channels, Scorer
+from train.scoring.bundle import ONNX_INT8, fetch, verify_model
+from train.scoring.files import choose_files
 from train.scoring.onnx_scorer import OnnxScorer
-from train.scoring.samples import as_wave
 from train.scoring.scorer import StudentScorer, TeacherScorer
 from train.scoring.table import LineTable, Settings, Stamp, open_table, rows_of, stamp_of
-from train.scoring.windows import (
-    MAX_HOP_SAMPLES,
-    MIN_SAMPLES,
-    Mode,
-    Padding,
-    Short,
-    window_count,
-    window_starts,
-    windows,
-)
-
-__all__ = [
-    "AUDIO_ENDINGS",
-    "MAX_HOP_SAMPLES",
-    "MIN_SAMPLES",
-    "WINDOWS_A_BATCH",
-    "Channels",
-    "Mode",
-    "Padding",
-    "Score",
-    "Scorer",
-    "Short",
-    "StudentScorer",
-    "TeacherScorer",
-    "Window",
-    "as_wave",
-    "find_files",
-    "load",
-    "window_count",
-    "window_starts",
-    "windows",
-]
+from train.scoring.windows import Mode, Padding
 
 DONE, SOME_FAILED, NONE_SCORED = 0, 1, 2
 """Exit codes of ``python -m train score``."""
@@ -87,7 +55,7 @@ def load(model: str | Path, device: str = "cpu", precision: str = "fp32") -> Sco
 
     Files are ``.pt``, ``.safetensors`` and ``.onnx``; an address (``https://``, ``hf://``, what
     fsspec reads) is that of a bundle. Or a teacher: a name of ``teachers.yaml``, ``mean:a+b``, the
-    folder of a trained head. Models that were pruned or shrunk are called by their folder, too.
+    folder of a trained head. Pruned models are called by their folder, too.
 
     ``precision`` is "fp32" (the published scores to 1e-4), "bf16" (within 0.01, faster where the
     device computes it itself), "fp16" (CUDA), "auto": bf16 where it is fast, or "int8", on a CPU,
@@ -120,21 +88,12 @@ def _load_int8(model: str, device: str) -> Scorer:
 def _load_path(path: Path, name: str, device: str, precision: str) -> Scorer:
     if is_teacher(path):
         return TeacherScorer(load_teacher(path, device, precision))
-    if path.is_dir():
-        path = model_in(path)
-    if not path.is_file():
-        raise UserError(f"{path}: no such model; give v7, a run folder, a model file or a teacher")
-    _hold_to_checksums(path)
+    path = model_in(path)
+    verify_model(path)
     if path.suffix == ".onnx":
         return OnnxScorer(path)
     student, parameters = read_model(path)
     return StudentScorer(student, name, sha256_of(path), device, precision, parameters)
-
-
-def _hold_to_checksums(path: Path) -> None:
-    """A bundle's file is what the bundle's checksums say; other files have none beside them."""
-    if (path.parent / CHECKSUMS).is_file():
-        verify_model(path)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -172,7 +131,9 @@ def run(args: argparse.Namespace) -> int:
     if not files and not lost:
         raise UserError(f"no audio file in {', '.join(map(str, args.paths))}")
     scorer = load(args.model, args.device, args.precision)
-    settings = _settings(scorer, args)
+    made_by = scorer.weights_sha256, scorer.version, scorer.precision
+    curve = "yes" if args.curve else "no"
+    settings = Settings(*made_by, args.mode, args.short, args.channels, curve)
     table = open_table(args.out)
     try:
         errors = _leave_out(table, scorer, settings, lost)
@@ -186,12 +147,6 @@ def run(args: argparse.Namespace) -> int:
     print_left_out("folders", chosen.harmless())
     status = _report(len(files) - len(todo), len(todo) - len(failed), [*failed, *errors], args.out)
     return max(status, SOME_FAILED) if gone else status
-
-
-def _settings(scorer: Scorer, args: argparse.Namespace) -> Settings:
-    made_by = scorer.weights_sha256, scorer.version, scorer.precision
-    curve = "yes" if args.curve else "no"
-    return Settings(*made_by, args.mode, args.short, args.channels, curve)
 
 
 def _leave_out(
@@ -211,29 +166,26 @@ def _score_into(
     todo: dict[Path, Stamp],
     args: argparse.Namespace,
 ) -> list[LeftOut]:
-    """Score files into a table; returns what went wrong with those that failed."""
+    """Score files into a table; returns what went wrong with those that failed.
+
+    A bar shows files and how many times real time is reached.
+    """
     errors: list[LeftOut] = []
+    scored_seconds = 0.0
     batch = max(1, round(args.batch_seconds / WINDOW_SECONDS))
     scores = scorer.score_files(todo, args.short, batch, args.channels, args.mode)
-    for path, of_file in _with_progress(scores, len(todo)):
-        table.append(rows_of(path, of_file, settings, todo[path]))
-        wrong = [score.error for score in of_file if score.error][:1]
-        errors += [LeftOut(str(path), why.removeprefix(f"{path}: ")) for why in wrong]
-    return errors
-
-
-def _with_progress(scores: Iterator[Score], files: int) -> Iterator[tuple[Path, Sequence[Score]]]:
-    """The scores file by file; a bar shows files and how many times real time is reached."""
-    scored_seconds = 0.0
-    with progress_bar(total=files, unit="file", desc="score") as bar:
+    with progress_bar(total=len(todo), unit="file", desc="score") as bar:
         for path, group in itertools.groupby(scores, lambda score: score.path):
             of_file = list(group)
             assert path is not None  # these are scores of files
-            yield path, of_file
+            table.append(rows_of(path, of_file, settings, todo[path]))
+            wrong = [score.error for score in of_file if score.error][:1]
+            errors += [LeftOut(str(path), why.removeprefix(f"{path}: ")) for why in wrong]
             scored_seconds += sum(score.seconds or 0.0 for score in of_file)
             bar.update()
             elapsed = max(bar.format_dict["elapsed"], 1e-9)
             bar.set_postfix_str(f"{scored_seconds / elapsed:.1f}x real time")
+    return errors
 
 
 def _report(before: int, scored: int, errors: Sequence[LeftOut], out: Path) -> int:

@@ -11,7 +11,7 @@ from data_specs.io.errors import UserError
 from data_specs.sample import CROP_SAMPLES
 from train.audio import Clip, Wave
 from train.models.head_teacher import HeadTeacher
-from train.models.precision import resolve_precision
+from train.models.precision import NAMES, resolve_precision
 from train.models.student import Student, mos_of
 from train.models.teacher import Teacher
 from train.scoring.base import Scorer
@@ -25,8 +25,6 @@ from train.scoring.windows import (
     whole,
     windows,
 )
-
-PRECISION_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
 def torch_on(device: torch.device) -> str:
@@ -52,7 +50,7 @@ class StudentScorer(Scorer):
         self.network = network.to(self.device).eval()
         if parameters is None:
             parameters = sum(parameter.numel() for parameter in network.parameters())
-        runtime, in_words = torch_on(self.device), PRECISION_NAMES[self.dtype]
+        runtime, in_words = torch_on(self.device), NAMES[self.dtype]
         super().__init__(name, weights_sha256, runtime, in_words, parameters)
         self._engine: Engine | None = None
         self._made_of: tuple[tuple[int, int], ...] = ()
@@ -71,7 +69,7 @@ class StudentScorer(Scorer):
         if clip.samples > CROP_SAMPLES and mode == "fast":
             return shared_parts(clip, self.engine().grid_samples)
         if clip.samples <= CROP_SAMPLES and padding == "zero":
-            return iter((WindowGroup(whole(clip), (0,), (0,)),))
+            return iter((WindowGroup(whole(clip)),))
         return super().parts(clip, padding, mode)
 
     def score_windows(self, waves: Sequence[Wave]) -> list[float]:
@@ -97,7 +95,7 @@ class TeacherScorer(Scorer):
             teacher.name,
             teacher.weights_sha256,
             torch_on(getattr(teacher, "device", torch.device("cpu"))),
-            PRECISION_NAMES.get(dtype, "fp32"),
+            NAMES[dtype],
             getattr(teacher, "parameter_count", None),
         )
 

@@ -38,12 +38,12 @@ LEVELS_ALIKE = 4.0
 class WindowGroup:
     """Samples (T,) at 16 kHz and the windows in them: one, or several that share convolutions.
 
-    ``offsets`` are where the windows start in the samples, ``starts`` where in the clip.
+    ``start`` is where the samples start in the clip, ``offsets`` where the windows start in them.
     """
 
     wave_T: Wave
-    offsets: tuple[int, ...]
-    starts: tuple[int, ...]
+    start: int = 0
+    offsets: tuple[int, ...] = (0,)
     peak: float = 0.0
     """What stands for the windows' own peaks, where they share convolutions."""
 
@@ -105,12 +105,6 @@ def cut(clip: Clip, starts: Iterable[int]) -> Iterator[tuple[int, Wave]]:
         pass
 
 
-def exact_parts(clip: Clip) -> Iterator[WindowGroup]:
-    """Every window by itself."""
-    for start, window_T in cut(clip, window_starts(clip.samples)):
-        yield WindowGroup(window_T, (0,), (start,))
-
-
 def shared_parts(clip: Clip, grid: int) -> Iterator[WindowGroup]:
     """Stretches of at most a minute, of windows of similar level, that start on a grid."""
     group: list[tuple[int, Wave, float]] = []
@@ -138,7 +132,7 @@ def _joined(group: list[tuple[int, Wave, float]]) -> WindowGroup:
     ]
     return WindowGroup(
         np.concatenate([group[0][1], *ends]),
+        starts[0],
         tuple(start - starts[0] for start in starts),
-        tuple(starts),
         float(np.median([peak for _, _, peak in group])),
     )
