@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from data_specs.io.errors import UserError
@@ -19,6 +21,9 @@ from data_specs.io.parse import json_object
 
 SAMPLE_RATE = 16_000
 """Hz. Everything is resampled to it (section IV-B)."""
+
+FRAME_SAMPLES = SAMPLE_RATE // 50
+"""20 ms."""
 
 CROP_SAMPLES = 122_880
 """7.68 s at 16 kHz: 384 frames of the teacher's 20 ms hop, the fixed input of all models."""
@@ -33,6 +38,17 @@ MOST_SAMPLES, MOST_SHARDS, MOST_SHARD_SAMPLES = 10**9 - 1, 10**6 - 1, 100_000
 """Of a dataset and of a shard: what their keys, names and recipes have room for."""
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+def audible_samples(wave_T: NDArray[np.float32]) -> int:
+    """How many samples come before the digital silence at the end.
+
+    All of them where that is shorter than a frame, or where there is nothing else: a last sample of
+    zero is no padding. A frame at least.
+    """
+    sounds = np.flatnonzero(wave_T)
+    count = max(int(sounds[-1]) + 1, FRAME_SAMPLES) if len(sounds) else len(wave_T)
+    return count if len(wave_T) - count >= FRAME_SAMPLES else len(wave_T)
 
 
 def sample_key(index: int) -> str:

@@ -44,19 +44,33 @@ class StudentFeatures(Strict):
 FrontEnd = Annotated[Mfcc | XlsR | StudentFeatures, Field(discriminator="kind")]
 
 
-class Student(Strict):
+class Filled(Strict):
+    """What stands behind a clip that is shorter than 7.68 s: zeros, or the clip again."""
+
+    filling: Literal["zero", "repeat"] = "zero"
+
+
+class Student(Filled):
     """The published student (v7) as a teacher."""
 
     kind: Literal["distillmos"] = "distillmos"
 
 
-class DnsMos(Strict):
-    """DNSMOS P.835, overall quality."""
+class DnsMos(Filled):
+    """DNSMOS, overall quality: of ITU-T P.835, or of P.808."""
 
     kind: Literal["dnsmos"] = "dnsmos"
+    scale: Literal["p835", "p808"] = "p835"
 
 
-class PublishedHead(Strict):
+class Mean(Filled):
+    """The mean score of other teachers, by their weights."""
+
+    kind: Literal["mean"] = "mean"
+    of: Annotated[dict[str, Annotated[float, Field(gt=0)]], Field(min_length=2)]
+
+
+class PublishedHead(Filled):
     """A head out of the ``xls-r-sqa`` wheel, by its file in ``models/sqa-v2`` there."""
 
     kind: Literal["published"] = "published"
@@ -64,7 +78,7 @@ class PublishedHead(Strict):
     file: Inside
 
 
-class TrainedHead(Strict):
+class TrainedHead(Filled):
     """A head that ``python -m train teacher`` made; ``weights`` names an entry of the cache."""
 
     kind: Literal["trained"] = "trained"
@@ -72,7 +86,9 @@ class TrainedHead(Strict):
     weights: str
 
 
-Teacher = Annotated[Student | DnsMos | PublishedHead | TrainedHead, Field(discriminator="kind")]
+Teacher = Annotated[
+    Student | DnsMos | Mean | PublishedHead | TrainedHead, Field(discriminator="kind")
+]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
 
 
@@ -86,6 +102,9 @@ class TeacherTable(Strict):
     @model_validator(mode="after")
     def _front_ends_exist(self) -> TeacherTable:
         for name, teacher in self.teachers.items():
+            for part in teacher.of if isinstance(teacher, Mean) else ():
+                if isinstance(self.teachers.get(part), Mean | None):
+                    raise UserError(f"teacher {name!r}: {unknown('teacher', part, self.teachers)}")
             front_end = getattr(teacher, "front_end", None)
             if front_end is not None and front_end not in self.front_ends:
                 known = unknown("front end", front_end, self.front_ends)
@@ -108,8 +127,10 @@ def packages_of(name: str) -> set[str]:
     found = set()
     for part in parts_of(name):
         spec = table.teachers.get(part)
-        if isinstance(spec, DnsMos):
-            found.add("onnxruntime")
+        if isinstance(spec, Mean):
+            found |= packages_of(MEAN + "+".join(spec.of))
+        elif isinstance(spec, DnsMos):
+            found |= {"onnxruntime"} | ({"librosa"} if spec.scale == "p808" else set())
         elif isinstance(spec, PublishedHead | TrainedHead):
             found |= table.front_ends[spec.front_end].packages
     return found

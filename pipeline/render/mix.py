@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 from scipy.signal import oaconvolve
 
-from data_specs.sample import SAMPLE_RATE
+from data_specs.sample import FRAME_SAMPLES, SAMPLE_RATE, audible_samples
 from pipeline.audio import DropSample, Wave
 
-FRAME_SAMPLES = SAMPLE_RATE // 50  # 20 ms
 ACTIVE_RANGE_DB = 40.0
 """A frame is active when it is at most this far below the loudest one."""
 
@@ -17,17 +16,6 @@ FADE_SAMPLES = SAMPLE_RATE // 20
 
 SILENCE_DBFS = -70.0
 PEAK = 0.99
-
-
-def audible_samples(wave: Wave) -> int:
-    """How many samples come before the digital silence at the end.
-
-    All of them where that is shorter than a frame, or where there is nothing else: a last sample of
-    zero is no padding. A frame at least.
-    """
-    sounds = np.flatnonzero(wave)
-    count = max(int(sounds[-1]) + 1, FRAME_SAMPLES) if len(sounds) else len(wave)
-    return count if len(wave) - count >= FRAME_SAMPLES else len(wave)
 
 
 def active_dbfs(wave: Wave) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -165,9 +164,10 @@ def test_teacher_refuses_bad_waves():
     assert teacher.score(np.zeros((0, 122_880), np.float32))[0].shape == (0,)
 
 
-def test_dnsmos_is_the_package(tmp_path: Path):
+@pytest.mark.parametrize(("name", "scale"), [("dnsmos", "ovrl_mos"), ("dnsmos-p808", "p808_mos")])
+def test_dnsmos_is_the_package(name: str, scale: str):
     dnsmos = pytest.importorskip("speechmos.dnsmos")
     wave_T = tone(1)
-    mos_B, logit_B = load_teacher("dnsmos").score(wave_T[None])
+    mos_B, logit_B = load_teacher(name).score(wave_T[None])
     assert logit_B is None
-    assert mos_B[0] == pytest.approx(dnsmos.run(wave_T, 16_000)["ovrl_mos"], abs=STUDENT)
+    assert mos_B[0] == pytest.approx(dnsmos.run(wave_T, 16_000)[scale], abs=STUDENT)

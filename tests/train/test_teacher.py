@@ -14,10 +14,11 @@ import torch
 from torch.nn import functional
 
 from data_specs.io.errors import UserError
-from data_specs.sample import CROP_SAMPLES
+from data_specs.sample import CROP_SAMPLES, audible_samples
 from data_specs.teacher import PublishedHead, XlsR, packages_of, teacher_table
 from tests.bench.__main__ import main as run_bench
 from tests.bench.random_xlsr import SIZES, config_of, write_checkpoint
+from tests.conftest import talk
 from tests.tolerance import STUDENT, rounding
 from tests.train_helpers import SHARED, needs_shared, tones, write_dataset, write_rated
 from train.__main__ import main
@@ -367,6 +368,23 @@ def test_the_mean_of_teachers():
     np.testing.assert_allclose(mos_B, np.mean(scores, axis=0), atol=rounding(2, 5))
     other = load_teacher("mean:mfcc+distillmos", precision="fp32")
     assert other.weights_sha256 != mean.weights_sha256
+
+
+def test_the_open_teacher_hears_short_clips_again_and_is_a_weighted_mean():
+    """Two parts of v7 to one of DNSMOS P.808; zeros behind a clip are no part of what is heard."""
+    pytest.importorskip("speechmos")
+    names = ("open", "distillmos", "dnsmos-p808")
+    ours, v7, p808 = (load_teacher(name, precision="fp32") for name in names)
+    short_T, full_T = talk(2.1, 3), talk(7.68, 4)[:CROP_SAMPLES]
+    given_BT = np.stack([np.pad(short_T, (0, CROP_SAMPLES - len(short_T))), full_T])
+    heard_BT = np.stack([np.resize(short_T[: audible_samples(short_T)], CROP_SAMPLES), full_T])
+    mos_B, logit_B = ours.score(given_BT)
+    right_B = (2 * v7.score(heard_BT)[0] + p808.score(heard_BT)[0]) / 3
+    np.testing.assert_allclose(mos_B, right_B, atol=rounding(2, 5))
+    assert abs(v7.score(given_BT)[0][0] - v7.score(heard_BT)[0][0]) > 0.05
+    assert ours.name == "open" and logit_B is None
+    assert identify_teacher("open", precision="fp32").weights_sha256 == ours.weights_sha256
+    assert packages_of("open") == {"onnxruntime", "librosa"}
 
 
 def test_names_and_what_to_do_without_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

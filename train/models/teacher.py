@@ -6,7 +6,7 @@ names are in ``data_specs/teachers.yaml``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,16 +16,19 @@ from torch import Tensor
 
 from data_specs.io.errors import UserError
 from data_specs.io.files import sha256_of
+from data_specs.sample import CROP_SAMPLES, audible_samples
 from data_specs.strict import digest, unknown
 from data_specs.teacher import (
     MEAN,
     DnsMos,
+    Mean,
     PublishedHead,
     Student,
     TrainedHead,
     parts_of,
     teacher_table,
 )
+from data_specs.teacher import Teacher as TeacherSpec
 from train.models import pruned, weights
 from train.models.calibration import Calibration
 from train.models.features import Floats, Waves, checked_waves, compressed_spectrum, peak_normalise
@@ -112,27 +115,58 @@ class StudentTeacher:
 
 
 class MeanTeacher:
-    """The mean score of several teachers, each on its own scale; no logit."""
+    """The mean score of several teachers, each on its own scale, by weight; no logit."""
 
     calibration: Calibration | None = None
 
-    def __init__(self, teachers: Sequence[Teacher]) -> None:
-        self.teachers = tuple(teachers)
-        mean = _mean_of(teachers)
+    def __init__(self, teachers: Mapping[str, Teacher], shares: Mapping[str, float]) -> None:
+        self.teachers, self.shares = teachers, shares
+        mean = _mean_of(teachers, shares)
         self.name, self.weights_sha256 = mean.name, mean.weights_sha256
-        counts: list[Any] = [getattr(teacher, "parameter_count", None) for teacher in teachers]
+        counts: list[Any] = [getattr(t, "parameter_count", None) for t in teachers.values()]
         self.parameter_count = None if None in counts else sum(counts)
 
     def score(self, waves_BT: Waves) -> tuple[Floats, Floats | None]:
         """See ``Teacher.score``."""
-        scores = [teacher.score(waves_BT)[0] for teacher in self.teachers]
-        mean_B: Floats = np.asarray(np.mean(scores, axis=0, dtype=np.float64), np.float32)
-        return mean_B, None
+        scores = [teacher.score(waves_BT)[0] for teacher in self.teachers.values()]
+        mean_B = np.average(np.asarray(scores, np.float64), axis=0, weights=[*self.shares.values()])
+        return np.asarray(mean_B, np.float32), None
 
 
-def _mean_of(teachers: Sequence[Teacher] | Sequence[Identity]) -> Identity:
-    name = MEAN + "+".join(teacher.name for teacher in teachers)
-    return Identity(name, digest([[t.name, t.weights_sha256] for t in teachers]))
+class FilledTeacher:
+    """A teacher that hears a clip again where digital silence was put behind it."""
+
+    def __init__(self, name: str, teacher: Teacher) -> None:
+        filled = _filled(name, teacher)
+        self.name, self.weights_sha256 = name, filled.weights_sha256
+        self.teacher = teacher
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.teacher, name)
+
+    def score(self, waves_BT: Waves) -> tuple[Floats, Floats | None]:
+        """See ``Teacher.score``."""
+        waves = checked_waves(waves_BT).numpy(force=True)
+        heard = [np.resize(wave_T[: audible_samples(wave_T)], CROP_SAMPLES) for wave_T in waves]
+        return self.teacher.score(np.stack(heard) if heard else waves)
+
+
+def _mean_of(parts: Mapping[str, Teacher | Identity], shares: Mapping[str, float]) -> Identity:
+    """Named by its parts; equal shares are not part of the identity."""
+    even = len(set(shares.values())) == 1
+    what = [[t.name, t.weights_sha256, *([] if even else [shares[n]])] for n, t in parts.items()]
+    return Identity(MEAN + "+".join(t.name for t in parts.values()), digest(what))
+
+
+def _filled(name: str, teacher: Teacher | Identity) -> Identity:
+    return Identity(name, digest(["repeat", teacher.weights_sha256]))
+
+
+def _shares(name: str, spec: object) -> dict[str, float] | None:
+    """The parts of a mean and their weights; None for any other teacher."""
+    if isinstance(spec, Mean):
+        return spec.of
+    return dict.fromkeys(parts_of(name), 1.0) if name.startswith(MEAN) else None
 
 
 def identify_teacher(name: str | Path, device: str = "cpu", precision: str = "auto") -> Identity:
@@ -141,22 +175,28 @@ def identify_teacher(name: str | Path, device: str = "cpu", precision: str = "au
     The device need not be here. Raises ``ValueError`` as ``load_teacher`` does.
     """
     text = str(name)
-    if text.startswith(MEAN):
-        return _mean_of([identify_teacher(part, device, precision) for part in parts_of(text)])
     spec = teacher_table().teachers.get(text)
+    found = _identified(text, spec, device, precision)
+    return _filled(text, found) if spec and spec.filling == "repeat" else found
+
+
+def _identified(name: str, spec: TeacherSpec | None, device: str, precision: str) -> Identity:
+    if shares := _shares(name, spec):
+        parts = {part: identify_teacher(part, device, precision) for part in shares}
+        return _mean_of(parts, shares)
     if isinstance(spec, DnsMos):
         from train.models import dnsmos
 
-        dnsmos.require_cpu(device, precision)
-        return Identity(text, sha256_of(dnsmos.weights_path()))
+        dnsmos.require_cpu(name, device, precision)
+        return Identity(name, sha256_of(dnsmos.weights_path(spec, name)))
     resolve_precision(precision, torch.device(device))
     if isinstance(spec, Student):
-        return Identity(text, sha256_of(v7_weights_path()))
+        return Identity(name, sha256_of(v7_weights_path()))
     if isinstance(spec, PublishedHead):
-        return identify_published(text, spec)
-    folder = _folder(text, spec)
+        return identify_published(name, spec)
+    folder = _folder(name, spec)
     if (folder / HEAD_JSON).is_file():
-        return identify_trained(text, folder)
+        return identify_trained(name, folder)
     if pruned.read_about(folder).get("kind") == "teacher":
         return identify_pruned(folder)
     if pruned.is_pruned(folder):
@@ -167,28 +207,34 @@ def identify_teacher(name: str | Path, device: str = "cpu", precision: str = "au
 def load_teacher(name: str | Path, device: str = "cpu", precision: str = "auto") -> Teacher:
     """Load a teacher by its name in ``teachers.yaml``, or ``mean:a+b``, or a head's folder.
 
-    A head of your own, a pruned teacher and a pruned student are called by their folder:
+    A head of your own, a pruned teacher and a pruned or shrunk student are called by their folder:
     a path, or a name in the weights' cache.
     ``precision`` is "fp32", "bf16", "fp16" or "auto": bf16 on CUDA and on CPUs with bf16
     instructions, else fp32. ``ValueError`` for an unknown name, a missing package or weights (it
     says what to run), or what it cannot run on.
     """
     text = str(name)
-    if text.startswith(MEAN):
-        return MeanTeacher([load_teacher(part, device, precision) for part in parts_of(text)])
     spec = teacher_table().teachers.get(text)
+    found = _loaded(text, spec, device, precision)
+    return FilledTeacher(text, found) if spec and spec.filling == "repeat" else found
+
+
+def _loaded(name: str, spec: TeacherSpec | None, device: str, precision: str) -> Teacher:
+    if shares := _shares(name, spec):
+        parts = {part: load_teacher(part, device, precision) for part in shares}
+        return MeanTeacher(parts, shares)
     if isinstance(spec, Student):
         sha256 = sha256_of(v7_weights_path())
-        return StudentTeacher(text, load_v7(), sha256, device, precision)
+        return StudentTeacher(name, load_v7(), sha256, device, precision)
     if isinstance(spec, DnsMos):
         from train.models.dnsmos import DnsMosTeacher
 
-        return DnsMosTeacher(device, precision)
+        return DnsMosTeacher(spec, name, device, precision)
     if isinstance(spec, PublishedHead):
-        return load_published(text, spec, device, precision)
-    folder = _folder(text, spec)
+        return load_published(name, spec, device, precision)
+    folder = _folder(name, spec)
     if (folder / HEAD_JSON).is_file():
-        return load_trained(text, folder, device, precision)
+        return load_trained(name, folder, device, precision)
     if pruned.read_about(folder).get("kind") == "teacher":
         return load_pruned_teacher(folder, device, precision)
     path = model_in(folder)
