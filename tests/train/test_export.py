@@ -18,7 +18,7 @@ from tests.tolerance import HALF_PRECISION, STUDENT, rounding
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
-from tests.export_helpers import TINY, tiny, write_run
+from tests.export_helpers import TINY, lively, tiny, write_run
 from tests.train_helpers import tone_pcm, write_dataset, write_rated
 from train.__main__ import main
 from train.export.card import card_text
@@ -35,6 +35,7 @@ from train.export.refit import (
     refit,
     rounded_weight,
 )
+from train.models.student import Student
 from train.scoring import bundle
 from train.scoring.onnx_scorer import OnnxScorer
 from train.scoring.score import load
@@ -82,6 +83,22 @@ def test_onnx_scores_as_pytorch(made: SimpleNamespace) -> None:
     assert np.ptp(scores) > 0.05
     found = [exported.score(wave, 16_000) for wave in clips()]
     np.testing.assert_allclose(found, scores, rtol=0, atol=STUDENT)
+
+
+def test_what_it_was_trained_to_hear_behind_short_clips_goes_with_it(tmp_path: Path) -> None:
+    """Its own padding is the default wherever it is scored: run, bundle, ONNX file."""
+    config = TINY.model_copy(update={"padding": "repeat"})
+    network = lively(Student(config))
+    run = write_run(tmp_path / "run", network, config=config.model_dump(mode="json"))
+    assert main(["export", "--model", str(run), "--out", str(tmp_path / "out")]) == 0
+    wave_T = clips((1.5,))[0]
+    models = [load(run), load(tmp_path / "out"), OnnxScorer(tmp_path / "out/model.onnx")]
+    for model in models:
+        own = model.score(wave_T, 16_000)
+        assert own == model.score(wave_T, 16_000, padding="repeat")
+        assert own != pytest.approx(model.score(wave_T, 16_000, padding="zero"), abs=10 * STUDENT)
+        assert own == pytest.approx(models[0].score(wave_T, 16_000), abs=STUDENT)
+    assert "padding" not in TINY.model_dump(mode="json")  # files of before say nothing of it
 
 
 def test_any_batch_gives_each_windows_own_score(made: SimpleNamespace) -> None:

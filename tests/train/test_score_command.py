@@ -101,7 +101,7 @@ def test_a_changed_file_is_scored_again_and_another_model_too(
     other = StudentScorer(small.network, "other", "1" * 64)
     monkeypatch.setattr("train.scoring.score.load", lambda *_: other)
     assert main(command) == 0
-    assert main([*command, "--short", "repeat"]) == 0
+    assert main([*command, "--padding", "repeat"]) == 0
     assert main(command) == 0
     rows = rows_in(out)
     assert [row["model"] for row in rows] == ["small", "small", "other", "other"]

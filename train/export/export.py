@@ -89,7 +89,10 @@ def write_model(source: Source, out: Path) -> str:
 def write_networks(source: Source, out: Path, sha256: str, args: argparse.Namespace) -> list[Path]:
     """The files that were asked for: ONNX in float32, and in int8."""
     name = source.about["made_from"]["model"]
-    facts = Facts(model=name, weights_sha256=sha256, version=version(), precision="fp32")
+    facts = Facts(
+        model=name, weights_sha256=sha256, version=version(), precision="fp32",
+        padding=source.student.config.padding,
+    )  # fmt: skip
     files = [out / bundle.ONNX]
     write_onnx(files[0], source.student, facts)
     if args.int8:

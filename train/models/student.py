@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field, ValidationError, model_serializer, model_validator
@@ -33,6 +33,9 @@ KERNEL = 3
 LEAK = 0.1
 """Negative slope of the LeakyReLU (published code)."""
 
+Padding = Literal["zero", "repeat"]
+"""Behind a clip that is shorter than a window: zeros (published), or the clip again."""
+
 Layerwise = Annotated[tuple[Positive, ...], Field(max_length=MOST_LAYERS)]
 """A dimension of every layer of the head."""
 
@@ -47,7 +50,8 @@ class StudentConfig(Strict):
     frequency, along time). ``feedforward`` is twice ``dim`` where it is not given. A student that
     parts were removed from (``train.pruning.units``) may have other ``heads`` and
     ``feedforward`` in every layer, heads of ``head_dim`` whatever ``dim`` is, layer norms that
-    count ``norm_width`` coordinates, and ``pool`` hidden units in the pooling.
+    count ``norm_width`` coordinates, and ``pool`` hidden units in the pooling. ``padding`` is what
+    it was trained to hear behind a short clip: zeros, or the clip again.
     """
 
     channels: Annotated[tuple[Positive, ...], Field(min_length=1, max_length=MOST_LAYERS)]
@@ -60,6 +64,7 @@ class StudentConfig(Strict):
     head_dim: Positive | None = None
     norm_width: Positive | None = None
     pool: Positive | None = None
+    padding: Padding = "zero"
 
     @model_validator(mode="after")
     def _fits_together(self) -> StudentConfig:
@@ -86,9 +91,10 @@ class StudentConfig(Strict):
 
     @model_serializer(mode="wrap")
     def _without_unset_fields(self, handler: Any) -> dict[str, Any]:
-        """Without the fields of structured pruning, where none is set: old files stay the same."""
+        """Without fields that came later, where they are not set: old files stay the same."""
         values: dict[str, Any] = handler(self)
-        return {k: v for k, v in values.items() if v is not None or k not in STRUCTURED_FIELDS}
+        unset = {**dict.fromkeys(STRUCTURED_FIELDS), "padding": "zero"}
+        return {k: v for k, v in values.items() if k not in unset or v != unset[k]}
 
     @property
     def slim(self) -> Slim:

@@ -128,6 +128,8 @@ class Scorer(ABC):
         """
         self.name, self.weights_sha256, self.runtime = name, weights_sha256, runtime
         self.precision, self.parameters = precision, parameters
+        self.padding: Padding = "zero"
+        """Of short clips where a caller says nothing: what the model was trained to hear."""
 
     @property
     def version(self) -> str:
@@ -157,7 +159,7 @@ class Scorer(ABC):
         self,
         wave: Samples,
         sample_rate: float,
-        padding: Padding = "zero",
+        padding: Padding | None = None,
         mode: Mode = "exact",
     ) -> float:
         """Mean opinion score, 1 to 5, of one channel of speech, shape (T,), at any rate in Hz.
@@ -174,7 +176,7 @@ class Scorer(ABC):
         self,
         waves: Sequence[Samples],
         sample_rate: float | Sequence[float],
-        padding: Padding = "zero",
+        padding: Padding | None = None,
         mode: Mode = "exact",
         batch: int = WINDOWS_A_BATCH,
     ) -> list[Score]:
@@ -190,12 +192,17 @@ class Scorer(ABC):
 
         Windows are 7.68 s and overlap; they are at most 1 s apart.
         """
-        return list(self._scored([("wave", wave, sample_rate)], "zero", mode)[0].windows)
+        return list(self._scored([("wave", wave, sample_rate)], None, mode)[0].windows)
 
     def score_file(
-        self, path: Path | str, padding: Padding = "zero", mode: Mode = "exact", channel: int = 0
+        self,
+        path: Path | str,
+        padding: Padding | None = None,
+        mode: Mode = "exact",
+        channel: int = 0,
     ) -> Score:
         """The score of one channel of a file; ``ValueError`` naming a file that has none."""
+        padding = self._checked(padding, mode)
         where = Path(path)
         if not 0 <= channel < (count := channels_of(where)):
             raise UserError(f"{where}: channel {channel}: it has {count}, counted from 0")
@@ -208,7 +215,7 @@ class Scorer(ABC):
     def score_files(
         self,
         paths: Iterable[Path],
-        padding: Padding = "zero",
+        padding: Padding | None = None,
         batch: int = WINDOWS_A_BATCH,
         channels: Channels = "mono",
         mode: Mode = "exact",
@@ -218,7 +225,7 @@ class Scorer(ABC):
         ``batch`` windows are scored at a time, those of neighbouring files together; the next ones
         are read and resampled meanwhile. Of a long file only some blocks are in memory.
         """
-        self._check(padding, mode)
+        padding = self._checked(padding, mode)
         work = ahead(self._file_work(paths, channels, padding, mode), BATCHES_AHEAD * batch)
         return self._results(work, batch)
 
@@ -226,15 +233,16 @@ class Scorer(ABC):
         """What is known of a file before it is scored."""
         return Score(path, None, None, None, self.name, self.weights_sha256, self.version, channel)
 
-    def _check(self, padding: Padding, mode: Mode) -> None:
-        checked("padding", padding, Padding)
+    def _checked(self, padding: Padding | None, mode: Mode) -> Padding:
+        """The padding that was asked for, or the model's own."""
         if checked("mode", mode, Mode) == "fast" and type(self).score_shared is Scorer.score_shared:
             raise UserError(f"{self.name}: mode 'fast' shares a student's convolutions; take exact")
+        return checked("padding", padding or self.padding, Padding)  # type: ignore[return-value]
 
     def _scored(
         self,
         waves: Sequence[tuple[str, Samples, float]],
-        padding: Padding,
+        padding: Padding | None,
         mode: Mode,
         batch: int = WINDOWS_A_BATCH,
     ) -> list[Score]:
@@ -242,8 +250,8 @@ class Scorer(ABC):
             clip_of(as_wave(wave, where), checked_rate(rate, where), where)
             for where, wave, rate in waves
         ]
-        self._check(padding, mode)
-        work = (self._work(partial(_itself, clip), padding, mode) for clip in clips)
+        found = self._checked(padding, mode)
+        work = (self._work(partial(_itself, clip), found, mode) for clip in clips)
         return list(self._results(chain.from_iterable(work), batch))
 
     def _file_work(

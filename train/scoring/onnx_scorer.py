@@ -18,6 +18,7 @@ from data_specs.io.errors import UserError
 from data_specs.io.files import sha256_of
 from data_specs.sample import CROP_SAMPLES, SAMPLE_RATE
 from train.audio import Wave
+from train.models.student import Padding
 from train.models.tensors import require_memory
 from train.scoring.base import Scorer
 from train.scoring.windows import MAX_HOP_SAMPLES
@@ -50,6 +51,7 @@ class Facts(BaseModel):
     sample_rate: int = SAMPLE_RATE
     window_samples: int = CROP_SAMPLES
     hop_samples: int = MAX_HOP_SAMPLES
+    padding: Padding = "zero"
 
     def as_text(self) -> dict[str, str]:
         """Name and text of every field."""
@@ -161,6 +163,7 @@ class OnnxScorer(Scorer):
         name = f"{facts.model} (onnx {facts.precision})"
         runtime = f"onnxruntime {onnxruntime.__version__} cpu"
         super().__init__(name, sha256_of(path), runtime, facts.precision)
+        self.padding = facts.padding
 
     def score_windows(self, waves: Sequence[Wave]) -> list[float]:
         """See ``Scorer.score_windows``."""

@@ -104,8 +104,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--model", default="v7", help="v7, a run folder, a model file, an address, or a teacher")
     table = ".csv, .jsonl or .parquet; what it holds already is not scored again"
     add("--out", type=path_here, required=True, help=table)
-    padding = "how clips under 7.68 s are padded"
-    add("--short", choices=get_args(Padding), default="zero", help=padding)
+    padding = "behind clips under 7.68 s (default: what the model was trained to hear)"
+    add("--padding", choices=get_args(Padding), help=padding)
     fast = "fast: the windows of long clips share their convolutions; close, not equal"
     add("--mode", choices=get_args(Mode), default="exact", help=fast)
     channels = get_args(Channels)
@@ -133,7 +133,7 @@ def run(args: argparse.Namespace) -> int:
     scorer = load(args.model, args.device, args.precision)
     made_by = scorer.weights_sha256, scorer.version, scorer.precision
     curve = "yes" if args.curve else "no"
-    settings = Settings(*made_by, args.mode, args.short, args.channels, curve)
+    settings = Settings(*made_by, args.mode, args.padding or scorer.padding, args.channels, curve)
     table = open_table(args.out)
     try:
         errors = _leave_out(table, scorer, settings, lost)
@@ -173,7 +173,7 @@ def _score_into(
     errors: list[LeftOut] = []
     scored_seconds = 0.0
     batch = max(1, round(args.batch_seconds / WINDOW_SECONDS))
-    scores = scorer.score_files(todo, args.short, batch, args.channels, args.mode)
+    scores = scorer.score_files(todo, args.padding, batch, args.channels, args.mode)
     with progress_bar(total=len(todo), unit="file", desc="score") as bar:
         for path, group in itertools.groupby(scores, lambda score: score.path):
             of_file = list(group)

@@ -31,13 +31,13 @@ ROWS_AT_A_TIME = 10_000
 
 
 class Settings(NamedTuple):
-    """What, besides the file, decides a score; ``short`` is how short clips are padded."""
+    """What, besides the file, decides a score."""
 
     weights_sha256: str
     version: str
     precision: str
     mode: str
-    short: str
+    padding: str
     channels: str
     curve: str
 

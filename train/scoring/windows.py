@@ -12,9 +12,7 @@ import numpy as np
 from data_specs.io.errors import UserError
 from data_specs.sample import CROP_SAMPLES
 from train.audio import Clip, Wave
-
-Padding = Literal["zero", "repeat"]
-"""Of a clip shorter than a window: zeros at its end (published), or the clip again."""
+from train.models.student import Padding
 
 Short = Padding
 """As evaluation and the option ``--short`` call it."""

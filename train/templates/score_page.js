@@ -3,6 +3,7 @@
 // windows of 7.68 s, their mean.
 const RATE = 16000, WINDOW = 122880, HOP = 16000;
 const WORDS = ["bad", "poor", "fair", "good", "excellent"];
+const REPEATS = document.body.dataset.padding === "repeat";
 const at = (id) => document.getElementById(id);
 
 // ---------------------------------------------------------------- the network, in a worker
@@ -131,9 +132,12 @@ function starts(length) { // samples at which the windows begin
   return Array.from({ length: count }, (_, i) => Math.trunc((i === count - 1 ? 1 : i * step) * spare));
 }
 
-function windowAt(wave, start) { // zeros behind a short recording
+function windowAt(wave, start) { // behind a short recording zeros, or the recording again
   const window = new Float32Array(WINDOW);
-  window.set(wave.subarray(start, start + WINDOW));
+  const part = wave.subarray(start, start + WINDOW);
+  for (let at = 0; at < (REPEATS ? WINDOW : 1); at += part.length) {
+    window.set(part.subarray(0, WINDOW - at), at);
+  }
   return window;
 }
 
