@@ -363,21 +363,21 @@ def gathered(options: argparse.Namespace, base: Path) -> list[dict[str, Any]]:
     if options.only:
         words += ["--only", ":".join(map(str, options.only))]
     command = [sys.executable, "-m", "tests.bench.fuzz", *map(str, words)]
+    # Files, not pipes: one that is read after the others would fill, and its worker wait for them.
+    files = [options.out / f"worker-{part}.jsonl" for part in range(options.workers)]
     workers = [
         subprocess.Popen(
             [*command, "--part", str(part), "--seeds", str(base)],
             cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=open(options.out / f"worker-{part}.log", "wb"),  # noqa: SIM115
-            text=True,
+            stdout=file.open("wb"),
+            stderr=file.with_suffix(".log").open("wb"),
             env=os.environ | {"OMP_NUM_THREADS": "1"},
         )
-        for part in range(options.workers)
+        for part, file in enumerate(files)
     ]
-    lines = [json.loads(text) for worker in workers for text in worker.stdout or ()]
-    if any(worker.wait() for worker in workers):
+    if [worker for worker in workers if worker.wait()]:  # all are waited for
         raise RuntimeError(f"a worker ended early: see {options.out}/worker-*.log")
-    return lines
+    return [json.loads(line) for file in files for line in file.read_bytes().splitlines()]
 
 
 def summary(lines: list[dict[str, Any]], seconds: float) -> dict[str, Any]:

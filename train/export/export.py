@@ -2,8 +2,9 @@
 
 Writes a folder that ``train.scoring.score.load`` reads as it reads a run's, from this disk, a hub
 repository or an address (``train.scoring.bundle``): weights, description, model card,
-``model.onnx`` and, asked for, ``model.int8.onnx``, a parity report on real clips, and a page that
-scores recordings in a browser.
+``model.onnx`` and, asked for, ``model.int8.onnx``, a parity report on real clips, a package to
+install without this project (``train.export.wheel``), and a page that scores recordings in a
+browser.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from train.export.clips import read_clips
 from train.export.int8 import calibrated, write_int8
 from train.export.onnx_file import require_packages, write_onnx
 from train.export.parity import Parity, as_json, as_markdown, compare
+from train.export.wheel import require_name, write_wheel
 from train.files import version, write_weights
 from train.models import pruned
 from train.models.student import Student
@@ -147,6 +149,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--evaluation", type=path_here, help="results of `train evaluate`, for the card"
     )
+    parser.add_argument("--wheel", help="a package of this name too, to install by itself")
     parser.add_argument("--web", type=path_here, help="write index.html, a page that scores, here")
     parser.add_argument("--web-int8", action="store_true", help="with the int8 model in it")
     parser.add_argument("--onnxruntime-web", type=path_here, help="its dist folder, for --web")
@@ -161,8 +164,13 @@ def run(args: argparse.Namespace) -> int:
         files = write_networks(source, made, write_model(source, made), args)
         parity = write_parity(source, made, files, args)
         write_card(source, made, parity, args.evaluation)
+        if args.wheel:
+            card = made / bundle.CARD
+            wheel = write_wheel(args.wheel, files[0], card, made, source.about["version"]).name
         bundle.write_checksums(made)
     print(f"bundle: {args.out} ({command_of('export', args, add_arguments)})")
+    if args.wheel:
+        print(f"package: pip install {args.out / wheel}; then {args.wheel} score PATH...")
     if runtime:
         name = files[1 if args.web_int8 else 0].name
         page_file = page.write_page(args.web, args.out / name, runtime)
@@ -219,6 +227,8 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError("--web-int8 needs --web and --int8")
     if args.out.exists() and args.out.resolve() == Path(args.model).resolve():
         raise UserError(f"{args.out}: is the model itself: give another --out")
+    if args.wheel is not None:
+        require_name(args.wheel)
     bundle.require_replaceable(args.out)
     if args.web:
         page.require_own(args.web)

@@ -63,8 +63,9 @@ class Checksums(Strict):
 
 
 def write_checksums(folder: Path) -> None:
-    """``checksums.json`` of the bundle's files that a folder holds."""
+    """``checksums.json`` of the bundle's files that a folder holds, a wheel among them."""
     found = [folder / name for name in FILES if (folder / name).is_file()]
+    found += sorted(folder.glob("*.whl"))
     files = {path.name: Entry(bytes=path.stat().st_size, sha256=sha256_of(path)) for path in found}
     write_text(folder / CHECKSUMS, Checksums(files=files).model_dump_json(indent=1) + "\n")
 
