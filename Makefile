@@ -354,6 +354,17 @@ bench-teacher: setup ##bench the XLS-R teacher against the published way: clips/
 bench-score: setup ##bench scoring beside the distillmos package on one core: speed, differences, memory
 	$(PY) -m tests.bench score --audio $(call q,$(LIBRI)/test-other) --long-hours 3 $(ONNX:%=--onnx %)
 
+GPU ?= cuda
+
+.PHONY: gpu
+gpu: setup ##bench all that needs a GPU, in order of worth, 8 minutes; GPU=cpu SMALL=1 rehearses it
+	$(PY) -m tests.bench gpu --device $(GPU) $(if $(SMALL),--small --patience 10) \
+	  --data $(call q,$(SHARED)) --out runs/gpu
+
+.PHONY: gpu-pack
+gpu-pack: setup ##bench wheels and recordings for `make gpu` on a machine without a network (run.sh)
+	$(PY) -m tests.bench.gpu_pack --shared $(call q,$(SHARED)) --out runs/gpu-pack
+
 .PHONY: clean
 clean: ##develop remove what the demo made (the environment stays)
 	rm -rf runs

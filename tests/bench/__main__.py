@@ -15,6 +15,7 @@ NAMES = {
     "machines": "what other thread counts and instruction sets make of the same samples",
     "scale": "a dataset of 4 million samples without its audio",
     "estimate": "the estimate of time against real runs",
+    "gpu": "all that needs a GPU, in order of worth; --device cpu --small rehearses it",
     "loader": "how fast shards are read, against decoding alone",
     "presets": "the fast preset's training against the paper's",
     "prune": "a round of pruning the 2B model: memory, seconds, an estimate",
