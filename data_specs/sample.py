@@ -12,8 +12,6 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from data_specs.io.errors import UserError
@@ -38,17 +36,6 @@ MOST_SAMPLES, MOST_SHARDS, MOST_SHARD_SAMPLES = 10**9 - 1, 10**6 - 1, 100_000
 """Of a dataset and of a shard: what their keys, names and recipes have room for."""
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
-
-
-def audible_samples(wave_T: NDArray[np.float32]) -> int:
-    """How many samples come before the digital silence at the end.
-
-    All of them where that is shorter than a frame, or where there is nothing else: a last sample of
-    zero is no padding. A frame at least.
-    """
-    sounds = np.flatnonzero(wave_T)
-    count = max(int(sounds[-1]) + 1, FRAME_SAMPLES) if len(sounds) else len(wave_T)
-    return count if len(wave_T) - count >= FRAME_SAMPLES else len(wave_T)
 
 
 def sample_key(index: int) -> str:

@@ -5,14 +5,12 @@ from __future__ import annotations
 import numpy as np
 from scipy.signal import oaconvolve
 
-from data_specs.sample import FRAME_SAMPLES, SAMPLE_RATE, audible_samples
+from data_specs.io.waves import FADE_SAMPLES, audible_samples, cross_fade
+from data_specs.sample import FRAME_SAMPLES
 from pipeline.audio import DropSample, Wave
 
 ACTIVE_RANGE_DB = 40.0
 """A frame is active when it is at most this far below the loudest one."""
-
-FADE_SAMPLES = SAMPLE_RATE // 20
-"""50 ms, over which the end of a looped noise goes over into its beginning: a period of 20 Hz."""
 
 SILENCE_DBFS = -70.0
 PEAK = 0.99
@@ -69,23 +67,6 @@ def loop(wave: Wave, again: Wave, count: int) -> Wave:
     while len(again) < count:
         again = cross_fade(again, again)
     return again[:count] if len(wave) < FADE_SAMPLES else cross_fade(wave, again)[:count]
-
-
-def cross_fade(wave: Wave, then: Wave) -> Wave:
-    """One wave going over into another at equal power: a hard seam clicks, which students learn.
-
-    Where the two are alike their sum would be louder: it is brought to the power of either.
-    """
-    fade = min(FADE_SAMPLES, len(wave) // 2, len(then) // 2)
-    before, after = (part.astype(np.float64) for part in (wave[len(wave) - fade :], then[:fade]))
-    angle = (np.arange(fade) + 0.5) / max(fade, 1) * np.pi / 2
-    energy = np.sqrt(np.sum(before**2) * np.sum(after**2))
-    # Rounded, so that a machine that sums in another order makes the same bytes.
-    alike = round(max(0.0, float(np.sum(before * after))) / energy, 2) if energy else 0.0
-    mixed = before * np.cos(angle) + after * np.sin(angle)
-    mixed /= np.sqrt(1 + alike * np.sin(2 * angle))
-    parts = [wave[: len(wave) - fade], mixed.astype(np.float32), then[fade:]]
-    return np.concatenate(parts)
 
 
 def reverberate(speech: Wave, response: Wave, what: str) -> Wave:

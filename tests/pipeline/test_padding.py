@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data_specs.io.waves import cross_fade
 from data_specs.sample import CROP_SAMPLES, FRAME_SAMPLES
 from pipeline.render import processors as degrade
-from pipeline.render.mix import active_dbfs, add_noise, cross_fade, loop, reverberate
+from pipeline.render.mix import active_dbfs, add_noise, loop, reverberate
 from pipeline.render.plan import NoisePlan, RoomPlan, SamplePlan, SpeechPlan, Step
 from pipeline.render.processors import PROCESSORS
 from pipeline.render.render import render_group

@@ -14,7 +14,8 @@ import torch
 from torch.nn import functional
 
 from data_specs.io.errors import UserError
-from data_specs.sample import CROP_SAMPLES, audible_samples
+from data_specs.io.waves import audible_samples, filled
+from data_specs.sample import CROP_SAMPLES
 from data_specs.teacher import PublishedHead, XlsR, packages_of, teacher_table
 from tests.bench.__main__ import main as run_bench
 from tests.bench.random_xlsr import SIZES, config_of, write_checkpoint
@@ -377,7 +378,7 @@ def test_the_open_teacher_hears_short_clips_again_and_is_a_weighted_mean():
     ours, v7, p808 = (load_teacher(name, precision="fp32") for name in names)
     short_T, full_T = talk(2.1, 3), talk(7.68, 4)[:CROP_SAMPLES]
     given_BT = np.stack([np.pad(short_T, (0, CROP_SAMPLES - len(short_T))), full_T])
-    heard_BT = np.stack([np.resize(short_T[: audible_samples(short_T)], CROP_SAMPLES), full_T])
+    heard_BT = np.stack([filled(short_T[: audible_samples(short_T)], "repeat"), full_T])
     mos_B, logit_B = ours.score(given_BT)
     right_B = (2 * v7.score(heard_BT)[0] + p808.score(heard_BT)[0]) / 3
     np.testing.assert_allclose(mos_B, right_B, atol=rounding(2, 5))

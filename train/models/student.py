@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field, ValidationError, model_serializer, model_validator
 from torch import Tensor, nn
 
 from data_specs.io.errors import UserError
+from data_specs.io.waves import Padding
 from data_specs.sample import CROP_SAMPLES
 from data_specs.strict import Strict
 from train.models.features import FREQUENCIES, compressed_spectrum, frames, peak_normalise
@@ -32,9 +33,6 @@ from train.models.tensors import (
 KERNEL = 3
 LEAK = 0.1
 """Negative slope of the LeakyReLU (published code)."""
-
-Padding = Literal["zero", "repeat"]
-"""Behind a clip that is shorter than a window: zeros (published), or the clip again."""
 
 Layerwise = Annotated[tuple[Positive, ...], Field(max_length=MOST_LAYERS)]
 """A dimension of every layer of the head."""

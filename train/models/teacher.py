@@ -16,7 +16,7 @@ from torch import Tensor
 
 from data_specs.io.errors import UserError
 from data_specs.io.files import sha256_of
-from data_specs.sample import CROP_SAMPLES, audible_samples
+from data_specs.io.waves import audible_samples, filled
 from data_specs.strict import digest, unknown
 from data_specs.teacher import (
     MEAN,
@@ -147,7 +147,7 @@ class FilledTeacher:
     def score(self, waves_BT: Waves) -> tuple[Floats, Floats | None]:
         """See ``Teacher.score``."""
         waves = checked_waves(waves_BT).numpy(force=True)
-        heard = [np.resize(wave_T[: audible_samples(wave_T)], CROP_SAMPLES) for wave_T in waves]
+        heard = [filled(wave_T[: audible_samples(wave_T)], "repeat") for wave_T in waves]
         return self.teacher.score(np.stack(heard) if heard else waves)
 
 

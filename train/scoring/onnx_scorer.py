@@ -16,9 +16,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from data_specs.io.errors import UserError
 from data_specs.io.files import sha256_of
+from data_specs.io.waves import Padding
 from data_specs.sample import CROP_SAMPLES, SAMPLE_RATE
 from train.audio import Wave
-from train.models.student import Padding
 from train.models.tensors import require_memory
 from train.scoring.base import Scorer
 from train.scoring.windows import MAX_HOP_SAMPLES

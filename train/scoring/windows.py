@@ -10,9 +10,9 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from data_specs.io.errors import UserError
+from data_specs.io.waves import Padding, filled
 from data_specs.sample import CROP_SAMPLES
 from train.audio import Clip, Wave
-from train.models.student import Padding
 
 Short = Padding
 """As evaluation and the option ``--short`` call it."""
@@ -71,11 +71,8 @@ def window_starts(samples: int, grid: int = 1) -> list[int]:
 
 def windows(wave_T: Wave, padding: Padding = "zero") -> Iterator[Wave]:
     """The windows (122880,) of a 16 kHz clip, as the published code cuts them."""
-    missing = CROP_SAMPLES - len(wave_T)
-    if missing > 0:
-        yield (
-            np.pad(wave_T, (0, missing)) if padding == "zero" else np.resize(wave_T, CROP_SAMPLES)
-        )
+    if len(wave_T) <= CROP_SAMPLES:
+        yield filled(wave_T, padding)
         return
     for start in window_starts(len(wave_T)):
         yield wave_T[start : start + CROP_SAMPLES]

@@ -1,7 +1,7 @@
 "use strict";
 // The same steps as train/audio.py and train/score.py: first channel, torchaudio's resampler,
 // windows of 7.68 s, their mean.
-const RATE = 16000, WINDOW = 122880, HOP = 16000;
+const RATE = 16000, WINDOW = 122880, HOP = 16000, FADE = 800;
 const WORDS = ["bad", "poor", "fair", "good", "excellent"];
 const REPEATS = document.body.dataset.padding === "repeat";
 const at = (id) => document.getElementById(id);
@@ -133,12 +133,32 @@ function starts(length) { // samples at which the windows begin
 }
 
 function windowAt(wave, start) { // behind a short recording zeros, or the recording again
+  let part = wave.subarray(start, start + WINDOW);
+  while (REPEATS && part.length && part.length < WINDOW) part = twice(part);
   const window = new Float32Array(WINDOW);
-  const part = wave.subarray(start, start + WINDOW);
-  for (let at = 0; at < (REPEATS ? WINDOW : 1); at += part.length) {
-    window.set(part.subarray(0, WINDOW - at), at);
-  }
+  window.set(part.subarray(0, WINDOW));
   return window;
+}
+
+function twice(wave) { // its end goes over into its beginning, at equal power (data_specs/io/waves.py)
+  const length = wave.length, fade = Math.min(FADE, length >> 1), out = new Float32Array(2 * length - fade);
+  out.set(wave);
+  out.set(wave.subarray(fade), length);
+  let before = 0, after = 0, both = 0;
+  for (let i = 0; i < fade; i++) {
+    const end = wave[length - fade + i], begin = wave[i];
+    before += end * end;
+    after += begin * begin;
+    both += end * begin;
+  }
+  const energy = Math.sqrt(before * after);
+  const alike = energy ? Math.round(Math.max(0, both) / energy * 100) / 100 : 0;
+  for (let i = 0; i < fade; i++) {
+    const angle = (i + 0.5) / fade * Math.PI / 2;
+    const sum = wave[length - fade + i] * Math.cos(angle) + wave[i] * Math.sin(angle);
+    out[length - fade + i] = sum / Math.sqrt(1 + alike * Math.sin(2 * angle));
+  }
+  return out;
 }
 
 // ---------------------------------------------------------------- what is shown

@@ -9,8 +9,9 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from data_specs.io.errors import UserError
+from data_specs.io.waves import audible_samples
 from data_specs.recipe import Option, Recipe
-from data_specs.sample import SAMPLE_RATE, audible_samples
+from data_specs.sample import SAMPLE_RATE
 from data_specs.teacher import packages_of
 from pipeline.audio import DropSample
 from pipeline.render.processors import (

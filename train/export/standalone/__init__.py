@@ -29,6 +29,9 @@ WINDOW_SAMPLES = 122_880
 HOP_SAMPLES = 16_000
 """Windows of a longer clip start at most so far apart, spread evenly; their mean is its score."""
 
+FADE_SAMPLES = 800
+"""50 ms, over which the end of a repeated clip goes over into its beginning."""
+
 LOBES, ROLLOFF = 6, 0.99
 """Of the resampling filter: a sinc under a Hann window (torchaudio's defaults)."""
 
@@ -92,12 +95,29 @@ def _as_floats(wave: NDArray[Any]) -> Wave:
 
 def windows(wave_T: Wave, repeats: bool) -> Iterator[Wave]:
     """The pieces of 7.68 s that a clip at 16 kHz is scored in; a short one is filled up."""
-    missing = len(wave_T) - WINDOW_SAMPLES
-    if missing < 0:
-        yield np.resize(wave_T, WINDOW_SAMPLES) if repeats else np.pad(wave_T, (0, -missing))
+    spare = len(wave_T) - WINDOW_SAMPLES
+    if spare <= 0:
+        yield repeated(wave_T) if repeats else np.pad(wave_T, (0, -spare))
         return
-    for share in np.linspace(0, 1, math.ceil(missing / HOP_SAMPLES) + 1):
-        yield wave_T[int(share * missing) :][:WINDOW_SAMPLES]
+    for share in np.linspace(0, 1, math.ceil(spare / HOP_SAMPLES) + 1):
+        yield wave_T[int(share * spare) :][:WINDOW_SAMPLES]
+
+
+def repeated(wave_T: Wave) -> Wave:
+    """A window of a short clip over and over, its end going over into its beginning."""
+    while len(wave_T) < WINDOW_SAMPLES:
+        fade = min(FADE_SAMPLES, len(wave_T) // 2)
+        end, start = (
+            part.astype(np.float64) for part in (wave_T[len(wave_T) - fade :], wave_T[:fade])
+        )
+        angle = (np.arange(fade) + 0.5) / max(fade, 1) * np.pi / 2
+        energy = np.sqrt(np.sum(end**2) * np.sum(start**2))
+        alike = round(max(0.0, float(np.sum(end * start))) / energy, 2) if energy else 0.0
+        mixed = end * np.cos(angle) + start * np.sin(angle)
+        mixed /= np.sqrt(1 + alike * np.sin(2 * angle))  # at equal power, alike or not
+        parts = wave_T[: len(wave_T) - fade], mixed.astype(np.float32), wave_T[fade:]
+        wave_T = np.concatenate(parts)
+    return wave_T[:WINDOW_SAMPLES]
 
 
 def resampled(wave_T: Wave, rate_hz: int) -> Wave:
