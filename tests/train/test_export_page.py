@@ -38,10 +38,10 @@ needs_browser = pytest.mark.skipif(not CHROMIUM, reason="no chromium on the PATH
 FACTS = Facts(model="tiny <b>", weights_sha256="0" * 64, version="1", precision="fp32")
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module", params=["zero", "repeat"])
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("page") / "model.onnx"
-    write_onnx(path, tiny(), FACTS)
+    write_onnx(path, tiny(), FACTS.model_copy(update={"padding": request.param}))
     return path
 
 
