@@ -15,9 +15,11 @@ import torch
 
 from data_specs.io.errors import UserError
 from data_specs.io.files import here, only_writer
-from tests.train_helpers import write_dataset, write_rated
+from tests.export_helpers import write_run
+from tests.train_helpers import interrupted, write_dataset, write_rated
 from train.__main__ import VERBS, main
 from train.data.sources import open_sources
+from train.files import load_checkpoint
 from train.loop.launch import require_launch
 from train.loop.loop import Host
 from train.student.fit import Trainer, fit
@@ -133,19 +135,11 @@ def test_a_run_goes_on_where_auto_means_something_else(folder, tmp_path, monkeyp
     sources = open_sources(folder)
     config = make_config("v1", sources, "fast", steps=2, batch=2, validate_every=1)
     assert (config.precision, config.compile) == ("auto", "auto")
-    update = Trainer.update
-
-    def stops(self, batch):
-        if self.step == 1:
-            raise KeyboardInterrupt
-        return update(self, batch)
-
     monkeypatch.setattr("train.models.precision.has_fast_bf16", lambda device: True)
     assert computed_in_bf16(config, "cpu")
-    monkeypatch.setattr(Trainer, "update", stops)
-    with pytest.raises(KeyboardInterrupt):
+    with interrupted(Trainer, 0):
         fit(config, sources, tmp_path, QUIET)
-    monkeypatch.setattr(Trainer, "update", update)
+    assert load_checkpoint(tmp_path / "last.pt")["step"] == 1
     monkeypatch.setattr("train.models.precision.has_fast_bf16", lambda device: False)
     assert not computed_in_bf16(config, "cpu")
     fit(config, sources, tmp_path, QUIET)
@@ -232,8 +226,6 @@ def test_a_folder_that_another_command_writes_to_is_refused(
     out, rated = tmp_path / "out", str(write_rated(tmp_path / "rated", clips=12))
     student = tmp_path / "student"
     if verb in ("lengths", "prune", "prune-structured"):
-        from tests.train.test_prune import write_run
-
         write_run(student)
     words = {
         "fit": ["--student", "v1", "--shards", folder, "--steps", 1],
