@@ -446,12 +446,8 @@ def test_removing_twice_is_removing_once(student: Student):
     assert_same(first, remove_units(first, dead_units(first)))
 
 
-@pytest.fixture(scope="module")
-def v7() -> Student:
-    return load_v7()
-
-
-def test_v7_with_dead_units(v7: Student):
+def test_v7_with_dead_units():
+    v7 = load_v7()
     student = random_student(v7.config)
     student.load_state_dict(v7.state_dict())
     torch.manual_seed(3)

@@ -143,24 +143,13 @@ def simulation() -> RatedFrames:
 def trained(simulation, tmp_path_factory) -> dict[bool, Path]:
     """The simulation trained with (True) and without (False) scales: their run folders."""
     runs = {}
-    for bias_aware in (True, False):
-        config = teacher_fit.make_config(
-            Settings(
-                bias_aware=bias_aware,
-                steps=4000,
-                batch=128,
-                lr=2e-3,
-                validate_every=400,
-                dim=16,
-                heads=2,
-                layers=1,
-            ),
-            simulation,
-        )
-        runs[bias_aware] = tmp_path_factory.mktemp("trained") / f"aware-{bias_aware}"
-        teacher_fit.train_teacher(
-            config, simulation, runs[bias_aware], Host(device="cpu", progress=False)
-        )
+    changes = {"steps": 4000, "batch": 128, "lr": 2e-3, "validate_every": 400}
+    changes |= {"dim": 16, "dropout": 0.0}
+    host = Host(device="cpu", progress=False)
+    for aware in (True, False):
+        runs[aware] = tmp_path_factory.mktemp("trained") / f"aware-{aware}"
+        config = tiny_config(simulation, bias_aware=aware, **changes)
+        teacher_fit.train_teacher(config, simulation, runs[aware], host)
     return runs
 
 
@@ -437,10 +426,8 @@ def test_a_stopped_run_continues(tmp_path, monkeypatch):
 )
 def test_a_run_of_another_configuration_is_refused_by_name(tmp_path, change):
     data = tiny()
-    config = tiny_config(data)
-    files.save_checkpoint(
-        tmp_path / "last.pt", HeadTrainer(config, data.training_counts).checkpoint()
-    )
+    trainer = HeadTrainer(tiny_config(data), data.training_counts)
+    files.save_checkpoint(tmp_path / "last.pt", trainer.checkpoint())
     with pytest.raises(ValueError, match=f"{next(iter(change))}=.*another --out"):
         teacher_fit.train_teacher(tiny_config(data, **change), data, tmp_path, QUIET)
 

@@ -18,6 +18,7 @@ from abc import ABC, abstractmethod
 from argparse import Namespace
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import AbstractContextManager, closing, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -34,8 +35,11 @@ from data_specs.io.files import write_text
 from data_specs.io.hardware import keep_freed_memory
 from data_specs.io.options import options_of
 from data_specs.io.progress import progress_bar
+from data_specs.rated import require_heard
 from data_specs.strict import checked
-from train.data.loading import worker_deaths_named
+from train.data.loading import loader, worker_deaths_named
+from train.data.sources import Sources
+from train.data.stream import Batches
 from train.files import load_checkpoint, require_same, save_checkpoint
 from train.loop.parallel import STOP_EVERY, joint_means, largest
 from train.loop.run_log import Logger, Meter, RunLog
@@ -215,6 +219,16 @@ def train(task: Task, feed: Feed, held: Any, out: Path, host: Host) -> None:
         task.due = task.validates_first
     with closing(_Loop(task, held, out, host, losses)) as loop, worker_deaths_named():
         loop.run(feed)
+
+
+def train_on(task: Task, sources: Sources, out: Path, host: Host) -> None:
+    """``train`` on shards and rated clips; a new run reads all of these first."""
+    if task.rank == 0 and not (out / "last.pt").is_file():
+        require_heard([*sources.rated, *sources.rated_validation])
+    samples, held = sources.samples(host.cache_gb)
+    batches = Batches(samples, sources.order(task.config), sources.rated, task.rank, task.world)
+    pin = task.device.type == "cuda"
+    train(task, partial(loader, batches, workers=host.workers, pin=pin), held, out, host)
 
 
 class _Loop:

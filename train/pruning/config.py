@@ -113,15 +113,15 @@ def open_data(args: argparse.Namespace, calibration: Calibration | None) -> Sour
     require_apart(rated, held)
     if args.shards is not None and not held:
         return replace(open_sources(args.shards, args.validation), rated=rated)
-    info, shards = LABELLED_ONLY, []
     if args.shards is not None:
         info, shards = read_dataset_info(args.shards), list_shards(args.shards)
-    elif args.validation is not None:
+        return Sources(info, shards, [], rated, digest_of(held), held)
+    if args.validation is not None:
         of_shards = read_dataset_info(args.validation).recipe_hash
-        return Sources(info, shards, list_shards(args.validation), rated, of_shards)
-    elif not held:
+        return Sources(LABELLED_ONLY, [], list_shards(args.validation), rated, of_shards)
+    if not held:
         rated, held = held_apart(rated, 0, args.rated_hold_out)
-    return Sources(info, shards, [], rated, digest_of(held), held)
+    return Sources(LABELLED_ONLY, [], [], rated, digest_of(held), held)
 
 
 def _clips(

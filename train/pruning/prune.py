@@ -17,7 +17,6 @@ import argparse
 import json
 import time
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +29,9 @@ from data_specs.io.addresses import path_here
 from data_specs.io.errors import UserError
 from data_specs.io.files import write_text
 from data_specs.io.options import add_options
-from data_specs.rated import require_heard
 from train.data.hold_out import HOLD_OUT
-from train.data.loading import loader
 from train.data.sources import RatedSamples, Samples, Sources
-from train.data.stream import Batch, Batches, batch_of, to_waves
+from train.data.stream import Batch, batch_of, to_waves
 from train.files import csv_text, run_folder
 from train.loop.loop import (
     ONE_PROCESS,
@@ -44,7 +41,7 @@ from train.loop.loop import (
     attention_backward,
     errors_of,
     host_of,
-    train,
+    train_on,
 )
 from train.models.precision import resolve_precision
 from train.models.pruned import save_pruned
@@ -347,15 +344,9 @@ def prune(config: PruneConfig, subject: Subject, sources: Sources, out: Path, ho
     host = host.model_copy(update={"log_every": config.steps})  # once a round
     with run_folder(out):
         task = Pruner(subject, config)
-        if not (out / "last.pt").is_file():
-            require_heard([*sources.rated, *sources.rated_validation])
         if host.progress:
             print(_about(task), flush=True)
-        samples, held = sources.samples(host.cache_gb)
-        batches = Batches(samples, sources.order(config), sources.rated)
-        pin = task.device.type == "cuda"
-        feed = partial(loader, batches, workers=host.workers, pin=pin)
-        train(task, feed, held, out, host)
+        train_on(task, sources, out, host)
         task.write_results(out)
 
 

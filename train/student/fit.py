@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import copy
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +24,11 @@ from torch.nn import functional
 from data_specs.io.addresses import path_here
 from data_specs.io.errors import UserError
 from data_specs.io.options import add_options, options_of
-from data_specs.rated import require_heard
 from data_specs.sample import CROP_SAMPLES
 from train.data.augment import augment
-from train.data.loading import loader
 from train.data.shards import DatasetInfo
 from train.data.sources import Samples, Sources, open_sources
-from train.data.stream import Batch, Batches, to_waves
+from train.data.stream import Batch, to_waves
 from train.files import run_folder, write_model
 from train.loop.launch import is_first_process
 from train.loop.loop import (
@@ -42,7 +39,7 @@ from train.loop.loop import (
     errors_of,
     host_of,
     load_best,
-    train,
+    train_on,
 )
 from train.loop.parallel import make_fabric, synchronise_batch_norm, whole
 from train.models.loading import find_student
@@ -168,12 +165,7 @@ def fit(
     with run_folder(out) if is_first_process() else nullcontext():
         bf16 = computed_in_bf16(config, host.device)
         task = Trainer(config, make_fabric(host.device, host.devices, host.nodes, bf16), start)
-        if task.rank == 0 and not (out / "last.pt").is_file():
-            require_heard([*sources.rated, *sources.rated_validation])
-        samples, held = sources.samples(host.cache_gb)
-        batches = Batches(samples, sources.order(config), sources.rated, task.rank, task.world)
-        pin = task.device.type == "cuda"
-        train(task, partial(loader, batches, workers=host.workers, pin=pin), held, out, host)
+        train_on(task, sources, out, host)
         if task.rank == 0:
             export(out, config, sources.info)
 

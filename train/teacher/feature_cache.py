@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby, islice
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -258,7 +258,7 @@ def _pending(folder: Path, clips: Sequence[RatedClip], ledger: dict[int, Row]) -
     pending = []
     for number, clip in enumerate(clips):
         kept, now = ledger.get(number), clip.path.stat()
-        file = {"bytes": now.st_size, "modified_ns": now.st_mtime_ns}
+        file: dict[str, Any] = {"bytes": now.st_size, "modified_ns": now.st_mtime_ns}
         if kept is not None and kept.model_dump(include=set(file)) == file:
             continue
         if kept is not None and not kept.bad:
