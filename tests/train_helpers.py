@@ -26,7 +26,6 @@ from numpy.typing import NDArray
 from data_specs.io import files as io_files
 from tests.bench.random_xlsr import config_of, write_checkpoint
 from train import files
-from train.loop.loop import Task
 from train.models import pruned
 
 ROOT = Path(__file__).parents[1]
@@ -174,12 +173,12 @@ def dies_writing(name: str, count: int, half: bool, work: Callable[[], None]) ->
 
 
 def dies_at(
-    task: type[Task], method: str, when: Callable[[Any], bool], work: Callable[[], None]
+    task: type[Any], method: str, when: Callable[[Any], bool], work: Callable[[], None]
 ) -> None:
     """Die when a method of a run's task is called."""
     whole = getattr(task, method)
 
-    def deadly(self: Task, *given: Any) -> Any:
+    def deadly(self: Any, *given: Any) -> Any:
         if when(self):
             kill()
         return whole(self, *given)
@@ -189,11 +188,11 @@ def dies_at(
 
 
 @contextmanager
-def interrupted(task: type[Task], step: int) -> Iterator[None]:
+def interrupted(task: type[Any], step: int) -> Iterator[None]:
     """Press Ctrl-C in the update after ``step`` steps; it must come out of the block."""
     update = task.update
 
-    def presses(self: Task, batch: Any) -> torch.Tensor:
+    def presses(self: Any, batch: Any) -> torch.Tensor:
         if self.step == step:
             signal.raise_signal(signal.SIGINT)
         return update(self, batch)

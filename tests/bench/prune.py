@@ -156,7 +156,7 @@ def _update(pruner: Pruner, batch: Batch, clock: Clock) -> None:
 
 def _require_held(pruner: Pruner) -> None:
     parameters = dict(pruner.network.named_parameters())
-    for name, mask in pruner.masks.masks.items():
+    for name, mask in pruner.masks.items():
         if bool(parameters[name].detach()[~mask].any()):
             raise RuntimeError(f"{name}: a dead weight is not zero")
 
@@ -199,7 +199,7 @@ def selection(args: argparse.Namespace) -> None:
     total, clock = masks.total(), Clock(device)
     held = sum(score.nbytes for score in scores.values()) + total
     count = total // 200
-    clock.time("selection", lambda: remove_smallest(scores, masks.masks, count))
+    clock.time("selection", lambda: remove_smallest(scores, masks, count))
     if masks.alive() != total - count:
         raise RuntimeError(f"{total - masks.alive()} removed, not {count}")
     print(

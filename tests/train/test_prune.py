@@ -160,28 +160,28 @@ def test_the_dead_stay_exactly_zero(name):
         optimiser.zero_grad()
         functional.mse_loss(network(torch.randn(3, 1, 4, 4)), torch.randn(3, 2)).backward()
         if number == 50:
-            for weight, mask in zip(weights, masks.masks.values(), strict=True):
+            for weight, mask in zip(weights, masks.values(), strict=True):
                 weight.grad[~mask] = float("inf")
         optimiser.step()
 
     weights = [network.get_parameter(name) for name in names]
     for _ in range(5):  # so that there is momentum towards everywhere
         step(0)
-    for mask in masks.masks.values():
+    for mask in masks.values():
         mask &= torch.rand(mask.shape) < 0.5
-    assert all(weights[0][~masks.masks["0.weight"]] != 0)
+    assert all(weights[0][~masks["0.weight"]] != 0)
     held.remove()
     masks.apply_(network)
     masks.hold(optimiser, network)
     before = [weight.detach().clone() for weight in weights]
     for number in range(100):
         step(number)
-        for weight, mask in zip(weights, masks.masks.values(), strict=True):
+        for weight, mask in zip(weights, masks.values(), strict=True):
             assert not weight[~mask].any()
             for memory in optimiser.state[weight].values():
                 if memory.shape == weight.shape:
                     assert not memory[~mask].any()
-    for weight, mask, old in zip(weights, masks.masks.values(), before, strict=True):
+    for weight, mask, old in zip(weights, masks.values(), before, strict=True):
         assert (weight[mask] != old[mask]).all()
         assert torch.isfinite(weight).all()
 
@@ -190,7 +190,7 @@ def test_masks_count_and_fit_their_weights():
     network = nn.Sequential(nn.Linear(7, 3), nn.Conv1d(2, 3, 5))
     masks = Masks.full(network, ["0.weight", "1.weight"])
     assert masks.alive() == masks.total() == 21 + 30
-    for mask in masks.masks.values():
+    for mask in masks.values():
         mask &= torch.rand(mask.shape) < 0.5
     assert masks.total() == 51
     with pytest.raises(ValueError, match=r"no weight '0\.weight' of the mask's shape"):
@@ -319,11 +319,11 @@ def test_the_lowest_scores_go_and_the_living_are_untouched(labels):
     assert pruner.round == 1
     ordered = torch.cat([average.flatten() for average in averages.values()]).sort().values
     for name, average in averages.items():
-        assert torch.equal(pruner.masks.masks[name], average > ordered[155])
-        assert not pruner.scores.averages[name][~pruner.masks.masks[name]].any()
+        assert torch.equal(pruner.masks[name], average > ordered[155])
+        assert not pruner.scores.averages[name][~pruner.masks[name]].any()
     after = subject.network.state_dict()
     for name, tensor in before.items():
-        mask = pruner.masks.masks.get(name, torch.ones(tensor.shape, dtype=torch.bool))
+        mask = pruner.masks.get(name, torch.ones(tensor.shape, dtype=torch.bool))
         assert torch.equal(after[name][mask], tensor[mask])
         assert not after[name][~mask].any()
 

@@ -163,18 +163,18 @@ def test_magnitude_takes_the_smallest_of_every_matrix_and_whole_kernels():
         network.conv.weight.copy_(norms[:, :, None, None] * torch.tensor([[0.5, -0.1], [0.2, 0.2]]))
     masks = Masks.full(network, ["linear.weight", "conv.weight"])
     remove_by_magnitude(network, masks, target=17)  # half of 34
-    assert masks.masks["linear.weight"].tolist() == [
+    assert masks["linear.weight"].tolist() == [
         [False, True, False, False, False],
         [True, True, True, False, True],
     ]
-    kernels = masks.masks["conv.weight"]
+    kernels = masks["conv.weight"]
     assert kernels[:, :, 0, 0].tolist() == [[False, False], [True, False], [True, True]]
     assert all((kernels == kernels[:, :, :1, :1]).flatten().tolist())
     assert masks.alive() == 5 + 12
     masks.apply_(network)
     remove_by_magnitude(network, masks, target=11)  # 3.2 of 10 weights, 1.9 of 6 kernels
     assert masks.alive() == 3 + 4
-    assert masks.masks["linear.weight"].nonzero().tolist() == [[0, 1], [1, 2], [1, 4]]
-    assert masks.masks["conv.weight"][2, 1].all()
+    assert masks["linear.weight"].nonzero().tolist() == [[0, 1], [1, 2], [1, 4]]
+    assert masks["conv.weight"][2, 1].all()
     remove_by_magnitude(network, masks, target=0)
     assert masks.alive() == 0

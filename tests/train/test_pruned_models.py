@@ -90,7 +90,7 @@ def random_masks(state: dict[str, torch.Tensor], alive: float) -> Masks:
 
 
 def masked(state: dict[str, torch.Tensor], masks: Masks) -> dict[str, torch.Tensor]:
-    return {n: t * masks.masks[n] if n in masks.masks else t for n, t in state.items()}
+    return {n: t * masks[n] if n in masks else t for n, t in state.items()}
 
 
 def same_bits(first: torch.Tensor, second: torch.Tensor) -> bool:
@@ -260,7 +260,7 @@ def prune_encoder(teacher: HeadTeacher, alive: float) -> Masks:
     encoder = teacher.front_end.encoder
     masks = random_masks(dict(encoder.named_parameters()), alive)
     masks.apply_(encoder)
-    return Masks({f"encoder.{name}": mask for name, mask in masks.masks.items()})
+    return Masks({f"encoder.{name}": mask for name, mask in masks.items()})
 
 
 def test_a_pruned_teacher_needs_nothing_but_its_folder(
@@ -588,7 +588,7 @@ def test_a_pruned_teacher_loses_units(xlsr: Path, tmp_path: Path):
     state = teacher.front_end.encoder.state_dict()
     for part in layout_of(teacher.front_end.encoder).groups[1].makes:
         part.clear(state, torch.arange(10))
-        masks.masks[f"encoder.{part.tensor}"][:10] = False
+        masks[f"encoder.{part.tensor}"][:10] = False
     save_pruned(tmp_path / "pruned", weights_of(teacher), masks, describe(teacher))
     assert command("--model", tmp_path / "pruned", "--out", tmp_path / "small") == 0
     found = load_teacher(tmp_path / "small", precision="fp32")

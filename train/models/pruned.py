@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import safetensors
@@ -43,15 +43,6 @@ SKIP = 255
 
 Coding = Literal["whole", "bits", "gaps"]
 Bytes = NDArray[np.uint8]
-
-
-class HasMasks(Protocol):
-    """What is needed of ``train.pruning.masks.Masks``."""
-
-    @property
-    def masks(self) -> Mapping[str, Tensor]:
-        """Bool tensors by parameter name, True where the weight is alive."""
-        ...
 
 
 class _Stored(BaseModel):
@@ -113,7 +104,10 @@ def _decoded(stored: _Stored, coded: Bytes) -> Tensor:
 
 
 def save_pruned(
-    folder: Path, weights: Mapping[str, Tensor], masks: HasMasks, about: Mapping[str, Any]
+    folder: Path,
+    weights: Mapping[str, Tensor],
+    masks: Mapping[str, Tensor],
+    about: Mapping[str, Any],
 ) -> None:
     """Write a pruned model into ``folder``, each file atomically, the description last.
 
@@ -127,10 +121,10 @@ def save_pruned(
     content: dict[str, Tensor] = {}
     header: dict[str, Any] = {}
     for name, tensor in weights.items():
-        parts, stored = _stored(name, tensor.detach().cpu().contiguous(), masks.masks.get(name))
+        parts, stored = _stored(name, tensor.detach().cpu().contiguous(), masks.get(name))
         content |= parts
         header[name] = stored.model_dump()
-    if strange := sorted(masks.masks.keys() - weights.keys()):
+    if strange := sorted(masks.keys() - weights.keys()):
         raise ValueError(f"a mask for {strange[0]!r}, but no such weights")
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / SPARSE_FILE

@@ -7,8 +7,7 @@ AdamW need to leave it at exactly zero; weight decay is a multiple of the weight
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from functools import partial
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -50,26 +49,25 @@ def prunable(network: Student | TeacherNetwork, what: str | None = None) -> list
     ]
 
 
-class Masks:
+class Masks(dict[str, Tensor]):
     """Which weights are alive: a bool tensor of a weight's shape by its name, True where alive."""
-
-    def __init__(self, masks: Mapping[str, Tensor]) -> None:
-        self.masks = dict(masks)
 
     @classmethod
     def full(cls, module: nn.Module, names: Iterable[str]) -> Masks:
         """All alive, on the weights' device."""
-        weights = {name: module.get_parameter(name) for name in names}
-        ones = partial(torch.ones, dtype=torch.bool)
-        return cls({name: ones(w.shape, device=w.device) for name, w in weights.items()})
+        masks = cls()
+        for name in names:
+            weight = module.get_parameter(name)
+            masks[name] = torch.ones(weight.shape, dtype=torch.bool, device=weight.device)
+        return masks
 
     def alive(self) -> int:
         """Weights that are left."""
-        return sum(int(mask.count_nonzero()) for mask in self.masks.values())
+        return sum(int(mask.count_nonzero()) for mask in self.values())
 
     def total(self) -> int:
         """Weights that there were."""
-        return sum(mask.numel() for mask in self.masks.values())
+        return sum(mask.numel() for mask in self.values())
 
     @torch.no_grad()
     def apply_(self, module: nn.Module) -> None:
@@ -100,7 +98,7 @@ class Masks:
 
     def _pairs(self, module: nn.Module) -> Iterator[tuple[Parameter, Tensor]]:
         parameters = dict(module.named_parameters())
-        for name, mask in self.masks.items():
+        for name, mask in self.items():
             if name not in parameters or parameters[name].shape != mask.shape:
                 owner = type(module).__name__
                 raise ValueError(f"{owner} has no weight {name!r} of the mask's shape")

@@ -88,7 +88,7 @@ class Pruner(Task):
         self.left = schedule(self.total, config.rate, config.rate_of, self._smallest())
         self.scores: TaylorScores | None = None
         if config.method == "importance":
-            self.scores = TaylorScores(self.network, self.masks.masks, config.decay)
+            self.scores = TaylorScores(self.network, self.masks, config.decay)
         self.optimizer = torch.optim.AdamW(
             [p for p in self.network.parameters() if p.requires_grad],
             lr=config.lr,
@@ -111,7 +111,7 @@ class Pruner(Task):
             raise UserError(f"a size of {self.config.sizes[-1]:g} % leaves no weight")
         if self.config.method != "layer-drop":
             return smallest
-        least = weights_by_layers(self.network, self.masks.masks)[0]
+        least = weights_by_layers(self.network, self.masks)[0]
         within = [weights_at(s, self.total) for s in self.config.sizes]
         reached = [left for left in within if left >= least]
         if not reached:
@@ -196,12 +196,12 @@ class Pruner(Task):
     def select(self, target: int) -> None:
         """Clear masks so that ``target`` weights are left, or a few less (see the methods)."""
         if self.scores:
-            remove_smallest(self.scores.averages, self.masks.masks, self.alive - target)
+            remove_smallest(self.scores.averages, self.masks, self.alive - target)
             self.scores.forget(self.masks)
         elif self.config.method == "magnitude":
             remove_by_magnitude(self.network, self.masks, target)
         else:
-            by_layers = weights_by_layers(self.network, self.masks.masks)
+            by_layers = weights_by_layers(self.network, self.masks)
             self.keep_layers(layers_within(by_layers, target))
 
     def keep_layers(self, count: int) -> None:
@@ -299,11 +299,11 @@ class Pruner(Task):
         """Masks, scores, weights, moments, results."""
         layers = None
         if self.config.method == "layer-drop":
-            layers = len(weights_by_layers(self.network, self.masks.masks))
+            layers = len(weights_by_layers(self.network, self.masks))
         return {
             "round": self.round,
             "layers": layers,
-            "masks": self.masks.masks,
+            "masks": dict(self.masks),
             "scores": self.scores.averages if self.scores else {},
             **super().state(),
             "rows": self.rows,

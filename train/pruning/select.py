@@ -60,7 +60,7 @@ class TaylorScores:
     def forget(self, masks: Masks) -> None:
         """Set the scores of dead weights to zero."""
         for name, average in self.averages.items():
-            average.masked_fill_(~masks.masks[name], 0.0)
+            average.masked_fill_(~masks[name], 0.0)
 
     def load(self, averages: Mapping[str, Tensor]) -> None:
         """Take over averages that were saved."""
@@ -144,7 +144,7 @@ def remove_by_magnitude(module: nn.Module, masks: Masks, target: int) -> None:
     by less than one unit a tensor.
     """
     total = masks.total()
-    for name, mask in masks.masks.items():
+    for name, mask in masks.items():
         mask_UK = mask.view(prod(mask.shape[:2]), -1)
         alive_U = mask_UK.any(-1)
         gone = int(alive_U.count_nonzero()) - target * len(alive_U) // total
