@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -396,43 +392,6 @@ def test_rated_clips_choose_the_best_with_shards(folder, tmp_path):
 def test_bad_settings(folder, changes, message):
     with pytest.raises(ValueError, match=message):
         config_of(folder, **changes)
-
-
-def start_and_signal(command: list[str], run: Path, step: int, number: int) -> int:
-    """Start a run, send it a signal when its checkpoint is at ``step``; the exit code."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen([sys.executable, *command, str(run)], cwd=ROOT, env=environment)
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        if (run / "last.pt").exists() and load_checkpoint(run / "last.pt")["step"] >= step:
-            break
-        time.sleep(0.02)
-    process.send_signal(number)
-    return process.wait(60)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("number", "steps"), [(signal.SIGINT, (23, 150)), (signal.SIGKILL, (5, 268))]
-)
-def test_killed_process_continues(folder, tmp_path, number, steps):
-    """300 steps, killed twice: the weights and the log of an unbroken run."""
-    run = tmp_path / "run"
-    command = [
-        *("-m", "train", "fit", "--student", "v1", "--shards", str(folder), "--preset", "fast"),
-        *("--batch", "4", "--steps", "300", "--validate-every", "5", "--precision", "fp32"),
-        *("--threads", "1", "--workers", "1", "--warmup", "2", "--out"),
-    ]
-    for step in steps:
-        code = start_and_signal(command, run, step, number)
-        assert code == (130 if number == signal.SIGINT else -9)
-        assert load_checkpoint(run / "last.pt")["step"] < 300
-    for name in ("run", "unbroken"):
-        python(*command, tmp_path / name)
-    require_same_states(run, tmp_path / "unbroken", "student", "average")
-    steps = [line["step"] for line in logged(run) if "validation_rmse" in line]
-    assert steps == list(range(5, 301, 5))
-    assert logged(run) == logged(tmp_path / "unbroken")
 
 
 def test_ratings_are_mapped_to_the_scale_of_the_labels(tmp_path, capsys):

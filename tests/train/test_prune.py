@@ -29,7 +29,6 @@ from tests.train_helpers import (
     require_same_states,
     small_xlsr,
     tone_pcm,
-    tones,
     write_dataset,
     write_rated,
     write_xlsr,
@@ -296,16 +295,6 @@ def test_a_run_leaves_what_its_schedule_says(labels, tmp_path, method):
             assert not tensor[~masks[name]].any()
     assert sum(int((weights[name] != 0).sum()) for name in masks) == left[3]
     assert (tmp_path / "results.csv").read_text().startswith("size,left,weights_left")
-
-
-def test_a_pruned_run_is_a_scorer(labels, tmp_path):
-    config, subject, sources = set_up(tiny(), labels)
-    prune(config, subject, sources, tmp_path, QUIET)
-    waves_BT = tones(2)
-    with torch.no_grad():
-        expected = subject.network.eval()(waves_BT).tolist()
-    scored = load(tmp_path / "pruned-60").score_windows([wave.numpy() for wave in waves_BT])
-    assert scored == pytest.approx(expected, abs=STUDENT)
 
 
 def test_the_lowest_scores_go_and_the_living_are_untouched(labels):
