@@ -152,7 +152,7 @@ class Report:
         waves_BT = clips_of(None, clips)
         works = [partial(scores_of, one, waves_BT) for one in (self.original, model)]
         pairs = [[timeit(work, number=1) for work in works] for _ in range(repeats + 1)][1:]
-        old_s, new_s = map(statistics.median, zip(*pairs, strict=True))
+        old_s, new_s = (statistics.median(side) for side in zip(*pairs, strict=True))
         gain = statistics.median(old / new for old, new in pairs)
         print(
             f"{clips} window(s) at a time: {1e3 * old_s:.1f} ms before, {1e3 * new_s:.1f} ms "
