@@ -42,6 +42,8 @@ def tiny() -> Student:
 def write_run(folder: Path, network: Student | None = None, **about: Any) -> Path:
     """The folder of a trained student, and what else its description says."""
     folder.mkdir(parents=True)
-    write_weights(folder / "model.safetensors", (network or tiny()).state_dict())
-    write_about(folder / "model.json", {"config": TINY.model_dump(mode="json"), **about})
+    network = network or tiny()
+    write_weights(folder / "model.safetensors", network.state_dict())
+    config = network.config.model_dump(mode="json")
+    write_about(folder / "model.json", {"config": config, **about})
     return folder

@@ -9,8 +9,11 @@ import itertools
 import json
 import os
 import signal
+import subprocess
+import sys
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +24,11 @@ import torch
 from numpy.typing import NDArray
 
 from data_specs.io import files as io_files
+from tests.bench.random_xlsr import config_of, write_checkpoint
 from train import files
 from train.models import pruned
+
+ROOT = Path(__file__).parents[1]
 
 CROP = 122_880
 SHARED = Path(os.environ.get("SPEECH_SHARED", Path(__file__).parents[2] / "shared"))
@@ -119,19 +125,22 @@ def write_dataset(
     return folder
 
 
-def write_rated(folder: Path, clips: int = 6, seconds: float = 2.0) -> Path:
-    """A rated CSV with its clips."""
+def write_rated(
+    folder: Path, clips: int = 6, seconds: float = 2.0, conditions: int | None = None
+) -> Path:
+    """A rated CSV with its clips, of two datasets and so many conditions."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "labels.csv").open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["dataset", "path", "mos", "extra"])
+        writer.writerow(["dataset", "path", "mos", "condition" if conditions else "extra"])
         for number in range(clips):
             soundfile.write(
                 folder / f"{number}.wav",
                 tone_pcm(number, int(seconds * 16_000)),
                 16_000,
             )
-            writer.writerow([f"set{number % 2}", f"{number}.wav", tone_mos(number), "x"])
+            extra = number % conditions if conditions else "x"
+            writer.writerow([f"set{number % 2}", f"{number}.wav", tone_mos(number), extra])
     return folder / "labels.csv"
 
 
@@ -172,3 +181,67 @@ def dies_writing(name: str, count: int, half: bool, work: Callable[[], None]) ->
     files.write_atomically = pruned.write_atomically = deadly
     io_files.whole_file = deadly_text
     work()
+
+
+def dies_at(
+    task: type[Any], method: str, when: Callable[[Any], bool], work: Callable[[], None]
+) -> None:
+    """Die when a method of a run's task is called."""
+    whole = getattr(task, method)
+
+    def deadly(self: Any, *given: Any) -> Any:
+        if when(self):
+            kill()
+        return whole(self, *given)
+
+    setattr(task, method, deadly)
+    work()
+
+
+@contextmanager
+def interrupted(task: type[Any], step: int) -> Iterator[None]:
+    """Press Ctrl-C in the update after ``step`` steps; it must come out of the block."""
+    update = task.update
+
+    def presses(self: Any, batch: Any) -> torch.Tensor:
+        if self.step == step:
+            signal.raise_signal(signal.SIGINT)
+        return update(self, batch)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(task, "update", presses)
+        yield
+
+
+def python(*words: object) -> None:
+    """Run a Python of its own, of one thread, in the repository."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, *map(str, words)]
+    subprocess.run(command, cwd=ROOT, env=environment, check=True)
+
+
+def require_same_states(one: Path, other: Path, *parts: str) -> None:
+    """The last checkpoints of two runs have the same parts and moments, bit for bit."""
+    ours, theirs = (files.load_checkpoint(run / "last.pt") for run in (one, other))
+    moments = (content["optimizer"]["state"] for content in (ours, theirs))
+    for pair in (*((ours[part], theirs[part]) for part in ("step", *parts)), tuple(moments)):
+        torch.testing.assert_close(*pair, rtol=0, atol=0)
+
+
+def logged(run: Path) -> list[dict[str, Any]]:
+    """The log of a run without what the clock says."""
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    clock = ("samples_per_s", "data_wait_share")
+    return [{key: value for key, value in line.items() if key not in clock} for line in lines]
+
+
+def small_xlsr(layers: int, **changes: Any) -> Any:
+    """The configuration of an XLS-R of that many layers, 32 wide."""
+    small = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4}
+    small |= {"conv_dim": [16] * 7, "num_conv_pos_embedding_groups": 4}
+    return config_of("300m", layers, **(small | changes))
+
+
+def write_xlsr(folder: Path, layers: int, **changes: Any) -> Path:
+    """The checkpoint of one, with random weights."""
+    return write_checkpoint(folder, small_xlsr(layers, **changes))

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from data_specs.io.errors import UserError
-from data_specs.io.files import only_writer, remove_leftovers, write_atomically
+from data_specs.io.files import only_writer, remove_leftovers, sha256_of, write_atomically
 from data_specs.io.names import cell, plain
 from train.models import tensors
 
@@ -97,6 +97,16 @@ def write_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
     """A safetensors file, atomically."""
     whole = {name: tensor.cpu().contiguous() for name, tensor in weights.items()}
     write_atomically(path, lambda temporary: safetensors.torch.save_file(whole, temporary))
+
+
+def write_model(path: Path, weights: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
+    """``NAME.safetensors``, then ``NAME.json``: what they are, their hash, this package's version.
+
+    Each atomically.
+    """
+    write_weights(path, weights)
+    facts = {"weights_sha256": sha256_of(path), "version": version()}
+    tensors.write_about(path.with_suffix(".json"), {**about, **facts})
 
 
 def version() -> str:

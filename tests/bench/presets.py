@@ -1,11 +1,11 @@
 """How much less training the fast preset needs than the paper's. ``python -m tests.bench presets``.
 
-Trains one student twice on the same shards: with the paper's settings for ``--steps`` updates, and
+Trains one student twice on the same shards: with the paper's settings for ``--steps`` steps, and
 with the fast preset for a quarter of them (its cosine ends there). Then asks after how many clips
 the fast run's validation error was first as low as the paper run's lowest, and after how many
 seconds. Both are ordinary run folders under ``--out``: interrupted, the same command goes on.
 
-The paper trains for 250 000 updates, and its students improve over all of them: what is
+The paper trains for 250 000 steps, and its students improve over all of them: what is
 compared here is the budget that was asked for.
 """
 
@@ -27,7 +27,7 @@ from train.student.fit import fit
 from train.student.presets import FitConfig, make_config
 
 FRACTION = 4
-"""The fast run has this many times fewer updates."""
+"""The fast run has this many times fewer steps."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--student", default="v1")
     parser.add_argument("--shards", required=True)
     parser.add_argument("--validation")
-    parser.add_argument("--steps", type=int, default=8000, help="updates of the paper's run")
+    parser.add_argument("--steps", type=int, default=8000, help="steps of the paper's run")
     parser.add_argument("--out", type=path_here, required=True)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

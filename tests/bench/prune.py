@@ -3,7 +3,7 @@
 XLS-R of the real shape, cut at its layer, with random weights (speed and memory do not depend on
 what was learnt) and made-up clips: scores are gathered, the lowest selected and masked, then it is
 updated, by the code that ``python -m train prune`` runs. The estimate for a whole run counts the
-operations of the network, three times forward an update, at the rate that ``--gpu-tflops`` says.
+operations of the network, three times forward a step, at the rate that ``--gpu-tflops`` says.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from data_specs.io.errors import UserError
 from data_specs.io.hardware import keep_freed_memory
 from data_specs.sample import CROP_SAMPLES
+from tests.bench import device_name, run_parts
 from tests.bench.random_xlsr import SIZES as XLSR_SIZES
 from tests.bench.random_xlsr import config_of
 from tests.memory import peak_bytes, peak_reset
@@ -41,7 +41,7 @@ GPU_TFLOPS = 400.0
 """Two fifths of what an H100 (SXM) does in bf16 by its data sheet, without sparsity."""
 
 BACKWARD = 3
-"""An update costs so many times the forward pass: backward computes two gradients a product."""
+"""A step costs so many times the forward pass: backward computes two gradients a product."""
 
 STATE_BYTES = 4 + 4 + 4 + 8 + 1
 """A weight, its gradient, its score's average, AdamW's two moments, its mask."""
@@ -110,7 +110,7 @@ def random_batch(clips: int) -> Batch:
 
 
 def full(args: argparse.Namespace) -> None:
-    """One round on the whole network: scores, selection, masks, updates."""
+    """One round on the whole network: scores, selection, masks, steps."""
     device = torch.device(args.device)
     layer, clock = LAYERS[args.size], Clock(device)
     dtype = resolve_precision(args.precision, device)
@@ -129,10 +129,9 @@ def full(args: argparse.Namespace) -> None:
     for _ in range(args.updates):
         _update(pruner, batch, clock)
     _require_held(pruner)
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     print(
-        f"XLS-R {args.size} cut at layer {layer}, random weights, {where}, "
-        f"{torch.get_num_threads()} threads, {config.precision}: {pruner.total:,} of "
+        f"XLS-R {args.size} cut at layer {layer}, random weights, {device_name(device)}, "
+        f"{config.precision}: {pruner.total:,} of "
         f"{pruner.parameters:,} parameters can be pruned; {pruner.total - pruner.alive:,} removed; "
         f"{1 + args.updates} updates of {args.batch} clips, {config.micro_batch} at a time"
     )
@@ -157,7 +156,7 @@ def _update(pruner: Pruner, batch: Batch, clock: Clock) -> None:
 
 def _require_held(pruner: Pruner) -> None:
     parameters = dict(pruner.network.named_parameters())
-    for name, mask in pruner.masks.masks.items():
+    for name, mask in pruner.masks.items():
         if bool(parameters[name].detach()[~mask].any()):
             raise RuntimeError(f"{name}: a dead weight is not zero")
 
@@ -170,7 +169,7 @@ def _estimate(args: argparse.Namespace, pruner: Pruner, clock: Clock) -> None:
     forward = sum(flops(config_of(args.size), LAYERS[args.size], CROP_SAMPLES).values())
     operations = BACKWARD * forward * clips
     print(
-        f"a run to {SIZES[-1]:g} %: {rounds - 1} rounds, {rounds * paper.steps} updates of "
+        f"a run to {SIZES[-1]:g} %: {rounds - 1} rounds, {rounds * paper.steps} steps of "
         f"{paper.batch} clips of {CROP_SAMPLES / 16_000:.2f} s, {operations / 1e18:.2f} EFLOP"
     )
     print(
@@ -200,7 +199,7 @@ def selection(args: argparse.Namespace) -> None:
     total, clock = masks.total(), Clock(device)
     held = sum(score.nbytes for score in scores.values()) + total
     count = total // 200
-    clock.time("selection", lambda: remove_smallest(scores, masks.masks, count))
+    clock.time("selection", lambda: remove_smallest(scores, masks, count))
     if masks.alive() != total - count:
         raise RuntimeError(f"{total - masks.alive()} removed, not {count}")
     print(
@@ -225,12 +224,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """``python -m tests.bench prune``; returns the exit code."""
-    if args.threads:
-        torch.set_num_threads(args.threads)
     keep_freed_memory()
-    benches = {"full": full, "selection": selection}
-    for what in args.what:
-        if what not in benches:
-            raise UserError(f"unknown bench {what!r}: known are {', '.join(benches)}")
-        benches[what](args)
-    return 0
+    return run_parts(args, {"full": full, "selection": selection})

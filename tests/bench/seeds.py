@@ -141,8 +141,8 @@ def models(folder: Path) -> None:
     torch.save(content, folder / "checkpoint/best.pt")
     state = student.state_dict()
     masks = Masks({name: t.abs() > 0.02 for name, t in state.items() if t.ndim >= 2})
-    dense = {name: t * masks.masks[name] if name in masks.masks else t for name, t in state.items()}
-    save_pruned(folder / "pruned", dense, masks.masks, {"kind": "student", "config": config})
+    dense = {name: t * masks[name] if name in masks else t for name, t in state.items()}
+    save_pruned(folder / "pruned", dense, masks, {"kind": "student", "config": config})
     head(folder / "head")
     done(train(["export", "--model", str(run), "--out", str(folder / "bundle")]))
 

@@ -25,6 +25,7 @@ from data_specs.io.addresses import path_here
 from data_specs.io.errors import UserError
 from data_specs.io.progress import progress_bar
 from data_specs.sample import CROP_SAMPLES, SAMPLE_RATE
+from tests.bench import device_name, run_parts
 from tests.bench.random_xlsr import SIZES, config_of, write_checkpoint
 from tests.memory import peak_bytes, peak_reset
 from train.data.shards import list_shards
@@ -124,7 +125,7 @@ def _tell_speed(
     parts = flops(read_config(folder), layer, CROP_SAMPLES)
     dtype = resolve_precision(options.precision, torch.device(options.device))
     rate, fp32_rate = (matrix_flops(options.device, t) for t in (dtype, torch.float32))
-    where, named = _device_name(options.device), str(dtype).removeprefix("torch.")
+    where, named = device_name(options.device), str(dtype).removeprefix("torch.")
     print(f"XLS-R {options.size}, layer {layer}, random weights, {where}, {named}")
     print(f"  one clip at a time, fp32, {layer + 1} layers: {_rate(theirs)}")
     print(f"  ours: {_rate(ours)}, {ours / theirs:.2f} times")
@@ -140,12 +141,6 @@ def _tell_speed(
 
 def _rate(clips_per_s: float) -> str:
     return f"{clips_per_s:.3f} clips/s ({clips_per_s * CLIP_SECONDS:.1f} x real time)"
-
-
-def _device_name(device: str) -> str:
-    if device.startswith("cuda"):
-        return torch.cuda.get_device_name(device)
-    return f"CPU, {torch.get_num_threads()} threads"
 
 
 def memory(options: argparse.Namespace) -> None:
@@ -264,11 +259,4 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """``python -m tests.bench teacher``; returns the exit code."""
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    benches = {"speed": speed, "memory": memory, "precision": precision}
-    for what in args.what:
-        if what not in benches:
-            raise UserError(f"unknown bench {what!r}: known are {', '.join(benches)}")
-        benches[what](args)
-    return 0
+    return run_parts(args, {"speed": speed, "memory": memory, "precision": precision})

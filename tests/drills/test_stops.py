@@ -17,6 +17,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from data_specs.io.cli import STOPPED, STOPPED_WORDS, run_command, signals_wait
+from tests.export_helpers import write_run
 from tests.train_helpers import write_dataset, write_rated
 from train.__main__ import main
 from train.data import loading
@@ -162,8 +163,6 @@ def test_a_run_stopped_at_any_moment_ends_at_the_same_bits(tmp_path, verb):
     write_dataset(tmp_path / "shards", shards=2, samples=5, validation=4)
     write_rated(tmp_path / "rated", clips=8)
     if verb == "prune":
-        from tests.train.test_prune import write_run
-
         write_run(tmp_path / "student")
     code = (
         "import sys, tests.drills.test_stops as t; from pathlib import Path;"

@@ -318,7 +318,7 @@ def write_pruned_run(out, percents=(50, 20)):
             "metrics": {"size": float(percent)},
             "prune": {"model": "v1", "method": "importance"},
         }
-        save_pruned(out / f"pruned-{percent}", student.state_dict(), masks.masks, about)
+        save_pruned(out / f"pruned-{percent}", student.state_dict(), masks, about)
     return out
 
 

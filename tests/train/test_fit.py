@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -16,7 +12,13 @@ import torch
 from data_specs.io.errors import UserError
 from tests import two_ranks
 from tests.tolerance import rounding
-from tests.train_helpers import write_dataset, write_rated
+from tests.train_helpers import (
+    logged,
+    python,
+    require_same_states,
+    write_dataset,
+    write_rated,
+)
 from train.__main__ import main
 from train.data.augment import augment, filled
 from train.data.sources import open_sources
@@ -43,11 +45,6 @@ def config_of(folder, **changes) -> FitConfig:
     return make_config("v1", open_sources(folder), **({"preset": "fast"} | values | changes))
 
 
-def weights(run: Path) -> dict[str, torch.Tensor]:
-    content = load_checkpoint(run / "last.pt")
-    return {**content["student"], **{f"average.{k}": v for k, v in content["average"].items()}}
-
-
 def test_stopped_and_continued_equals_unbroken(folder, tmp_path, monkeypatch):
     config, sources = config_of(folder), open_sources(folder)
     fit(config, sources, tmp_path / "unbroken", QUIET)
@@ -66,19 +63,16 @@ def test_stopped_and_continued_equals_unbroken(folder, tmp_path, monkeypatch):
     assert load_checkpoint(tmp_path / "broken/last.pt")["step"] == 2
     fit(config, sources, tmp_path / "broken", QUIET)
 
-    unbroken, broken = weights(tmp_path / "unbroken"), weights(tmp_path / "broken")
-    assert unbroken.keys() == broken.keys()
-    assert all(torch.equal(unbroken[name], broken[name]) for name in unbroken)
+    require_same_states(tmp_path / "unbroken", tmp_path / "broken", "student", "average")
     files = [(tmp_path / run / "model.safetensors").read_bytes() for run in ("unbroken", "broken")]
     assert files[0] == files[1]
 
 
-def test_log_has_each_step_once_after_a_resume(folder, tmp_path, monkeypatch):
+def test_log_has_each_step_once_after_a_resume(folder, tmp_path):
     config, sources = config_of(folder), open_sources(folder)
     fit(config, sources, tmp_path, QUIET)
-    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    losses = [line["step"] for line in lines if "loss" in line]
-    assert losses == [2, 4, 6]
+    lines = logged(tmp_path)
+    assert [line["step"] for line in lines if "loss" in line] == [2, 4, 6]
     assert [line["step"] for line in lines if "validation_rmse" in line] == [2, 4, 6]
     assert any((tmp_path / "tb").iterdir())
 
@@ -102,8 +96,7 @@ def test_it_overfits(folder, tmp_path):
         folder, steps=60, batch=10, lr=3e-3, warmup=5, validate_every=60, augment=False, ema=0.9
     )
     fit(config, open_sources(folder), tmp_path, QUIET.model_copy(update={"log_every": 10}))
-    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    losses = [line["loss"] for line in lines if "loss" in line]
+    losses = [line["loss"] for line in logged(tmp_path) if "loss" in line]
     assert losses[-1] < 0.15 < losses[0]
 
 
@@ -135,7 +128,7 @@ def test_presets():
 
 
 def test_the_fast_preset_is_slower_for_wider_heads(folder):
-    """v6, 192 wide, learned nothing in 400 updates at the rate of v2, 64 wide."""
+    """v6, 192 wide, learned nothing in 400 steps at the rate of v2, 64 wide."""
     sources = open_sources(folder)
     assert make_config("v2", sources, "fast").lr == pytest.approx(2e-3)
     assert make_config("v6", sources, "fast").lr == pytest.approx(2e-3 / 3)
@@ -152,16 +145,17 @@ def test_learning_rate(folder):
     assert learning_rate(constant, 99) == constant.lr
 
 
-WHOLE = torch.full((4,), 40_000)
+def whole(clips: int) -> torch.Tensor:
+    return torch.full((clips,), 40_000)
 
 
 def test_augmentation_is_a_function_of_seed_and_step():
     torch.manual_seed(0)
     waves_BT = torch.randn(4, 40_000)
-    once = augment(waves_BT, WHOLE, 1, 2)
-    assert torch.equal(once, augment(waves_BT, WHOLE, 1, 2))
-    assert not torch.equal(once, augment(waves_BT, WHOLE, 1, 3))
-    assert not torch.equal(once, augment(waves_BT, WHOLE, 2, 2))
+    once = augment(waves_BT, whole(4), 1, 2)
+    assert torch.equal(once, augment(waves_BT, whole(4), 1, 2))
+    assert not torch.equal(once, augment(waves_BT, whole(4), 1, 3))
+    assert not torch.equal(once, augment(waves_BT, whole(4), 2, 2))
     torch.testing.assert_close(once.abs().sort(1).values, waves_BT.abs().sort(1).values)
 
 
@@ -175,14 +169,14 @@ def test_short_clips_keep_their_silence_behind_them():
 
 def test_crops_are_of_a_second_or_more_and_filled_both_ways():
     waves_BT = torch.rand(200, 40_000) + 0.1
-    out = augment(waves_BT, torch.full((200,), 40_000), 1, 2, crops=0.5).abs()
+    out = augment(waves_BT, whole(200), 1, 2, crops=0.5).abs()
     silent = (out == 0).sum(1)
     periods = [period_of(wave) for wave in out[silent == 0]]
     assert 30 <= (silent > 0).sum() <= 70  # a quarter is filled with zeros
     assert 30 <= sum(period < 40_000 for period in periods) <= 70  # a quarter is repeated
     assert silent.max() <= 24_000
     assert min(periods) >= 16_000
-    assert torch.equal(augment(waves_BT, torch.full((200,), 40_000), 1, 2, crops=0.5).abs(), out)
+    assert torch.equal(augment(waves_BT, whole(200), 1, 2, crops=0.5).abs(), out)
 
 
 def period_of(wave_T: torch.Tensor) -> int:
@@ -203,7 +197,7 @@ def test_filled():
 
 def test_ranks_augment_their_rows_as_one_process_would():
     torch.manual_seed(0)
-    waves_BT, lengths_B = torch.randn(6, 40_000), torch.full((6,), 40_000)
+    waves_BT, lengths_B = torch.randn(6, 40_000), whole(6)
     joint = augment(waves_BT, lengths_B, 1, 2, crops=0.5)
     for rank in range(2):
         rows = slice(rank, None, 2)
@@ -226,7 +220,7 @@ def test_rotation_joins_end_and_beginning_without_a_click():
     for hz in (150.2, 440.3, 1_234.6, 3_000.7):  # 2.5 s are no whole number of periods
         waves_BT = tone(hz).repeat(40, 1)
         steepest = waves_BT.diff().abs().max()
-        out = augment(waves_BT, torch.full((40,), 40_000), 1, 2, crops=0.5)
+        out = augment(waves_BT, whole(40), 1, 2, crops=0.5)
         plain = torch.stack([wave_T.roll(20_000) for wave_T in waves_BT])
         assert share_db(plain[0], hz) > -30  # what a hard seam does
         for wave_T in out:
@@ -238,7 +232,7 @@ def test_rotation_joins_end_and_beginning_without_a_click():
 
 def test_a_cross_fade_keeps_length_and_all_but_the_seam():
     waves_BT = tone(440.2).repeat(8, 1)
-    out = augment(waves_BT, torch.full((8,), 40_000), 1, 2)
+    out = augment(waves_BT, whole(8), 1, 2)
     assert out.shape == waves_BT.shape
     inside = waves_BT[0].abs()[800:39_200].unfold(0, 200, 200)
     for wave_T in out.abs():
@@ -297,16 +291,14 @@ def test_no_logger_but_the_log(folder, tmp_path):
     assert (tmp_path / "log.jsonl").is_file() and not (tmp_path / "tb").exists()
 
 
-def torchrun(processes: int, *command: str) -> None:
-    run = ("-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--standalone")
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    subprocess.run([sys.executable, *run, *command], cwd=ROOT, env=environment, check=True)
+def torchrun(processes: int, *command: object) -> None:
+    python("-m", "torch.distributed.run", "--nproc-per-node", processes, "--standalone", *command)
 
 
 @pytest.mark.slow
 def test_two_processes_have_the_gradients_of_one(folder, tmp_path):
     """Batch norm, crops and all; gloo on a CPU."""
-    torchrun(2, "-m", "tests.two_ranks", str(folder), str(tmp_path))
+    torchrun(2, "-m", "tests.two_ranks", folder, tmp_path)
     alone = two_ranks.gradients(folder, 1)[1]
     assert len(alone) > 30
     assert max(gradient.abs().max() for gradient in alone.values()) > 0.1
@@ -324,7 +316,7 @@ from train.loop import loop
 agree, loop.STOP_EVERY = loop._Loop.agree_to_stop, 1
 
 def stops(self, came):  # a signal to one of the two
-    if self.trainer.step == 4 and os.environ["RANK"] == "1":
+    if self.task.step == 4 and os.environ["RANK"] == "1":
         signal.raise_signal(signal.SIGTERM)
     agree(self, came)
 
@@ -343,12 +335,10 @@ def test_a_run_goes_on_with_another_number_of_processes(folder, tmp_path):
     )
     (tmp_path / "stops.py").write_text(STOPS_AT_FOUR)
     with pytest.raises(subprocess.CalledProcessError):
-        torchrun(2, str(tmp_path / "stops.py"), *command, str(tmp_path / "run"))
+        torchrun(2, tmp_path / "stops.py", *command, tmp_path / "run")
     assert load_checkpoint(tmp_path / "run/last.pt")["step"] == 4
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     for run in ("run", "alone"):
-        whole = [sys.executable, "-m", "train", *command, str(tmp_path / run)]
-        subprocess.run(whole, cwd=ROOT, env=environment, check=True)
+        python("-m", "train", *command, tmp_path / run)
     ours, theirs = logged(tmp_path / "run"), logged(tmp_path / "alone")
     assert [line["step"] for line in ours] == [line["step"] for line in theirs] == [2, 4, 6, 6]
     for line, other in zip(ours, theirs, strict=True):
@@ -402,55 +392,6 @@ def test_rated_clips_choose_the_best_with_shards(folder, tmp_path):
 def test_bad_settings(folder, changes, message):
     with pytest.raises(ValueError, match=message):
         config_of(folder, **changes)
-
-
-def command_of(folder: Path, steps: int) -> list[str]:
-    return [
-        *(sys.executable, "-m", "train", "fit", "--student", "v1", "--shards", str(folder)),
-        *("--batch", "4", "--steps", str(steps), "--validate-every", "5", "--precision", "fp32"),
-        *("--threads", "1", "--workers", "1", "--warmup", "2", "--preset", "fast", "--out"),
-    ]
-
-
-def start_and_signal(command: list[str], run: Path, step: int, number: int) -> int:
-    """Start a run, send it a signal when its checkpoint is at ``step``; the exit code."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen([*command, str(run)], cwd=ROOT, env=environment)
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        if (run / "last.pt").exists() and load_checkpoint(run / "last.pt")["step"] >= step:
-            break
-        time.sleep(0.02)
-    process.send_signal(number)
-    return process.wait(60)
-
-
-def logged(run: Path) -> list[dict[str, float]]:
-    """The log without what the clock says."""
-    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    clock = ("samples_per_s", "data_wait_share")
-    return [{k: v for k, v in line.items() if k not in clock} for line in lines]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("number", "steps"), [(signal.SIGINT, (23, 150)), (signal.SIGKILL, (5, 268))]
-)
-def test_killed_process_continues(folder, tmp_path, number, steps):
-    """300 steps, killed twice: the weights and the log of an unbroken run."""
-    command, run = command_of(folder, 300), tmp_path / "run"
-    for step in steps:
-        code = start_and_signal(command, run, step, number)
-        assert code == (130 if number == signal.SIGINT else -9)
-        assert load_checkpoint(run / "last.pt")["step"] < 300
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    for name in ("run", "unbroken"):
-        subprocess.run([*command, str(tmp_path / name)], cwd=ROOT, env=environment, check=True)
-    ours, theirs = weights(run), weights(tmp_path / "unbroken")
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-    steps = [line["step"] for line in logged(run) if "validation_rmse" in line]
-    assert steps == list(range(5, 301, 5))
-    assert logged(run) == logged(tmp_path / "unbroken")
 
 
 def test_ratings_are_mapped_to_the_scale_of_the_labels(tmp_path, capsys):

@@ -14,7 +14,6 @@ from torch import nn
 
 from train.pruning.masks import Masks
 from train.pruning.select import (
-    find_threshold,
     remove_by_magnitude,
     remove_smallest,
     schedule,
@@ -58,19 +57,10 @@ def cases(draw):
 def test_selection_is_what_sorting_would_select(case):
     scores, alive, count = case
     kept = {name: mask.clone() for name, mask in alive.items()}
-    threshold = remove_smallest(scores, kept, count)
+    remove_smallest(scores, kept, count)
     wanted = expected(scores, alive, count)
     assert all(torch.equal(kept[name], wanted[name]) for name in kept)
     assert Masks(alive).alive() - Masks(kept).alive() == count
-    if count:
-        highest = max(
-            float(scores[name][alive[name] & ~kept[name]].max())
-            for name in scores
-            if (alive[name] & ~kept[name]).any()
-        )
-        assert highest == threshold.value
-    else:
-        assert threshold is None
 
 
 def test_a_million_scores_with_many_ties():
@@ -117,7 +107,8 @@ def test_what_cannot_be_selected_is_refused_by_name_and_nothing_is_cleared():
     assert all(mask.all() for mask in masks.values())
     masks["bad"][1] = False  # a dead weight's score does not matter
     scores = {"good": good, "bad": torch.tensor([1.0, math.nan, 0.0])}
-    assert find_threshold(scores, masks, 1).value == 0
+    remove_smallest(scores, masks, 1)
+    assert masks["bad"].tolist() == [True, False, False]
 
 
 # --- schedules ------------------------------------------------------------------------------------
@@ -172,18 +163,18 @@ def test_magnitude_takes_the_smallest_of_every_matrix_and_whole_kernels():
         network.conv.weight.copy_(norms[:, :, None, None] * torch.tensor([[0.5, -0.1], [0.2, 0.2]]))
     masks = Masks.full(network, ["linear.weight", "conv.weight"])
     remove_by_magnitude(network, masks, target=17)  # half of 34
-    assert masks.masks["linear.weight"].tolist() == [
+    assert masks["linear.weight"].tolist() == [
         [False, True, False, False, False],
         [True, True, True, False, True],
     ]
-    kernels = masks.masks["conv.weight"]
+    kernels = masks["conv.weight"]
     assert kernels[:, :, 0, 0].tolist() == [[False, False], [True, False], [True, True]]
     assert all((kernels == kernels[:, :, :1, :1]).flatten().tolist())
     assert masks.alive() == 5 + 12
     masks.apply_(network)
     remove_by_magnitude(network, masks, target=11)  # 3.2 of 10 weights, 1.9 of 6 kernels
     assert masks.alive() == 3 + 4
-    assert masks.masks["linear.weight"].nonzero().tolist() == [[0, 1], [1, 2], [1, 4]]
-    assert masks.masks["conv.weight"][2, 1].all()
+    assert masks["linear.weight"].nonzero().tolist() == [[0, 1], [1, 2], [1, 4]]
+    assert masks["conv.weight"][2, 1].all()
     remove_by_magnitude(network, masks, target=0)
     assert masks.alive() == 0

@@ -15,9 +15,11 @@ import torch
 
 from data_specs.io.errors import UserError
 from data_specs.io.files import here, only_writer
-from tests.train_helpers import write_dataset, write_rated
-from train.__main__ import VERBS, main
+from tests.export_helpers import write_run
+from tests.train_helpers import interrupted, write_dataset, write_rated
+from train.__main__ import ONE_WRITER, main
 from train.data.sources import open_sources
+from train.files import load_checkpoint
 from train.loop.launch import require_launch
 from train.loop.loop import Host
 from train.student.fit import Trainer, fit
@@ -42,23 +44,22 @@ def begin(folder: Path, out: Path, *more: object) -> int:
 # --- devices and launchers ------------------------------------------------------------------------
 
 
-def required(verb: str) -> list[str]:
-    """A command line that parses; nothing of it is there."""
-    given = {
-        "fit": ["--student", "v1", "--shards", "no"],
-        "teacher": ["--rated", "no.csv"],
-        "experiment": ["--shards", "no", "--rated", "no.csv"],
-        "lengths": ["--model", "v7", "--shards", "no"],
-        "prune": ["--shards", "no"],
-        "prune-structured": ["--model", "no"],
+def words_of(
+    verb: str, shards: object = "no", rated: object = "no.csv", student: object = "no"
+) -> list[str]:
+    """A command line that parses; without more nothing of it is there."""
+    words = {
+        "fit": ["--student", "v1", "--shards", shards, "--steps", 1],
+        "teacher": ["--front-end", "mfcc", "--rated", rated, "--steps", 1],
+        "experiment": ["--shards", shards, "--rated", rated, "--test-rated", rated],
+        "lengths": ["--model", student, "--shards", shards],
+        "prune": ["--model", student, "--shards", shards],
+        "prune-structured": ["--model", student],
     }
-    return [verb, *given[verb], "--out", "no"]
+    return [verb, *map(str, words[verb])]
 
 
-TRAINERS = ("fit", "teacher", "experiment", "lengths", "prune", "prune-structured")
-
-
-@pytest.mark.parametrize("verb", TRAINERS)
+@pytest.mark.parametrize("verb", ONE_WRITER)
 @pytest.mark.parametrize(
     ("device", "said"),
     [("cuda", "sees 0 cuda devices"), ("cuda:3", "sees 0 cuda"), ("gpu", "no device of PyTorch")],
@@ -68,18 +69,18 @@ def test_a_device_that_is_not_there_is_told_first(
 ):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    assert main([*required(verb), "--device", device]) == 2
+    assert main([*words_of(verb), "--out", "no", "--device", device]) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"error: --device {device}: ") and said in error
     assert error.count("\n") == 1 and not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("verb", TRAINERS)
+@pytest.mark.parametrize("verb", ONE_WRITER)
 def test_several_processes_that_nothing_joins_are_refused(tmp_path, monkeypatch, capsys, verb):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert main(required(verb)) == 2
+    assert main([*words_of(verb), "--out", "no"]) == 2
     error = capsys.readouterr().err
     assert "RANK=1 and WORLD_SIZE=2" in error
     assert "for one process: unset RANK WORLD_SIZE" in error
@@ -133,19 +134,11 @@ def test_a_run_goes_on_where_auto_means_something_else(folder, tmp_path, monkeyp
     sources = open_sources(folder)
     config = make_config("v1", sources, "fast", steps=2, batch=2, validate_every=1)
     assert (config.precision, config.compile) == ("auto", "auto")
-    update = Trainer.update
-
-    def stops(self, batch):
-        if self.step == 1:
-            raise KeyboardInterrupt
-        return update(self, batch)
-
     monkeypatch.setattr("train.models.precision.has_fast_bf16", lambda device: True)
     assert computed_in_bf16(config, "cpu")
-    monkeypatch.setattr(Trainer, "update", stops)
-    with pytest.raises(KeyboardInterrupt):
+    with interrupted(Trainer, 0):
         fit(config, sources, tmp_path, QUIET)
-    monkeypatch.setattr(Trainer, "update", update)
+    assert load_checkpoint(tmp_path / "last.pt")["step"] == 1
     monkeypatch.setattr("train.models.precision.has_fast_bf16", lambda device: False)
     assert not computed_in_bf16(config, "cpu")
     fit(config, sources, tmp_path, QUIET)
@@ -225,32 +218,21 @@ def test_a_clip_twice_is_told_first(folder, tmp_path, capsys):
 # --- one writer, and what kills leave -------------------------------------------------------------
 
 
-@pytest.mark.parametrize("verb", TRAINERS)
+@pytest.mark.parametrize("verb", ONE_WRITER)
 def test_a_folder_that_another_command_writes_to_is_refused(
     folder, tmp_path, capsys, monkeypatch, verb
 ):
-    out, rated = tmp_path / "out", str(write_rated(tmp_path / "rated", clips=12))
+    out, rated = tmp_path / "out", write_rated(tmp_path / "rated", clips=12)
     student = tmp_path / "student"
     if verb in ("lengths", "prune", "prune-structured"):
-        from tests.train.test_prune import write_run
-
         write_run(student)
-    words = {
-        "fit": ["--student", "v1", "--shards", folder, "--steps", 1],
-        "teacher": ["--front-end", "mfcc", "--rated", rated, "--steps", 1],
-        "experiment": ["--shards", folder, "--rated", rated, "--test-rated", rated],
-        "lengths": ["--model", student, "--shards", folder],
-        "prune": ["--model", student, "--shards", folder],
-        "prune-structured": ["--model", student],
-    }[verb]
-    command = [verb, *map(str, words), "--out", str(out), "--device", "cpu"]
+    command = [*words_of(verb, folder, rated, student), "--out", str(out), "--device", "cpu"]
     with only_writer(out):
         before = sorted(path.name for path in out.iterdir())
         assert main(command) == 2
         assert sorted(path.name for path in out.iterdir()) == before
     error = capsys.readouterr().err
     assert f"error: {out}: another command writes to it (process {os.getpid()} on {here()}" in error
-    assert verb in VERBS
 
 
 def test_a_worker_that_outlives_a_killed_command_does_not_hold_its_folder(tmp_path):

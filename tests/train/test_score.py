@@ -18,13 +18,14 @@ from data_specs.io.errors import UserError
 from tests.tolerance import HALF_PRECISION, STUDENT, rounding
 from tests.train_helpers import SHARED, needs_shared, tone
 from train.audio import clip_of, open_clip, read_mono, to_16k
+from train.data.loading import ahead
 from train.models.features import compressed_spectrum
 from train.models.student import Student, load_v7, variant
 from train.scoring import code
 from train.scoring import score as score_module
 from train.scoring import scorer as scorer_module
 from train.scoring import windows as cutting
-from train.scoring.base import Scorer, ahead
+from train.scoring.base import Scorer
 from train.scoring.engine import Engine
 from train.scoring.score import load
 from train.scoring.scorer import StudentScorer

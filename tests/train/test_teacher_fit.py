@@ -9,12 +9,11 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,9 +22,21 @@ import safetensors.torch
 import soundfile
 import torch
 
+from data_specs.io.files import sha256_of
 from data_specs.rated import RatedClip, read_rated
 from tests.tolerance import STUDENT
-from tests.train_helpers import dies_writing, kill, killed, tone_mos, tone_pcm, write_rated
+from tests.train_helpers import (
+    dies_at,
+    dies_writing,
+    interrupted,
+    kill,
+    killed,
+    logged,
+    python,
+    require_same_states,
+    tone_pcm,
+    write_rated,
+)
 from train import files
 from train.__main__ import main
 from train.data.hold_out import hold_out
@@ -40,7 +51,6 @@ from train.teacher.feature_cache import About, FrameCache, from_bits, open_cache
 from train.teacher.fit import HeadTrainer, Settings
 from train.teacher.rated_frames import Draws, RatedFrames, gather, usable
 
-ROOT = Path(__file__).parents[2]
 QUIET = Host(device="cpu", progress=False, log_every=2, checkpoint_every=3)
 
 
@@ -133,24 +143,13 @@ def simulation() -> RatedFrames:
 def trained(simulation, tmp_path_factory) -> dict[bool, Path]:
     """The simulation trained with (True) and without (False) scales: their run folders."""
     runs = {}
-    for bias_aware in (True, False):
-        config = teacher_fit.make_config(
-            Settings(
-                bias_aware=bias_aware,
-                steps=4000,
-                batch=128,
-                lr=2e-3,
-                validate_every=400,
-                dim=16,
-                heads=2,
-                layers=1,
-            ),
-            simulation,
-        )
-        runs[bias_aware] = tmp_path_factory.mktemp("trained") / f"aware-{bias_aware}"
-        teacher_fit.train_teacher(
-            config, simulation, runs[bias_aware], Host(device="cpu", progress=False)
-        )
+    changes = {"steps": 4000, "batch": 128, "lr": 2e-3, "validate_every": 400}
+    changes |= {"dim": 16, "dropout": 0.0}
+    host = Host(device="cpu", progress=False)
+    for aware in (True, False):
+        runs[aware] = tmp_path_factory.mktemp("trained") / f"aware-{aware}"
+        config = tiny_config(simulation, bias_aware=aware, **changes)
+        teacher_fit.train_teacher(config, simulation, runs[aware], host)
     return runs
 
 
@@ -227,8 +226,8 @@ def test_without_scales_nothing_is_scaled(trained):
 @pytest.mark.slow
 def test_the_best_validation_is_kept(trained):
     for run in trained.values():
-        lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-        losses = {row["step"]: row["validation_loss"] for row in lines if "validation_loss" in row}
+        rows = logged(run)
+        losses = {row["step"]: row["validation_loss"] for row in rows if "validation_loss" in row}
         metrics = exported(run)[1]["metrics"]
         assert sorted(losses) == list(range(400, 4001, 400))
         assert metrics["step"] == min(losses, key=losses.__getitem__)
@@ -321,40 +320,21 @@ def train_tiny(out: Path) -> None:
     teacher_fit.train_teacher(tiny_config(data), data, out, QUIET)
 
 
-def dies_at_update(step: int, out: Path) -> None:
-    update = HeadTrainer.update
-
-    def deadly(self, batch):
-        if self.step == step:
-            kill()
-        return update(self, batch)
-
-    HeadTrainer.update = deadly
-    train_tiny(out)
-
-
-def dies_describing(out: Path) -> None:
-    """Die before ``head.json`` is written."""
-    teacher_fit.write_about = lambda path, about: kill()
-    train_tiny(out)
-
-
 def kill_training(out: Path) -> None:
     """A run killed again and again, each time further on; not finished."""
-    killed(lambda: dies_at_update(1, out))  # nothing saved yet: begins anew
-    killed(
-        lambda: dies_writing("last.pt", 1, True, lambda: train_tiny(out))
-    )  # the checkpoint of step 3
-    killed(
-        lambda: dies_writing("last.pt", 2, False, lambda: train_tiny(out))
-    )  # step 4: best.pt is written, last.pt not
-    killed(lambda: dies_at_update(5, out))
-    killed(lambda: dies_writing("best.pt", 1, True, lambda: train_tiny(out)))
-    killed(lambda: dies_at_update(11, out))
-    killed(
-        lambda: dies_writing("head.safetensors", 1, True, lambda: train_tiny(out))
-    )  # trained, not yet exported
-    killed(lambda: dies_describing(out))
+    work = partial(train_tiny, out)
+
+    def killed_at(step: int) -> None:
+        killed(lambda: dies_at(HeadTrainer, "update", lambda task: task.step == step, work))
+
+    killed_at(1)  # nothing saved yet: begins anew
+    killed(lambda: dies_writing("last.pt", 1, True, work))  # the checkpoint of step 3
+    killed(lambda: dies_writing("last.pt", 2, False, work))  # step 4: best.pt is written already
+    killed_at(5)
+    killed(lambda: dies_writing("best.pt", 1, True, work))
+    killed_at(11)
+    killed(lambda: dies_writing("head.safetensors", 1, True, work))  # trained, not yet exported
+    killed(lambda: dies_writing("head.json", 1, False, work))
 
 
 def kill_caching(folder: Path, labels: Path) -> None:
@@ -363,7 +343,7 @@ def kill_caching(folder: Path, labels: Path) -> None:
 
     def dies_at(number: int) -> None:
         front_end = SumsFrontEnd(lambda clips: kill() if clips == number else None)
-        open_cache(folder, read_rated(labels), front_end, progress=False)
+        open_cache(folder, read_rated(labels), front_end)
 
     killed(lambda: dies_at(0))
     killed(lambda: dies_at(2))
@@ -382,9 +362,7 @@ def kills(tmp_path_factory) -> Path:
         "t.kill_training(broken); t.kill_caching(cache, labels);"
         "t.train_tiny(broken); t.train_tiny(unbroken)"
     )
-    places = [folder / "broken", folder / "cache", labels, folder / "unbroken"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    subprocess.run([sys.executable, "-c", code, *map(str, places)], env=environment, check=True)
+    python("-c", code, folder / "broken", folder / "cache", labels, folder / "unbroken")
     return folder
 
 
@@ -392,21 +370,13 @@ def test_a_run_killed_at_any_point_ends_at_the_same_bits(kills):
     broken, unbroken = kills / "broken", kills / "unbroken"
     for name in ("head.safetensors", "head.json", "validation.csv", "config.json"):
         assert (broken / name).read_bytes() == (unbroken / name).read_bytes(), name
-    ours, theirs = (load_checkpoint(run / "last.pt") for run in (broken, unbroken))
-    assert ours["step"] == theirs["step"] == 12
-    assert ours["best"] == theirs["best"]
-    for part in ("head", "scales"):
-        for name, tensor in ours[part].items():
-            assert torch.equal(tensor, theirs[part][name]), name
-    moments, expected = (content["optimizer"]["state"] for content in (ours, theirs))
-    for number, state in moments.items():
-        assert all(torch.equal(state[key], expected[number][key]) for key in state)
+    assert load_checkpoint(broken / "last.pt")["step"] == 12
+    require_same_states(broken, unbroken, "head", "scales", "best")
 
 
 def test_the_log_of_a_killed_run_has_each_step_once(kills):
     def entries(run: str) -> list[tuple[int, float]]:
-        lines = (kills / run / "log.jsonl").read_text().splitlines()
-        rows = [json.loads(line) for line in lines]
+        rows = logged(kills / run)
         return [(row["step"], row["validation_loss"]) for row in rows if "validation_loss" in row]
 
     assert entries("broken") == entries("unbroken")
@@ -424,31 +394,22 @@ def test_a_cache_killed_while_it_was_filled_goes_on(kills, tmp_path):
         file.seek(3 * 4 * 3 * 2)
         file.write(b"\xff" * 7)
     front_end = SumsFrontEnd()
-    cache = open_cache(folder, clips, front_end, progress=False)
+    cache = open_cache(folder, clips, front_end)
     assert front_end.clips == 5
-    fresh = open_cache(tmp_path, clips, SumsFrontEnd(), progress=False)
+    fresh = open_cache(tmp_path, clips, SumsFrontEnd())
     assert cache.bad == fresh.bad == {}
     assert cache.frames.tobytes() == fresh.frames.tobytes()
     assert cache.frames.any(axis=(1, 2)).all()
     again = SumsFrontEnd()
-    open_cache(folder, clips, again, progress=False)
+    open_cache(folder, clips, again)
     assert again.clips == 0
 
 
 def test_a_stopped_run_continues(tmp_path, monkeypatch):
     data = tiny()
-    update = HeadTrainer.update
-
-    def stops_at_five(self, batch):
-        if self.step == 4:
-            signal.raise_signal(signal.SIGINT)
-        return update(self, batch)
-
-    monkeypatch.setattr(HeadTrainer, "update", stops_at_five)
     config = tiny_config(data)
-    with pytest.raises(KeyboardInterrupt):
+    with interrupted(HeadTrainer, 4):
         teacher_fit.train_teacher(config, data, tmp_path / "run", QUIET)
-    monkeypatch.undo()
     assert load_checkpoint(tmp_path / "run/last.pt")["step"] == 5
     teacher_fit.train_teacher(config, data, tmp_path / "run", QUIET)
     teacher_fit.train_teacher(config, data, tmp_path / "unbroken", QUIET)
@@ -465,10 +426,8 @@ def test_a_stopped_run_continues(tmp_path, monkeypatch):
 )
 def test_a_run_of_another_configuration_is_refused_by_name(tmp_path, change):
     data = tiny()
-    config = tiny_config(data)
-    files.save_checkpoint(
-        tmp_path / "last.pt", HeadTrainer(config, data.training_counts).checkpoint()
-    )
+    trainer = HeadTrainer(tiny_config(data), data.training_counts)
+    files.save_checkpoint(tmp_path / "last.pt", trainer.checkpoint())
     with pytest.raises(ValueError, match=f"{next(iter(change))}=.*another --out"):
         teacher_fit.train_teacher(tiny_config(data, **change), data, tmp_path, QUIET)
 
@@ -566,9 +525,7 @@ def clips(tmp_path) -> list[RatedClip]:
 
 
 def filled(folder: Path, clips: list[RatedClip], front_end=None) -> FrameCache:
-    cache = open_cache(folder, clips, front_end or SumsFrontEnd(), progress=False)
-    assert cache is not None
-    return cache
+    return open_cache(folder, clips, front_end or SumsFrontEnd())
 
 
 def test_the_cache_holds_the_front_ends_features_in_bf16(clips, tmp_path):
@@ -713,7 +670,7 @@ def test_a_stopped_cache_goes_on(clips, tmp_path):
 
     front_end = SumsFrontEnd(pressed)
     with pytest.raises(KeyboardInterrupt):
-        open_cache(tmp_path / "cache", clips, front_end, progress=False)
+        filled(tmp_path / "cache", clips, front_end)
     filled(tmp_path / "cache", clips, front_end)
     assert front_end.clips == 6
 
@@ -722,7 +679,7 @@ def test_features_are_taken_where_a_file_system_has_no_locks(clips, tmp_path, mo
     def none(file, how):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr("train.teacher.feature_cache.fcntl.flock", none)
+    monkeypatch.setattr("fcntl.flock", none)
     assert not filled(tmp_path / "cache", clips, SumsFrontEnd()).bad
     assert f"warning: {tmp_path / 'cache'}: its file system has no locks" in capsys.readouterr().err
 
@@ -737,23 +694,11 @@ def test_features_of_two_layers_are_refused(clips, tmp_path):
 # ---------------------------------------------------------------- the verb
 
 
-def write_conditions(folder: Path, clips: int = 16) -> Path:
-    """A CSV of two datasets with conditions; 0.5 s each."""
-    folder.mkdir(parents=True)
-    with (folder / "labels.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["path", "mos", "dataset", "condition"])
-        for number in range(clips):
-            soundfile.write(folder / f"{number}.wav", tone_pcm(number, 8000), 16_000)
-            writer.writerow([f"{number}.wav", tone_mos(number), f"set{number % 2}", number % 5])
-    return folder / "labels.csv"
-
-
 SMALL = ["--front-end", "mfcc", "--batch", "4", "--validate-every", "3", "--lr", "1e-3"]
 
 
 def test_the_verb_makes_a_teacher(tmp_path, capsys):
-    labels = write_conditions(tmp_path / "rated")
+    labels = write_rated(tmp_path / "rated", clips=16, seconds=0.5, conditions=5)
     (tmp_path / "rated/5.wav").write_bytes(b"no audio")
     run = tmp_path / "run"
     command = ["teacher", *SMALL, "--rated", str(labels), "--out", str(run), "--steps", "6"]
@@ -769,7 +714,7 @@ def test_the_verb_makes_a_teacher(tmp_path, capsys):
     assert about["fit"]["train_clips"] + about["fit"]["validation_clips"] == 15
     assert sorted(about["calibration"]["datasets"]) == ["set0", "set1"]
     assert {row["dataset"] for row in about["metrics"]["sets"]} == {"set0", "set1"}
-    assert about["weights_sha256"] == teacher_fit.sha256_of(run / "head.safetensors")
+    assert about["weights_sha256"] == sha256_of(run / "head.safetensors")
     with (run / "validation.csv").open() as file:
         rows = list(csv.DictReader(file))
     universal = Affine(**about["calibration"]["universal"])

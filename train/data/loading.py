@@ -1,12 +1,15 @@
-"""Batches made ahead by worker processes, in order."""
+"""Batches made ahead by worker processes, in order; anything made ahead by a thread."""
 
 from __future__ import annotations
 
 import mmap
 import signal
-from collections.abc import Generator, Iterator
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -19,6 +22,8 @@ from data_specs.io.errors import UserError
 from data_specs.sample import CROP_SAMPLES
 from train.data.stream import Batch, Batches, batch_of
 from train.data.tars import Pcm
+
+T = TypeVar("T")
 
 PREFETCH = 4
 """Batches that each worker makes ahead."""
@@ -161,3 +166,20 @@ def _end(feed: Any) -> None:
     for worker in feed._workers:  # one that hangs takes no SIGTERM
         if worker.is_alive():
             worker.kill()
+
+
+def ahead(items: Iterable[T], depth: int) -> Generator[T, None, None]:
+    """The items in their order, made by a thread up to ``depth`` ahead; its errors are raised here.
+
+    The thread stops when the iterator is closed.
+    """
+    iterator, end = iter(items), object()
+    pool = ThreadPoolExecutor(1, "ahead")
+    ask: Callable[[], Any] = partial(pool.submit, next, iterator, end)  # type: ignore[arg-type]
+    try:
+        waiting = deque(ask() for _ in range(depth))
+        while (item := waiting.popleft().result()) is not end:
+            waiting.append(ask())
+            yield item
+    finally:
+        pool.shutdown(cancel_futures=True)

@@ -43,16 +43,23 @@ class RatedSamples:
 
     def __init__(self, clips: Sequence[RatedClip]) -> None:
         self.clips = list(clips)
-        self._pcm: dict[int, Pcm] = {}
+        self._pcm: dict[int, tuple[Pcm, int]] = {}
 
     def __len__(self) -> int:
         return len(self.clips)
 
     def read(self, number: int) -> tuple[Pcm, float]:
         """(audio int16 (122880,), rating)."""
+        return self._crop(number)[0], self.clips[number].mos
+
+    def length(self, number: int) -> int:
+        """Samples of the audio that are the clip's own; silence follows a shorter one."""
+        return self._crop(number)[1]
+
+    def _crop(self, number: int) -> tuple[Pcm, int]:
         if number not in self._pcm:
-            self._pcm[number] = rated_pcm(self.clips[number])[0]
-        return self._pcm[number], self.clips[number].mos
+            self._pcm[number] = rated_pcm(self.clips[number])
+        return self._pcm[number]
 
 
 @dataclass(frozen=True)
@@ -73,6 +80,18 @@ class Sources:
     def labelled_only(self) -> bool:
         """Whether there are no shards: the paper's baseline."""
         return not self.shards
+
+    def facts(self) -> dict[str, Any]:
+        """What a run's configuration says of its data."""
+        return {
+            "recipe_hash": self.info.recipe_hash,
+            "validation_hash": self.validation_hash,
+            "rated_hash": digest_of(self.rated),
+            "samples": sum(shard.samples for shard in self.shards),
+            "validation_samples": len(self.rated_validation)
+            or sum(shard.samples for shard in self.validation),
+            "rated_clips": len(self.rated),
+        }
 
     def samples(self, cache_gb: float) -> tuple[ShardSamples, Samples]:
         """Samples to train and to validate on.

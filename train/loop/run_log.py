@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -67,16 +68,14 @@ def _lines(path: Path) -> list[str]:
     return [line for line in path.read_text("utf-8").split("\n")[:-1] if line.endswith("}")]
 
 
+@dataclass
 class Meter:
-    """Mean loss, samples a second and the share of time spent waiting for data, since ``reset``."""
+    """Mean loss, samples a second and the share of time spent waiting for data, of an interval."""
 
-    def __init__(self) -> None:
-        self.reset()
-
-    def reset(self) -> None:
-        """Start a new interval."""
-        self.losses: list[Tensor] = []
-        self.samples, self.waited, self.start = 0, 0.0, time.monotonic()
+    losses: list[Tensor] = field(default_factory=list)
+    samples: int = 0
+    waited: float = 0.0
+    start: float = field(default_factory=time.monotonic)
 
     def read(self) -> dict[str, float]:
         """The interval's figures; at least one loss is needed."""

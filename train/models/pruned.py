@@ -122,8 +122,8 @@ def save_pruned(
         parts, stored = _stored(name, tensor.detach().cpu().contiguous(), masks.get(name))
         content |= parts
         header[name] = stored.model_dump()
-    if extra := sorted(masks.keys() - weights.keys()):
-        raise ValueError(f"a mask for {extra[0]!r}, but no such weights")
+    if strange := sorted(masks.keys() - weights.keys()):
+        raise ValueError(f"a mask for {strange[0]!r}, but no such weights")
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / SPARSE_FILE
     metadata = {HEADER: json.dumps(header, sort_keys=True)}

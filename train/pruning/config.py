@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -28,8 +29,7 @@ from train.data.sources import (
 from train.loop.loop import Count, Host
 from train.models.calibration import Calibration
 from train.models.student import Student
-from train.pruning.scores import DECAY
-from train.pruning.select import RateOf
+from train.pruning.select import DECAY, RateOf
 from train.pruning.subject import Subject
 
 Method = Literal["importance", "magnitude", "layer-drop"]
@@ -105,26 +105,23 @@ def open_data(args: argparse.Namespace, calibration: Calibration | None) -> Sour
     """
     rated = _clips(args.rated, args.rated_set, calibration)
     held = _clips(args.rated_validation, args.rated_validation_set, calibration)
-    require_once(rated)
     if not rated and args.shards is None:
         raise UserError("nothing to fine-tune on: give --rated labels.csv, --shards DIR or both")
     if held and args.validation:
         raise UserError("give one of --validation and --rated-validation")
-    if args.shards is not None and held:
-        info, shards = read_dataset_info(args.shards), list_shards(args.shards)
-        sources = Sources(info, shards, [], rated, "", held)
-    elif args.shards is not None:
-        on = open_sources(args.shards, args.validation)
-        sources = Sources(on.info, on.shards, on.validation, rated, on.validation_hash)
-    elif args.validation is not None:
-        of_shards = read_dataset_info(args.validation).recipe_hash
-        sources = Sources(LABELLED_ONLY, [], list_shards(args.validation), rated, of_shards)
-    else:
-        if not held:
-            rated, held = held_apart(rated, 0, args.rated_hold_out)
-        sources = Sources(LABELLED_ONLY, [], [], rated, "", held)
+    require_once(rated)
     require_apart(rated, held)
-    return sources
+    if args.shards is not None and not held:
+        return replace(open_sources(args.shards, args.validation), rated=rated)
+    if args.shards is not None:
+        info, shards = read_dataset_info(args.shards), list_shards(args.shards)
+        return Sources(info, shards, [], rated, digest_of(held), held)
+    if args.validation is not None:
+        of_shards = read_dataset_info(args.validation).recipe_hash
+        return Sources(LABELLED_ONLY, [], list_shards(args.validation), rated, of_shards)
+    if not held:
+        rated, held = held_apart(rated, 0, args.rated_hold_out)
+    return Sources(LABELLED_ONLY, [], [], rated, digest_of(held), held)
 
 
 def _clips(
@@ -139,7 +136,6 @@ def make_config(args: argparse.Namespace, subject: Subject, sources: Sources) ->
     share = args.rated_share if args.rated_share is not None else RATED_SHARE
     if not sources.rated or sources.labelled_only:
         share = 1.0 if sources.labelled_only else 0.0
-    held = sources.rated_validation
     return checked(
         PruneConfig,
         options_of(args, PruneConfig)
@@ -150,12 +146,7 @@ def make_config(args: argparse.Namespace, subject: Subject, sources: Sources) ->
             "micro_batch": min(args.micro_batch or args.batch, args.batch),
             "train_head": is_student or args.train_head,
             "rated_share": share,
-            "recipe_hash": sources.info.recipe_hash,
-            "validation_hash": digest_of(held) if held else sources.validation_hash,
-            "rated_hash": digest_of(sources.rated),
-            "samples": sum(shard.samples for shard in sources.shards),
-            "rated_clips": len(sources.rated),
-            "validation_samples": len(held) or sum(s.samples for s in sources.validation),
-        },
+        }
+        | sources.facts(),
         "options",
     )

@@ -7,7 +7,7 @@ AdamW need to leave it at exactly zero; weight decay is a multiple of the weight
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from torch.utils.hooks import RemovableHandle
 
 from data_specs.io.errors import UserError
 from train.models.student import Student
-from train.models.xlsr import Encoder
+from train.pruning.subject import TeacherNetwork
 
 STUDENT_PARTS = {
     "all": ("convolutions.", "head.projection.", "head.encoder."),
@@ -30,74 +30,44 @@ The attention pool is left alone: it holds some percent, and every score goes th
 """
 
 
-def encoder_in(module: nn.Module) -> tuple[str, Encoder] | None:
-    """The XLS-R encoder that a module is or has, after the beginning of its weights' names."""
-    if isinstance(module, Encoder):
-        return "", module
-    inner = getattr(module, "encoder", None)
-    return ("encoder.", inner) if isinstance(inner, Encoder) else None
+def prunable(network: Student | TeacherNetwork, what: str | None = None) -> list[str]:
+    """Names of the weights that may be pruned, in the network's order.
 
-
-def parts_of(module: nn.Module) -> dict[str, tuple[str, ...]]:
-    """What of a network may be pruned: name to beginnings of weights' names; the default first.
-
-    A student has "all" and "convolutions", an XLS-R encoder (alone or in a teacher) "encoder".
-    ``ValueError`` for another network.
+    Matrices and convolution kernels: never a bias or a norm, which have one axis. ``what`` is
+    "encoder" of a teacher, else one of ``STUDENT_PARTS``. ``UserError`` naming the known parts.
     """
-    if isinstance(module, Student):
-        return STUDENT_PARTS
-    found = encoder_in(module)
-    if found is None:
-        raise ValueError(
-            f"{type(module).__name__}: only students and XLS-R encoders can be pruned by name"
-        )
-    return {"encoder": (found[0],)}
-
-
-def prunable(module: nn.Module, what: str | None = None) -> list[str]:
-    """Names of the weights that may be pruned, in the module's order.
-
-    Matrices and convolution kernels: never a bias or a norm, which have one axis. ``what`` is one
-    of ``parts_of`` (None: the default). ``ValueError`` naming the known parts.
-    """
-    parts = parts_of(module)
+    parts = STUDENT_PARTS if isinstance(network, Student) else {"encoder": ("encoder.",)}
     what = what or next(iter(parts))
     if what not in parts:
         raise UserError(
-            f"{type(module).__name__} has no part {what!r} to prune: known are {', '.join(parts)}"
+            f"{type(network).__name__} has no part {what!r} to prune: known are {', '.join(parts)}"
         )
     return [
         name
-        for name, parameter in module.named_parameters()
+        for name, parameter in network.named_parameters()
         if parameter.ndim >= 2 and name.startswith(parts[what])
     ]
 
 
-class Masks:
+class Masks(dict[str, Tensor]):
     """Which weights are alive: a bool tensor of a weight's shape by its name, True where alive."""
-
-    def __init__(self, masks: Mapping[str, Tensor]) -> None:
-        self.masks = dict(masks)
 
     @classmethod
     def full(cls, module: nn.Module, names: Iterable[str]) -> Masks:
-        """All alive, on the weights' device. ``ValueError`` for a name that the module has not."""
-        parameters = dict(module.named_parameters())
-        masks = {}
+        """All alive, on the weights' device."""
+        masks = cls()
         for name in names:
-            if name not in parameters:
-                raise ValueError(f"{type(module).__name__} has no weight {name!r}")
-            weight = parameters[name]
+            weight = module.get_parameter(name)
             masks[name] = torch.ones(weight.shape, dtype=torch.bool, device=weight.device)
-        return cls(masks)
+        return masks
 
     def alive(self) -> int:
         """Weights that are left."""
-        return sum(int(mask.count_nonzero()) for mask in self.masks.values())
+        return sum(int(mask.count_nonzero()) for mask in self.values())
 
     def total(self) -> int:
         """Weights that there were."""
-        return sum(mask.numel() for mask in self.masks.values())
+        return sum(mask.numel() for mask in self.values())
 
     @torch.no_grad()
     def apply_(self, module: nn.Module) -> None:
@@ -128,12 +98,8 @@ class Masks:
 
     def _pairs(self, module: nn.Module) -> Iterator[tuple[Parameter, Tensor]]:
         parameters = dict(module.named_parameters())
-        for name, mask in self.masks.items():
+        for name, mask in self.items():
             if name not in parameters or parameters[name].shape != mask.shape:
                 owner = type(module).__name__
                 raise ValueError(f"{owner} has no weight {name!r} of the mask's shape")
             yield parameters[name], mask
-
-    def to(self, device: torch.device | str) -> Masks:
-        """The same on a device."""
-        return Masks({name: mask.to(device) for name, mask in self.masks.items()})

@@ -1,15 +1,14 @@
 """Pruning a trained network, round by round. ``python -m train prune``.
 
 Sections IV-C and V-B. A round removes the 0.5 % of the weights that are still alive whose
-importance is lowest over the whole encoder, then fine-tunes for 30 steps on rated clips, during
-which the importances are gathered on (``train.pruning.scores``). Round 0 removes nothing: its
-steps gather the first scores. Baselines with the same rounds and steps: ``magnitude``, per
-matrix and kernel, and ``layer-drop``. Of an XLS-R teacher the encoder is pruned and its head left
-as it is; of a student the convolutions, the projection and the layers' matrices.
+importance is lowest over the whole encoder, then fine-tunes for 30 steps, during which importance
+is gathered (``train.pruning.select``). Round 0 removes nothing. Baselines with the same rounds and
+steps: ``magnitude``, per matrix and kernel, and ``layer-drop``. Of an XLS-R teacher the encoder is
+pruned and its head stays; of a student the convolutions, the projection and the layers' matrices.
 
-A run folder holds ``last.pt`` (all state; the same command continues from it, within a round too),
-``log.jsonl``, a folder ``pruned-P`` for every size of P percent, and ``results.json`` and ``.csv``.
-A size is reached at the end of the first round that leaves at most so much: no round is cut short.
+A run folder holds ``last.pt`` (the same command continues from it, within a round too), a folder
+``pruned-P`` for every size of P percent, and ``results.json`` and ``.csv``. A size is reached at
+the end of the first round that leaves at most so much: no round is cut short.
 """
 
 from __future__ import annotations
@@ -17,41 +16,45 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from data_specs.io.addresses import path_here
 from data_specs.io.errors import UserError
 from data_specs.io.files import write_text
 from data_specs.io.options import add_options
-from data_specs.rated import RatedClip, require_heard
 from train.data.hold_out import HOLD_OUT
-from train.data.loading import loader
-from train.data.sources import (
-    Sources,
-)
-from train.data.stream import Batch, Batches, ShardSamples, batch_of, rated_pcm, to_waves
-from train.data.tars import Pcm
+from train.data.sources import RatedSamples, Samples, Sources
+from train.data.stream import Batch, batch_of, to_waves
 from train.files import csv_text, run_folder
-from train.loop.loop import ONE_PROCESS, Host, Metrics, Task, host_of, train
-from train.metrics import agreement
+from train.loop.loop import (
+    ONE_PROCESS,
+    Host,
+    Metrics,
+    Task,
+    attention_backward,
+    errors_of,
+    host_of,
+    train_on,
+)
 from train.models.precision import resolve_precision
 from train.models.pruned import save_pruned
 from train.pruning.config import RATED_SHARE, PruneConfig, PruneHost, make_config, open_data
 from train.pruning.layer_drop import keep_layers, layers_within, weights_by_layers
 from train.pruning.masks import Masks, prunable
-from train.pruning.scores import TaylorScores
-from train.pruning.select import remove_by_magnitude, remove_smallest, schedule, weights_at
+from train.pruning.select import (
+    TaylorScores,
+    remove_by_magnitude,
+    remove_smallest,
+    schedule,
+    weights_at,
+)
 from train.pruning.subject import Subject, TeacherNetwork, load_subject
 
 STREAM_DROPOUT = 4
@@ -85,13 +88,14 @@ class Pruner(Task):
         self.left = schedule(self.total, config.rate, config.rate_of, self._smallest())
         self.scores: TaylorScores | None = None
         if config.method == "importance":
-            self.scores = TaylorScores(self.network, self.masks.masks, config.decay)
+            self.scores = TaylorScores(self.network, self.masks, config.decay)
         self.optimizer = torch.optim.AdamW(
             [p for p in self.network.parameters() if p.requires_grad],
             lr=config.lr,
             weight_decay=config.weight_decay,
             fused=True,
         )
+        self.parts = {"network": self.network, "optimizer": self.optimizer}
         self._held = self.masks.hold(self.optimizer, self.network)
         self._require_apart()
         self.steps = len(self.left) * config.steps
@@ -107,7 +111,7 @@ class Pruner(Task):
             raise UserError(f"a size of {self.config.sizes[-1]:g} % leaves no weight")
         if self.config.method != "layer-drop":
             return smallest
-        least = weights_by_layers(self.network, self.masks.masks)[0]
+        least = weights_by_layers(self.network, self.masks)[0]
         within = [weights_at(s, self.total) for s in self.config.sizes]
         reached = [left for left in within if left >= least]
         if not reached:
@@ -147,17 +151,10 @@ class Pruner(Task):
 
     def predict(self, waves_BT: Tensor, lengths_B: Tensor) -> Tensor:
         """Mean opinion scores (B,), float32."""
-        with ExitStack() as stack:
-            if (
-                self.device.type == "cpu"
-            ):  # as in train.student.fit: the fused one is slow backwards there
-                stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-            if self.bf16:
-                stack.enter_context(torch.autocast(self.device.type, torch.bfloat16))
-            if isinstance(self.network, TeacherNetwork):
-                mos_B: Tensor = self.network(waves_BT, lengths_B)
-            else:
-                mos_B = self.network(waves_BT)
+        autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+        lengths = [lengths_B] if isinstance(self.network, TeacherNetwork) else []
+        with attention_backward(self.device), autocast:
+            mos_B: Tensor = self.network(waves_BT, *lengths)
         return mos_B.float()
 
     def gradients(self, batch: Batch) -> Tensor:
@@ -199,12 +196,12 @@ class Pruner(Task):
     def select(self, target: int) -> None:
         """Clear masks so that ``target`` weights are left, or a few less (see the methods)."""
         if self.scores:
-            remove_smallest(self.scores.averages, self.masks.masks, self.alive - target)
+            remove_smallest(self.scores.averages, self.masks, self.alive - target)
             self.scores.forget(self.masks)
         elif self.config.method == "magnitude":
             remove_by_magnitude(self.network, self.masks, target)
         else:
-            by_layers = weights_by_layers(self.network, self.masks.masks)
+            by_layers = weights_by_layers(self.network, self.masks)
             self.keep_layers(layers_within(by_layers, target))
 
     def keep_layers(self, count: int) -> None:
@@ -226,20 +223,19 @@ class Pruner(Task):
         return regular or bool(self._sizes_due())
 
     @torch.no_grad()
-    def validate(self, held: Held) -> Metrics:
+    def validate(self, held: Samples) -> Metrics:
         """Loss, PCC, Spearman and RMSE on the clips that validate."""
         self.network.eval()
         truth: list[float] = []
         predicted: list[float] = []
-        for batch in held.batches(self.config.micro_batch):
+        for start in range(0, len(held), self.config.micro_batch):
+            batch = _batch(held, range(start, min(start + self.config.micro_batch, len(held))))
             waves_BT = to_waves(batch.pcm_BT, self.device)
             predicted += self.predict(waves_BT, batch.lengths_B).tolist()
             truth += batch.mos_B.tolist()
         if not np.isfinite(predicted).all():
             raise UserError(f"predictions are not finite at step {self.step}: lower --lr")
-        found = agreement(truth, predicted)
-        loss = None if found.rmse is None else found.rmse**2
-        return {"loss": loss, "pcc": found.pcc, "spearman": found.spearman, "rmse": found.rmse}
+        return errors_of(truth, predicted)
 
     def keep(self, metrics: Metrics, out: Path) -> str:
         """Write the sizes that are reached, and the results; returns what to say."""
@@ -255,7 +251,7 @@ class Pruner(Task):
                     "prune": self.config.model_dump(mode="json"),
                 }
                 weights = self.network.state_dict()
-                save_pruned(out / f"pruned-{size:g}", weights, self.masks.masks, about)
+                save_pruned(out / f"pruned-{size:g}", weights, self.masks, about)
         self.write_results(out)
         return "".join(f", reached {size:g} %" for size in reached if size)
 
@@ -303,14 +299,13 @@ class Pruner(Task):
         """Masks, scores, weights, moments, results."""
         layers = None
         if self.config.method == "layer-drop":
-            layers = len(weights_by_layers(self.network, self.masks.masks))
+            layers = len(weights_by_layers(self.network, self.masks))
         return {
             "round": self.round,
             "layers": layers,
-            "masks": self.masks.masks,
+            "masks": dict(self.masks),
             "scores": self.scores.averages if self.scores else {},
-            "network": self.network.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            **super().state(),
             "rows": self.rows,
             "seconds": self._seconds(),
         }
@@ -319,9 +314,8 @@ class Pruner(Task):
         """Take over what ``state`` gave."""
         if content["layers"] is not None:
             self.keep_layers(content["layers"])
-        self.masks = Masks(content["masks"]).to(self.device)
-        self.network.load_state_dict(content["network"])
-        self.optimizer.load_state_dict(content["optimizer"])
+        self.masks = Masks({name: mask.to(self.device) for name, mask in content["masks"].items()})
+        super().load_state(content)
         if self.scores:
             self.scores.load(content["scores"])
         self.round, self.rows = content["round"], content["rows"]
@@ -329,86 +323,61 @@ class Pruner(Task):
         self.hold()
 
 
-# --- data -----------------------------------------------------------------------------------------
-
-
-@dataclass
-class Held:
-    """The clips that validate: rated ones (the middle 7.68 s of each), or samples of shards."""
-
-    samples: ShardSamples
-    rated: Sequence[RatedClip]
-    _kept: dict[int, tuple[Pcm, int]] = field(default_factory=dict)
-
-    def __len__(self) -> int:
-        return len(self.rated) or len(self.samples)
-
-    def batches(self, size: int) -> Iterator[Batch]:
-        """All clips in order, in batches of at most ``size``."""
-        for start in range(0, len(self), size):
-            read = [self._read(n) for n in range(start, min(start + size, len(self)))]
-            pcm, mos, lengths = zip(*read, strict=True)
-            yield batch_of(torch.from_numpy(np.stack(pcm)), list(mos), list(lengths))
-
-    def _read(self, number: int) -> tuple[Pcm, float, int]:
-        """Audio, score, and how many samples of the audio are the clip's own."""
-        if not self.rated:
-            pcm_T, mos = self.samples.read(number)
-            return pcm_T, mos, len(pcm_T)
-        if number not in self._kept:
-            self._kept[number] = rated_pcm(self.rated[number])
-        pcm_T, length = self._kept[number]
-        return pcm_T, self.rated[number].mos, length
+def _batch(samples: Samples, numbers: range) -> Batch:
+    """Samples as a batch; of rated clips with how many samples are the clip's own."""
+    pcm, mos = zip(*map(samples.read, numbers), strict=True)
+    lengths = [len(pcm_T) for pcm_T in pcm]
+    if isinstance(samples, RatedSamples):
+        lengths = [samples.length(number) for number in numbers]
+    return batch_of(torch.from_numpy(np.stack(pcm)), list(mos), lengths)
 
 
 # --- the run --------------------------------------------------------------------------------------
 
 
-def prune(
-    config: PruneConfig, subject: Subject, sources: Sources, out: Path, host: Host | None = None
-) -> None:
+def prune(config: PruneConfig, subject: Subject, sources: Sources, out: Path, host: Host) -> None:
     """Prune, or continue the run in ``out``, until all sizes are there.
 
-    Ctrl-C (and SIGTERM, where it raises too) comes out when ``last.pt`` is written, and the same
-    call continues; so it does after a kill at any point, and on a CPU to the same masks and
-    weights, bit for bit. ``UserError`` if ``out`` holds a run with another configuration or
-    another command writes there.
+    What a signal does, and errors, as of ``train``; ``UserError`` too if another command writes to
+    ``out``.
     """
-    host = (host or PruneHost()).model_copy(update={"log_every": config.steps})  # once a round
+    host = host.model_copy(update={"log_every": config.steps})  # once a round
     with run_folder(out):
         task = Pruner(subject, config)
-        if not (out / "last.pt").is_file():
-            require_heard([*sources.rated, *sources.rated_validation])
         if host.progress:
             print(_about(task), flush=True)
-        samples, _ = sources.samples(host.cache_gb)
-        batches = Batches(samples, sources.order(config), sources.rated)
-        pin = task.device.type == "cuda"
-        feed = partial(loader, batches, workers=host.workers, pin=pin)
-        held = Held(ShardSamples(sources.validation), sources.rated_validation)
-        train(task, feed, held, out, host)
+        train_on(task, sources, out, host)
         task.write_results(out)
 
 
-HEADING = (
-    f"{'size %':>7} {'left %':>7} {'weights':>12} {'parameters':>12} {'round':>6} {'steps':>8} "
-    f"{'PCC':>6} {'RMSE':>6} {'seconds':>9}"
-)
-
-
-def _line(row: Mapping[str, Any]) -> str:
-    pcc, rmse = ("-" if row[name] is None else f"{row[name]:.3f}" for name in ("pcc", "rmse"))
-    size = "loaded" if row["size"] is None else f"{row['size']:g}"
-    return (
-        f"{size:>7} {100 * row['left']:7.2f} {row['weights_left']:12,} "
-        f"{row['parameters_left']:12,} {row['round']:6} {row['steps']:8} {pcc:>6} {rmse:>6} "
-        f"{row['seconds']:9.0f}"
-    )
+LINE = "{:>7} {:>7} {:>12} {:>12} {:>6} {:>8} {:>6} {:>6} {:>9}"
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """The results of a run as text: the model as it was loaded, then every size."""
-    return "\n".join([HEADING, *map(_line, rows)])
+    heads = (
+        "size %",
+        "left %",
+        "weights",
+        "parameters",
+        "round",
+        "steps",
+        "PCC",
+        "RMSE",
+        "seconds",
+    )
+    lines = [LINE.format(*heads)]
+    for row in rows:
+        size = "loaded" if row["size"] is None else f"{row['size']:g}"
+        left = (
+            f"{100 * row['left']:.2f}",
+            f"{row['weights_left']:,}",
+            f"{row['parameters_left']:,}",
+        )
+        errors = ("-" if row[name] is None else f"{row[name]:.3f}" for name in ("pcc", "rmse"))
+        seconds = f"{row['seconds']:.0f}"
+        lines.append(LINE.format(size, *left, row["round"], row["steps"], *errors, seconds))
+    return "\n".join(lines)
 
 
 # --- the command ----------------------------------------------------------------------------------

@@ -1,10 +1,9 @@
 """Structured pruning: whole units are taken out. ``python -m train prune-structured``.
 
-Units whose weights are all gone are removed: scores stay the same, the model is smaller and faster.
-``--keep-macs 0.5`` goes on, for students: the units that change the score least for their
-multiply-adds go too (``train.pruning.structured``), until half of these are left; ``python -m train
-fit --start OUT`` then lets what is left learn. What comes out is an ordinary model folder; its size
-and speed are measured beside the original's.
+Units whose weights are all gone are removed: scores stay the same. ``--keep-macs 0.5`` goes on, for
+students: the units that change the score least for their multiply-adds go too
+(``train.pruning.structured``), until half of these are left; ``python -m train fit --start OUT``
+then fine-tunes what is left. Size and speed are measured beside the original's.
 """
 
 from __future__ import annotations
@@ -12,19 +11,20 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
+from timeit import timeit
 from typing import Any
 
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from data_specs.io.addresses import path_here
 from data_specs.io.errors import UserError
-from data_specs.io.files import sha256_of, write_text
+from data_specs.io.files import write_text
 from data_specs.io.options import add_options, options_of
 from data_specs.io.progress import progress_bar
 from data_specs.rated import read_rated, require_heard
@@ -34,15 +34,14 @@ from train.data.order import generator
 from train.data.shards import list_shards
 from train.data.sources import RatedSamples, Samples
 from train.data.stream import ShardSamples, to_waves
-from train.files import run_folder, version, write_weights
+from train.files import run_folder, write_model
 from train.loop.loop import Host, host_of
 from train.models.front_end import XlsrFrontEnd
 from train.models.head_teacher import HeadTeacher, describe, weights_of
 from train.models.loading import find_student, is_teacher
-from train.models.pruned import ABOUT_FILE, DENSE_FILE, SPARSE_FILE, save_pruned
-from train.models.student import Student, macs_of
+from train.models.pruned import DENSE_FILE, SPARSE_FILE, save_pruned
+from train.models.student import Student, count, macs_of
 from train.models.teacher import load_teacher
-from train.models.tensors import write_about
 from train.pruning.masks import Masks
 from train.pruning.structured import (
     choose_units,
@@ -120,7 +119,8 @@ class Report:
     """What is measured: printed at once, and kept for ``structured.json``."""
 
     def __init__(self, waves_BT: Tensor, original: Student | HeadTeacher) -> None:
-        self.waves_BT, self.before_B = waves_BT, scores_of(original, waves_BT)
+        self.waves_BT, self.original = waves_BT, original
+        self.before_B = scores_of(original, waves_BT)
         self.values: dict[str, Any] = {"threads": torch.get_num_threads()}
 
     def difference(self, what: str, model: Student | HeadTeacher) -> None:
@@ -134,130 +134,114 @@ class Report:
             flush=True,
         )
 
-    def sizes(self, before: Student | nn.Module, after: Student | nn.Module) -> None:
-        """Parameters and multiply-adds, before and after."""
-        for name, count in (("parameters", _parameters), ("multiply-adds a clip", _macs)):
-            old, new = count(before), count(after)
+    def finish(self, model: Student | HeadTeacher, repeats: int, out: Path) -> None:
+        """Sizes and speed of the smaller model, and ``structured.json``."""
+        sizes = zip(_sizes(self.original), _sizes(model), strict=True)
+        for name, (old, new) in zip(("parameters", "multiply-adds a clip"), sizes, strict=True):
             self.values[name] = {"before": old, "after": new}
             print(f"{name}: {old:,} -> {new:,} ({new / old:.1%})")
+        self.values["speed"] = [self._speed(model, clips, repeats) for clips in (1, BATCH)]
+        write_text(out / REPORT_FILE, json.dumps(self.values, indent=2) + "\n")
 
-    def speed(
-        self, before: Student | HeadTeacher, after: Student | HeadTeacher, repeats: int
-    ) -> None:
-        """Median seconds of 1 and of 8 clips, both models in turns after one pair that warms up.
+    def _speed(self, model: Student | HeadTeacher, clips: int, repeats: int) -> dict[str, float]:
+        """Median seconds of so many clips, both models in turns after one pair that warms up.
 
         In turns, so that what else the machine does falls on both; the gain is the median of the
         pairs' own ratios.
         """
-        self.values["speed"] = []
-        for clips in (1, BATCH):
-            waves_BT = clips_of(None, clips)
-            pairs = [(_seconds(before, waves_BT), _seconds(after, waves_BT))
-                     for _ in range(repeats + 1)][1:]  # fmt: skip
-            old_s, new_s = (statistics.median(side) for side in zip(*pairs, strict=True))
-            gain = statistics.median(old / new for old, new in pairs)
-            found = {"windows": clips, "before_s": old_s, "after_s": new_s, "gain": gain}
-            self.values["speed"].append(found)
-            print(
-                f"{clips} window(s) at a time: {1e3 * old_s:.1f} ms before, {1e3 * new_s:.1f} ms "
-                f"after: {gain:.2f} times as fast (median of {repeats}, "
-                f"{torch.get_num_threads()} threads)"
-            )
-
-    def write(self, out: Path) -> None:
-        """``structured.json``."""
-        write_text(out / REPORT_FILE, json.dumps(self.values, indent=2) + "\n")
+        waves_BT = clips_of(None, clips)
+        works = [partial(scores_of, one, waves_BT) for one in (self.original, model)]
+        pairs = [[timeit(work, number=1) for work in works] for _ in range(repeats + 1)][1:]
+        old_s, new_s = (statistics.median(side) for side in zip(*pairs, strict=True))
+        gain = statistics.median(old / new for old, new in pairs)
+        print(
+            f"{clips} window(s) at a time: {1e3 * old_s:.1f} ms before, {1e3 * new_s:.1f} ms "
+            f"after: {gain:.2f} times as fast (median of {repeats}, "
+            f"{torch.get_num_threads()} threads)"
+        )
+        return {"windows": clips, "before_s": old_s, "after_s": new_s, "gain": gain}
 
 
-def _seconds(model: Student | HeadTeacher, waves_BT: Tensor) -> float:
-    began = time.perf_counter()
-    scores_of(model, waves_BT)
-    return time.perf_counter() - began
-
-
-def _parameters(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
-def _macs(model: Any) -> int:
-    layout = layout_of(model)
-    return round(layout.macs(layout.counts))
+def _sizes(model: Student | HeadTeacher) -> tuple[int, int]:
+    """Parameters, and multiply-adds a clip, of a student or a teacher's encoder."""
+    network: Any = model
+    if isinstance(model, HeadTeacher) and isinstance(model.front_end, XlsrFrontEnd):
+        network = model.front_end.encoder
+    layout = layout_of(network)
+    return sum(p.numel() for p in network.parameters()), round(layout.macs(layout.counts))
 
 
 # --- students -------------------------------------------------------------------------------------
 
 
-def _prune_student(args: argparse.Namespace, settings: Settings, host: Host) -> None:
+def _prune_student(args: argparse.Namespace, settings: Settings, device: str) -> None:
     original, sha256 = find_student(args.model)
-    original.to(host.device)
-    name = Path(args.model).name  # files hold no machine's paths
+    original.to(device)
     report = Report(clips_of(args.importance_from, settings.clips), original)
     dead = dead_units(original)
     units = {"dead": removed(dead)}
-    student = remove_units(original, dead).to(host.device)
+    student = remove_units(original, dead).to(device)
     report.difference("without its dead units", student)
     if settings.keep_macs is not None:
-        student, units["chosen"] = _without_least(student, original, args, settings)
+        chosen = _least(student, settings.keep_macs * macs_of(original.config), args, settings)
+        student, units["chosen"] = remove_units(student, chosen).to(device), removed(chosen)
         report.difference("without the chosen ones", student)
+    name = Path(args.model).name  # files hold no machine's paths
+    parameters, macs = count(student.config)
     about = {
         "student": f"{name}, units pruned",
         "pruned_from": {"model": name, "weights_sha256": sha256},
         "units_left": units,
+        "config": student.config.model_dump(mode="json"),
+        "parameters": parameters,
+        "macs_per_clip": macs,
     }
-    _write_student(student, args.out, about)
-    report.sizes(original, student)
-    report.speed(original, find_student(args.out)[0].to(host.device), settings.repeats)
-    report.write(args.out)
+    write_model(args.out / DENSE_FILE, student.state_dict(), about)
+    report.finish(find_student(args.out)[0].to(device), settings.repeats, args.out)
     print(f"done: {args.out / DENSE_FILE}")
 
 
-def _without_least(
-    student: Student, original: Student, args: argparse.Namespace, settings: Settings
-) -> tuple[Student, dict[str, str]]:
-    """Remove the least important units, until the wanted share of the original's work is left."""
-    assert settings.keep_macs is not None
-    share = settings.keep_macs * macs_of(original.config) / macs_of(student.config)
+def _least(
+    student: Student, macs: float, args: argparse.Namespace, settings: Settings
+) -> dict[str, Tensor]:
+    """The least important units, without which so many multiply-adds are left."""
+    share = macs / macs_of(student.config)
     if share >= 1:
         print(f"without dead units it has less than {settings.keep_macs:.0%}: nothing is chosen")
-        return student, {}
+        return {}
     device = next(student.parameters()).device
     waves_BT = clips_of(args.importance_from, settings.importance_clips, seed=1)
     bar = progress_bar(torch.split(waves_BT, 1), unit="clip", desc="importance")
     importance = unit_importance(student, (wave_1T.to(device) for wave_1T in bar))
-    chosen = choose_units(student, importance, share)
-    return remove_units(student, chosen).to(device), removed(chosen)
-
-
-def _write_student(student: Student, out: Path, about: Mapping[str, Any]) -> None:
-    """``model.safetensors`` and ``model.json`` of a student, as ``train fit`` writes them."""
-    path = out / DENSE_FILE
-    write_weights(path, student.state_dict())
-    facts = {
-        "config": student.config.model_dump(mode="json"),
-        "parameters": _parameters(student),
-        "macs_per_clip": _macs(student),
-        "weights_sha256": sha256_of(path),
-        "version": version(),
-    }
-    write_about(out / ABOUT_FILE, {**about, **facts})
+    return choose_units(student, importance, share)
 
 
 # --- teachers -------------------------------------------------------------------------------------
 
 
-def prune_teacher(teacher: HeadTeacher) -> tuple[HeadTeacher, dict[str, str]]:
-    """Take the dead heads and feed-forward units out of a teacher's XLS-R; returns what is left.
-
-    ``UserError`` for a teacher without such an encoder.
-    """
-    front_end = teacher.front_end
-    if not isinstance(front_end, XlsrFrontEnd):
+def _prune_teacher(args: argparse.Namespace, settings: Settings, device: str) -> None:
+    """Take the dead heads and feed-forward units out of a teacher's XLS-R."""
+    teacher = load_teacher(args.model, device, "fp32")
+    if not isinstance(teacher, HeadTeacher) or not isinstance(teacher.front_end, XlsrFrontEnd):
         raise UserError(f"teacher {teacher.name!r} has no XLS-R encoder that could be pruned")
-    units = dead_units(front_end.encoder)
-    encoder = remove_units(front_end.encoder, units)
-    smaller = XlsrFrontEnd(teacher.name, encoder, front_end.weights_sha256, str(teacher.device))
+    front_end = teacher.front_end
+    dead = dead_units(front_end.encoder)
+    encoder = remove_units(front_end.encoder, dead)
+    smaller = XlsrFrontEnd(teacher.name, encoder, front_end.weights_sha256, device)
     parts = (teacher.head, teacher.weights_sha256, teacher.calibration)
-    return HeadTeacher(teacher.name, smaller, *parts), removed(units)
+    pruned = HeadTeacher(teacher.name, smaller, *parts)
+    about = describe(pruned) | {
+        "pruned_from": {"model": Path(args.model).name, "weights_sha256": teacher.weights_sha256},
+        "units_left": {"dead": removed(dead)},
+    }
+    weights = weights_of(pruned)
+    save_pruned(args.out, weights, zeros_of(weights), about)
+    after = load_teacher(args.out, device, "fp32")
+    assert isinstance(after, HeadTeacher)
+    report = Report(clips_of(args.importance_from, settings.clips), teacher)
+    report.difference("without its dead units", after)
+    report.finish(after, settings.repeats, args.out)
+    print(f"done: {args.out / SPARSE_FILE}")
 
 
 def zeros_of(weights: Mapping[str, Tensor]) -> Masks:
@@ -265,37 +249,6 @@ def zeros_of(weights: Mapping[str, Tensor]) -> Masks:
     matrices = {name: tensor for name, tensor in weights.items() if tensor.ndim >= 2}
     shares = {name: float((tensor == 0).float().mean()) for name, tensor in matrices.items()}
     return Masks({n: t != 0 for n, t in matrices.items() if shares[n] > WORTH_A_MASK})
-
-
-def _prune_teacher(args: argparse.Namespace, settings: Settings, host: Host) -> None:
-    if settings.keep_macs is not None:
-        raise UserError(
-            "of a teacher only dead units are removed: --keep-macs is for students; prune it "
-            "further with python -m train prune"
-        )
-    teacher = load_teacher(args.model, host.device, "fp32")
-    if not isinstance(teacher, HeadTeacher):
-        raise UserError(f"teacher {teacher.name!r} has no XLS-R encoder that could be pruned")
-    smaller, units = prune_teacher(teacher)
-    weights, name = weights_of(smaller), Path(args.model).name
-    about = describe(smaller) | {
-        "pruned_from": {"model": name, "weights_sha256": teacher.weights_sha256},
-        "units_left": {"dead": units},
-    }
-    save_pruned(args.out, weights, zeros_of(weights).masks, about)
-    after = load_teacher(args.out, host.device, "fp32")
-    assert isinstance(after, HeadTeacher)
-    report = Report(clips_of(args.importance_from, settings.clips), teacher)
-    report.difference("without its dead units", after)
-    report.sizes(*(_encoder(one) for one in (teacher, smaller)))
-    report.speed(teacher, after, settings.repeats)
-    report.write(args.out)
-    print(f"done: {args.out / SPARSE_FILE}")
-
-
-def _encoder(teacher: HeadTeacher) -> nn.Module:
-    assert isinstance(teacher.front_end, XlsrFrontEnd)
-    return teacher.front_end.encoder
 
 
 # --- the command ----------------------------------------------------------------------------------
@@ -318,11 +271,14 @@ def run(args: argparse.Namespace) -> int:
     """``python -m train prune-structured``; returns the exit code."""
     host = host_of(args, Host)
     settings = checked(Settings, options_of(args, Settings), "options")
-    prune: Callable[[argparse.Namespace, Settings, Host], None] = _prune_student
-    if is_teacher(args.model):
-        prune = _prune_teacher
-    elif settings.keep_macs is not None and args.importance_from is None:
+    of_teacher = is_teacher(args.model)
+    if of_teacher and settings.keep_macs is not None:
+        raise UserError(
+            "of a teacher only dead units are removed: --keep-macs is for students; prune it "
+            "further with python -m train prune"
+        )
+    if settings.keep_macs is not None and args.importance_from is None:
         raise UserError("--keep-macs needs clips to measure by: --importance-from SHARDS")
     with run_folder(args.out):
-        prune(args, settings, host)
+        (_prune_teacher if of_teacher else _prune_student)(args, settings, host.device)
     return 0

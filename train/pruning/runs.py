@@ -36,24 +36,22 @@ class PrunedModel:
 def pruned_models(runs: Sequence[Path]) -> list[PrunedModel]:
     """The models of runs of ``train prune``, largest first within a run.
 
-    ``ValueError`` naming a folder without any, or two that would have one name.
+    ``UserError`` naming a folder without any, or two that would have one name.
     """
-    found = [model for run in runs for model in _of_run(run)]
+    found: list[PrunedModel] = []
+    for run in runs:
+        models = [_read(path) for path in run.glob(f"pruned-*/{ABOUT_FILE}")]
+        if not models:
+            raise UserError(f"{run}: holds no pruned-P folder: give the --out of train prune")
+        found += sorted(models, key=lambda model: -model.percent)
     names = [model.name for model in found]
     if twice := {name for name in names if names.count(name) > 1}:
         raise UserError(f"two runs hold a model {min(twice)}: give one of them")
     return found
 
 
-def _of_run(run: Path) -> list[PrunedModel]:
-    found = [_read(path.parent) for path in run.glob(f"pruned-*/{ABOUT_FILE}")]
-    if not found:
-        raise UserError(f"{run}: holds no pruned-P folder: give the --out of train prune")
-    return sorted(found, key=lambda model: -model.percent)
-
-
-def _read(folder: Path) -> PrunedModel:
-    about = json_object((folder / ABOUT_FILE).read_bytes(), folder / ABOUT_FILE)
+def _read(path: Path) -> PrunedModel:
+    about = json_object(path.read_bytes(), path)
     try:
         return PrunedModel(
             Path(about["prune"]["model"]).name,
@@ -61,7 +59,7 @@ def _read(folder: Path) -> PrunedModel:
             float(about["metrics"]["size"]),
             int(about["parameters"]),
             about["weights_sha256"],
-            folder,
+            path.parent,
         )
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder / ABOUT_FILE}: not of train prune ({error!r})") from error
+        raise UserError(f"{path}: not of train prune ({error!r})") from error

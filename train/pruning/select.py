@@ -1,4 +1,4 @@
-"""Which weights go: exact selection of the smallest of many scores, and how many go each round.
+"""Which weights go: what each is worth, how many go each round, and the exact selection.
 
 Scores that tie at the threshold go in a fixed order (the tensors' order, then row-major), so that
 the count is exact. Memory beside the scores is one more float32 for each living weight.
@@ -6,10 +6,10 @@ the count is exact. Memory beside the scores is one more float32 for each living
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from fractions import Fraction
-from math import floor
-from typing import Literal, NamedTuple
+from math import floor, prod
+from typing import Literal
 
 import numpy as np
 import torch
@@ -17,9 +17,55 @@ from torch import Tensor, nn
 
 from data_specs.io.errors import UserError
 from train.pruning.masks import Masks
-from train.pruning.scores import unit_norms, units_alive
 
 RateOf = Literal["living", "start"]
+
+DECAY = 0.9
+"""Of the scores' recursive average (section IV-C)."""
+
+
+# --- what they are worth --------------------------------------------------------------------------
+
+
+class TaylorScores:
+    """Importance of weights by their names, averaged over the steps: ``s = 0.9 s + 0.1 (g w)^2``.
+
+    Of a weight w with gradient g: by how much the loss would change if w were zero, to first order,
+    squared (Molchanov et al. 2019, equation 8; section IV-C). The average begins at zero: after t
+    steps all lack the same factor ``1 - 0.9^t``, which changes no order. It goes on over the
+    rounds. Memory: one number a weight, and the largest weight once more while gathering.
+    """
+
+    def __init__(self, module: nn.Module, names: Iterable[str], decay: float = DECAY) -> None:
+        self.decay = decay
+        self.averages: dict[str, Tensor] = {}
+        for name in names:
+            weight, layout = module.get_parameter(name), torch.contiguous_format
+            self.averages[name] = torch.zeros_like(weight, memory_format=layout)
+
+    @torch.no_grad()
+    def gather(self, module: nn.Module) -> None:
+        """Take in the gradients of a step: after backward, before the optimiser's step.
+
+        A dead weight is zero, and so is what it adds. ``ValueError`` for a weight that has no
+        gradient.
+        """
+        for name, average in self.averages.items():
+            weight = module.get_parameter(name)
+            if weight.grad is None:
+                raise ValueError(f"{name} has no gradient: scores are gathered after backward")
+            change = weight.grad * weight
+            average.mul_(self.decay).addcmul_(change, change, value=1 - self.decay)
+
+    def forget(self, masks: Masks) -> None:
+        """Set the scores of dead weights to zero."""
+        for name, average in self.averages.items():
+            average.masked_fill_(~masks[name], 0.0)
+
+    def load(self, averages: Mapping[str, Tensor]) -> None:
+        """Take over averages that were saved."""
+        for name, average in self.averages.items():
+            average.copy_(averages[name])
 
 
 # --- how many -------------------------------------------------------------------------------------
@@ -33,7 +79,7 @@ def schedule(total: int, rate: float, rate_of: RateOf, smallest: int) -> list[in
     total)`` are. The rate is taken as the decimal number that it prints as: counts are exact.
     """
     share, left = Fraction(str(rate)), [total]
-    while left[-1] > max(smallest, 0):
+    while left[-1] > smallest:
         if rate_of == "living":
             left.append(left[-1] - max(1, floor(share * left[-1])))
         else:
@@ -49,28 +95,30 @@ def weights_at(size: float, total: int) -> int:
 # --- which ----------------------------------------------------------------------------------------
 
 
-class Threshold(NamedTuple):
-    """The largest score that goes, and how many that equal it go."""
+def remove_smallest(scores: Mapping[str, Tensor], alive: Mapping[str, Tensor], count: int) -> None:
+    """Clear ``alive``, in place, at the ``count`` living weights with the lowest scores.
 
-    value: float
-    ties: int
-
-
-def find_threshold(
-    scores: Mapping[str, Tensor], alive: Mapping[str, Tensor], count: int
-) -> Threshold:
-    """The ``count``-th smallest (from 1) of the living scores, over all tensors.
-
-    ``scores`` are float32, ``alive`` bool of the same shapes. ``UserError`` for a living score
-    that is NaN or negative, naming its tensor; ``ValueError`` for a count that is not there.
+    Those that tie at the threshold go in the tensors' order, then row-major. ``scores`` are
+    float32, ``alive`` bool of the same shapes and contiguous. ``UserError`` for a living score that
+    is NaN or negative, naming its tensor; ``ValueError`` for a count that is not there; nothing is
+    cleared then.
     """
-    living = [_living(name, score, alive[name]) for name, score in scores.items()]
-    found_M = np.concatenate(living)
+    if not count:
+        return
+    found_M = np.concatenate([_living(name, score, alive[name]) for name, score in scores.items()])
     if not 1 <= count <= len(found_M):
         raise ValueError(f"{count} of {len(found_M)} living weights cannot be selected")
     found_M.partition(count - 1)
-    value = found_M[count - 1]
-    return Threshold(float(value), count - int(np.count_nonzero(found_M < value)))
+    threshold = float(found_M[count - 1])
+    ties = count - int(np.count_nonzero(found_M < threshold))
+    for name, score in scores.items():
+        score_N, alive_N = score.reshape(-1), alive[name].view(-1)
+        goes_N = score_N < threshold
+        if ties:
+            ties_M = (alive_N & (score_N == threshold)).nonzero().flatten()[:ties]
+            goes_N[ties_M] = True
+            ties -= len(ties_M)
+        alive_N &= ~goes_N
 
 
 def _living(
@@ -86,44 +134,21 @@ def _living(
     return living_M.cpu().numpy()
 
 
-def remove_smallest(
-    scores: Mapping[str, Tensor], alive: Mapping[str, Tensor], count: int
-) -> Threshold | None:
-    """Clear ``alive``, in place, at the ``count`` living weights with the lowest scores.
-
-    Those that tie at the threshold go in the tensors' order, then row-major. None for a count of 0.
-    Masks must be contiguous. Errors as of ``find_threshold``; nothing is cleared then.
-    """
-    if not count:
-        return None
-    threshold = find_threshold(scores, alive, count)
-    left = threshold.ties
-    for name, score in scores.items():
-        score_N, alive_N = score.reshape(-1), alive[name].view(-1)
-        goes_N = score_N < threshold.value
-        if left:
-            ties_M = (alive_N & (score_N == threshold.value)).nonzero().flatten()[:left]
-            goes_N[ties_M] = True
-            left -= len(ties_M)
-        alive_N &= ~goes_N
-    return threshold
-
-
 @torch.no_grad()
 def remove_by_magnitude(module: nn.Module, masks: Masks, target: int) -> None:
     """Clear masks in place so that of every weight the same share is left: that of ``target``.
 
-    Per matrix the weights with the lowest absolute value go, per convolution the kernels with the
-    lowest L1 norm. Of a tensor with U units ``floor(target / total x U)`` are left, so that all in
-    all at most ``target`` weights are, fewer by less than one unit a tensor.
+    Per matrix (O, I) the weights with the lowest absolute value go, per convolution (O, I, taps...)
+    the kernels with the lowest L1 norm (section V-B). Of a tensor with U units
+    ``floor(target / total x U)`` are left, so that all in all at most ``target`` weights are, fewer
+    by less than one unit a tensor.
     """
-    parameters, total = dict(module.named_parameters()), masks.total()
-    for name, mask in masks.masks.items():
-        alive_U = units_alive(mask).clone()
-        kept = target * len(alive_U) // total
-        gone = int(alive_U.count_nonzero()) - kept
+    total = masks.total()
+    for name, mask in masks.items():
+        mask_UK = mask.view(prod(mask.shape[:2]), -1)
+        alive_U = mask_UK.any(-1)
+        gone = int(alive_U.count_nonzero()) - target * len(alive_U) // total
         if gone > 0:
-            norms = {name: unit_norms(parameters[name])}
-            remove_smallest(norms, {name: alive_U}, gone)
-            shape = mask.shape if mask.ndim < 3 else (*mask.shape[:2], *(1,) * (mask.ndim - 2))
-            mask &= alive_U.view(shape)
+            norms_U = module.get_parameter(name).abs().float().reshape(mask_UK.shape).sum(-1)
+            remove_smallest({name: norms_U}, {name: alive_U}, gone)
+            mask_UK &= alive_U[:, None]

@@ -17,11 +17,12 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from data_specs.io.errors import UserError
 from train.models.student import Student
 from train.models.xlsr import Encoder
-from train.pruning.units import NORM_TENSORS, Group, Layout, Slices, State, layout_of
+from train.pruning.units import NORM_TENSORS, Group, Slices, State, layout_of
 
 Model = TypeVar("Model", Student, Encoder)
 
@@ -124,7 +125,8 @@ def _fold_into_bias(state: State, group: Group, constant_U: Tensor) -> None:
         values_UK = values_UK * scale.view_as(values_UK) + shift.view_as(values_UK)
     columns = reads.places(constant_U.nonzero().flatten()).flatten()
     added = state[reads.tensor][:, columns] @ values_UK[constant_U].flatten()
-    state[group.into] = state[group.into] + added
+    into = reads.tensor.removesuffix("weight") + "bias"
+    state[into] = state[into] + added
 
 
 def _fold_into_channel(state: State, group: Group, constant_U: Tensor, gone_U: Tensor) -> None:
@@ -189,75 +191,47 @@ def unit_importance(student: Student, clips: Iterable[Tensor]) -> dict[str, Tens
 
 
 def choose_units(
-    model: Student | Encoder, importance: Mapping[str, Tensor], keep: float
+    student: Student, importance: Mapping[str, Tensor], keep: float
 ) -> dict[str, Tensor]:
     """The units to remove so that a share ``keep`` (0 to 1) of the multiply-adds is left.
 
     Always those go next whose importance is least for the multiply-adds that they cost then:
-    in blocks, because hardware computes blocks. ``ValueError`` where so little cannot be reached.
+    in blocks, because hardware computes blocks. ``UserError`` where so little cannot be reached.
     """
-    if not 0 < keep <= 1:
-        raise UserError(f"keep {keep}: must be above 0 and at most 1")
-    layout = layout_of(model)
-    queues = {
-        group.name: _Queue(group, importance[group.name].cpu().double()) for group in layout.groups
-    }
+    layout = layout_of(student)
+    ordered = {name: values_U.cpu().double().sort() for name, values_U in importance.items()}
+    sums = {name: functional.pad(order.values.cumsum(0), (1, 0)) for name, order in ordered.items()}
     counts = layout.counts
     goal = keep * layout.macs(counts)
-    while layout.macs(counts) > goal:
-        name = _cheapest(layout, queues, counts)
-        if name is None:
+    while (now := layout.macs(counts)) > goal:
+        costs = {}
+        for group in layout.groups:
+            have = counts[group.name]
+            left = have - _step(group, have)
+            saved = now - layout.macs({**counts, group.name: left})
+            if saved > 0:
+                sums_U = sums[group.name]
+                worth = float(sums_U[group.count - left] - sums_U[group.count - have])
+                costs[group.name, left] = worth / saved
+        if not costs:
             raise UserError(
                 f"cannot keep only {keep:.0%} of the multiply-adds: every group is down to a part "
                 f"in {LEAST_SHARE}"
             )
-        queues[name].take()
-        counts[name] = queues[name].left
-    return {name: queue.gone_U for name, queue in queues.items()}
+        name, left = min(costs, key=costs.__getitem__)
+        counts[name] = left
+    gone = {group.name: torch.zeros(group.count, dtype=torch.bool) for group in layout.groups}
+    for group in layout.groups:
+        going = ordered[group.name].indices[: group.count - counts[group.name]]
+        gone[group.name][going] = True
+    return gone
 
 
-class _Queue:
-    """A group's units, the least important first."""
-
-    def __init__(self, group: Group, importance_U: Tensor) -> None:
-        self.block = group.block
-        self.least = max(group.block, -(-group.count // LEAST_SHARE))
-        self.left = group.count
-        self.gone_U = torch.zeros(group.count, dtype=torch.bool)
-        self._order = importance_U.argsort()
-        self._sums = torch.cat([torch.zeros(1, dtype=torch.float64), importance_U.sort().values])
-        self._sums = self._sums.cumsum(0)
-
-    @property
-    def step(self) -> int:
-        """How many go next: to a whole number of blocks, then a block; none at the end."""
-        step = self.left % self.block or self.block
-        return step if self.left - step >= self.least else 0
-
-    @property
-    def worth(self) -> float:
-        """Importance of those that go next, together."""
-        gone = len(self._order) - self.left
-        return float(self._sums[gone + self.step] - self._sums[gone])
-
-    def take(self) -> None:
-        """Let them go."""
-        gone = len(self._order) - self.left
-        self.gone_U[self._order[gone : gone + self.step]] = True
-        self.left -= self.step
-
-
-def _cheapest(
-    layout: Layout, queues: Mapping[str, _Queue], counts: Mapping[str, int]
-) -> str | None:
-    """The group whose next block is worth least for its multiply-adds."""
-    now = layout.macs(counts)
-    prices = {}
-    for name, queue in queues.items():
-        saved = now - layout.macs({**counts, name: queue.left - queue.step})
-        if queue.step and saved > 0:
-            prices[name] = queue.worth / saved
-    return min(prices, key=lambda name: prices[name]) if prices else None
+def _step(group: Group, left: int) -> int:
+    """How many units go next: to a whole number of blocks, then a block; none at the end."""
+    step = left % group.block or group.block
+    least = max(group.block, -(-group.count // LEAST_SHARE))
+    return step if left - step >= least else 0
 
 
 # --- removal --------------------------------------------------------------------------------------
@@ -269,10 +243,9 @@ def remove_units(model: Model, units: Units) -> Model:
 
     With ``dead_units`` its scores are the same but for rounding. Of any other unit what it gave is
     missing, unless that was a constant; a coordinate of the width counts as zero in the layer
-    norms. ``ValueError`` for a group that the model has not, or of which nothing would be left.
+    norms. Of every group at least one unit must be left.
     """
     layout = layout_of(model)
-    _require_fit(layout, units)
     state, counts = _copy(model), layout.counts
     going = [group for group in layout.groups if group.name in units and units[group.name].any()]
     for group in going:
@@ -284,18 +257,6 @@ def remove_units(model: Model, units: Units) -> Model:
             part.keep(state, kept)
     smaller: Model = layout.build(state, counts)
     return smaller
-
-
-def _require_fit(layout: Layout, units: Units) -> None:
-    counts = layout.counts
-    for name, gone_U in units.items():
-        if name not in counts:
-            raise ValueError(f"no units {name!r}: there are {', '.join(counts)}")
-        if gone_U.shape != (counts[name],) or gone_U.all():
-            raise ValueError(
-                f"units {name!r}: {int(gone_U.sum())} of {counts[name]} cannot go (given for "
-                f"{len(gone_U)}): at least one must stay"
-            )
 
 
 def removed(units: Units) -> dict[str, str]:

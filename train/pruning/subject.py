@@ -18,9 +18,7 @@ from train.models.loading import find_student, is_teacher
 from train.models.student import Student, mos_of
 from train.models.teacher import load_teacher
 from train.models.xlsr import Encoder
-
-MIN_SAMPLES = 400
-"""One frame of XLS-R (25 ms at 16 kHz)."""
+from train.teacher.feature_cache import MIN_SAMPLES
 
 
 class TeacherNetwork(nn.Module):
@@ -76,8 +74,7 @@ class Subject:
         """What is needed to build the network again."""
         if isinstance(self.network, Student):
             return {"kind": "student", "config": self.network.config.model_dump(mode="json")}
-        if self.teacher is None:
-            raise ValueError(f"{self.name}: a network without its teacher cannot be written")
+        assert self.teacher is not None
         return describe(self.teacher)
 
 

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from data_specs.sample import CROP_SAMPLES
@@ -68,7 +69,7 @@ class Group:
 
     ``parts`` go with a unit; through ``makes`` something reaches it, through ``reads`` it is read;
     ``act(bias)`` is what it gives if nothing reaches it, which passes the batch norms ``norms`` and
-    belongs in the bias ``into``. Scaling ``gates`` by t scales what the unit gives by t.
+    belongs in the bias beside the weight ``reads``. Scaling ``gates`` by t scales its output by t.
     """
 
     name: str
@@ -81,7 +82,6 @@ class Group:
     bias: Slices
     act: Callable[[Tensor], Tensor] = functional.relu
     norms: tuple[str, ...] = ()
-    into: str = ""
     block: int = 1
 
 
@@ -143,14 +143,6 @@ def _block(count: int) -> int:
     return block
 
 
-def _identity(values: Tensor) -> Tensor:
-    return values
-
-
-def _leaky(values: Tensor) -> Tensor:
-    return functional.leaky_relu(values, LEAK)
-
-
 def _channel_groups(config: StudentConfig) -> list[Group]:
     """The convolutions' output channels; the last one's bins are the features of the tokens."""
     groups = []
@@ -174,9 +166,8 @@ def _channel_groups(config: StudentConfig) -> list[Group]:
                 reads=(reads,),
                 gates=(reads,),
                 bias=bias,
-                act=_leaky,
+                act=partial(functional.leaky_relu, negative_slope=LEAK),
                 norms=norms,
-                into="head.projection.bias" if number == last else "",
                 block=_block(count),
             )
         )
@@ -192,10 +183,10 @@ def _head_groups(config: StudentConfig) -> list[Group]:
             Slices(f"{layer}self_attn.in_proj_{what}", 0, slim.head_dim, (0, inner, 2 * inner))
             for what in ("weight", "bias")
         ]
-        value, bias = (Slices(p.tensor, 0, slim.head_dim, (2 * inner,)) for p in joint)
-        out = f"{layer}self_attn.out_proj"
+        values = [Slices(part.tensor, 0, slim.head_dim, (2 * inner,)) for part in joint]
+        reads = Slices(f"{layer}self_attn.out_proj.weight", 1, slim.head_dim)
         name = f"layers.{number}."
-        groups.append(_heads(name, slim.heads[number], slim.head_dim, joint, value, bias, out))
+        groups.append(_heads(f"{name}heads", slim.heads[number], joint, values, reads))
         groups.append(
             _hidden(f"{name}feedforward", slim.feedforward[number], layer, "linear1", "linear2")
         )
@@ -204,13 +195,13 @@ def _head_groups(config: StudentConfig) -> list[Group]:
 
 
 def _heads(
-    name: str, count: int, size: int, parts: Iterable[Slices], value: Slices, bias: Slices, out: str
+    name: str, count: int, parts: Iterable[Slices], values: Iterable[Slices], reads: Slices
 ) -> Group:
     """Attention heads: attention weights sum to one, so that constant values come out as such."""
-    reads = Slices(f"{out}.weight", 1, size)
+    value, bias = values
     return Group(
-        f"{name}heads", count, "units", (*parts, reads), makes=(value,), reads=(reads,),
-        gates=(reads,), bias=bias, act=_identity, into=f"{out}.bias",
+        name, count, "units", (*parts, reads), makes=(value,), reads=(reads,), gates=(reads,),
+        bias=bias, act=nn.Identity(),
     )  # fmt: skip
 
 
@@ -227,7 +218,7 @@ def _hidden(
     reads = Slices(f"{prefix}{second}.weight", 1)
     return Group(
         name, count, "units", (rows, bias, reads), makes=(rows,), reads=(reads,), gates=(reads,),
-        bias=bias, act=act, into=f"{prefix}{second}.bias", block=_block(count),
+        bias=bias, act=act, block=_block(count),
     )  # fmt: skip
 
 
@@ -259,8 +250,8 @@ def _encoder_layout(encoder: Encoder) -> Layout:
         projections = [f"{where}attention.{letter}_proj" for letter in "qkv"]
         parts = [Slices(f"{p}.{what}", 0, size) for p in projections for what in ("weight", "bias")]
         count = layer.attention.v_proj.out_features // size
-        out = f"{where}attention.out_proj"
-        groups.append(_heads(name, count, size, parts, parts[-2], parts[-1], out))
+        reads = Slices(f"{where}attention.out_proj.weight", 1, size)
+        groups.append(_heads(f"{name}heads", count, parts, parts[-2:], reads))
         wide = layer.feed_forward
         units = wide.intermediate_dense.out_features
         names = (f"{where}feed_forward.", "intermediate_dense", "output_dense")

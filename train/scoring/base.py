@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from data_specs.io.errors import UserError
 from data_specs.sample import CROP_SAMPLES, SAMPLE_RATE
 from train.audio import Clip, Wave, channels_of, clip_of, open_clip
+from train.data.loading import ahead
 from train.scoring.code import made_with
 from train.scoring.samples import Samples, as_wave, checked_rate, rates_of
 from train.scoring.windows import (
@@ -39,8 +38,6 @@ BATCHES_AHEAD = 2
 
 Channels = Literal["mono", "each"]
 """Mono: the first channel (as distillmos does it). Each: a score for every channel."""
-
-T = TypeVar("T")
 
 
 class Window(NamedTuple):
@@ -317,20 +314,3 @@ def _itself(clip: Clip) -> Clip:
 def _completed(pending: list[_Pending]) -> Iterator[Score]:
     while pending and pending[0].is_done:
         yield pending.pop(0).result()
-
-
-def ahead(items: Iterable[T], depth: int) -> Iterator[T]:
-    """The items in their order, made by a thread up to ``depth`` ahead; its errors are raised here.
-
-    The thread stops when the iterator is closed.
-    """
-    iterator, end = iter(items), object()
-    pool = ThreadPoolExecutor(1, "ahead")
-    ask: Callable[[], Any] = partial(pool.submit, next, iterator, end)  # type: ignore[arg-type]
-    try:
-        waiting = deque(ask() for _ in range(depth))
-        while (item := waiting.popleft().result()) is not end:
-            waiting.append(ask())
-            yield item
-    finally:
-        pool.shutdown(cancel_futures=True)

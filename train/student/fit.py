@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import argparse
 import copy
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
-from functools import partial
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,27 +20,30 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 from torch.nn import functional
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from data_specs.io.addresses import path_here
 from data_specs.io.errors import UserError
-from data_specs.io.files import sha256_of
 from data_specs.io.options import add_options, options_of
-from data_specs.rated import require_heard
 from data_specs.sample import CROP_SAMPLES
 from train.data.augment import augment
-from train.data.loading import loader
 from train.data.shards import DatasetInfo
 from train.data.sources import Samples, Sources, open_sources
-from train.data.stream import Batch, Batches, to_waves
-from train.files import load_checkpoint, run_folder, version, write_weights
+from train.data.stream import Batch, to_waves
+from train.files import run_folder, write_model
 from train.loop.launch import is_first_process
-from train.loop.loop import Host, Metrics, Task, host_of, train
+from train.loop.loop import (
+    Host,
+    Metrics,
+    Task,
+    attention_backward,
+    errors_of,
+    host_of,
+    load_best,
+    train_on,
+)
 from train.loop.parallel import make_fabric, synchronise_batch_norm, whole
-from train.metrics import agreement
 from train.models.loading import find_student
 from train.models.student import Student, StudentConfig, count, variant
-from train.models.tensors import write_about
 from train.student.presets import (
     PRESETS,
     FitConfig,
@@ -79,19 +80,18 @@ class Trainer(Task):
         self.compiled = is_compiled(config, self.device)
         network: Any = torch.compile(student) if self.compiled else student
         self._network, self._optimizer = self.fabric.setup(network, self.optimizer)
+        self.parts = {"student": student, "average": self.average, "optimizer": self.optimizer}
 
     def update(self, batch: Batch) -> Tensor:
         """One optimiser step; returns the loss (a scalar tensor, MOS squared) of these rows."""
         waves_BT = to_waves(batch.pcm_BT, self.device)
         if self.config.augment:
-            config, place = self.config, (self.rank, self.world)
-            waves_BT = augment(
-                waves_BT, batch.lengths_B, config.seed, self.step, config.crops, *place
-            )
+            options = (self.config.seed, self.step, self.config.crops, self.rank, self.world)
+            waves_BT = augment(waves_BT, batch.lengths_B, *options)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.config, self.step)
         self._network.train()
-        with self._attention():
+        with attention_backward(self.device):
             predicted_B = self._network(waves_BT)
         loss = functional.mse_loss(predicted_B, batch.mos_B.to(self.device, non_blocking=True))
         self._optimizer.zero_grad(set_to_none=True)
@@ -102,11 +102,6 @@ class Trainer(Task):
         self.step += 1
         self._follow()
         return loss.detach()
-
-    def _attention(self) -> AbstractContextManager[None]:
-        # PyTorch's fused attention is slow backwards on a CPU at a student's size (41 of 250 ms).
-        on_cpu = self.device.type == "cpu"
-        return sdpa_kernel(SDPBackend.MATH) if on_cpu else nullcontext()
 
     @torch.no_grad()
     def _follow(self) -> None:
@@ -137,27 +132,11 @@ class Trainer(Task):
             truth += [mos for _, mos in read]
         mine = torch.cat(predicted) if predicted else torch.zeros(0, device=self.device)
         values = torch.stack([torch.tensor(truth, device=self.device).double(), mine.double()])
-        found = agreement(*(whole(self.fabric, rows, v, len(held)).tolist() for v in values))
-        loss = None if found.rmse is None else found.rmse**2
-        return {"loss": loss, "pcc": found.pcc, "spearman": found.spearman, "rmse": found.rmse}
+        return errors_of(*(whole(self.fabric, rows, v, len(held)).tolist() for v in values))
 
     def figures(self) -> dict[str, float]:
         """The learning rate of the last step."""
         return {"lr": learning_rate(self.config, self.step - 1)}
-
-    def state(self) -> dict[str, Any]:
-        """Weights, averaged weights, moments."""
-        return {
-            "student": self.student.state_dict(),
-            "average": self.average.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-        }
-
-    def load_state(self, content: Mapping[str, Any]) -> None:
-        """Take over what ``state`` gave."""
-        self.student.load_state_dict(content["student"])
-        self.average.load_state_dict(content["average"])
-        self.optimizer.load_state_dict(content["optimizer"])
 
     def best_model(self) -> dict[str, Any]:
         """The averaged weights, and what is needed to build the student again."""
@@ -174,38 +153,27 @@ def fit(
     config: FitConfig,
     sources: Sources,
     out: Path,
-    host: Host | None = None,
+    host: Host,
     start: Student | None = None,
 ) -> None:
     """Train, or continue the run in ``out``, until all steps are done.
 
-    From a student's weights (``config.start`` is their digest), or from random ones. Ctrl-C (and
-    SIGTERM, where it raises too) comes out when ``last.pt`` is written: the same call continues.
-    Ends by writing ``model.safetensors`` and ``model.json``. ``UserError`` if ``out`` holds a run
-    with another configuration or another command writes there, or if data is damaged.
+    From a student's weights (``config.start`` is their digest), or from random ones. Ends by
+    writing ``model.safetensors`` and ``model.json``. What a signal does, and errors, as of
+    ``train``; ``UserError`` too if another command writes to ``out``.
     """
-    host = host or Host()
     with run_folder(out) if is_first_process() else nullcontext():
         bf16 = computed_in_bf16(config, host.device)
         task = Trainer(config, make_fabric(host.device, host.devices, host.nodes, bf16), start)
-        if task.rank == 0 and not (out / "last.pt").is_file():
-            require_heard([*sources.rated, *sources.rated_validation])
-        samples, held = sources.samples(host.cache_gb)
-        batches = Batches(samples, sources.order(config), sources.rated, task.rank, task.world)
-        pin = task.device.type == "cuda"
-        train(task, partial(loader, batches, workers=host.workers, pin=pin), held, out, host)
+        train_on(task, sources, out, host)
         if task.rank == 0:
             export(out, config, sources.info)
 
 
 def export(out: Path, config: FitConfig, info: DatasetInfo) -> None:
     """Write ``model.safetensors`` and ``model.json`` from the run's best weights."""
-    if not (out / "best.pt").is_file():
-        raise UserError(f"{out}: no validation gave a finite loss, so there is no best model")
-    best = load_checkpoint(out / "best.pt")
-    path = out / "model.safetensors"
+    best = load_best(out)
     parameters, macs = count(StudentConfig.model_validate(best["student_config"]))
-    write_weights(path, best["weights"])
     about = {
         "student": config.student,
         "config": best["student_config"],
@@ -215,10 +183,8 @@ def export(out: Path, config: FitConfig, info: DatasetInfo) -> None:
         "teacher": info.teacher,
         "metrics": best["metrics"],
         "fit": config.model_dump(),
-        "weights_sha256": sha256_of(path),
-        "version": version(),
     }
-    write_about(out / "model.json", about)
+    write_model(out / "model.safetensors", best["weights"], about)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from data_specs.io.errors import UserError
 from data_specs.strict import checked
-from train.data.sources import Sources, digest_of
+from train.data.sources import Sources
 from train.models.precision import resolve_precision
 from train.models.student import StudentConfig, variant
 
@@ -83,7 +83,7 @@ FAST: dict[str, Any] = PAPER | {
     "validate_every": 500,
 }
 """A hundred times the paper's rate with warm-up and cosine: 5000 steps instead of 250 000. The rate
-is for a head 64 wide (v2) or less; see ``_rate``."""
+is for a head 64 wide (v2) or less."""
 
 PRESETS = {"paper": PAPER, "fast": FAST}
 
@@ -105,21 +105,12 @@ def make_config(
         raise UserError(f"unknown preset {preset!r}: known are {', '.join(PRESETS)}")
     values = PRESETS[preset] | {key: value for key, value in changes.items() if value is not None}
     if preset == "fast" and changes.get("lr") is None:
-        values["lr"] = _rate(values["lr"], shape.dim)
+        # v6 (192 wide) learns nothing at what suits v2 (64).
+        values["lr"] *= min(1.0, 64 / shape.dim)
     values["rated_share"] = _rated_share(sources, values["rated_share"], changes)
     if values["crops"] and not values["augment"]:
         raise UserError("--crops is a part of --augment: give both, or neither")
-    facts = {
-        "student": student,
-        "preset": preset,
-        "recipe_hash": sources.info.recipe_hash,
-        "validation_hash": sources.validation_hash,
-        "rated_hash": digest_of(sources.rated),
-        "samples": sum(shard.samples for shard in sources.shards),
-        "validation_samples": len(sources.rated_validation)
-        or sum(shard.samples for shard in sources.validation),
-        "rated_clips": len(sources.rated),
-    }
+    facts = {"student": student, "preset": preset, **sources.facts()}
     return checked(FitConfig, facts | values, "options")
 
 
@@ -131,11 +122,6 @@ def computed_in_bf16(config: FitConfig, device: str | torch.device) -> bool:
 def is_compiled(config: FitConfig, device: torch.device) -> bool:
     """Whether a run is compiled on a device; on a CPU that needs a C++ compiler: not by itself."""
     return device.type == "cuda" if config.compile == "auto" else config.compile
-
-
-def _rate(rate: float, width: int) -> float:
-    """The fast preset's rate for a head so wide: v6 (192) learns nothing at what suits v2 (64)."""
-    return float(rate * min(1.0, 64 / width))
 
 
 def _rated_share(sources: Sources, preset: float, changes: dict[str, Any]) -> float:

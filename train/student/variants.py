@@ -10,9 +10,7 @@ from __future__ import annotations
 import argparse
 
 from data_specs.sample import CROP_SAMPLES, SAMPLE_RATE
-from train.models.student import VARIANTS, StudentConfig, count, saved_for_backward
-
-MEGABYTE = 1e6
+from train.models.student import VARIANTS, count, saved_for_backward
 
 
 def table() -> str:
@@ -21,19 +19,15 @@ def table() -> str:
         f"{'name':5}{'parameters':>12}{'M MAC/s':>9}{'weights':>11}{'training':>14}{'tokens':>8}"
         f"{'dim':>5}{'layers':>8}  convolutions"
     ]
-    return "\n".join(lines + [_line(name, config) for name, config in VARIANTS.items()])
-
-
-def _line(name: str, config: StudentConfig) -> str:
-    parameters, macs = count(config)
-    a_second = macs / (CROP_SAMPLES / SAMPLE_RATE)
-    training = saved_for_backward(config)
-    channels = "-".join(map(str, config.channels))
-    return (
-        f"{name:5}{parameters:12,}{a_second / 1e6:9,.0f}{parameters * 4 / MEGABYTE:8.1f} MB"
-        f"{training / MEGABYTE:8.0f} MB/clip{config.tokens:8}{config.dim:5}{config.layers:8}"
-        f"  {channels}"
-    )
+    for name, config in VARIANTS.items():
+        parameters, macs = count(config)
+        a_second = macs / (CROP_SAMPLES / SAMPLE_RATE)
+        lines.append(
+            f"{name:5}{parameters:12,}{a_second / 1e6:9,.0f}{parameters * 4 / 1e6:8.1f} MB"
+            f"{saved_for_backward(config) / 1e6:8.0f} MB/clip{config.tokens:8}{config.dim:5}"
+            f"{config.layers:8}  {'-'.join(map(str, config.channels))}"
+        )
+    return "\n".join(lines)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -3,13 +3,11 @@
 During training every dataset has its own scale and shift of the logit z. Afterwards one scale and
 shift for all is chosen, so that ``1 + 4 * sigmoid(scale * z + shift)`` errs least over the clips of
 all validation sets (section IV-A: grid search; here the best grid point is refined).
-
-``Calibration`` then holds both maps. To a dataset's scale: logit of the universal MOS, minus the
-universal shift, divided by the universal scale: z; times the dataset's scale plus its shift; back
-to MOS. From a dataset's rating to the universal scale: the same with the two exchanged.
 """
 
 from __future__ import annotations
+
+from itertools import product
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -43,33 +41,20 @@ def fit_universal(logits_N: ArrayLike, mos_N: ArrayLike) -> Affine:
     if not len(logits) or np.ptp(logits) == 0:
         raise UserError("a universal scale needs clips with at least two different logits")
     centre, spread = float(logits.mean()), float(logits.std())
-    standard_N = (logits - centre) / spread
-    scale, shift = _refined(standard_N, mos, *_on_grid(standard_N, mos))
+    scale, shift = _least_error((logits - centre) / spread, mos)
     return Affine(scale=scale / spread, shift=shift - scale * centre / spread)
 
 
-def _on_grid(standard_N: Doubles, mos_N: Doubles) -> tuple[float, float]:
-    """The scale and shift of the grid with the lowest error."""
-    pairs = [(float(scale), float(shift)) for scale in GRID_SCALES for shift in GRID_SHIFTS]
-    errors = [
-        squared_error(Affine(scale=scale, shift=shift), standard_N, mos_N) for scale, shift in pairs
-    ]
-    return pairs[int(np.argmin(errors))]
+def _least_error(standard_N: Doubles, mos_N: Doubles) -> tuple[float, float]:
+    """The best point of the grid, refined downhill in (log scale, shift): scales stay positive."""
 
+    def error(scale: float, shift: float) -> float:
+        return squared_error(Affine(scale=scale, shift=shift), standard_N, mos_N)
 
-def _refined(
-    standard_N: Doubles, mos_N: Doubles, scale: float, shift: float
-) -> tuple[float, float]:
-    """From a grid point downhill, in (log scale, shift): the scale stays positive."""
-
-    def error(point: Doubles) -> float:
-        return squared_error(
-            Affine(scale=float(np.exp(point[0])), shift=float(point[1])), standard_N, mos_N
-        )
-
+    scale, shift = min(product(GRID_SCALES, GRID_SHIFTS), key=lambda point: error(*point))
     # Ratings against the logits' order drive the scale to 0 without end: it stops at e^-10.
     found = minimize(
-        error,
+        lambda point: error(np.exp(point[0]), point[1]),
         np.array([np.log(scale), shift]),
         method="Nelder-Mead",
         bounds=[(-10, 10), (-50, 50)],

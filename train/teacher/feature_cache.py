@@ -1,32 +1,24 @@
-"""Features of rated clips, taken once and kept in a folder.
+"""Features of rated clips, taken once and kept in a folder: the encoder is frozen (section IV-A).
 
-The encoder is frozen (section IV-A), so its features are too. The folder holds
-
-``about.json``
-    what the features are: front end, its weights, the list of clips;
-``frames.u16``
-    the features, bf16 bit patterns, (clips, tokens, channels), read through a memory map;
-``rows.jsonl``
-    a ledger: one line for every clip that is done, with the reason if it cannot be used.
-
-A clip's line is written after its features are on the disk. A process killed at any point therefore
-loses its last seconds and nothing else: what has no line is taken again by the next run.
+The folder holds ``about.json`` (what the features are: front end, its weights, the list of clips),
+``frames.u16`` (the features, bf16 bit patterns, (clips, tokens, channels), read through a memory
+map) and ``rows.jsonl`` (a ledger: a line for every clip that is done, with the reason if it cannot
+be used). A clip's line is written after its features are on the disk: a process killed at any point
+loses its last seconds, and the next run takes again what has no line.
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import sys
 import time
-from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import groupby, islice
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -36,12 +28,13 @@ from torch import Tensor
 
 from data_specs.io.cli import signals_wait
 from data_specs.io.errors import UserError
-from data_specs.io.files import HELD, write_text
+from data_specs.io.files import lock, wait_for_lock, write_text
 from data_specs.io.progress import progress_bar
 from data_specs.rated import RatedClip
 from data_specs.sample import SAMPLE_RATE
 from data_specs.strict import digest
 from train.audio import Wave, read_mono, to_16k
+from train.data.loading import ahead
 from train.models.front_end import FrontEnd
 
 Bits = NDArray[np.uint16]
@@ -62,6 +55,9 @@ neighbours, and with them on where a run was stopped."""
 
 AHEAD = 16
 """Clips decoded ahead of the encoder."""
+
+MOST_NAMED = 10
+"""Clips without features that are named."""
 
 ABOUT, FRAMES, ROWS = "about.json", "frames.u16", "rows.jsonl"
 
@@ -105,9 +101,9 @@ class Row(BaseModel):
     modified_ns: int
     bad: str | None = None
 
-    def same_file(self, other: Row) -> bool:
-        """Whether size and modification time are the same."""
-        return (self.bytes, self.modified_ns) == (other.bytes, other.modified_ns)
+
+Decoded = tuple[Row, Wave | None]
+"""A clip's row and its audio (T,) at 16 kHz, or none where it cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -123,11 +119,16 @@ class FrameCache:
     bad: dict[int, str]
 
 
-def bad_clips(cache: FrameCache, clips: Sequence[RatedClip], most: int = 10) -> list[str]:
-    """Lines that name the clips without features, with their table's line and the reason."""
-    named = [(clips[row], why) for row, why in list(cache.bad.items())[:most]]
-    lines = ["  " + f"{clip.where}: {clip.path}: {why}".removeprefix(": ") for clip, why in named]
-    return [*lines, *([f"  and {len(cache.bad) - most} more"] if len(cache.bad) > most else [])]
+def left_out(cache: FrameCache, clips: Sequence[RatedClip]) -> str:
+    """Name the first clips without features, with table, line and reason; nothing without any."""
+    if not cache.bad:
+        return ""
+    lines = [f"{len(cache.bad)} clips that have no features:"]
+    for row, why in islice(cache.bad.items(), MOST_NAMED):
+        lines.append("  " + f"{clips[row].where}: {clips[row].path}: {why}".removeprefix(": "))
+    if len(cache.bad) > MOST_NAMED:
+        lines.append(f"  and {len(cache.bad) - MOST_NAMED} more")
+    return "\n".join(lines)
 
 
 def to_bits(frames: Tensor) -> Bits:
@@ -141,17 +142,12 @@ def from_bits(bits: Bits) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(bits).view(np.int16)).view(torch.bfloat16)
 
 
-def open_cache(
-    folder: Path,
-    clips: Sequence[RatedClip],
-    front_end: FrontEnd,
-    progress: bool = True,
-) -> FrameCache:
+def open_cache(folder: Path, clips: Sequence[RatedClip], front_end: FrontEnd) -> FrameCache:
     """The features of these clips out of ``folder``; what is missing there is taken first.
 
-    After Ctrl-C the same call continues. ``ValueError`` for a
-    folder of another front end or other clips, and for one that is damaged; ``OSError`` where the
-    disk has no room. Clips that cannot be read are listed in ``bad``.
+    After Ctrl-C the same call continues. ``UserError`` for a folder of another front end or other
+    clips, and for one that is damaged; ``OSError`` where the disk has no room. Clips that cannot be
+    read are listed in ``bad``.
     """
     folder.mkdir(parents=True, exist_ok=True)
     about = _about(clips, front_end)
@@ -162,8 +158,8 @@ def open_cache(
         pending = _pending(folder, clips, ledger)
         if pending:
             _require_space(folder, about, len(pending))
-            taken = _fill(folder, about, clips, pending, front_end, progress)
-            ledger |= {row.row: row for row in taken}
+            _fill(folder, about, clips, pending, front_end)
+            ledger = _read_ledger(folder)
     frames: Bits = np.memmap(
         folder / FRAMES, np.uint16, "r", shape=(len(clips), about.tokens, about.channels)
     )
@@ -188,17 +184,10 @@ def _locked(folder: Path) -> Iterator[None]:
     """Let one process fill a cache at a time; the lock goes with the process, however that ends."""
     with (folder / ROWS).open("ab") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in HELD:
-                print(f"waiting: another process is at {folder}", file=sys.stderr, flush=True)
-                fcntl.flock(file, fcntl.LOCK_EX)
-            else:
-                print(
-                    f"warning: {folder}: its file system has no locks ({error.strerror}): make "
-                    "sure that no other command takes features into it",
-                    file=sys.stderr,
-                )
+            lock(file, folder)
+        except UserError:
+            print(f"waiting: another process is at {folder}", file=sys.stderr, flush=True)
+            wait_for_lock(file, folder)
         yield
 
 
@@ -261,31 +250,22 @@ def _require_frames(folder: Path, about: About, ledger: dict[int, Row]) -> None:
         raise UserError(f"{path}: {size} bytes, not {expected}: {_remedy(folder)}")
 
 
-def _row_of(number: int, clip: RatedClip) -> Row:
-    status = clip.path.stat()
-    return Row(
-        row=number,
-        dataset=clip.dataset,
-        name=clip.path.name,
-        bytes=status.st_size,
-        modified_ns=status.st_mtime_ns,
-    )
-
-
 def _pending(folder: Path, clips: Sequence[RatedClip], ledger: dict[int, Row]) -> list[Row]:
     """The rows to take: those without a line, and bad ones whose file has changed since.
 
-    ``ValueError`` where the file of a good row has changed.
+    ``UserError`` where the file of a good row has changed.
     """
     pending = []
     for number, clip in enumerate(clips):
-        now, kept = _row_of(number, clip), ledger.get(number)
-        if kept is not None and not kept.bad and not kept.same_file(now):
+        kept, now = ledger.get(number), clip.path.stat()
+        file: dict[str, Any] = {"bytes": now.st_size, "modified_ns": now.st_mtime_ns}
+        if kept is not None and kept.model_dump(include=set(file)) == file:
+            continue
+        if kept is not None and not kept.bad:
             raise UserError(
                 f"{clip.path}: changed since its features were taken: {_remedy(folder)}"
             )
-        if kept is None or not kept.same_file(now):
-            pending.append(now)
+        pending.append(Row(row=number, dataset=clip.dataset, name=clip.path.name, **file))
     return pending
 
 
@@ -305,29 +285,10 @@ class _Writer:
     ``write`` and not a memory map: a full disk is then an error, not a signal that kills.
     """
 
-    def __init__(self, folder: Path, about: About) -> None:
-        self._row_bytes = about.row_bytes
-        path = folder / FRAMES
-        path.touch()
-        os.truncate(path, about.clips * about.row_bytes)
-        self._frames = path.open("r+b")
-        self._ledger = (folder / ROWS).open("ab")
+    def __init__(self, frames: IO[bytes], ledger: IO[bytes], row_bytes: int) -> None:
+        self._frames, self._ledger, self._row_bytes = frames, ledger, row_bytes
         self._waiting: list[Row] = []
         self._committed = time.monotonic()
-        self.done: list[Row] = []
-
-    def __enter__(self) -> _Writer:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: object
-    ) -> None:
-        with signals_wait():
-            try:
-                self.commit()
-            finally:
-                self._frames.close()
-                self._ledger.close()
 
     def add(self, row: Row, bits_LC: Bits | None = None) -> None:
         """A row's features, or none for a bad one; committed every ``COMMIT_SECONDS``."""
@@ -344,11 +305,25 @@ class _Writer:
         lines = [row.model_dump_json(exclude_none=True) + "\n" for row in self._waiting]
         self._ledger.write("".join(lines).encode())
         _sync(self._ledger)
-        self.done += self._waiting
         self._waiting, self._committed = [], time.monotonic()
 
 
-def _sync(file: Any) -> None:
+@contextmanager
+def _opened(folder: Path, about: About) -> Iterator[_Writer]:
+    """A writer into a folder; what it was given is durable at the end, however that comes."""
+    path = folder / FRAMES
+    path.touch()
+    os.truncate(path, about.clips * about.row_bytes)
+    with path.open("r+b") as frames, (folder / ROWS).open("ab") as ledger:
+        writer = _Writer(frames, ledger, about.row_bytes)
+        try:
+            yield writer
+        finally:
+            with signals_wait():
+                writer.commit()
+
+
+def _sync(file: IO[bytes]) -> None:
     file.flush()
     os.fsync(file.fileno())
 
@@ -359,32 +334,31 @@ def _fill(
     clips: Sequence[RatedClip],
     pending: Sequence[Row],
     front_end: FrontEnd,
-    progress: bool,
-) -> list[Row]:
+) -> None:
     """Take the features of the pending rows."""
     bar = progress_bar(
         total=len(clips),
         initial=len(clips) - len(pending),
         unit="clip",
         desc=f"features ({front_end.name})",
-        disable=not progress,
     )
     size = 1 if torch.device(front_end.device).type == "cpu" else DEVICE_BATCH
-    with bar, _Writer(folder, about) as writer:
-        for rows, waves in _of_one_length(_decoded(clips, pending), size):
-            for row, bits_LC in _features(rows, waves, front_end, about):
+    decoded = ahead((_decoded(row, clips[row.row].path) for row in pending), AHEAD)
+    with bar, _opened(folder, about) as writer:
+        for part in _of_one_length(decoded, size):
+            for row, bits_LC in _features(part, front_end, about):
                 with signals_wait():
                     writer.add(row, bits_LC)
-            bar.update(len(rows))
-    return writer.done
+            bar.update(len(part))
 
 
 def _features(
-    rows: list[Row], waves: list[Wave], front_end: FrontEnd, about: About
+    part: Sequence[Decoded], front_end: FrontEnd, about: About
 ) -> Iterator[tuple[Row, Bits | None]]:
-    """Every row with its features; without waves these are bad rows, which have none."""
+    """Rows with waves of one length and their features; rows without waves have none."""
+    waves = [wave_T for _, wave_T in part if wave_T is not None]
     if not waves:
-        yield from ((row, None) for row in rows)
+        yield from ((row, None) for row, _ in part)
         return
     frames_BLC = front_end.frames(torch.from_numpy(np.stack(waves)))
     expected = (len(waves), about.tokens, about.channels)
@@ -394,47 +368,19 @@ def _features(
             f"head is trained on one layer, shape {expected}"
         )
     finite_B = torch.isfinite(frames_BLC).flatten(1).all(dim=1).tolist()
-    for row, bits_LC, finite in zip(rows, to_bits(frames_BLC), finite_B, strict=True):
-        if finite:
-            yield row.model_copy(update={"bad": None}), bits_LC
-        else:
-            yield row.model_copy(update={"bad": "the front end gives values not finite"}), None
+    for (row, _), bits_LC, finite in zip(part, to_bits(frames_BLC), finite_B, strict=True):
+        bad = None if finite else "the front end gives values not finite"
+        yield row.model_copy(update={"bad": bad}), bits_LC if finite else None
 
 
-def _of_one_length(
-    decoded: Iterator[tuple[Row, Wave | None]], size: int
-) -> Iterator[tuple[list[Row], list[Wave]]]:
-    """Neighbours of one length together, at most ``size``; bad rows alone and without a wave."""
-    rows: list[Row] = []
-    waves: list[Wave] = []
-    for row, wave_T in decoded:
-        other_length = wave_T is not None and any(len(wave_T) != len(wave) for wave in waves[:1])
-        if len(waves) == size or other_length:
-            yield rows, waves
-            rows, waves = [], []
-        if wave_T is None:
-            yield [row], []
-        else:
-            rows, waves = [*rows, row], [*waves, wave_T]
-    if rows:
-        yield rows, waves
+def _of_one_length(decoded: Iterable[Decoded], size: int) -> Iterator[list[Decoded]]:
+    """Neighbours of one length together, at most ``size``; those without a wave apart."""
+    for _, group in groupby(decoded, lambda pair: None if pair[1] is None else len(pair[1])):
+        while part := list(islice(group, size)):
+            yield part
 
 
-def _decoded(
-    clips: Sequence[RatedClip], pending: Sequence[Row]
-) -> Iterator[tuple[Row, Wave | None]]:
-    """The pending rows in order with their waves, decoded by a thread a few clips ahead."""
-    waiting: deque[Future[tuple[Row, Wave | None]]] = deque()
-    with ThreadPoolExecutor(1) as pool:
-        for row in pending:
-            waiting.append(pool.submit(_decode, row, clips[row.row].path))
-            if len(waiting) > AHEAD:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-
-
-def _decode(row: Row, path: Path) -> tuple[Row, Wave | None]:
+def _decoded(row: Row, path: Path) -> Decoded:
     try:
         return row, middle(to_16k(*read_mono(path)))
     except UserError as error:

@@ -1,14 +1,10 @@
 """The teacher's head, trained on rated clips. ``python -m train teacher``.
 
-Section IV-A: the encoder is frozen, so its features are taken once
-(``train.teacher.feature_cache``); the head learns to predict the mean opinion score from them.
-Datasets are drawn in proportion to their clips, counted up to a cap. Bias-aware (the default): the
-logit of a clip goes through a scale and a shift of its dataset before the sigmoid, and both are
-learned; a universal scale and shift are found after training (``train.teacher.calibrate``).
-
-A run folder holds ``last.pt`` (all state; the same command continues from it), ``best.pt``, the
-logs, and at the end ``head.safetensors``, ``head.json`` and ``validation.csv``: the folder is then
-a teacher.
+Section IV-A: the head learns mean opinion scores from a frozen encoder's features, which are taken
+once (``train.teacher.feature_cache``). Bias-aware (the default): the logit of a clip goes through a
+scale and a shift of its dataset before the sigmoid, and both are learned; a universal scale and
+shift are found after training (``train.teacher.calibrate``). With ``head.safetensors`` and
+``head.json``, which the end of a run writes, its folder is a teacher.
 """
 
 from __future__ import annotations
@@ -30,28 +26,25 @@ from torch.nn import functional
 
 from data_specs.io.addresses import path_here
 from data_specs.io.errors import UserError
-from data_specs.io.files import sha256_of, write_text
+from data_specs.io.files import write_text
 from data_specs.io.options import add_options, options_of
-from data_specs.rated import RatedClip
 from data_specs.strict import checked
 from train.data.order import generator
-from train.files import csv_text, load_checkpoint, run_folder, version, write_weights
-from train.loop.loop import ONE_PROCESS, Host, Metrics, Task, host_of, train
+from train.files import csv_text, run_folder, write_model
+from train.loop.loop import ONE_PROCESS, Host, Metrics, Task, host_of, load_best, train
 from train.metrics import agreement
 from train.models.calibration import Affine, Calibration, Doubles
 from train.models.front_end import load_front_end
 from train.models.head import HeadConfig, build_head
 from train.models.student import mos_of
-from train.models.tensors import write_about
 from train.teacher.calibrate import fit_universal
-from train.teacher.feature_cache import ROWS, FrameCache, open_cache
+from train.teacher.feature_cache import ROWS, FrameCache, left_out, open_cache
 from train.teacher.rated_frames import (
     STREAM_DROPOUT,
     Batch,
     Draws,
     RatedFrames,
     gather,
-    left_out,
     usable,
 )
 
@@ -162,6 +155,7 @@ class HeadTrainer(Task):
         self.optimizer = torch.optim.AdamW(
             groups, lr=config.lr, weight_decay=config.weight_decay, fused=True
         )
+        self.parts = {"head": self.head, "scales": self.scales, "optimizer": self.optimizer}
 
     def update(self, batch: Batch) -> Tensor:
         """One optimiser step; returns the loss (a scalar tensor, MOS squared)."""
@@ -239,24 +233,6 @@ class HeadTrainer(Task):
         """The learning rate."""
         return {"lr": self.config.lr}
 
-    def state(self) -> dict[str, Any]:
-        """Head, scales, moments."""
-        return {
-            "head": self.head.state_dict(),
-            "scales": self.scales.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-        }
-
-    def load_state(self, content: Mapping[str, Any]) -> None:
-        """Take over what ``state`` gave."""
-        self.load_weights(content)
-        self.optimizer.load_state_dict(content["optimizer"])
-
-    def load_weights(self, content: Mapping[str, Any]) -> None:
-        """Head and scales of a checkpoint."""
-        self.head.load_state_dict(content["head"])
-        self.scales.load_state_dict(content["scales"])
-
     def best_model(self) -> dict[str, Any]:
         """Head and scales, without the moments."""
         head, scales = self.head.state_dict(), self.scales.state_dict()
@@ -275,17 +251,12 @@ def head_input(frames_BLC: Tensor, device: torch.device) -> Tensor:
     return frames_BCL.transpose(1, 2)
 
 
-def train_teacher(
-    config: TeacherConfig, data: RatedFrames, out: Path, host: Host | None = None
-) -> None:
+def train_teacher(config: TeacherConfig, data: RatedFrames, out: Path, host: Host) -> None:
     """Train a head, or continue the run in ``out``, until all is done.
 
-    Ctrl-C (and SIGTERM, where it raises too) comes out when ``last.pt`` is written, and the same
-    call continues; so it does after a kill at any point, and on a CPU to the same bits. Ends by
-    writing ``head.safetensors``, ``head.json`` and ``validation.csv``. ``UserError`` if ``out``
-    holds a run with another configuration.
+    Ends by writing ``head.safetensors``, ``head.json`` and ``validation.csv``. What a signal does,
+    ``train.loop.loop.train`` says.
     """
-    host = host or Host()
     out.mkdir(parents=True, exist_ok=True)
     task = HeadTrainer(config, data.training_counts, host.device)
     train(task, Draws(data, config.cap, config.batch, config.seed).feed, data, out, host)
@@ -295,22 +266,18 @@ def train_teacher(
 def export(trainer: HeadTrainer, data: RatedFrames, out: Path) -> None:
     """Write ``validation.csv``, ``head.safetensors`` and ``head.json`` from the best weights.
 
-    The weights are the raw head's: no scale is folded in. ``ValueError`` if no validation gave a
+    The weights are the raw head's: no scale is folded in. ``UserError`` if no validation gave a
     finite loss.
     """
-    if not (out / "best.pt").is_file():
-        raise UserError(f"{out}: no validation gave a finite loss, so there is no best head")
-    best = load_checkpoint(out / "best.pt")
-    trainer.load_weights(best)
+    best = load_best(out)
+    trainer.head.load_state_dict(best["head"])
+    trainer.scales.load_state_dict(best["scales"])
     logits_V = trainer.raw_logits(data)
     calibration, universal = None, Affine()
     if trainer.config.bias_aware:
         universal = fit_universal(logits_V, data.mos[data.validation_rows])
         calibration = Calibration(universal=universal, datasets=trainer.affines())
     write_text(out / "validation.csv", _predictions(trainer, data, logits_V, universal))
-    path = out / "head.safetensors"
-    weights = trainer.head.state_dict()
-    write_weights(path, weights)
     config = trainer.config
     about = {
         "format": 1,
@@ -320,36 +287,24 @@ def export(trainer: HeadTrainer, data: RatedFrames, out: Path) -> None:
         "calibration": calibration.model_dump() if calibration else None,
         "metrics": {
             **{name: best["best"][name] for name in ("step", "loss", "rmse", "pcc")},
-            "sets": results(trainer, data, logits_V, universal),
+            "sets": results(data, logits_V, universal, best["best"]),
         },
         "fit": config.model_dump(),
-        "weights_sha256": sha256_of(path),
-        "version": version(),
     }
-    write_about(out / "head.json", about)
+    write_model(out / "head.safetensors", trainer.head.state_dict(), about)
 
 
 def results(
-    trainer: HeadTrainer, data: RatedFrames, logits_V: Doubles, universal: Affine
+    data: RatedFrames, logits_V: Doubles, universal: Affine, best: Metrics
 ) -> list[dict[str, Any]]:
-    """Every validation set under its own and under the universal scale and shift."""
+    """Every validation set under its own scale and shift, as validated, and the universal one."""
     rows = []
     for name, places in data.validation_sets.items():
         truth = data.mos[data.validation_rows[places]]
-        own, all_one = (
-            agreement(truth, affine.mos(logits_V[places]))
-            for affine in (trainer.own(name), universal)
-        )
-        rows.append(
-            {
-                "dataset": name,
-                "clips": own.clips,
-                "pcc": own.pcc,
-                "rmse": own.rmse,
-                "pcc_universal": all_one.pcc,
-                "rmse_universal": all_one.rmse,
-            }
-        )
+        found = agreement(truth, universal.mos(logits_V[places]))
+        own = {"dataset": name, "clips": found.clips}
+        own |= {key: best[f"{key}/{name}"] for key in ("pcc", "rmse")}
+        rows.append(own | {"pcc_universal": found.pcc, "rmse_universal": found.rmse})
     return rows
 
 
@@ -406,7 +361,11 @@ def run(args: argparse.Namespace) -> int:
     settings = checked(Settings, options_of(args, Settings), "options")
     clips, held = gather(args.rated, args.validation, settings.seed)
     with run_folder(args.out):
-        cache = _features(args, clips)
+        cache = open_cache(
+            args.cache or args.out / "features",
+            clips,
+            load_front_end(args.front_end, args.device, args.precision),  # no longer held after it
+        )
         data = usable(cache, clips, held)
         config = make_config(settings, data)
         print(_summary(config, data), flush=True)
@@ -415,12 +374,6 @@ def run(args: argparse.Namespace) -> int:
     print(table(json.loads((args.out / "head.json").read_text("utf-8"))["metrics"]["sets"]))
     print(f"done: {args.out / 'head.safetensors'}")
     return 0
-
-
-def _features(args: argparse.Namespace, clips: Sequence[RatedClip]) -> FrameCache:
-    """The clips' features; the front end is dropped when they are there: it may fill the memory."""
-    front_end = load_front_end(args.front_end, args.device, args.precision)
-    return open_cache(args.cache or args.out / "features", clips, front_end)
 
 
 def _warn(config: TeacherConfig, data: RatedFrames, cache: FrameCache) -> None:

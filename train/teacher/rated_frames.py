@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Generator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,10 +17,11 @@ from torch import Tensor
 from data_specs.io.errors import UserError
 from data_specs.rated import RatedClip, read_rated
 from train.data.hold_out import hold_out
+from train.data.loading import ahead
 from train.data.order import generator
 from train.data.sources import digest_of, require_apart, require_once
 from train.models.calibration import Doubles
-from train.teacher.feature_cache import About, Bits, FrameCache, bad_clips, from_bits
+from train.teacher.feature_cache import About, Bits, FrameCache, from_bits, left_out
 
 STREAM_BATCH, _, STREAM_DROPOUT = range(3)
 """Which decision a random generator is for: one stream each, so that none moves another."""
@@ -147,17 +147,4 @@ class Draws:
 
     def feed(self, first: int, last: int) -> Generator[Batch, None, None]:
         """The batches of steps ``first`` to ``last`` (exclusive); a thread reads one ahead."""
-        with ThreadPoolExecutor(1) as reader:
-            ahead = reader.submit(self.read, first)
-            for step in range(first, last):
-                batch = ahead.result()
-                ahead = reader.submit(self.read, step + 1)
-                yield batch
-
-
-def left_out(cache: FrameCache, clips: Sequence[RatedClip], most: int = 10) -> str:
-    """Say which clips were left out and why; nothing where none was."""
-    if not cache.bad:
-        return ""
-    lines = bad_clips(cache, clips, most)
-    return "\n".join([f"{len(cache.bad)} clips that have no features:", *lines])
+        return ahead((self.read(step) for step in range(first, last)), 1)
