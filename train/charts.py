@@ -144,11 +144,6 @@ def dots(axes: Axes, x: ArrayLike, y: ArrayLike, size: float = 5.2, opacity: flo
     axes.plot(x, y, "o", color=SERIES[0], ms=size, mew=0, alpha=opacity, gid="dots")
 
 
-def opacity(count: int) -> float:
-    """Of so many dots that cover each other."""
-    return min(0.8, max(0.3, 60 / max(count, 1)))
-
-
 def millions(axes: Axes, sizes: Sequence[float], margin: float) -> None:
     """A logarithmic axis of parameters in millions around ``sizes``."""
     low, high = min(sizes) / margin, max(sizes) * margin
@@ -206,7 +201,7 @@ def scatter(
     if curve:
         axes.plot(np.clip(curve[0], *MOS), curve[1], color=SERIES[1], lw=1.6)
     shown = thinned(len(x))
-    dots(axes, x[shown], y[shown], opacity=opacity(len(shown)))
+    dots(axes, x[shown], y[shown], opacity=min(0.8, max(0.3, 60 / max(len(shown), 1))))
     return inline(figure, title, [first + n for n in shown] if first is not None else ())
 
 

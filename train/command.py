@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import datetime
 import shlex
 from collections.abc import Callable
 
@@ -25,3 +26,11 @@ def command_of(
             given = value if isinstance(value, list) else [value]
             parts += [redacted(str(one)) for one in given]
     return shlex.join(parts)
+
+
+def made_by(
+    verb: str, args: argparse.Namespace, add: Callable[[argparse.ArgumentParser], None]
+) -> dict[str, str]:
+    """The command line and the day (UTC) of a result."""
+    day = datetime.datetime.now(datetime.UTC).date().isoformat()
+    return {"command": command_of(verb, args, add), "date": day}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import importlib.util
 import json
@@ -15,11 +14,12 @@ import pytest
 import soundfile
 
 from data_specs.io.errors import UserError
-from tests.train.test_report import Reader
+from tests.train.test_report import WholePage
 from tests.train_helpers import needs_shared, write_dataset
 from train.__main__ import main
 from train.evaluation import external_scorers, page, scorers
 from train.evaluation.external_scorers import EXTERNAL
+from train.files import csv_rows, csv_text
 from train.scoring.base import Score
 
 RATE = 16_000
@@ -49,20 +49,18 @@ class Fake:
         return [float(np.clip(1 + 9 * np.abs(wave).max(), 1, 5)) for wave in waves]
 
 
-def write_labels(folder, name="toy", clips=CLIPS):
+def write_labels(folder, name="toy"):
     folder.mkdir(parents=True, exist_ok=True)
-    draw = np.random.default_rng(0)
-    with (folder / "labels.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["dataset", "path", "mos", "condition"])
-        for number in range(clips):
-            mos = 1.2 + 3.6 * (number // PER_CONDITION) / (clips // PER_CONDITION)
-            tone_T = np.sin(np.arange(RATE // 2) * (0.05 + number / 200)) * mos / 5
-            tone_T += draw.normal(0, 1e-4, len(tone_T))
-            soundfile.write(folder / f"{number:02d}.flac", tone_T, RATE)
-            writer.writerow(
-                [name, f"{number:02d}.flac", f"{mos:.3f}", f"c{number // PER_CONDITION}"]
-            )
+    draw, rows = np.random.default_rng(0), []
+    for number in range(CLIPS):
+        condition = number // PER_CONDITION
+        mos = 1.2 + 3.6 * condition / (CLIPS // PER_CONDITION)
+        tone_T = np.sin(np.arange(RATE // 2) * (0.05 + number / 200)) * mos / 5
+        tone_T += draw.normal(0, 1e-4, len(tone_T))
+        soundfile.write(folder / f"{number:02d}.flac", tone_T, RATE)
+        about = {"dataset": name, "path": f"{number:02d}.flac", "mos": f"{mos:.3f}"}
+        rows.append(about | {"condition": f"c{condition}"})
+    (folder / "labels.csv").write_text(csv_text(rows))
     return folder / "labels.csv"
 
 
@@ -96,11 +94,6 @@ def models(*names):
     return [part for name in names for part in ("--model", name)]
 
 
-def read(path):
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
 def test_scorers_are_compared_and_one_that_cannot_be_had_is_named(fakes, tmp_path, capsys):
     labels, out = write_labels(tmp_path / "rated"), tmp_path / "out"
     assert evaluate(*models("v7", "run", "nisqa", "utmos"), "--rated", labels, "--out", out) == 0
@@ -122,7 +115,7 @@ def test_scorers_are_compared_and_one_that_cannot_be_had_is_named(fakes, tmp_pat
     text = (out / "results.md").read_text()
     for part in ("| v7 |", "## Not available here", "published, not measured here", "Holm"):
         assert part in text
-    assert len(read(out / "results.csv")) == 6 and len(read(out / "pairs.csv")) == 3
+    assert len(csv_rows(out / "results.csv")) == 6 and len(csv_rows(out / "pairs.csv")) == 3
     assert results["table1"]["mark"] == "published, not measured here"
 
 
@@ -130,7 +123,7 @@ def test_only_what_is_new_is_scored(fakes, tmp_path):
     labels, out = write_labels(tmp_path / "rated"), tmp_path / "out"
     run = ["--rated", labels, "--out", out]
     assert evaluate(*models("v7"), *run) == 0
-    before = read(out / "scores.csv")
+    before = csv_rows(out / "scores.csv")
     shutil.move(labels.parent, tmp_path / "moved")  # other paths, the same bytes
     run[1] = tmp_path / "moved" / "labels.csv"
     clip, rate = soundfile.read(tmp_path / "moved" / "07.flac")
@@ -138,7 +131,7 @@ def test_only_what_is_new_is_scored(fakes, tmp_path):
     fakes["v7"].scored.clear()
     assert evaluate(*models("v7", "run"), *run) == 0
     assert fakes["v7"].scored == ["07.flac"] and len(fakes["run"].scored) == CLIPS
-    after = [row for row in read(out / "scores.csv") if row["model"] == "v7"]
+    after = [row for row in csv_rows(out / "scores.csv") if row["model"] == "v7"]
     changed = [a["score"] != b["score"] for a, b in zip(before, after, strict=True)]
     assert [n for n, was in enumerate(changed) if was] == [7]
     assert evaluate(*models("v7"), *run, "--fresh") == 0
@@ -153,7 +146,7 @@ def test_a_clip_that_fails_is_left_out_for_all_and_named(fakes, tmp_path, capsys
     assert {row["clips"] for row in results["sets"]} == {CLIPS - 1}
     assert [one["model"] for one in results["failures"]] == ["run"]
     assert "03.flac" in results["notes"][0] and "03.flac" in capsys.readouterr().out
-    rows = {(row["model"], row["path_or_key"][-7:]): row for row in read(out / "scores.csv")}
+    rows = {(row["model"], row["path_or_key"][-7:]): row for row in csv_rows(out / "scores.csv")}
     assert ("run", "03.flac") not in rows and rows["v7", "03.flac"]["compared"] == "0"
     assert rows["v7", "04.flac"]["compared"] == "1" and rows["v7", "04.flac"]["condition"] == "c1"
     fakes["run"].broken = ()  # what failed is tried again
@@ -235,11 +228,7 @@ def html(fakes, tmp_path):
 
 
 def test_the_page_shows_everything_and_asks_nothing_of_the_network(html):
-    found = Reader(html)
-    assert len(found.ids) == len(set(found.ids))
-    for address in found.addresses:
-        assert address.startswith("data:") or address[1:] in found.ids
-    assert "url(" not in html and "@import" not in html and "<script src" not in html
+    WholePage(html)
     outside = [part for part in re.findall(r"https?://[^\s\"'<]+", html) if "w3.org" not in part]
     assert not outside and "default-src 'none'" in html
     assert "made<b>" not in html and "made&lt;b&gt;" in html
@@ -311,10 +300,8 @@ def _try_page(browser, address):
     dot = wide.locator("svg.live use[data-c]").nth(2)
     dot.scroll_into_view_if_needed()
     dot.hover(force=True)
-    assert (
-        ".flac" in wide.locator("#tip").inner_text()
-        and "v7 (zero)" in wide.locator("#tip").inner_text()
-    )
+    tip = wide.locator("#tip").inner_text()
+    assert ".flac" in tip and "v7 (zero)" in tip
     clip = wide.locator("use.hot").first.get_attribute("data-c")
     assert wide.locator(f'use[data-c="{clip}"]').count() == wide.locator("use.hot").count() > 5
     dot.click(force=True)

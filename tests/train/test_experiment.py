@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
@@ -15,13 +14,26 @@ import torch
 from safetensors.torch import save_file
 
 from data_specs.io.files import sha256_of
-from tests.train.test_report import Reader
+from tests.train.test_report import WholePage
 from tests.train_helpers import tone_mos, tone_pcm, write_dataset
 from train import charts
-from train.evaluation import bootstrap, experiment, experiment_figure, experiment_results
-from train.evaluation.bootstrap import draws, interval, share_of_gap
+from train.evaluation import bootstrap, experiment, experiment_figure
+from train.evaluation.bootstrap import Interval, draws, interval, share_of_gap
 from train.evaluation.experiment_report import results_md
-from train.evaluation.experiment_results import Gap, Model, TestSet, evaluate_set
+from train.evaluation.experiment_results import (
+    KINDS,
+    Gap,
+    Model,
+    Outcome,
+    SetOutcome,
+    TestSet,
+    beats,
+    closes_half,
+    evaluate_set,
+    find,
+)
+from train.evaluation.records import CommonClips
+from train.files import csv_rows, csv_text
 from train.metrics import agreement
 from train.models.pruned import save_pruned
 from train.models.student import Student, count, variant
@@ -31,24 +43,6 @@ from train.scoring.score import load
 from train.student import fit as fitting
 
 # --- intervals ------------------------------------------------------------------------------------
-
-
-def expanded(counts_N, values_N):
-    return np.repeat(values_N, counts_N.astype(int))
-
-
-def test_a_resample_is_measured_like_the_clips_that_it_holds():
-    rng = np.random.default_rng(1)
-    truth = np.round(rng.uniform(1, 5, 40))  # many ties
-    score = np.round(truth + rng.normal(0, 1, 40), 1)
-    counts_RN = draws([str(n // 4) for n in range(40)], seed=3, resamples=20)
-    pcc_R, rank_R = (f(counts_RN, truth, score) for f in (bootstrap.pearson, bootstrap.spearman))
-    error_R = bootstrap.rmse(counts_RN, truth, score)
-    for row, counts_N in enumerate(counts_RN):
-        wanted = agreement(expanded(counts_N, truth), expanded(counts_N, score))
-        assert pcc_R[row] == pytest.approx(wanted.pcc)
-        assert rank_R[row] == pytest.approx(wanted.spearman)
-        assert error_R[row] == pytest.approx(wanted.rmse)
 
 
 def test_groups_are_drawn_whole_and_the_same_again():
@@ -61,35 +55,28 @@ def test_groups_are_drawn_whole_and_the_same_again():
     assert counts_RN[:, 0].mean() == pytest.approx(1, abs=0.15)
 
 
-def pairs(rng, rho, clips):
-    x = rng.standard_normal(clips)
-    return x, rho * x + np.sqrt(1 - rho**2) * rng.standard_normal(clips)
-
-
 def test_the_interval_covers_the_correlation_it_was_drawn_from():
     rng, rho, clips = np.random.default_rng(2), 0.7, 100
     counts_RN = draws([str(n) for n in range(clips)], seed=0, resamples=400)
     covered, widths = 0, []
     for _ in range(300):
-        truth, score = pairs(rng, rho, clips)
+        truth, noise = rng.standard_normal((2, clips))
+        score = rho * truth + np.sqrt(1 - rho**2) * noise
         found = interval(rho, bootstrap.pearson(counts_RN, truth, score))
         covered += found.low < rho < found.high
         widths.append(found.high - found.low)
-    assert (
-        0.90 <= covered / 300 <= 0.98
-    )  # 95 % asked for; percentiles of 100 clips give a little less
+    # 95 % asked for; percentiles of 100 clips give a little less.
+    assert 0.90 <= covered / 300 <= 0.98
     # Fisher: atanh of the correlation has the standard deviation 1 / sqrt(clips - 3).
     fisher = np.diff(np.tanh(np.arctanh(rho) + np.array([-1.96, 1.96]) / np.sqrt(clips - 3)))[0]
     assert np.mean(widths) == pytest.approx(fisher, rel=0.1)
 
 
-def test_share_of_the_gap_by_hand():
+@pytest.mark.parametrize(("distilled", "share"), [(0.75, 1 / 2), (0.8, 2 / 3), (0.5, -1 / 3)])
+def test_share_of_the_gap_by_hand(distilled, share):
     ends = [np.array([0.5, 0.6, 0.7]), np.array([0.7, 0.75, 0.8]), np.full(3, 0.9)]
-    found = share_of_gap(0.6, 0.75, 0.9, tuple(ends))
-    assert found.value == pytest.approx(0.5)
-    assert found.low == pytest.approx(0.5, abs=1e-9) and found.high == pytest.approx(0.5)
-    assert share_of_gap(0.6, 0.8, 0.9, tuple(ends)).value == pytest.approx(2 / 3)
-    assert share_of_gap(0.6, 0.5, 0.9, tuple(ends)).value == pytest.approx(-1 / 3)
+    found = share_of_gap(0.6, distilled, 0.9, ends)
+    assert (found.value, found.low, found.high) == pytest.approx((share, 0.5, 0.5))
 
 
 @pytest.mark.parametrize("teacher", [0.6, 0.5])
@@ -117,20 +104,20 @@ def test_an_undefined_correlation_is_said():
 TEACHER = Model("v7", None, "teacher", 4_133_226, "f" * 64)
 
 
-def simulated(spread, clips=96, conditions=12, **changes):
+def simulated(spread, clips=96, conditions=12):
     """A set on which models err by the given standard deviations."""
     rng = np.random.default_rng(0)
     truth = np.repeat(rng.uniform(1, 5, conditions), clips // conditions)
     scores = {name: truth + rng.normal(0, by, clips) for name, by in spread.items()}
     groups = [str(n * conditions // clips) for n in range(clips)]
-    values = {"name": "nb", "truth": "people", "short": "zero", "unit": "condition"}
-    return TestSet(**(values | {"ratings": truth, "groups": groups, "scores": scores} | changes))
+    keys = [f"{n}.wav" for n in range(clips)]
+    return TestSet(CommonClips("nb", "rated", keys, truth, scores, [], groups), "zero")
 
 
 def counterparts(*variants):
     found = []
     for name in variants:
-        for kind in experiment_results.KINDS:
+        for kind in KINDS:
             parameters = count(variant(name))[0]
             found.append(Model(f"{name}-{kind}", name, kind, parameters, "a" * 64))
     return [*found, TEACHER]
@@ -139,61 +126,79 @@ def counterparts(*variants):
 def test_models_are_evaluated_on_the_same_resamples():
     spread = {"v1-labelled": 1.5, "v1-distilled": 0.8, "v7": 0.3}
     test, models = simulated(spread), counterparts("v1")
-    results, (gap,) = evaluate_set(test, models, seed=0)
-    for row in results:
-        wanted = agreement(test.ratings, test.scores[row.model])
-        assert (row.pcc, row.rmse) == (wanted.pcc, wanted.rmse)
-        assert row.pcc_low < row.pcc < row.pcc_high and row.rmse_low < row.rmse < row.rmse_high
-        assert (row.clips, row.groups, row.resampled) == (96, 12, "condition")
-    labelled, distilled, teacher = (row.pcc for row in results)
-    assert gap.difference == pytest.approx(distilled - labelled)
-    assert gap.share == pytest.approx((distilled - labelled) / (teacher - labelled))
-    assert gap.difference_low < gap.difference < gap.difference_high
+    found = evaluate_set(test, models, seed=0)
+    (gap,) = found.gaps
+    for row in found.results:
+        wanted = agreement(test.clips.truth, test.clips.scores[row.model.name])
+        assert (row.pcc.value, row.rmse.value) == (wanted.pcc, wanted.rmse)
+        assert row.pcc.low < row.pcc.value < row.pcc.high
+        assert row.rmse.low < row.rmse.value < row.rmse.high
+        record = row.record(test)
+        assert (record["clips"], record["groups"], record["resampled"]) == (96, 12, "condition")
+    labelled, distilled, teacher = (row.pcc.value for row in found.results)
+    assert gap.difference.value == pytest.approx(distilled - labelled)
+    assert gap.share.value == pytest.approx((distilled - labelled) / (teacher - labelled))
+    assert gap.difference.low < gap.difference.value < gap.difference.high
     # Paired: counterparts that say the same have no difference in any resample.
-    same = replace(test, scores=test.scores | {"v1-distilled": test.scores["v1-labelled"]})
-    (_, (none,)) = evaluate_set(same, models, seed=0)
-    assert (none.difference, none.difference_low, none.difference_high) == (0, 0, 0)
-    assert (none.share, none.share_low, none.share_high) == (0, 0, 0)
+    scores = test.clips.scores | {"v1-distilled": test.clips.scores["v1-labelled"]}
+    same = replace(test, clips=replace(test.clips, scores=scores))
+    (none,) = evaluate_set(same, models, seed=0).gaps
+    assert none.difference == none.share == Interval(0, 0, 0)
 
 
-def gap_of(name, difference=0.1, share=0.6, parameters=None, reason=None):
-    size = parameters or count(variant(name))[0]
-    ends = [None, None] if share is None else [share - 0.1, share + 0.1]
-    around = [None, None] if difference is None else [difference - 0.05, difference + 0.05]
-    return Gap(name, size, "nb", "people", "zero", 0.5, 0.6, 0.9, difference, *around, share, *ends,
-               reason)  # fmt: skip
+def around(value, by):
+    return Interval(value, value - by, value + by)
 
 
-def test_the_first_question():
-    yes = experiment_results.beats("nb (people)", [gap_of("v1", 0.2), gap_of("v2", 0.04)])
-    assert yes.answer is True
-    assert yes.text == (
-        "distilled beats labelled-only at every size on nb (people): yes; smallest difference "
-        "+0.040 [-0.010, +0.090] (v2); the whole interval is above 0 at 1 of 2 sizes"
-    )
-    no = experiment_results.beats("nb (people)", [gap_of("v1", 0.2), gap_of("v2", -0.04)])
-    assert no.answer is False and ": no; smallest difference -0.040" in no.text
-    none = experiment_results.beats("nb (people)", [gap_of("v1", None, reason="all equal")])
-    assert none.answer is None and none.text.endswith("not defined (v1: all equal)")
+def gap_of(name, difference=0.1, share=0.6):
+    size = count(variant(name))[0]
+    return Gap(name, size, 0.5, 0.6, 0.9, around(difference, 0.05), around(share, 0.1))
 
 
-def test_the_second_question():
-    gaps = [gap_of("v1", share=0.45), gap_of("v2", share=0.55), gap_of("v6", share=0.9)]
-    yes = experiment_results.closes_half("nb (people)", gaps, TEACHER)
-    assert yes.answer is True
-    assert yes.text == (
-        "closes half of the gap at a tenth of the teacher's size (<= 0.41 M parameters) on "
-        "nb (people): yes; best such variant: v2, share 0.550 [0.450, 0.650]"
-    )
-    no = experiment_results.closes_half("nb (people)", [gaps[0], gaps[2]], TEACHER)
-    assert no.answer is False and "best such variant: v1, share 0.450" in no.text
-    large = experiment_results.closes_half("nb (people)", gaps[2:], TEACHER)
-    assert large.answer is None and "no variant is that small" in large.text
-    none = [gap_of("v1", share=None, reason="no gap: because")]
-    closed = experiment_results.closes_half("nb (people)", none, TEACHER)
-    assert closed.answer is None and closed.text.endswith("not defined (no gap: because)")
-    unknown = experiment_results.closes_half("nb (people)", gaps, replace(TEACHER, parameters=None))
-    assert unknown.answer is None and "how large v7 is is not known" in unknown.text
+NONE = replace(gap_of("v1"), difference=Interval(None, reason="why"), share=Interval(None))
+SET = replace(simulated({}), short="none")
+BEATS = "distilled beats labelled-only at every size on nb (people): "
+CLOSES = "closes half of the gap at a tenth of the teacher's size"
+CLOSES_AT = f"{CLOSES} (<= 0.41 M parameters) on nb (people): "
+AT = "; the whole interval is above 0 at 1 of 2 sizes"
+
+
+@pytest.mark.parametrize(
+    ("differences", "answer", "said"),
+    [
+        ((0.2, 0.04), True, f"yes; smallest difference +0.040 [-0.010, +0.090] (v2){AT}"),
+        ((0.2, -0.04), False, f"no; smallest difference -0.040 [-0.090, +0.010] (v2){AT}"),
+    ],
+)
+def test_the_first_question(differences, answer, said):
+    found = beats(SET, [gap_of(f"v{n}", one) for n, one in enumerate(differences, 1)])
+    assert (found.answer, found.text) == (answer, BEATS + said)
+
+
+@pytest.mark.parametrize(
+    ("shares", "answer", "said"),
+    [
+        ((0.45, 0.55, 0.9), True, "yes; best such variant: v2, share 0.550 [0.450, 0.650]"),
+        ((0.45, None, 0.9), False, "no; best such variant: v1, share 0.450 [0.350, 0.550]"),
+        ((None, None, 0.9), None, "not tried (no variant is that small)"),
+    ],
+)
+def test_the_second_question(shares, answer, said):
+    tried = zip(("v1", "v2", "v6"), shares, strict=True)
+    gaps = [gap_of(name, share=share) for name, share in tried if share is not None]
+    found = closes_half(SET, gaps, TEACHER)
+    assert (found.answer, found.text) == (answer, CLOSES_AT + said)
+
+
+def test_questions_without_an_answer():
+    unknown = closes_half(SET, [NONE], replace(TEACHER, parameters=None))
+    none = beats(SET, [NONE]), closes_half(SET, [NONE], TEACHER), unknown
+    assert [one.answer for one in none] == [None] * 3
+    assert [one.text for one in none] == [
+        f"{BEATS}not defined (v1: why)",
+        f"{CLOSES_AT}not defined (why)",
+        f"{CLOSES} on nb (people): not defined (how large v7 is is not known)",
+    ]
 
 
 def test_parameters_of_scorers_and_teachers():
@@ -204,85 +209,74 @@ def test_parameters_of_scorers_and_teachers():
 # --- figures --------------------------------------------------------------------------------------
 
 
-def outcome_of(*tests, variants=("v1", "v2")):
-    return experiment_results.find(tests, counterparts(*variants), seed=0)
-
-
 def test_figure_3_has_its_points_where_the_results_say():
     spread = {"v1-labelled": 2.0, "v1-distilled": 1}
     spread |= {"v2-labelled": 1.8, "v2-distilled": 0.7, "v7": 0.3}
-    test = simulated(spread)
-    outcome = outcome_of(test)
+    outcome = find([simulated(spread)], counterparts("v1", "v2"), seed=0)
     _, (axes,) = charts.new()
-    experiment_figure.draw_correlations(axes, test, outcome)
+    experiment_figure.draw_correlations(axes, outcome.sets[0], outcome)
     sizes = [count(variant(name))[0] / 1e6 for name in ("v1", "v2")]
-    pcc = {row.model: row.pcc for row in outcome.results}
+    pcc = {row.model.name: row.pcc.value for row in outcome.sets[0].results}
     drawn = {line.get_label(): line for line in axes.get_lines()}
     for number, kind in enumerate(("distilled", "labelled-only")):
         x, y = drawn[kind].get_data()
         assert x == pytest.approx([size * experiment_figure.APART**number for size in sizes])
         assert y == pytest.approx([pcc[f"{name}-{kind.split('-')[0]}"] for name in ("v1", "v2")])
     bars = [bar.get_segments()[0] for bar in axes.collections]
-    ends = {(row.pcc_low, row.pcc_high) for row in outcome.results if row.kind != "teacher"}
+    results = outcome.sets[0].results
+    ends = {(row.pcc.low, row.pcc.high) for row in results if row.model.kind != "teacher"}
     assert {(low, high) for (_, low), (_, high) in bars} == ends
-    text = experiment_figure.figure3([test], outcome)
+    text = experiment_figure.figure3(outcome)
     ElementTree.fromstring(text)
     assert "teacher v7, 4.1 M" in text and "nan" not in text
-    assert text == experiment_figure.figure3([test], outcome)  # reproducible, without a date
+    assert text == experiment_figure.figure3(outcome)  # reproducible, without a date
 
 
 def test_bars_are_cut_and_a_gap_without_interval_has_none():
-    gaps = [gap_of("v1", share=0.5), replace(gap_of("v2"), share_low=None, share_high=None)]
-    gaps[0] = replace(gaps[0], share_low=-4.0, share_high=4.0)
-    outcome = experiment_results.Outcome(counterparts("v1", "v2"), [], gaps, [])
+    gaps = [
+        replace(gap_of("v1"), share=Interval(0.5, -4.0, 4.0)),
+        replace(gap_of("v2"), share=Interval(0.6)),
+    ]
+    found = SetOutcome(simulated({}), [], gaps, [])
     _, (axes,) = charts.new()
-    experiment_figure.draw_shares(axes, simulated({}), outcome)
+    outcome = Outcome(counterparts("v1", "v2"), [found])
+    experiment_figure.draw_shares(axes, found, outcome)
     (bar,) = [one.get_segments()[0] for one in axes.collections]
     assert bar[:, 1].tolist() == [-100, 200]
 
 
 def test_a_set_without_any_gap_is_drawn_all_the_same():
     test = simulated({"v1-labelled": 0.2, "v1-distilled": 1, "v7": 0.5})
-    outcome = outcome_of(test, variants=("v1",))
-    assert outcome.gaps[0].share is None
-    ElementTree.fromstring(experiment_figure.figure3([test], outcome))
+    outcome = find([test], counterparts("v1"), seed=0)
+    assert outcome.sets[0].gaps[0].share.value is None
+    ElementTree.fromstring(experiment_figure.figure3(outcome))
     about = {"command": "c", "date": "d", "intervals": "i"}
-    assert "the teacher is not above" in results_md([test], outcome, about)
+    assert "the teacher is not above" in results_md(outcome, about)
 
 
 # --- the command ----------------------------------------------------------------------------------
 
 
-def write_clips(folder, numbers, name, conditions=4, seconds=1.0):
-    """A rated CSV of tones; neighbours in the numbers share a condition."""
-    folder.mkdir(parents=True, exist_ok=True)
-    rows = []
-    for number in numbers:
-        pcm_T = tone_pcm(number, int(seconds * 16_000))
-        soundfile.write(folder / f"{name}{number}.wav", pcm_T, 16_000)
-        rows.append([name, f"{name}{number}.wav", tone_mos(number), f"c{number % conditions}"])
-    with (folder / "labels.csv").open("a", newline="") as file:
-        writer = csv.writer(file)
-        if not file.tell():
-            writer.writerow(["dataset", "path", "mos", "condition"])
-        writer.writerows(rows)
-    return folder / "labels.csv"
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
+    """Shards, and tones that are rated, whose neighbours share a condition."""
     top = tmp_path_factory.mktemp("experiment")
-    write_clips(top / "rated", range(12), "wb")
     write_dataset(top / "train", validation=4)
     write_dataset(top / "judge", shards=1, samples=6)
-    write_clips(top / "rated", range(20, 30), "nb")
+    rows = []
+    for name, numbers in (("wb", range(12)), ("nb", range(20, 30))):
+        for number in numbers:
+            soundfile.write(top / f"{name}{number}.wav", tone_pcm(number, 16_000), 16_000)
+            about = {"dataset": name, "path": f"{name}{number}.wav", "mos": tone_mos(number)}
+            rows.append(about | {"condition": f"c{number % 4}"})
+    (top / "labels.csv").write_text(csv_text(rows))
     return top
 
 
 def arguments(data, out, *more):
     parser = argparse.ArgumentParser()
     experiment.add_arguments(parser)
-    table = str(data / "rated" / "labels.csv")
+    table = str(data / "labels.csv")
     return parser.parse_args(
         ["--shards", str(data / "train"), "--rated", table, "--rated-set", "wb"]
         + ["--test-rated", table, "--test-rated-set", "nb", "--test-shards", str(data / "judge")]
@@ -386,7 +380,8 @@ def stub_fit(monkeypatch, stub_teacher):
 
 def test_the_whole_experiment(data, tmp_path, stub_teacher, monkeypatch, capsys):
     out = tmp_path / "out"
-    args = arguments(data, out, "--short", "both", "--validate-every", "2", "--warmup", "1")
+    common = data, out, "--short", "both", "--validate-every", "2", "--warmup", "1"
+    args = arguments(*common)
     assert experiment.run(args) == 0
     told = capsys.readouterr().out
     assert all(part in told for part in ("v1-labelled", "multiply-adds", "beats labelled-only"))
@@ -395,9 +390,8 @@ def test_the_whole_experiment(data, tmp_path, stub_teacher, monkeypatch, capsys)
     sets = {(row["set"], row["short"]) for row in content["sets"]}
     assert sets == {("nb", "zero"), ("nb", "repeat"), ("judge", "none")}
     by_model = {row["model"]: row for row in content["sets"] if row["set"] == "judge"}
-    assert by_model["stub"]["by_definition"] and by_model["stub"]["pcc"] == pytest.approx(
-        1, abs=1e-12
-    )
+    assert by_model["stub"]["by_definition"]
+    assert by_model["stub"]["pcc"] == pytest.approx(1, abs=1e-12)
     assert by_model["v1-distilled"]["resampled"] == "clip"
     assert len(content["gaps"]) == 3 and len(content["verdicts"]) == 6
     assert content["models"][-1]["parameters"] == count(variant("v2"))[0]
@@ -405,37 +399,31 @@ def test_the_whole_experiment(data, tmp_path, stub_teacher, monkeypatch, capsys)
     assert "--seed" not in content["about"]["command"]  # as it is by default
     assert set(content["about"]["seconds"]) == {"v1-labelled", "v1-distilled", "scoring"}
 
-    with (out / "results.csv").open() as file:
-        rows = list(csv.DictReader(file))
+    rows = csv_rows(out / "results.csv")
     assert len(rows) == 9 and {row["groups"] for row in rows if row["set"] == "nb"} == {"4"}
     page = (out / "experiment.html").read_text()
-    reader = Reader(page)
-    assert len(reader.ids) == len(set(reader.ids))
-    assert all(a.startswith("data:") or a[1:] in reader.ids for a in reader.addresses)
-    assert "<script" not in page and "url(" not in page and page.count("<svg ") == 6
+    WholePage(page)
+    assert "<script" not in page and page.count("<svg ") == 6
     table = (out / "results.md").read_text()
     assert table.count("| v1 |") == 3 and "1 by definition" in table and "10 clips in 4" in table
     ElementTree.parse(out / "figure3.svg")
 
     # Once more with pruned models, and with fewer samples of the shards.
     pruned = write_pruned_run(tmp_path / "pruned")
-    again = arguments(data, tmp_path / "out", "--short", "both", "--validate-every", "2",
-                      "--warmup", "1", "--pruned", str(pruned), "--test-samples", "3")  # fmt: skip
+    again = arguments(*common, "--pruned", str(pruned), "--test-samples", "3")
     assert experiment.run(again) == 0
     more = json.loads((out / "results.json").read_text())["sets"]
     assert [row["model"] for row in more[:5]] == [
         *("v1-labelled", "v1-distilled", "v1-importance-50", "v1-importance-20", "stub")
     ]
     assert {row["clips"] for row in more if row["set"] == "judge"} == {3}
-    drawn = (out / "figure3.svg").read_text()
-    assert "v1 pruned by importance" in drawn
+    assert "v1 pruned by importance" in (out / "figure3.svg").read_text()
     assert "v1-importance-20" in (out / "experiment.html").read_text()
     assert experiment.run(args) == 0
 
     # Again: nothing is trained, nothing is another number.
     monkeypatch.setattr(fitting, "fit", None)
-    assert experiment.run(arguments(data, out, "--short", "both", "--validate-every", "2",
-                                    "--warmup", "1", "--report-only")) == 0  # fmt: skip
+    assert experiment.run(arguments(*common, "--report-only")) == 0
     again = json.loads((out / "results.json").read_text())
     assert again["sets"] == content["sets"] and again["gaps"] == content["gaps"]
 
@@ -452,8 +440,8 @@ def test_counterparts_have_the_same_rated_clips_and_the_same_budget(data, tmp_pa
     assert labelled.config.rated_hash == distilled.config.rated_hash
     assert labelled.config.steps == distilled.config.steps == 2
     assert not labelled.sources.shards and distilled.sources.shards
-    trained, held = ({clip.condition for clip in part} for part in (
-        labelled.sources.rated, labelled.sources.rated_validation))  # fmt: skip
+    parts = labelled.sources.rated, labelled.sources.rated_validation
+    trained, held = ({clip.condition for clip in part} for part in parts)
     assert len(held) == 1 and len(trained) == 3 and not trained & held
     assert {clip.dataset for clip in labelled.sources.rated} == {"wb"}
 
@@ -483,10 +471,10 @@ def test_ctrl_c_stops_all_and_the_same_command_continues(
 
 
 def test_ctrl_c_while_scoring(data, tmp_path, stub_fit, monkeypatch):
-    def pressed(*_):
+    def pressed(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(experiment, "score_rated", pressed)
+    monkeypatch.setattr(experiment, "score_sets", pressed)
     with pytest.raises(KeyboardInterrupt):
         experiment.run(arguments(data, tmp_path))
 
@@ -501,8 +489,8 @@ def test_report_only_asks_for_what_is_missing(data, tmp_path, stub_fit):
     with pytest.raises(ValueError, match="v1-labelled, v1-distilled: not trained yet"):
         experiment.run(arguments(data, tmp_path, "--report-only"))
     assert experiment.run(arguments(data, tmp_path)) == 0
-    write_model(tmp_path / "runs" / "v1-distilled", 99, experiment.make_plan(
-        arguments(data, tmp_path))[1].config)  # fmt: skip
+    distilled = experiment.make_plan(arguments(data, tmp_path))[1]
+    write_model(distilled.out, 99, distilled.config)
     with pytest.raises(ValueError, match="v1-distilled are of other weights"):
         experiment.run(arguments(data, tmp_path, "--report-only"))
     (tmp_path / "scores.csv").unlink()
@@ -530,6 +518,6 @@ def test_what_cannot_be_evaluated_is_refused_at_once(data, tmp_path, stub_fit, m
 
 def test_nothing_to_evaluate_on(data, tmp_path, stub_fit):
     args = arguments(data, tmp_path)
-    args.test_rated = args.test_shards = None
+    args.test_rated, args.test_shards = None, []
     with pytest.raises(ValueError, match="nothing to evaluate on"):
         experiment.run(args)

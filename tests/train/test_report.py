@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 import re
 import tarfile
@@ -17,15 +15,17 @@ import pytest
 
 from data_specs.io.listen import in_words, quantity, spectrogram_png
 from tests.fake_dataset import write_dataset
+from tests.train_helpers import write_tar
 from train import charts
 from train.__main__ import main
+from train.files import csv_text
 from train.report import draws, reading, report
 
 VOID = {"meta", "img", "br", "link"}
 
 
-class Reader(HTMLParser):
-    """Collects ids, links, images and text, and checks that elements close in order."""
+class WholePage(HTMLParser):
+    """Asserts that elements close in order, ids differ, and nothing is asked of the network."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -33,7 +33,9 @@ class Reader(HTMLParser):
         self.ids: list[str] = []
         self.addresses: list[str] = []
         self.feed(html)
-        assert not self.open
+        assert not self.open and len(self.ids) == len(set(self.ids))
+        assert all(one.startswith("data:") or one[1:] in self.ids for one in self.addresses)
+        assert "url(" not in html and "@import" not in html and "<script src" not in html
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.handle_startendtag(tag, attrs)
@@ -80,13 +82,13 @@ def write_evaluation(folder: Path, model: str, shards: str) -> Path:
     for row in sets:
         row["weights_sha256"] = "b" * 64 if row["model"] == "v7" else OWN
     (folder / "results.json").write_text(json.dumps({"sets": sets}))
-    with (folder / "scores.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["model", "set", "path_or_key", "truth", "score", "short"])
-        for row in sets:
-            for index in range(10):
-                key = f"{index:09d}"
-                writer.writerow([row["model"], row["set"], key, 3, 2 + index / 10, row["short"]])
+    rows = [
+        {name: row[name] for name in ("model", "set", "short")}
+        | {"path_or_key": f"{index:09d}", "truth": 3, "score": 2 + index / 10}
+        for row in sets
+        for index in range(10)
+    ]
+    (folder / "scores.csv").write_text(csv_text(rows))
     return folder
 
 
@@ -102,11 +104,8 @@ def html(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def test_the_page_is_whole_and_asks_nothing_of_the_network(html: str) -> None:
-    page = Reader(html)
-    assert len(page.ids) == len(set(page.ids))
-    for address in page.addresses:
-        assert address.startswith("data:") or address[1:] in page.ids
-    assert "<script" not in html and "url(" not in html and "@import" not in html
+    WholePage(html)
+    assert "<script" not in html
 
 
 def test_every_section_has_its_content(html: str) -> None:
@@ -126,7 +125,7 @@ def test_what_is_missing_is_said_with_its_command(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     main(["report", "--run", str(tmp_path / "run"), "--out", str(tmp_path / "r.html")])
     html = (tmp_path / "r.html").read_text("utf-8")
-    Reader(html)
+    WholePage(html)
     assert html.count('class="gap"') == 5
     for command in ("python -m train fit", "python -m train evaluate", "python -m pipeline shards"):
         assert command in html
@@ -265,13 +264,7 @@ def change_plan(folder: Path, change: Any) -> None:
     record = json.loads(members[1][1])
     change(record["plan"])
     members[1] = (members[1][0], json.dumps(record).encode())
-    with tarfile.open(tar, "w") as archive:
-        for name, data in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            archive.addfile(info, io.BytesIO(data))
-    about = {"samples": 2, "dropped": [], "tar_bytes": tar.stat().st_size}
-    tar.with_suffix(".json").write_text(json.dumps(about))
+    write_tar(tar, members, samples=2)
 
 
 @pytest.mark.parametrize(

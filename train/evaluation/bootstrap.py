@@ -1,22 +1,27 @@
 """Bootstrap intervals of correlations and errors, for all comparisons.
 
-An interval says how far a number would move with other clips of the same kind. What is drawn with
-replacement are groups of clips: conditions where a set has them, because clips of one condition are
-no independent evidence, else clips. All models of a set get the same draws, so that
-differences between models have intervals too (paired). Intervals are the percentiles of 2000 draws.
-With a dozen conditions they are somewhat too narrow: a bootstrap knows only the conditions it has.
-So they are for shards whose samples come from few speakers: each sample counts as independent.
+What is drawn with replacement are groups of clips: conditions where a set has them, because clips
+of one condition are no independent evidence, else clips. All models of a set get the same draws, so
+that differences between models have intervals too (paired). With a dozen conditions, or shards of
+few speakers, intervals are somewhat too narrow: a bootstrap knows only what it has.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from train.data.order import generator
+from train.pages import ranged
+
 Doubles = NDArray[np.float64]
+Statistic = Callable[[Doubles, ArrayLike, ArrayLike], Doubles]
+"""Of clips with truth (N,) and score (N,), drawn as often as counts (R, N) say: (R,)."""
 
 RESAMPLES = 2000
 LEVEL = 0.95
@@ -36,6 +41,14 @@ class Interval:
     high: float | None = None
     reason: str | None = None
 
+    def named(self, name: str) -> dict[str, Any]:
+        """The fields of a record: ``name``, ``name_low`` and ``name_high``."""
+        return {name: self.value, f"{name}_low": self.low, f"{name}_high": self.high}
+
+    def text(self, sign: str = "") -> str:
+        """``0.856 [0.790, 0.910]``, or what there is of it."""
+        return ranged(self.value, self.low, self.high, sign)
+
 
 def draws(groups: Sequence[str], seed: int, resamples: int = RESAMPLES) -> Doubles:
     """How often every clip is in every resample, (R, N); the clips of a group go together.
@@ -46,24 +59,41 @@ def draws(groups: Sequence[str], seed: int, resamples: int = RESAMPLES) -> Doubl
     if not len(groups):
         raise ValueError("no clips to draw from")
     names, member_N = np.unique(np.asarray(groups), return_inverse=True)
-    generator = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, len(names)])))
-    counts_RG = generator.multinomial(len(names), np.full(len(names), 1 / len(names)), resamples)
+    shares = np.full(len(names), 1 / len(names))
+    counts_RG = generator(seed, len(names)).multinomial(len(names), shares, resamples)
     return counts_RG[:, member_N].astype(np.float64)
 
 
+def _in_parts(statistic: Statistic) -> Statistic:
+    """Let a statistic work on as many resamples at a time as fit into ``VALUES_AT_ONCE``."""
+
+    @functools.wraps(statistic)
+    def whole(counts_RN: Doubles, truth: ArrayLike, score: ArrayLike) -> Doubles:
+        parts = np.array_split(counts_RN, 1 + counts_RN.size // VALUES_AT_ONCE)
+        return np.concatenate([statistic(part, truth, score) for part in parts])
+
+    return whole
+
+
+@_in_parts
 def pearson(counts_RN: Doubles, truth: ArrayLike, score: ArrayLike) -> Doubles:
     """Pearson's correlation in every resample, (R,); NaN where one side does not vary."""
-    return _by_parts(_pearson, counts_RN, truth, score)
+    return _pearson(counts_RN, truth, score)
+
+
+@_in_parts
+def spearman(counts_RN: Doubles, truth: ArrayLike, score: ArrayLike) -> Doubles:
+    """Spearman's correlation in every resample, (R,); equal values share their mean rank."""
+    return _pearson(counts_RN, _ranks(counts_RN, truth), _ranks(counts_RN, score))
 
 
 def _pearson(counts_RN: Doubles, truth: ArrayLike, score: ArrayLike) -> Doubles:
-    # (N,), or (R, N) where the values differ between resamples
+    # Values (N,), or (R, N) where they differ between resamples.
     x_RN, y_RN = _centred(counts_RN, truth), _centred(counts_RN, score)
     products_R = np.sum(counts_RN * x_RN * y_RN, axis=1)
-    squares = [np.sum(counts_RN * side**2, axis=1) for side in (x_RN, y_RN)]
-    defined = (squares[0] > FLAT) & (squares[1] > FLAT)
-    scale_R = np.sqrt(np.where(defined, squares[0] * squares[1], 1.0))
-    return np.where(defined, products_R / scale_R, np.nan)
+    x_R, y_R = (np.sum(counts_RN * side**2, axis=1) for side in (x_RN, y_RN))
+    defined = (x_R > FLAT) & (y_R > FLAT)
+    return np.where(defined, products_R / np.sqrt(np.where(defined, x_R * y_R, 1.0)), np.nan)
 
 
 def _centred(counts_RN: Doubles, values: ArrayLike) -> Doubles:
@@ -73,26 +103,7 @@ def _centred(counts_RN: Doubles, values: ArrayLike) -> Doubles:
     return centred
 
 
-def spearman(counts_RN: Doubles, truth: ArrayLike, score: ArrayLike) -> Doubles:
-    """Spearman's correlation in every resample, (R,); equal values share their mean rank."""
-    return _by_parts(_spearman, counts_RN, truth, score)
-
-
-def _spearman(counts_RN: Doubles, truth: ArrayLike, score: ArrayLike) -> Doubles:
-    return _pearson(counts_RN, ranks(counts_RN, truth), ranks(counts_RN, score))
-
-
-def _by_parts(
-    statistic: Callable[[Doubles, ArrayLike, ArrayLike], Doubles],
-    counts_RN: Doubles,
-    truth: ArrayLike,
-    score: ArrayLike,
-) -> Doubles:
-    parts = np.array_split(counts_RN, 1 + counts_RN.size // VALUES_AT_ONCE)
-    return np.concatenate([statistic(part, truth, score) for part in parts])
-
-
-def ranks(counts_RN: Doubles, values: ArrayLike) -> Doubles:
+def _ranks(counts_RN: Doubles, values: ArrayLike) -> Doubles:
     """Rank of every clip within every resample, (R, N), a clip counted as often as it was drawn."""
     tied_RU, place_N = tied(counts_RN, values)
     middle_RU = np.cumsum(tied_RU, axis=1) - (tied_RU - 1) / 2
@@ -125,9 +136,8 @@ def kendall(counts_RN: Doubles, truth: ArrayLike, score: ArrayLike) -> Doubles:
 
 def _untied(counts_RN: Doubles, values_N: Doubles) -> Doubles:
     """Ordered pairs that differ, in every resample (R,)."""
-    pairs_R: Doubles = counts_RN.sum(axis=1) ** 2 - np.sum(
-        tied(counts_RN, values_N)[0] ** 2, axis=1
-    )
+    tied_R = np.sum(tied(counts_RN, values_N)[0] ** 2, axis=1)
+    pairs_R: Doubles = counts_RN.sum(axis=1) ** 2 - tied_R
     return pairs_R
 
 
@@ -167,7 +177,7 @@ def share_of_gap(
     labelled: float | None,
     distilled: float | None,
     teacher: float | None,
-    resampled: tuple[Doubles, Doubles, Doubles],
+    resampled: Sequence[Doubles],
 ) -> Interval:
     """``(distilled - labelled) / (teacher - labelled)``: 0 as good as labelled-only, 1 as teacher.
 

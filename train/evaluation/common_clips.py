@@ -24,14 +24,12 @@ def entries_of(
     A label names the padding where a model is there with several.
     """
     entries: dict[tuple[str, str], Entry] = {}
-    pairs = dict.fromkeys((row.model, row.short) for row in records)
-    weights = {row.model: row.weights_sha256 for row in records}
-    for model, short in pairs:
-        several = sum(one == model for one, _ in pairs) > 1
+    weights = {(row.model, row.short): row.weights_sha256 for row in records}
+    for (model, short), sha256 in weights.items():
+        several = sum(one == model for one, _ in weights) > 1
         label = f"{model} ({short})" if several else model
-        entries[model, short] = Entry(
-            label, model, short, weights[model], sizes.get(model), model not in other_scales
-        )
+        mos_scale = model not in other_scales
+        entries[model, short] = Entry(label, model, short, sha256, sizes.get(model), mos_scale)
     return entries
 
 
@@ -46,52 +44,47 @@ def common_clips(
     ``records`` are all of one set, ``keys`` (in the order of the result) its clips. None where
     no clip is left.
     """
-    tables: dict[tuple[str, str], dict[str, ClipScore]] = {key: {} for key in entries}
+    tables: dict[str, dict[str, ClipScore]] = {entry.label: {} for entry in entries.values()}
     for row in records:
-        tables[row.model, row.short][row.path_or_key] = row
+        tables[entries[row.model, row.short].label][row.path_or_key] = row
     name = records[0].set
-    notes = []
-    for key in list(tables):
-        share = len(tables[key]) / len(keys)
-        if share < LEAST_SHARE:
-            notes.append(
-                f"{name}: {entries[key].label} scored {len(tables[key])} of {len(keys)} clips and "
-                "is not compared there"
-            )
-            del tables[key]
+    few = [label for label, table in tables.items() if len(table) < LEAST_SHARE * len(keys)]
+    notes = [
+        f"{name}: {label} scored {len(tables[label])} of {len(keys)} clips and is not compared "
+        "there"
+        for label in few
+    ]
+    tables = {label: table for label, table in tables.items() if label not in few}
     common = [key for key in keys if all(key in table for table in tables.values())]
     if not tables or not common:
         return None, [*notes, f"{name}: no clip that all models scored"]
-    if len(common) < len(keys):
-        gone = [key for key in keys if key not in set(common)]
+    kept = set(common)
+    if gone := [key for key in keys if key not in kept]:
         named = ", ".join(gone[:5]) + (" and others" if len(gone) > 5 else "")
         notes.append(
             f"{name}: {len(gone)} of {len(keys)} clips are left out for all models, for not all "
             f"could score them: {named}"
         )
-    return _common(name, kind, common, tables, entries), notes
+    compared = [entry for entry in entries.values() if entry.label in tables]
+    return clips_of(common, kind, tables, compared), notes
 
 
-def _common(
-    name: str,
+def clips_of(
+    keys: Sequence[str],
     kind: Kind,
-    keys: list[str],
-    tables: Mapping[tuple[str, str], Mapping[str, ClipScore]],
-    entries: Mapping[tuple[str, str], Entry],
+    tables: Mapping[str, Mapping[str, ClipScore]],
+    entries: Sequence[Entry] = (),
 ) -> CommonClips:
-    first = next(iter(tables.values()))
-    kept = [first[key] for key in keys]
+    """A set's clips from records by label and key; each label has all of ``keys``."""
+    kept = [next(iter(tables.values()))[key] for key in keys]
     conditions, systems = ([getattr(row, of) for row in kept] for of in ("condition", "system"))
     return CommonClips(
-        name,
+        kept[0].set,
         kind,
-        keys,
+        list(keys),
         np.array([row.truth for row in kept]),
-        {
-            entries[key].label: np.array([table[clip].score for clip in keys])
-            for key, table in tables.items()
-        },
-        [entries[key] for key in tables],
+        {label: np.array([table[key].score for key in keys]) for label, table in tables.items()},
+        list(entries),
         conditions if all(conditions) else [],
         systems if all(systems) else [],
     )

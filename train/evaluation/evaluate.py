@@ -1,50 +1,39 @@
 """Scorers against people's ratings and against the teacher's labels. ``python -m train evaluate``.
 
-Any scorers over any rated sets: v7, runs and teachers of this package, and external scorers by name
-(``train.evaluation.external_scorers``). Per set: Pearson (PCC), Spearman, Kendall, RMSE, and RMSE
-after a monotone third-order map, at the level of clips, conditions and systems, with intervals, and
-whether two scorers differ; over the rated sets the means, unweighted and weighted by clips, as the
-paper compares (section V). Scores are kept: a second run scores only what is new.
+Per set: Pearson (PCC), Spearman, Kendall, RMSE, and RMSE after a monotone third-order map, at the
+level of clips, conditions and systems, with intervals, and whether two scorers differ; over the
+rated sets the means, unweighted and weighted by clips, as the paper compares (section V). Scores
+are kept: a second run scores only what is new.
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from data_specs.io.addresses import path_here
 from data_specs.io.errors import UserError
 from data_specs.io.files import sha256_of, write_text
+from data_specs.io.options import add_options
 from data_specs.rated import RatedClip, read_rated
-from train.command import command_of
+from train.command import made_by
 from train.evaluation.bootstrap import LEVEL, RESAMPLES
 from train.evaluation.common_clips import common_clips, entries_of
 from train.evaluation.external_scorers import Options
 from train.evaluation.page import page
 from train.evaluation.published import MARK, table1
-from train.evaluation.records import ClipScore, Comparison, Failure, Kind
+from train.evaluation.records import Comparison, Kind
 from train.evaluation.score_cache import ScoreCache
-from train.evaluation.scorers import (
-    PADDINGS,
-    ComparedScorer,
-    labelled_by,
-    load_scorers,
-    score_rated,
-    score_shards,
-)
+from train.evaluation.scorers import PADDINGS, ComparedScorer, load_scorers, score_sets
 from train.evaluation.significance import pairs_of
 from train.evaluation.statistics import set_results
-from train.evaluation.tables import means, results_md, text_table
+from train.evaluation.tables import means, results_md, text_table, write_tables
 from train.files import csv_text
+from train.loop.loop import Host, host_of
 from train.pages import decimals
-from train.scoring.windows import Short
 
 # --- what is asked for ----------------------------------------------------------------------------
 
@@ -94,31 +83,7 @@ def _require_own_names(tables: Sequence[list[RatedClip]], shards: Sequence[Path]
 # --- comparing ------------------------------------------------------------------------------------
 
 
-def score_all(
-    scorers: Sequence[ComparedScorer], sets: Sets, paddings: Sequence[Short], cache: ScoreCache
-) -> tuple[list[ClipScore], list[Failure]]:
-    """Scores of all scorers on all sets; shards without the scorer that labelled them."""
-    scores: list[ClipScore] = []
-    failures: list[Failure] = []
-    for scorer in scorers:
-        found = [
-            score_rated(scorer, sets.clips, padding, cache, sets.hashes)
-            for padding in (scorer.paddings(paddings) if sets.clips else ())
-        ]
-        found += [
-            score_shards(scorer, folder, cache)
-            for folder in sets.shards
-            if not labelled_by(folder, scorer)
-        ]
-        for one_scores, one_failures in found:
-            scores += one_scores
-            failures += one_failures
-    return scores, failures
-
-
-def compare(
-    found: Comparison, scorers: Sequence[ComparedScorer], sets: Sets, seed: int
-) -> Comparison:
+def compare(found: Comparison, scorers: Sequence[ComparedScorer], sets: Sets, seed: int) -> None:
     """Evaluate every set on the clips that its models have in common; adds to ``found``."""
     outputs = [(output, scorer) for scorer in scorers for output in scorer.outputs]
     sizes = {output.name: scorer.parameters or output.parameters for output, scorer in outputs}
@@ -136,7 +101,6 @@ def compare(
             found.sets.append(clips)
             found.results.extend(set_results(clips, seed))
             found.pairs.extend(pairs_of(clips, seed))
-    return found
 
 
 # --- what is written ------------------------------------------------------------------------------
@@ -145,10 +109,10 @@ def compare(
 def write_results(out: Path, found: Comparison, about: dict[str, Any]) -> None:
     """``results.json``, ``.csv`` and ``.md``, ``scores.csv``, ``pairs.csv``.
 
-    Numbers that are not defined are null or empty, with the reason beside them.
+    What is not defined has the reason beside it.
     """
     published, clips = table1()
-    content = {
+    content: dict[str, Any] = {
         "about": about,
         "sets": [asdict(result) for result in found.per_clip],
         "levels": [asdict(result) for result in found.results if result.level != "clip"],
@@ -164,18 +128,15 @@ def write_results(out: Path, found: Comparison, about: dict[str, Any]) -> None:
         asdict(one) | {"compared": int((one.set, one.path_or_key) in compared)}
         for one in found.scores
     ]
-    write_text(out / "results.json", json.dumps(content, indent=2, allow_nan=False) + "\n")
-    write_text(out / "results.csv", csv_text([asdict(result) for result in found.results]))
-    write_text(out / "pairs.csv", csv_text([asdict(pair) for pair in found.pairs]))
+    rows = [asdict(result) for result in found.results]
+    write_tables(out, "results", content, rows, results_md(found, about))
+    write_text(out / "pairs.csv", csv_text(content["pairs"]))
     write_text(out / "scores.csv", csv_text(scores))
-    write_text(out / "results.md", results_md(found, about))
 
 
 def about_run(args: argparse.Namespace, scorers: Sequence[ComparedScorer]) -> dict[str, Any]:
     """The command, the day, and what everything was made with."""
-    return {
-        "command": command_of("evaluate", args, add_arguments),
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+    return made_by("evaluate", args, add_arguments) | {
         "seed": args.seed,
         "intervals": f"bootstrap intervals ({LEVEL:.0%}, {RESAMPLES} resamples of conditions, else "
         "of systems, else of clips; the same for all models)",
@@ -213,22 +174,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--allow-outside", action="store_true", help=outside)
     add("--audio-mb", type=float, default=12.0, help="most audio in the page (default 12; 0: none)")
     add("--seed", type=int, default=0, help="of the resamples")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    add("--threads", type=int, help="default: all cores")
+    add_options(parser, Host, Host.model_fields.keys() - {"device", "threads"})
 
 
 def run(args: argparse.Namespace) -> int:
     """``python -m train evaluate``; returns the exit code, 1 where a clip could not be scored."""
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    host = host_of(args, Host)
     sets = read_sets(args.rated, args.shards)
-    scorers, unavailable = load_scorers(args.model, Options(args.device, args.clean_speech))
+    scorers, unavailable = load_scorers(args.model, Options(host.device, args.clean_speech))
+    found, paddings = Comparison(unavailable), PADDINGS[args.short]
     with ScoreCache(args.out / "cache.jsonl", args.fresh) as cache:
-        scores, failures = score_all(scorers, sets, PADDINGS[args.short], cache)
-    if not scores:
-        why = failures[0].error if failures else "the shards' labels are these models' own"
+        for scorer in scorers:
+            scored = score_sets(scorer, sets.clips, sets.hashes, sets.shards, paddings, cache)
+            found.scores.extend(scored[0])
+            found.failures.extend(scored[1])
+    if not found.scores:
+        none = "the shards' labels are these models' own"
+        why = found.failures[0].error if found.failures else none
         raise UserError(f"nothing to compare: {why}")
-    found = compare(Comparison(unavailable, scores, failures), scorers, sets, args.seed)
+    compare(found, scorers, sets, args.seed)
     about = about_run(args, scorers)
     write_results(args.out, found, about)
     published = sets.clips if args.allow_outside else sets.below
@@ -239,7 +203,7 @@ def run(args: argparse.Namespace) -> int:
             "page: where the table is your own, --allow-outside puts it there"
         )
     print_results(found, args.out)
-    return 1 if failures else 0
+    return 1 if found.failures else 0
 
 
 def print_results(found: Comparison, out: Path) -> None:

@@ -10,7 +10,6 @@ paper (PCC over parameters), and the share of the gap that distillation closes,
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import os
 import time
@@ -20,30 +19,22 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from data_specs.io.addresses import path_here
 from data_specs.io.errors import UserError
-from data_specs.io.files import write_text
+from data_specs.io.files import sha256_of, write_text
+from data_specs.io.options import add_options
 from data_specs.io.parse import json_object
 from data_specs.rated import RatedClip, read_rated, require_heard
-from train.command import command_of
+from train.command import made_by
 from train.data.hold_out import held_apart
 from train.data.sources import Sources, chosen, open_sources, require_apart, require_once
 from train.evaluation.bootstrap import LEVEL, RESAMPLES
 from train.evaluation.experiment_report import print_results, write_all
 from train.evaluation.experiment_results import KINDS, Kind, Model, find, test_sets
 from train.evaluation.records import ClipScore
-from train.evaluation.scorers import (
-    PADDINGS,
-    OwnScorer,
-    complete,
-    labelled_by,
-    score_rated,
-    score_shards,
-)
+from train.evaluation.scorers import PADDINGS, OwnScorer, score_sets
 from train.files import csv_rows, csv_text, require_same, run_folder
-from train.loop.loop import Host
+from train.loop.loop import Host, host_of
 from train.models.student import count, variant
 from train.pruning.runs import PrunedModel, pruned_models
 from train.scoring.base import Scorer
@@ -120,17 +111,16 @@ def test_clips(args: argparse.Namespace) -> list[RatedClip]:
 def _require_apart(
     trained: Sequence[RatedClip], tests: Sequence[RatedClip], args: argparse.Namespace
 ) -> None:
-    both = {clip.path for clip in trained} & {clip.path for clip in tests}
-    if both:
+    if both := {clip.path for clip in trained} & {clip.path for clip in tests}:
         raise UserError(
             f"{min(both)}: in --rated and in --test-rated: name other datasets with --rated-set "
             "and --test-rated-set"
         )
     folders = {folder.resolve() for folder in (args.shards, args.validation) if folder}
-    for folder in args.test_shards or ():
+    for folder in args.test_shards:
         if folder.resolve() in folders:
             raise UserError(f"--test-shards {folder}: the students are trained or validated on it")
-    names = [folder.name for folder in args.test_shards or ()] + sorted({c.dataset for c in tests})
+    names = [folder.name for folder in args.test_shards] + sorted({c.dataset for c in tests})
     if not names:
         raise UserError("nothing to evaluate on: give --test-rated CSV, --test-shards DIR or both")
     if len(set(names)) < len(names):
@@ -143,7 +133,9 @@ CHANGES = (
     *("steps", "batch", "lr", "warmup", "validate_every", "crops", "rated_share", "precision"),
     "seed",
 )
-"""Options that change the preset."""
+"""Options that change the preset, as ``train fit`` has them."""
+HOST = ("device", "workers", "threads", "cache_gb")
+"""Options of the machine, likewise."""
 
 
 def make_plan(args: argparse.Namespace) -> list[Run]:
@@ -268,20 +260,17 @@ def score_all(
     clips: Sequence[RatedClip],
     args: argparse.Namespace,
 ) -> list[ClipScore]:
-    """Scores of all models on all test sets.
-
-    The teacher is left out on shards that it labelled itself: there it is right by definition.
-    """
+    """Scores of all models on all test sets. ``UserError`` naming a clip that has none."""
     scores: list[ClipScore] = []
+    hashes = [sha256_of(clip.path) for clip in clips]
     for name in [*folders, teacher.name]:
         scorer = load(folders[name], args.device) if name in folders else teacher
         scorer.name = name
-        own = OwnScorer(scorer)
-        for padding in PADDINGS[args.short] if clips else ():
-            scores += complete(score_rated(own, clips, padding))
-        for folder in args.test_shards or ():
-            if not labelled_by(folder, own):
-                scores += complete(score_shards(own, folder, count=args.test_samples))
+        own, paddings, most = OwnScorer(scorer), PADDINGS[args.short], args.test_samples
+        found, failures = score_sets(own, clips, hashes, args.test_shards, paddings, count=most)
+        if failures:
+            raise UserError(failures[0].error)
+        scores += found
     return scores
 
 
@@ -303,9 +292,7 @@ def about_run(args: argparse.Namespace, runs: Sequence[Run]) -> dict[str, Any]:
     seconds: dict[str, Any] = _read_json(times) if times.is_file() else {}
     common = ("preset", "steps", "batch", "lr", "seed", "precision", "validate_every", "crops")
     settings = {name: getattr(runs[0].config, name, None) for name in common}
-    return {
-        "command": command_of("experiment", args, add_arguments),
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+    return made_by("experiment", args, add_arguments) | {
         "settings": settings | {"rated_share": runs[-1].config.rated_share},
         "clips": {
             "rated": runs[0].config.rated_clips,
@@ -337,62 +324,46 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--rated-hold-out", type=float, default=RATED_HOLD_OUT, help=share)
     add("--test-rated", type=path_here, help="CSV of rated clips to evaluate on")
     add("--test-rated-set", nargs="+", metavar="NAME", help="take these datasets of it only")
-    add("--test-shards", nargs="+", type=path_here, help="shards to evaluate on, by their labels")
+    by_labels = "shards to evaluate on, by their labels"
+    add("--test-shards", nargs="+", type=path_here, default=[], help=by_labels)
     add("--test-samples", type=int, help="of every --test-shards, spread evenly (default: all)")
     drawn = "folders of train prune: evaluated and drawn too"
     add("--pruned", nargs="+", type=path_here, default=[], metavar="RUN", help=drawn)
-    _add_training_arguments(parser)
-
-
-def _add_training_arguments(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
     add("--variants", nargs="+", default=["v1", "v2", "v4", "v6"], help="sizes to train")
     add("--teacher", default="v7", help="what is closed up to: v7, a teacher, a run (default v7)")
     add("--out", type=path_here, required=True, help="folder; continued if it exists")
     add("--short", choices=sorted(PADDINGS), default="zero", help="how short clips are padded")
-    add("--preset", choices=sorted(PRESETS), default="fast")
-    for name in ("steps", "batch", "warmup"):
-        add(f"--{name}", type=int, help="default: the preset's")
-    add("--validate-every", type=int, help="default: the preset's; labelled-only: ten a run")
-    for name in ("lr", "rated-share", "crops"):
-        add(f"--{name}", type=float, help="default: the preset's")
-    add("--precision", choices=("auto", "bf16", "fp32"))
-    add("--seed", type=int, default=0, help="of training and of the resamples")
-    add("--workers", type=int, default=1, help="decoding processes (0: none)")
-    add("--threads", type=int, help="of the training process (default: all cores)")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    add("--cache-gb", type=float, default=4.0, help="decoded samples kept in memory")
+    add("--preset", choices=sorted(PRESETS), default="fast", help="of what follows")
+    add_options(parser, FitConfig, FitConfig.model_fields.keys() - CHANGES)
+    add_options(parser, Host, Host.model_fields.keys() - HOST)
     add("--report-only", action="store_true", help="train and score nothing: evaluate scores.csv")
 
 
 def run(args: argparse.Namespace) -> int:
     """``python -m train experiment``; returns the exit code."""
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    host = host_of(args, Host)
     with run_folder(args.out):
-        return _experiment(args)
+        return _experiment(args, host)
 
 
-def _experiment(args: argparse.Namespace) -> int:
+def _experiment(args: argparse.Namespace, host: Host) -> int:
     runs, clips = make_plan(args), test_clips(args)
     pruned = pruned_models(args.pruned)
-    teacher = load(args.teacher, args.device)  # now, not after hours: it may not be there
+    teacher = load(args.teacher, host.device)  # now, not after hours: it may not be there
     times = args.out / "seconds.json"
     if not args.report_only:
         announce(runs)
-        host = Host(workers=args.workers, device=args.device, cache_gb=args.cache_gb)
         train_all(runs, host, times)
         with timed(times, "scoring"):
             folders = {one.name: one.out for one in runs} | {one.name: one.folder for one in pruned}
             scores = score_all(folders, teacher, clips, args)
         write_text(args.out / "scores.csv", csv_text([asdict(one) for one in scores]))
-    left = [run.name for run in runs if not is_done(run)]
-    if left:
+    if left := [run.name for run in runs if not is_done(run)]:
         raise UserError(f"{', '.join(left)}: not trained yet: run without --report-only")
     models = models_of(runs, pruned, teacher)
-    tests = test_sets(read_scores(args.out / "scores.csv"), clips, models)
+    tests = test_sets(read_scores(args.out / "scores.csv"), models)
     outcome = find(tests, models, args.seed)
-    write_all(tests, outcome, about_run(args, runs), args.out)
-    print_results(tests, outcome)
+    write_all(outcome, about_run(args, runs), args.out)
+    print_results(outcome)
     print(args.out / "experiment.html")
     return 0

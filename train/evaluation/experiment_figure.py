@@ -9,7 +9,8 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 
 from train import charts
-from train.evaluation.experiment_results import HALF, SMALL, TITLES, Outcome, TestSet
+from train.evaluation.bootstrap import Interval
+from train.evaluation.experiment_results import HALF, SMALL, TITLES, Outcome, SetOutcome
 
 PANELS_A_ROW = 3
 
@@ -18,17 +19,17 @@ APART = 1.05
 
 
 @charts.themed
-def figure3(tests: Sequence[TestSet], outcome: Outcome) -> str:
+def figure3(outcome: Outcome) -> str:
     """All sets as one SVG file: correlations, and shares of the gap beneath."""
-    columns = min(len(tests), PANELS_A_ROW)
-    rows = 2 * -(-len(tests) // columns)
+    columns = min(len(outcome.sets), PANELS_A_ROW)
+    rows = 2 * -(-len(outcome.sets) // columns)
     figure, axes = charts.new(rows=rows, columns=columns)
-    for number, test in enumerate(tests):
+    for number, found in enumerate(outcome.sets):
         place = 2 * (number // columns) * columns + number % columns
-        draw_correlations(axes[place], test, outcome)
-        draw_shares(axes[place + columns], test, outcome)
-        axes[place].set_title(test.heading)
-        axes[place + columns].set_title(f"{test.name}: gap closed")
+        draw_correlations(axes[place], found, outcome)
+        draw_shares(axes[place + columns], found, outcome)
+        axes[place].set_title(found.test.heading)
+        axes[place + columns].set_title(f"{found.test.clips.name}: gap closed")
     for one in axes:
         if not one.has_data():
             one.remove()
@@ -38,59 +39,53 @@ def figure3(tests: Sequence[TestSet], outcome: Outcome) -> str:
 
 
 @charts.themed
-def panels(tests: Sequence[TestSet], outcome: Outcome) -> list[tuple[str, Markup]]:
+def panels(outcome: Outcome) -> list[tuple[str, Markup]]:
     """The same charts one by one for the page, with their headings."""
-    found = []
-    for test in tests:
+    charted = []
+    for found in outcome.sets:
         for draw, more in ((draw_correlations, ""), (draw_shares, ": gap closed")):
             figure, (axes,) = charts.new()
-            draw(axes, test, outcome)
+            draw(axes, found, outcome)
             if draw is draw_correlations:
                 axes.legend(fontsize=11)
-            found.append((test.heading + more, charts.inline(figure, test.heading + more)))
-    return found
+            heading = found.test.heading + more
+            charted.append((heading, charts.inline(figure, heading)))
+    return charted
 
 
-def draw_correlations(axes: Axes, test: TestSet, outcome: Outcome) -> None:
+def draw_correlations(axes: Axes, found: SetOutcome, outcome: Outcome) -> None:
     """PCC over parameters, a line a kind; the teacher as a level, marked at its size if known."""
-    results = [one for one in outcome.results_on(test) if one.pcc is not None]
     sizes = [model.parameters / 1e6 for model in outcome.models if model.parameters]
     charts.millions(axes, sizes, 1.35)
     axes.set_ylabel("PCC")
     for number, kind in enumerate(outcome.kinds):
-        mine = [one for one in results if one.kind == kind]
+        mine = [one for one in found.results if one.model.kind == kind]
+        points = [(one.model.parameters or 0, one.pcc) for one in mine]
         # Many points stand close together on the lines of pruned models: bars would hide them.
-        points = [
-            (one.parameters or 0, one.pcc, *((one.pcc_low, one.pcc_high) if kind in TITLES else ()))
-            for one in mine
-        ]
-        _line(axes, points, number, TITLES.get(kind, kind))
-    for one in (one for one in results if one.kind == "teacher"):
-        size = f", {one.parameters / 1e6:.1f} M" if one.parameters else ""
+        _line(axes, points, number, TITLES.get(kind, kind), barred=kind in TITLES)
+    for one in found.results:
+        pcc, model = one.pcc.value, one.model
+        if model.kind != "teacher" or pcc is None:
+            continue
+        size = f", {model.parameters / 1e6:.1f} M" if model.parameters else ""
         size += ": 1 by definition" if one.by_definition else ""
-        axes.axhline(one.pcc or 0.0, ls="--", color=charts.SOFT, lw=1)
-        if one.parameters:
-            axes.plot(one.parameters / 1e6, one.pcc or 0.0, "D", ms=6, color=charts.INK)
-        _note(
-            axes, (0.02, one.pcc or 0.0), f"teacher {one.model}{size}", axes.get_yaxis_transform()
-        )
+        axes.axhline(pcc, ls="--", color=charts.SOFT, lw=1)
+        if model.parameters:
+            axes.plot(model.parameters / 1e6, pcc, "D", ms=6, color=charts.INK)
+        _note(axes, (0.02, pcc), f"teacher {model.name}{size}", axes.get_yaxis_transform())
     named = {m.variant: m.parameters / 1e6 for m in outcome.models if m.variant and m.parameters}
     for name, across in named.items():
         _note(axes, (across, 0.01), name, axes.get_xaxis_transform(), ha="center")
     axes.margins(y=0.15)
 
 
-def draw_shares(axes: Axes, test: TestSet, outcome: Outcome) -> None:
+def draw_shares(axes: Axes, found: SetOutcome, outcome: Outcome) -> None:
     """The share of the gap that is closed over parameters, bars cut at -100 and 200 %."""
     charts.millions(axes, [m.parameters / 1e6 for m in outcome.models if m.parameters], 1.35)
     axes.set_ylabel("share of the gap closed (%)")
-    points = [
-        (gap.parameters, _percent(gap.share), _percent(gap.share_low), _percent(gap.share_high))
-        for gap in outcome.gaps_on(test)
-        if gap.share is not None
-    ]
-    _line(axes, points, 0, "share of the gap")
-    axes.update_datalim([(points[0][0] / 1e6 if points else 1, end) for end in (0, 100)])
+    points = [(gap.parameters, _percent(gap.share)) for gap in found.gaps]
+    _line(axes, points, 0, "share of the gap", barred=True)
+    axes.update_datalim([(1, 0), (1, 100)])
     axes.autoscale_view(scalex=False)
     axes.axhline(100 * HALF, ls="--", color=charts.SOFT, lw=1)
     _note(axes, (0.98, 100 * HALF), "half", axes.get_yaxis_transform(), ha="right")
@@ -100,21 +95,29 @@ def draw_shares(axes: Axes, test: TestSet, outcome: Outcome) -> None:
         _note(axes, (tenth, 0.95), "1/10 of the teacher", axes.get_xaxis_transform(), ha="center")
 
 
-def _percent(end: float | None) -> float | None:
-    return None if end is None else min(max(100 * end, -100.0), 200.0)
+def _percent(share: Interval) -> Interval:
+    def cut(end: float | None) -> float | None:
+        return None if end is None else min(max(100 * end, -100.0), 200.0)
+
+    return Interval(cut(share.value), cut(share.low), cut(share.high))
 
 
-def _line(axes: Axes, points: Sequence[Any], number: int, label: str) -> None:
-    """A line through (parameters, value) or (parameters, value, low, high), with bars."""
-    points = sorted(points, key=lambda point: point[:2])
-    barred = any(len(point) > 2 for point in points)
-    x = [point[0] / 1e6 * (APART**number if barred else 1) for point in points]
-    y, colour = [point[1] for point in points], charts.SERIES[number % len(charts.SERIES)]
+def _line(
+    axes: Axes, points: Sequence[tuple[int, Interval]], number: int, label: str, barred: bool
+) -> None:
+    """A line through parameters and values that are defined, with bars of their intervals."""
+    points = sorted(
+        (point for point in points if point[1].value is not None),
+        key=lambda point: (point[0], point[1].value),
+    )
+    x = [size / 1e6 * (APART**number if barred else 1) for size, _ in points]
+    y: Any = [one.value for _, one in points]
+    colour = charts.SERIES[number % len(charts.SERIES)]
     look: Any = {"ls": "-" if number % 2 == 0 else "--", "marker": "os"[number > 0], "ms": 6}
     axes.plot(x, y, color=colour, lw=1.8, label=label, **look)
-    for across, point in zip(x, points, strict=True):
-        if barred and None not in point:
-            axes.vlines(across, point[2], point[3], colour, lw=1.3)
+    for across, (_, one) in zip(x, points, strict=True):
+        if barred and one.low is not None and one.high is not None:
+            axes.vlines(across, one.low, one.high, colour, lw=1.3)
 
 
 def _note(axes: Axes, at: tuple[float, float], text: str, transform: Any, ha: str = "left") -> None:

@@ -2,75 +2,67 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from data_specs.io.files import write_text
 from train.evaluation.experiment_figure import figure3, panels
-from train.evaluation.experiment_results import KINDS, Outcome, TestSet
-from train.evaluation.tables import markdown
-from train.files import csv_text
+from train.evaluation.experiment_results import KINDS, Outcome
+from train.evaluation.tables import markdown, write_tables
 from train.pages import decimals, environment
 
 
-def results_md(tests: Sequence[TestSet], outcome: Outcome, about: Mapping[str, Any]) -> str:
+def results_md(outcome: Outcome, about: Mapping[str, Any]) -> str:
     """The gap table, the verdicts and the command, for a README."""
     titles = "evaluated on|student|parameters|labelled-only PCC|distilled PCC|teacher PCC"
     titles += "|difference|share of the gap"
     cells = []
-    for test in tests:
-        by_model = {one.model: one for one in outcome.results_on(test)}
-        for gap in outcome.gaps_on(test):
+    for found in outcome.sets:
+        pcc = {one.model.name: one.pcc_text for one in found.results}
+        for gap in found.gaps:
             names = [*(f"{gap.variant}-{kind}" for kind in KINDS), outcome.teacher.name]
             cells.append(
-                [f"{test.heading}, {test.size}", gap.variant, f"{gap.parameters:,}"]
-                + [by_model[name].pcc_text for name in names]
-                + [gap.difference_text, gap.share_text]
+                [f"{found.test.heading}, {found.test.size}", gap.variant, f"{gap.parameters:,}"]
+                + [pcc[name] for name in names]
+                + [gap.difference.text("+"), gap.share_text]
             )
-    verdicts = [f"- {verdict.text}." for verdict in outcome.verdicts]
+    verdicts = [f"- {verdict.text}." for found in outcome.sets for verdict in found.verdicts]
     how = f"`{about['command']}`, {about['date']}. In brackets: {about['intervals']}."
     return "\n".join([*markdown(titles.split("|"), cells, 2), "", *verdicts, "", how, ""])
 
 
-def page(tests: Sequence[TestSet], outcome: Outcome, about: Mapping[str, Any]) -> str:
-    """``experiment.html``: one file without a script or an outside address."""
-    sets = [
-        {"test": test, "results": outcome.results_on(test), "gaps": outcome.gaps_on(test)}
-        for test in tests
-    ]
-    template = environment().get_template("experiment.html.j2")
-    return template.render(sets=sets, outcome=outcome, panels=panels(tests, outcome), about=about)
+def write_all(outcome: Outcome, about: Mapping[str, Any], out: Path) -> None:
+    """``results.json``, ``.csv`` and ``.md``, ``figure3.svg`` and ``experiment.html``.
 
-
-def write_all(
-    tests: Sequence[TestSet], outcome: Outcome, about: Mapping[str, Any], out: Path
-) -> None:
-    """``results.json``, ``.csv`` and ``.md``, ``figure3.svg`` and ``experiment.html``."""
+    The page is one file without a script or an outside address.
+    """
+    results = [one.record(found.test) for found in outcome.sets for one in found.results]
     content = {
         "about": about,
         "models": [asdict(model) for model in outcome.models],
-        "sets": [asdict(result) for result in outcome.results],
-        "gaps": [asdict(gap) for gap in outcome.gaps],
-        "verdicts": [asdict(verdict) for verdict in outcome.verdicts],
+        "sets": results,
+        "gaps": [gap.record(found.test) for found in outcome.sets for gap in found.gaps],
+        "verdicts": [asdict(verdict) for found in outcome.sets for verdict in found.verdicts],
     }
-    write_text(out / "results.json", json.dumps(content, indent=2, allow_nan=False) + "\n")
-    write_text(out / "results.csv", csv_text([asdict(result) for result in outcome.results]))
-    write_text(out / "results.md", results_md(tests, outcome, about))
-    write_text(out / "figure3.svg", figure3(tests, outcome))
-    write_text(out / "experiment.html", page(tests, outcome, about))
+    write_tables(out, "results", content, results, results_md(outcome, about))
+    write_text(out / "figure3.svg", figure3(outcome))
+    template = environment().get_template("experiment.html.j2")
+    page = template.render(outcome=outcome, panels=panels(outcome), about=about)
+    write_text(out / "experiment.html", page)
 
 
-def print_results(tests: Sequence[TestSet], outcome: Outcome) -> None:
+def print_results(outcome: Outcome) -> None:
     """The results as text."""
-    for test in tests:
-        print(f"{test.heading}, {test.size}")
-        for one in outcome.results_on(test):
-            rest = f"Spearman {decimals(one.spearman)}  RMSE {decimals(one.rmse)}"
-            print(f"  {one.model:15} {one.parameters or 0:10,}  PCC {one.pcc_text:22}  {rest}")
-        for gap in outcome.gaps_on(test):
+    for found in outcome.sets:
+        print(f"{found.test.heading}, {found.test.size}")
+        for one in found.results:
+            size = f"{one.model.name:15} {one.model.parameters or 0:10,}"
+            rest = f"Spearman {decimals(one.spearman.value)}  RMSE {decimals(one.rmse.value)}"
+            print(f"  {size}  PCC {one.pcc_text:22}  {rest}")
+        for gap in found.gaps:
             print(f"  {gap.variant:15} share of the gap {gap.share_text}")
-    for verdict in outcome.verdicts:
-        print(verdict.text)
+    for found in outcome.sets:
+        for verdict in found.verdicts:
+            print(verdict.text)

@@ -1,4 +1,4 @@
-"""What an experiment found: every model on every set, gaps, verdicts, and Figure 3.
+"""What an experiment found: every model on every set, gaps and verdicts.
 
 A gap is what separates a student trained on ratings alone from the teacher; its share that is
 closed by distillation is ``(distilled - labelled) / (teacher - labelled)``, in PCC.
@@ -6,19 +6,17 @@ closed by distillation is ``(distilled - labelled) / (teacher - labelled)``, in 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
-
-import numpy as np
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Literal
 
 from data_specs.io.errors import UserError
-from data_specs.rated import RatedClip
-from train.data.hold_out import groups_of
-from train.evaluation.bootstrap import Doubles, difference, draws, pearson, share_of_gap
-from train.evaluation.records import SHARDS_SHORT, ClipScore
+from train.evaluation.bootstrap import Doubles, Interval, difference, draws, pearson, share_of_gap
+from train.evaluation.common_clips import clips_of
+from train.evaluation.records import SHARDS_SHORT, ClipScore, CommonClips
 from train.evaluation.statistics import with_intervals
-from train.pages import ranged
 
 Kind = Literal["labelled", "distilled"]
 KINDS: tuple[Kind, ...] = ("labelled", "distilled")
@@ -44,105 +42,116 @@ class Model:
 
 @dataclass(frozen=True)
 class TestSet:
-    """One set, its short clips padded one way: the truth (N,) and every model's scores (N,).
+    """One set, its short clips padded one way, with every model's scores by name.
 
-    ``truth`` says whose ``ratings`` are; ``unit`` is what is resampled (condition, system or clip),
-    ``groups`` (N,) each clip's. ``by_definition``: the ratings are the teacher's own.
+    ``by_definition``: the ratings are the teacher's own.
     """
 
     __test__ = False  # not a test, whatever its name says to pytest
 
-    name: str
-    truth: Literal["people", "teacher"]
+    clips: CommonClips
     short: str
-    ratings: Doubles
-    unit: str
-    groups: list[str]
-    scores: dict[str, Doubles]
     by_definition: bool = False
+
+    @property
+    def truth(self) -> Literal["people", "teacher"]:
+        """Whose the ratings are."""
+        return "people" if self.clips.kind == "rated" else "teacher"
 
     @property
     def heading(self) -> str:
         """The set in words."""
         whom = "people" if self.truth == "people" else "the teacher's labels"
-        return f"{self.name} ({whom}{PADDED[self.short]})"
+        return f"{self.clips.name} ({whom}{PADDED[self.short]})"
+
+    @property
+    def named(self) -> dict[str, str]:
+        """The set in records."""
+        return {"set": self.clips.name, "truth": self.truth, "short": self.short}
 
     @property
     def size(self) -> str:
         """How many clips, and in how many conditions."""
-        clips, groups = len(self.groups), len(set(self.groups))
-        return f"{clips} clips" + ("" if self.unit == "clip" else f" in {groups} {self.unit}s")
+        clips, unit = f"{len(self.clips.keys)} clips", self.clips.unit
+        return clips if unit == "clip" else f"{clips} in {len(set(self.clips.groups))} {unit}s"
 
 
 @dataclass(frozen=True)
 class ModelResult:
-    """One model on one set: a record of ``results.csv``. 95 % intervals; MOS for ``rmse``."""
+    """One model on one set. 95 % intervals; MOS for ``rmse``."""
 
-    model: str
-    variant: str | None
-    kind: str
-    parameters: int | None
-    set: str
-    truth: str
-    short: str
-    clips: int
-    resampled: str
-    groups: int
-    pcc: float | None
-    pcc_low: float | None
-    pcc_high: float | None
-    spearman: float | None
-    spearman_low: float | None
-    spearman_high: float | None
-    rmse: float | None
-    rmse_low: float | None
-    rmse_high: float | None
+    model: Model
+    pcc: Interval
+    spearman: Interval
+    rmse: Interval
     by_definition: bool
     reason: str | None
 
     @property
     def pcc_text(self) -> str:
         """The correlation with its interval."""
-        if self.by_definition:
-            return "1 by definition"
-        return ranged(self.pcc, self.pcc_low, self.pcc_high)
+        return "1 by definition" if self.by_definition else self.pcc.text()
+
+    def record(self, test: TestSet) -> dict[str, Any]:
+        """A row of ``results.csv``."""
+        return {
+            "model": self.model.name,
+            "variant": self.model.variant,
+            "kind": self.model.kind,
+            "parameters": self.model.parameters,
+            **test.named,
+            "clips": len(test.clips.keys),
+            "resampled": test.clips.unit,
+            "groups": len(set(test.clips.groups)),
+            **self.pcc.named("pcc"),
+            **self.spearman.named("spearman"),
+            **self.rmse.named("rmse"),
+            "by_definition": self.by_definition,
+            "reason": self.reason,
+        }
 
 
 @dataclass(frozen=True)
 class Gap:
-    """One variant on one set: how far the distilled student is above its counterpart.
+    """One variant on one set: how far the distilled student is above its counterpart, in PCC.
 
-    ``share`` is of the gap between the labelled-only student and the teacher, in PCC.
+    ``share`` is of the gap between the labelled-only student and the teacher.
     """
 
     variant: str
     parameters: int
-    set: str
-    truth: str
-    short: str
     labelled: float | None
     distilled: float | None
     teacher: float | None
-    difference: float | None
-    difference_low: float | None
-    difference_high: float | None
-    share: float | None
-    share_low: float | None
-    share_high: float | None
-    reason: str | None
+    difference: Interval
+    share: Interval
+
+    @property
+    def reason(self) -> str | None:
+        """Why something is not defined."""
+        return self.difference.reason or self.share.reason
 
     @property
     def share_text(self) -> str:
         """The share of the gap with its interval, or why it has none."""
-        if self.share is None:
+        if self.share.value is None:
             return self.reason or "–"
-        why = f" ({self.reason})" if self.share_low is None and self.reason else ""
-        return ranged(self.share, self.share_low, self.share_high) + why
+        why = f" ({self.reason})" if self.share.low is None and self.reason else ""
+        return self.share.text() + why
 
-    @property
-    def difference_text(self) -> str:
-        """The difference with its interval."""
-        return ranged(self.difference, self.difference_low, self.difference_high, sign="+")
+    def record(self, test: TestSet) -> dict[str, Any]:
+        """An entry of ``results.json``."""
+        return {
+            "variant": self.variant,
+            "parameters": self.parameters,
+            **test.named,
+            "labelled": self.labelled,
+            "distilled": self.distilled,
+            "teacher": self.teacher,
+            **self.difference.named("difference"),
+            **self.share.named("share"),
+            "reason": self.reason,
+        }
 
 
 @dataclass(frozen=True)
@@ -156,13 +165,21 @@ class Verdict:
 
 
 @dataclass(frozen=True)
+class SetOutcome:
+    """Every model's result, every variant's gap, and both answers on one set."""
+
+    test: TestSet
+    results: list[ModelResult]
+    gaps: list[Gap]
+    verdicts: list[Verdict]
+
+
+@dataclass(frozen=True)
 class Outcome:
     """Everything that was found."""
 
     models: list[Model]
-    results: list[ModelResult]
-    gaps: list[Gap]
-    verdicts: list[Verdict]
+    sets: list[SetOutcome]
 
     @property
     def teacher(self) -> Model:
@@ -175,61 +192,35 @@ class Outcome:
         kinds = dict.fromkeys(model.kind for model in self.models)
         return ["distilled", "labelled", *(kind for kind in kinds if kind not in TITLES)]
 
-    def results_on(self, test: TestSet) -> list[ModelResult]:
-        """Every model's result on one set."""
-        return [one for one in self.results if (one.set, one.short) == (test.name, test.short)]
-
-    def gaps_on(self, test: TestSet) -> list[Gap]:
-        """Every variant's gap on one set."""
-        return [one for one in self.gaps if (one.set, one.short) == (test.name, test.short)]
-
 
 # --- the sets -------------------------------------------------------------------------------------
 
 
-def test_sets(
-    scores: Sequence[ClipScore], clips: Sequence[RatedClip], models: Sequence[Model]
-) -> list[TestSet]:
+def test_sets(scores: Sequence[ClipScore], models: Sequence[Model]) -> list[TestSet]:
     """The sets in order of appearance. ``ValueError`` if a model's scores are not all there."""
     tables: dict[tuple[str, str], dict[str, dict[str, ClipScore]]] = {}
     for row in scores:
         table = tables.setdefault((row.set, row.short), {})
         table.setdefault(row.model, {})[row.path_or_key] = row
-    return [_test_set(*key, table, clips, models) for key, table in tables.items()]
+    return [_test_set(*key, table, models) for key, table in tables.items()]
 
 
 def _test_set(
-    name: str,
-    short: str,
-    table: Mapping[str, Mapping[str, ClipScore]],
-    clips: Sequence[RatedClip],
-    models: Sequence[Model],
+    name: str, short: str, table: Mapping[str, Mapping[str, ClipScore]], models: Sequence[Model]
 ) -> TestSet:
     first = next(iter(table.values()))
-    keys, truth_N = list(first), np.array([row.truth for row in first.values()])
-    scores: dict[str, Doubles] = {}
+    scores: dict[str, Mapping[str, ClipScore]] = {}
     for model in models:
         own = table.get(model.name)
         if own is None and model.kind == "teacher" and short == SHARDS_SHORT:
-            scores[model.name] = truth_N
-            continue
-        if own is None or own.keys() != first.keys():
+            own = {key: replace(row, score=row.truth) for key, row in first.items()}
+        elif own is None or own.keys() != first.keys():
             raise UserError(f"scores of {model.name} on {name} are missing: score again")
-        if {row.weights_sha256 for row in own.values()} != {model.weights_sha256}:
+        elif {row.weights_sha256 for row in own.values()} != {model.weights_sha256}:
             raise UserError(f"scores of {model.name} are of other weights: score again")
-        scores[model.name] = np.array([own[key].score for key in keys])
-    truth: Literal["people", "teacher"] = "teacher" if short == SHARDS_SHORT else "people"
-    unit, groups = _groups(name, keys, clips) if truth == "people" else ("clip", keys)
-    own_labels = any(model.name not in table for model in models)
-    return TestSet(name, truth, short, truth_N, unit, groups, scores, own_labels)
-
-
-def _groups(name: str, keys: Sequence[str], clips: Sequence[RatedClip]) -> tuple[str, list[str]]:
-    by_path = {str(clip.path): clip for clip in clips if clip.dataset == name}
-    missing = [key for key in keys if key not in by_path]
-    if missing:
-        raise UserError(f"{missing[0]}: scored, but not in --test-rated: score again")
-    return groups_of([by_path[key] for key in keys])
+        scores[model.name] = own
+    clips = clips_of(list(first), "shards" if short == SHARDS_SHORT else "rated", scores)
+    return TestSet(clips, short, any(model.name not in table for model in models))
 
 
 # --- models on a set ------------------------------------------------------------------------------
@@ -237,123 +228,83 @@ def _groups(name: str, keys: Sequence[str], clips: Sequence[RatedClip]) -> tuple
 
 def find(tests: Sequence[TestSet], models: Sequence[Model], seed: int) -> Outcome:
     """Evaluate all models on all sets and answer both questions on each."""
-    outcome = Outcome(list(models), [], [], [])
-    for test in tests:
-        results, gaps = evaluate_set(test, models, seed)
-        outcome.results.extend(results)
-        outcome.gaps.extend(gaps)
-        outcome.verdicts.append(beats(test.heading, gaps))
-        outcome.verdicts.append(closes_half(test.heading, gaps, outcome.teacher))
-    return outcome
+    return Outcome(list(models), [evaluate_set(test, models, seed) for test in tests])
 
 
-def evaluate_set(
-    test: TestSet, models: Sequence[Model], seed: int
-) -> tuple[list[ModelResult], list[Gap]]:
+def evaluate_set(test: TestSet, models: Sequence[Model], seed: int) -> SetOutcome:
     """Every model's metrics and every variant's gap, all from the same resamples."""
-    counts_RN = draws(test.groups, seed)
-    results = {model.name: _result(test, model, counts_RN) for model in models}
-    correlations = {
-        name: (result.pcc, pearson(counts_RN, test.ratings, test.scores[name]))
-        for name, result in results.items()
+    counts_RN = draws(test.clips.groups, seed)
+    resampled = {
+        model.name: pearson(counts_RN, test.clips.truth, test.clips.scores[model.name])
+        for model in models
     }
-    teacher = next(model.name for model in models if model.kind == "teacher")
+    results = {model.name: _result(test, model, counts_RN) for model in models}
+    teacher = next(model for model in models if model.kind == "teacher")
     gaps = []
     for model in models:
         if model.kind == "distilled" and model.variant:
-            names = f"{model.variant}-labelled", model.name, teacher
-            gaps.append(_gap(test, model, [correlations[name] for name in names]))
-    return list(results.values()), gaps
+            names = f"{model.variant}-labelled", model.name, teacher.name
+            pcc = [results[name].pcc.value for name in names]
+            gaps.append(_gap(model, pcc, [resampled[name] for name in names]))
+    verdicts = [beats(test, gaps), closes_half(test, gaps, teacher)]
+    return SetOutcome(test, list(results.values()), gaps, verdicts)
 
 
 def _result(test: TestSet, model: Model, counts_RN: Doubles) -> ModelResult:
+    by_definition = test.by_definition and model.kind == "teacher"
     metrics, reason = with_intervals(
-        test.ratings, test.scores[model.name], counts_RN, ("pcc", "spearman", "rmse")
+        test.clips.truth, test.clips.scores[model.name], counts_RN, ("pcc", "spearman", "rmse")
     )
-    return ModelResult(
-        model=model.name,
-        variant=model.variant,
-        kind=model.kind,
-        parameters=model.parameters,
-        set=test.name,
-        truth=test.truth,
-        short=test.short,
-        clips=len(test.ratings),
-        resampled=test.unit,
-        groups=len(set(test.groups)),
-        by_definition=test.by_definition and model.kind == "teacher",
-        reason=reason,
-        **metrics,
-    )
+    return ModelResult(model, **metrics, by_definition=by_definition, reason=reason)
 
 
-def _gap(test: TestSet, model: Model, correlations: Sequence[tuple[float | None, Doubles]]) -> Gap:
-    """``correlations`` of the labelled-only, the distilled and the teacher, with resampled (R,)."""
-    (labelled, labelled_R), (distilled, distilled_R), (teacher, teacher_R) = correlations
-    above = difference(distilled, labelled, distilled_R, labelled_R)
-    resampled = labelled_R, distilled_R, teacher_R
+def _gap(model: Model, pcc: Sequence[float | None], resampled: Sequence[Doubles]) -> Gap:
+    """``pcc`` of the labelled-only, the distilled and the teacher, with those resampled (R,)."""
+    labelled, distilled, teacher = pcc
+    above = difference(distilled, labelled, resampled[1], resampled[0])
     share = share_of_gap(labelled, distilled, teacher, resampled)
-    return Gap(
-        variant=model.variant or "",
-        parameters=model.parameters or 0,
-        set=test.name,
-        truth=test.truth,
-        short=test.short,
-        labelled=labelled,
-        distilled=distilled,
-        teacher=teacher,
-        difference=above.value,
-        difference_low=above.low,
-        difference_high=above.high,
-        share=share.value,
-        share_low=share.low,
-        share_high=share.high,
-        reason=above.reason or share.reason,
-    )
+    name, size = model.variant or "", model.parameters or 0
+    return Gap(name, size, labelled, distilled, teacher, above, share)
 
 
 # --- verdicts -------------------------------------------------------------------------------------
 
 
-def beats(heading: str, gaps: Sequence[Gap]) -> Verdict:
+def beats(test: TestSet, gaps: Sequence[Gap]) -> Verdict:
     """Whether the distilled student is above its counterpart at every size."""
-    question = f"distilled beats labelled-only at every size on {heading}"
-    name, short = gaps[0].set, gaps[0].short
+    question = f"distilled beats labelled-only at every size on {test.heading}"
+    verdict = partial(Verdict, test.clips.name, test.short)
     for gap in gaps:
-        if gap.difference is None:
-            return Verdict(
-                name, short, None, f"{question}: not defined ({gap.variant}: {gap.reason})"
-            )
-    least = min(gaps, key=lambda gap: gap.difference or 0.0)
-    clear = sum((gap.difference_low or 0.0) > 0 for gap in gaps)
-    answer = (least.difference or 0.0) > 0
+        if gap.difference.value is None:
+            return verdict(None, f"{question}: not defined ({gap.variant}: {gap.reason})")
+    least = min(gaps, key=lambda gap: gap.difference.value or 0.0)
+    clear = sum((gap.difference.low or 0.0) > 0 for gap in gaps)
+    answer = (least.difference.value or 0.0) > 0
     text = (
-        f"{question}: {_word(answer)}; smallest difference {least.difference_text} "
+        f"{question}: {_word(answer)}; smallest difference {least.difference.text('+')} "
         f"({least.variant}); the whole interval is above 0 at {clear} of {len(gaps)} sizes"
     )
-    return Verdict(name, short, answer, text)
+    return verdict(answer, text)
 
 
-def closes_half(heading: str, gaps: Sequence[Gap], teacher: Model) -> Verdict:
+def closes_half(test: TestSet, gaps: Sequence[Gap], teacher: Model) -> Verdict:
     """Whether half of the gap is closed by a student of a tenth of the teacher's size or less."""
     question = "closes half of the gap at a tenth of the teacher's size"
-    name, short = gaps[0].set, gaps[0].short
+    verdict = partial(Verdict, test.clips.name, test.short)
     if teacher.parameters is None:
-        text = f"{question} on {heading}: not defined (how large {teacher.name} is is not known)"
-        return Verdict(name, short, None, text)
+        unknown = f"how large {teacher.name} is is not known"
+        return verdict(None, f"{question} on {test.heading}: not defined ({unknown})")
     limit = SMALL * teacher.parameters
-    question += f" (<= {limit / 1e6:.2f} M parameters) on {heading}"
+    question += f" (<= {limit / 1e6:.2f} M parameters) on {test.heading}"
     small = [gap for gap in gaps if gap.parameters <= limit]
     if not small:
-        return Verdict(name, short, None, f"{question}: not tried (no variant is that small)")
-    defined = [gap for gap in small if gap.share is not None]
-    if not defined:
-        return Verdict(name, short, None, f"{question}: not defined ({small[0].reason})")
-    best = max(defined, key=lambda gap: gap.share or 0.0)
-    answer = (best.share or 0.0) >= HALF
-    shown = ranged(best.share, best.share_low, best.share_high)
-    text = f"{question}: {_word(answer)}; best such variant: {best.variant}, share {shown}"
-    return Verdict(name, short, answer, text)
+        return verdict(None, f"{question}: not tried (no variant is that small)")
+    best = max(small, key=lambda gap: -math.inf if gap.share.value is None else gap.share.value)
+    if best.share.value is None:
+        return verdict(None, f"{question}: not defined ({small[0].reason})")
+    answer = best.share.value >= HALF
+    text = f"{question}: {_word(answer)}; best such variant: {best.variant}, share "
+    return verdict(answer, text + best.share.text())
 
 
 def _word(answer: bool) -> str:

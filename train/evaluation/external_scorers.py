@@ -17,7 +17,7 @@ import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,10 +28,9 @@ from data_specs.io.files import sha256_of
 from data_specs.sample import SAMPLE_RATE
 from data_specs.strict import digest
 from train.audio import Wave, read_mono, to_16k
-from train.evaluation.records import OWN_SHORT, Output, Scored
+from train.evaluation.records import Output, Scored
 from train.scoring.code import made_with
 from train.scoring.scorer import torch_on
-from train.scoring.windows import Short
 
 Loaded = Callable[[Wave, int], Mapping[str, float]]
 """What scores a clip (T,) at a rate in Hz: values by the name of an output."""
@@ -53,10 +52,8 @@ class Options:
     clean_speech: Path | None = None
 
 
-class Load(Protocol):
-    """Loads a scorer: what scores, SHA-256 of its weights, parameters (None: not known)."""
-
-    def __call__(self, options: Options) -> tuple[Loaded, str, int | None]: ...
+Made = tuple[Loaded, str, int | None]
+"""What scores, SHA-256 of its weights, its number of parameters (None: not known)."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +66,7 @@ class Known:
     clips: str
     get: str
     outputs: tuple[Output, ...]
-    load: Load
+    load: Callable[[Options], Made]
 
 
 @dataclass(frozen=True)
@@ -83,10 +80,6 @@ class ExternalScorer:
     parameters: int | None
     version: str
     call: Loaded
-
-    def paddings(self, asked: Sequence[Short]) -> Sequence[str]:
-        """Its own, whatever is asked for."""
-        return (OWN_SHORT,)
 
     def score_files(self, paths: Sequence[Path], padding: str) -> Iterator[Scored]:
         """Score files, in order."""
@@ -141,6 +134,22 @@ def sha256_of_network(network: nn.Module) -> str:
     return found.hexdigest()
 
 
+def _made_of(
+    network: nn.Module, options: Options, *names: str, call: Callable[..., Any] | None = None
+) -> Made:
+    """A network that takes a batch of clips and gives an output a name, or one alone.
+
+    ``call`` is what runs it, if not the network itself.
+    """
+
+    @torch.inference_mode()
+    def scores(wave_T: Wave, rate: int) -> Mapping[str, float]:
+        found = (call or network)(torch.from_numpy(wave_T)[None].to(options.device))
+        return dict(zip(names, map(float, found if len(names) > 1 else (found,)), strict=True))
+
+    return scores, sha256_of_network(network), _size(network)
+
+
 def _size(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
@@ -148,19 +157,15 @@ def _size(network: nn.Module) -> int:
 # --- the scorers ----------------------------------------------------------------------------------
 
 
-def _load_distillmos(options: Options) -> tuple[Loaded, str, int | None]:
+def _load_distillmos(options: Options) -> Made:
     sqa = importlib.import_module("distillmos.sqa")
     with contextlib.redirect_stdout(io.StringIO()):  # it says where its weights are
         network = sqa.ConvTransformerSQAModel().to(options.device).eval()
-
-    @torch.inference_mode()
-    def scores(wave_T: Wave, rate: int) -> Mapping[str, float]:
-        return {"mos": float(network(torch.from_numpy(wave_T)[None].to(options.device)))}
-
-    return scores, sha256_of(Path(sqa.DEFAULT_WEIGHTS_CHKPT)), _size(network)
+    scores, _, parameters = _made_of(network, options, "mos")
+    return scores, sha256_of(Path(sqa.DEFAULT_WEIGHTS_CHKPT)), parameters
 
 
-def _load_dnsmos(options: Options) -> tuple[Loaded, str, int | None]:
+def _load_dnsmos(options: Options) -> Made:
     dnsmos = importlib.import_module("speechmos.dnsmos")
     onnxruntime = importlib.import_module("onnxruntime")
     folder = Path(str(dnsmos.__file__)).parent / "dnsmos_models"
@@ -182,7 +187,7 @@ def _load_dnsmos(options: Options) -> tuple[Loaded, str, int | None]:
     return scores, digest([sha256_of(path) for path in paths]), None
 
 
-def _load_nisqa(options: Options) -> tuple[Loaded, str, int | None]:
+def _load_nisqa(options: Options) -> Made:
     nisqa = importlib.import_module("torchmetrics.functional.audio.nisqa")
     for package in ("librosa", "requests"):  # without them torchmetrics fails at the first clip
         importlib.import_module(package)
@@ -195,50 +200,32 @@ def _load_nisqa(options: Options) -> tuple[Loaded, str, int | None]:
     return scores, sha256_of_network(network), _size(network)
 
 
-def _load_squim_objective(options: Options) -> tuple[Loaded, str, int | None]:
+def _load_squim_objective(options: Options) -> Made:
     pipelines = importlib.import_module("torchaudio.pipelines")
     network = pipelines.SQUIM_OBJECTIVE.get_model().to(options.device).eval()
-
-    @torch.inference_mode()
-    def scores(wave_T: Wave, rate: int) -> Mapping[str, float]:
-        found = network(torch.from_numpy(wave_T)[None].to(options.device))
-        return dict(zip(("stoi", "pesq", "si_sdr"), map(float, found), strict=True))
-
-    return scores, sha256_of_network(network), _size(network)
+    return _made_of(network, options, "stoi", "pesq", "si_sdr")
 
 
-def _load_squim_subjective(options: Options) -> tuple[Loaded, str, int | None]:
+def _load_squim_subjective(options: Options) -> Made:
     if options.clean_speech is None:
         raise UserError("it compares with a recording of clean speech, any: give --clean-speech")
     clean_T = torch.from_numpy(to_16k(*read_mono(options.clean_speech)))
     pipelines = importlib.import_module("torchaudio.pipelines")
     network = pipelines.SQUIM_SUBJECTIVE.get_model().to(options.device).eval()
-
-    @torch.inference_mode()
-    def scores(wave_T: Wave, rate: int) -> Mapping[str, float]:
-        pair = (torch.from_numpy(wave_T)[None], clean_T[None])
-        return {"mos": float(network(*(one.to(options.device) for one in pair)))}
-
+    clean_1T = clean_T[None].to(options.device)
+    scores, sha256, parameters = _made_of(
+        network, options, "mos", call=lambda waves_1T: network(waves_1T, clean_1T)
+    )
     clean = hashlib.sha256(clean_T.numpy().tobytes()).hexdigest()
-    return scores, digest([sha256_of_network(network), clean]), _size(network)
+    return scores, digest([sha256, clean]), parameters
 
 
-def _load_utmos(options: Options) -> tuple[Loaded, str, int | None]:
+def _load_utmos(options: Options) -> Made:
     utmos = importlib.import_module("utmos_pytorch")
     network = utmos.UTMOSScoreTorch(device=options.device)
-
-    @torch.inference_mode()
-    def scores(wave_T: Wave, rate: int) -> Mapping[str, float]:
-        return {"mos": float(network.score(torch.from_numpy(wave_T)[None].to(options.device)))}
-
-    return scores, sha256_of_network(network), _size(network)
+    return _made_of(network, options, "mos", call=network.score)
 
 
-SQUIM_OBJECTIVE_OUTPUTS = (
-    Output("squim-pesq", "pesq", "PESQ as SQUIM guesses it without a reference", False),
-    Output("squim-stoi", "stoi", "STOI, likewise", False),
-    Output("squim-si-sdr", "si_sdr", "SI-SDR in dB, likewise", False),
-)
 _ASKS = "python -c 'import torchaudio; torchaudio.pipelines.{}.get_model()'"
 
 EXTERNAL: dict[str, Known] = {
@@ -282,7 +269,11 @@ EXTERNAL: dict[str, Known] = {
         SAMPLE_RATE,
         "the whole clip at once",
         "once with a network: " + _ASKS.format("SQUIM_OBJECTIVE"),
-        SQUIM_OBJECTIVE_OUTPUTS,
+        (
+            Output("squim-pesq", "pesq", "PESQ as SQUIM guesses it without a reference", False),
+            Output("squim-stoi", "stoi", "STOI, likewise", False),
+            Output("squim-si-sdr", "si_sdr", "SI-SDR in dB, likewise", False),
+        ),
         _load_squim_objective,
     ),
     "squim-subjective": Known(
@@ -315,10 +306,8 @@ def outputs_named(name: str) -> list[tuple[str, tuple[Output, ...]]]:
 
     A scorer's name asks for all of its outputs, an output's name (``dnsmos-p808``) for that one.
     """
-    if name in GROUPS:
-        return [(one, EXTERNAL[one].outputs) for one in GROUPS[name]]
-    if name in EXTERNAL:
-        return [(name, EXTERNAL[name].outputs)]
+    if name in GROUPS or name in EXTERNAL:
+        return [(one, EXTERNAL[one].outputs) for one in GROUPS.get(name, (name,))]
     return [
         (family, (output,))
         for family, known in EXTERNAL.items()

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
+from matplotlib.transforms import Bbox
 
 from train import charts
 from train.evaluation.bootstrap import Doubles
-from train.evaluation.mapping import can_map, fit_map
+from train.evaluation.mapping import fit_map
 from train.evaluation.records import CommonClips, Entry
 
 MOST_CONDITIONS = 24
@@ -37,15 +38,13 @@ class Point:
 def scatter(clips: CommonClips, entry: Entry, first: int, truth: str) -> Markup:
     """Scores over ratings, with the monotone third-order map; clips are numbered from ``first``."""
     score_N = clips.scores[entry.label]
-    curve = None
-    if can_map(clips.truth, score_N):
-        scores = np.linspace(score_N.min(), score_N.max(), 40)
-        curve = fit_map(clips.truth, score_N)(scores), scores
+    scores = np.linspace(score_N.min(), score_N.max(), 40)
+    mapped = fit_map(clips.truth, score_N)
     return charts.scatter(
         f"{entry.label} on {clips.name}",
         (f"{truth} (MOS)", "score (MOS)" if entry.mos_scale else "score"),
         (clips.truth, score_N),
-        curve=curve,
+        curve=(mapped(scores), scores) if mapped else None,
         mos_scale=entry.mos_scale,
         first=first,
     )
@@ -99,9 +98,10 @@ def residuals(clips: CommonClips, entry: Entry, first: int) -> tuple[Markup, int
 def _errors(clips: CommonClips, entry: Entry) -> Doubles | None:
     score_N = clips.scores[entry.label]
     if not entry.mos_scale:
-        if not can_map(clips.truth, score_N):
+        mapped = fit_map(clips.truth, score_N)
+        if mapped is None:
             return None
-        score_N = fit_map(clips.truth, score_N)(score_N)
+        score_N = mapped(score_N)
     errors_N: Doubles = score_N - clips.truth
     return errors_N
 
@@ -142,26 +142,21 @@ def _name_points(axes: Axes, points: Sequence[Point], sizes: Sequence[float]) ->
     at = axes.transData.transform(
         [(size, point.pcc) for size, point in zip(sizes, points, strict=True)]
     )
-    taken = [(x - 5, y - 5, x + 5, y + 5) for x, y in at]
+    taken = [Bbox.from_extents(x - 5, y - 5, x + 5, y + 5) for x, y in at]
     for (x, _), point in zip(at, points, strict=True):
         ends = axes.transData.transform([(1, point.low or point.pcc), (1, point.high or point.pcc)])
-        taken.append((x - 1, ends[0][1], x + 1, ends[1][1]))
-    frame = axes.bbox.x0, axes.bbox.y0, axes.bbox.x1, axes.bbox.y1
+        taken.append(Bbox.from_extents(x - 1, ends[0][1], x + 1, ends[1][1]))
     for (x, y), point in zip(at, points, strict=True):
         wide = 6.6 * len(point.name)
         for side, up in ((1, 0), (-1, 0), (1, 12), (1, -12), (-1, 12)):
             near, far = x + 8 * side, x + (8 + wide) * side
-            box = min(near, far), y + up - 6, max(near, far), y + up + 6
-            inside = box[0] > frame[0] and box[2] < frame[2] and frame[1] < box[1] < frame[3]
+            box = Bbox.from_extents(min(near, far), y + up - 6, max(near, far), y + up + 6)
+            inside = all(axes.bbox.fully_contains(*corner) for corner in (box.min, box.max))
             # As near to another point as to its own it would be taken for the other's.
             near_other = any(abs(a - x) < 20 and abs(b - y - up) < abs(up) for a, b in at)
-            if inside and not near_other and not any(_overlap(box, other) for other in taken):
+            if inside and not near_other and not box.count_overlaps(taken):
                 taken.append(box)
                 look: Any = {"ha": "left" if side > 0 else "right", "va": "center", "size": 11}
                 look |= {"style": "italic", "color": charts.SOFT} if point.published else {}
                 axes.annotate(point.name, (near, y + up), xycoords="figure pixels", **look)
                 break
-
-
-def _overlap(one: Sequence[float], two: Sequence[float]) -> bool:
-    return one[0] < two[2] and two[0] < one[2] and one[1] < two[3] and two[1] < one[3]

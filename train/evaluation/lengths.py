@@ -1,37 +1,35 @@
 """How well models score short crops: ``python -m train lengths``.
 
 The samples of held-out shards are cropped to some seconds, and what a model says of the crop is
-held against the label in the shard: the teacher's score of the whole clip. Crops are as long as
-what a user brings; they are padded to 7.68 s with zeros (published) or repeated. All models and
-both paddings are given the same crops.
+held against the label in the shard: the teacher's score of the whole clip. Crops are padded to
+7.68 s with zeros (published) or repeated. All models and both paddings are given the same crops.
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import numpy as np
-import torch
 
 from data_specs.io.addresses import path_here
 from data_specs.io.errors import UserError
-from data_specs.io.files import write_text
+from data_specs.io.options import add_options
 from data_specs.io.progress import progress_bar
 from data_specs.sample import CROP_SAMPLES, SAMPLE_RATE
 from train.audio import Wave
-from train.command import command_of
+from train.command import made_by
+from train.data.order import generator
 from train.data.shards import list_shards
 from train.data.stream import PCM_SCALE, ShardSamples
 from train.evaluation.bootstrap import draws, interval, pearson
-from train.evaluation.tables import markdown
-from train.files import csv_text, run_folder
+from train.evaluation.tables import markdown, write_tables
+from train.files import run_folder
+from train.loop.loop import Host, host_of
 from train.metrics import agreement
 from train.pages import decimals, ranged
 from train.scoring.base import WINDOWS_A_BATCH, Scorer
@@ -51,9 +49,8 @@ WHOLE = "none"
 
 @dataclass(frozen=True)
 class Crop:
-    """A piece of one sample: the sample's number and label, where the piece starts, its audio."""
+    """A piece of one sample: the sample's label, where the piece starts, its audio."""
 
-    number: int
     label: float
     start: int
     wave: Wave
@@ -80,9 +77,8 @@ def crop_start(wave_T: Wave, length: int, seed: int, number: int) -> int | None:
     A pure function: the places that are tried depend on seed and number alone, as shares of the
     audio that there is.
     """
-    generator = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, number])))
     loud = _power(wave_T) * 10 ** (SILENT_DB / 10)
-    for share in generator.random(ATTEMPTS):
+    for share in generator(seed, number).random(ATTEMPTS):
         start = int(share * (len(wave_T) - length + 1))
         power = _power(wave_T[start : start + length])
         if power > 0 and power >= loud:
@@ -96,24 +92,21 @@ def _power(wave_T: Wave) -> float:
 
 def chosen_numbers(samples: int, wanted: int | None) -> list[int]:
     """Numbers of the samples to take, spread evenly over all of them."""
-    if wanted is None or wanted >= samples:
-        return list(range(samples))
-    return [int(place) for place in np.linspace(0, samples - 1, wanted).round()]
+    most = min(wanted or samples, samples)
+    return [int(place) for place in np.linspace(0, samples - 1, most).round()]
 
 
 def crops(
     samples: ShardSamples, numbers: Sequence[int], seconds: float, seed: int
-) -> Iterator[Crop | None]:
-    """The crop of every sample, None where it is silent; the whole clip for ``FULL`` seconds."""
+) -> Iterator[Crop]:
+    """The crop of every sample that is not silent; the whole clip for ``FULL`` seconds."""
     length = min(round(seconds * SAMPLE_RATE), CROP_SAMPLES)
     for number in numbers:
-        pcm_T, label = samples.read(number)[:2]
+        pcm_T, label = samples.read(number)
         wave_T = np.asarray(pcm_T, np.float32) / PCM_SCALE
         start = 0 if length == CROP_SAMPLES else crop_start(wave_T, length, seed, number)
-        if start is None:
-            yield None
-        else:
-            yield Crop(number, label, start, wave_T[start : start + length])
+        if start is not None:
+            yield Crop(label, start, wave_T[start : start + length])
 
 
 def padded(scorer: Scorer, crop: Crop, short: str) -> Wave:
@@ -129,7 +122,7 @@ def result_of(
     resampled_R = pearson(draws([str(row) for row in range(len(labels))], 0), labels, scores)
     pcc = interval(agreed.pcc, resampled_R, agreed.reason or "not defined")
     return LengthResult(
-        name, seconds, short, len(labels), pcc.value, pcc.low, pcc.high, agreed.rmse, pcc.reason
+        name, seconds, short, len(labels), **pcc.named("pcc"), rmse=agreed.rmse, reason=pcc.reason
     )
 
 
@@ -153,7 +146,7 @@ def measure_length(
         range(0, len(numbers), WINDOWS_A_BATCH), desc=f"{seconds:g} s", unit="batch"
     ):
         part = numbers[start : start + WINDOWS_A_BATCH]
-        kept = [crop for crop in crops(samples, part, seconds, seed) if crop]
+        kept = list(crops(samples, part, seconds, seed))
         labels += [crop.label for crop in kept]
         for scorer in scorers if kept else ():
             for short in paddings:
@@ -183,45 +176,31 @@ def measure(
 
 def table(results: Sequence[LengthResult]) -> str:
     """The results as a Markdown table."""
-    pcc = "PCC to the teacher's score of the whole clip"
     padding = {"zero": "zeros", "repeat": "itself", WHOLE: "–"}
     cells = [
-        [
+        (
             one.model,
             "whole" if one.seconds >= FULL else f"{one.seconds:g} s",
             padding[one.short],
             str(one.clips),
             ranged(one.pcc, one.pcc_low, one.pcc_high),
             decimals(one.rmse),
-        ]
+        )
         for one in results
     ]
-    titles = ("model", "crop", "padded with", "clips", pcc, "RMSE (MOS)")
-    return "\n".join(markdown(titles, cells, 3))
+    pcc = "PCC to the teacher's score of the whole clip"
+    return "\n".join(
+        markdown(("model", "crop", "padded with", "clips", pcc, "RMSE (MOS)"), cells, 3)
+    )
 
 
 def left_out(results: Sequence[LengthResult]) -> str:
     """How many clips were left out at each length, in words; empty where none was."""
     clips = {row.seconds: row.clips for row in results}
     gone = {seconds: clips[FULL] - number for seconds, number in clips.items()}
-    told = ", ".join(f"{number} of {seconds:g} s" for seconds, number in gone.items() if number)
-    if not told:
-        return ""
-    return (
-        f"Left out: {told}; in {ATTEMPTS} places the crop was silent ({-SILENT_DB:g} dB below its "
-        "clip)."
-    )
-
-
-def write_all(results: Sequence[LengthResult], out: Path, about: dict[str, Any]) -> None:
-    """``lengths.json``, ``lengths.csv`` and ``lengths.md``."""
-    records = [asdict(one) for one in results]
-    content = json.dumps({"about": about, "results": records}, indent=2, allow_nan=False)
-    write_text(out / "lengths.json", content + "\n")
-    write_text(out / "lengths.csv", csv_text(records))
-    how = f"`{about['command']}`, {about['date']}. In brackets: bootstrap intervals (95 %)."
-    parts = [table(results), left_out(results), how]
-    write_text(out / "lengths.md", "\n\n".join(part for part in parts if part) + "\n")
+    said = ", ".join(f"{number} of {seconds:g} s" for seconds, number in gone.items() if number)
+    silent = f"the crop was silent ({-SILENT_DB:g} dB below its clip)"
+    return f"Left out: {said}; in {ATTEMPTS} places {silent}." if said else ""
 
 
 def _seconds(text: str) -> float:
@@ -240,30 +219,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--out", type=path_here, required=True, help="folder for the results")
     add("--samples", type=int, help="take that many samples, spread evenly (default: all)")
     add("--seed", type=int, default=0, help="of the crops' places")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    add("--threads", type=int, help="default: all cores")
+    add_options(parser, Host, Host.model_fields.keys() - {"device", "threads"})
 
 
 def run(args: argparse.Namespace) -> int:
     """``python -m train lengths``; returns the exit code."""
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    host = host_of(args, Host)
     if args.samples is not None and args.samples < 2:
         raise UserError(f"--samples {args.samples}: a correlation needs at least two")
     with run_folder(args.out):
-        return _measure(args)
-
-
-def _measure(args: argparse.Namespace) -> int:
-    scorers = [load(model, args.device) for model in dict.fromkeys(args.model)]
-    results = measure(scorers, args.shards, args.seconds, args.seed, args.samples)
-    about = {
-        "command": command_of("lengths", args, add_arguments),
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-    }
-    write_all(results, args.out, about)
-    print(table(results))
-    if left_out(results):
-        print(left_out(results))
-    print(args.out / "lengths.md")
+        scorers = [load(model, host.device) for model in dict.fromkeys(args.model)]
+        results = measure(scorers, args.shards, args.seconds, args.seed, args.samples)
+        about = made_by("lengths", args, add_arguments)
+        how = f"`{about['command']}`, {about['date']}. In brackets: bootstrap intervals (95 %)."
+        said = [part for part in (table(results), left_out(results)) if part]
+        records = [asdict(one) for one in results]
+        content = {"about": about, "results": records}
+        write_tables(args.out, "lengths", content, records, "\n\n".join([*said, how]) + "\n")
+    print(*said, args.out / "lengths.md", sep="\n")
     return 0

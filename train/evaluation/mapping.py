@@ -2,13 +2,11 @@
 
 A scorer may be right up to its scale: before the error is taken, its scores go through the
 polynomial of third order that fits the ratings best and never falls between the lowest and the
-highest score. The error is divided by N - 4, for the map has four coefficients (P.1401, equation
-7-29).
+highest score. The error is divided by N - 4, for the map has four coefficients (equation 7-29).
 
 With scores t on -1 to 1 a polynomial rises where its slope is a sum, with weights of zero or more,
-of 1 - t^2 and of squares (t - r)^2 with r on -1 to 1. So the best map is a problem of non-negative
-least squares (``scipy.optimize.nnls``) over such slopes, and rises by its making; r is searched on
-a grid that is made finer where weights are. A general solver (SLSQP) under a condition on the slope
+of 1 - t^2 and of squares (t - r)^2 with r on -1 to 1: non-negative least squares
+(``scipy.optimize.nnls``) over such slopes, r on a grid that is made finer where weights are. SLSQP
 takes some five times as long, and every interval asks for 2000 maps.
 """
 
@@ -20,7 +18,6 @@ import numpy as np
 import scipy.optimize
 from numpy.typing import ArrayLike
 
-from data_specs.io.errors import UserError
 from train.evaluation.bootstrap import VALUES_AT_ONCE, Doubles, tied
 
 FREEDOM = 4
@@ -51,19 +48,14 @@ class CubicMap:
         return np.asarray(np.polynomial.polynomial.polyval(t, self.coefficients), np.float64)
 
 
-def can_map(truth: ArrayLike, score: ArrayLike) -> bool:
-    """Whether there are five points and four different scores: fewer do not say what the map is."""
-    return len(np.asarray(truth)) > FREEDOM and len(np.unique(np.asarray(score))) >= FREEDOM
-
-
-def fit_map(truth: ArrayLike, score: ArrayLike) -> CubicMap:
+def fit_map(truth: ArrayLike, score: ArrayLike) -> CubicMap | None:
     """The best monotone third-order map of scores (N,) to ratings (N,).
 
-    ``UserError`` for fewer than four different scores.
+    None for less than five points or four different scores: they do not say what the map is.
     """
     score_N = np.asarray(score, np.float64)
-    if len(np.unique(score_N)) < FREEDOM:
-        raise UserError("fewer than four different scores: a third-order map needs four")
+    if len(score_N) <= FREEDOM or len(np.unique(score_N)) < FREEDOM:
+        return None
     table_N4 = _powers(np.asarray(truth, np.float64), score_N)
     means_4 = table_N4.mean(axis=0)
     slopes_3, _ = _rising(_triangles(np.ones((1, len(score_N))), table_N4)[0])
@@ -73,9 +65,10 @@ def fit_map(truth: ArrayLike, score: ArrayLike) -> CubicMap:
 
 def rmse_mapped(truth: ArrayLike, score: ArrayLike) -> float | None:
     """RMSE after the map, over N - 4; None where there is none."""
-    if not can_map(truth, score):
+    mapped = fit_map(truth, score)
+    if mapped is None:
         return None
-    errors_N = np.asarray(truth, np.float64) - fit_map(truth, score)(score)
+    errors_N = np.asarray(truth, np.float64) - mapped(score)
     return float(np.sqrt(np.sum(errors_N**2) / (len(errors_N) - FREEDOM)))
 
 

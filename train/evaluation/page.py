@@ -6,7 +6,6 @@ the page, up to a limit.
 
 from __future__ import annotations
 
-import base64
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import numpy as np
 import soundfile
 
 from data_specs.io.audio import BadAudio, open_audio
+from data_specs.io.listen import data_uri
 from data_specs.rated import RatedClip
 from train import charts
 from train.evaluation import figures
@@ -56,30 +56,22 @@ def embedded(paths: Mapping[int, Path], truths: Mapping[int, float], most_mb: fl
     ranked = sorted(paths, key=lambda clip: (truths[clip], clip))
     found: dict[int, str] = {}
     left, cut = most_mb * 1e6, 0
-    for clip in _evenly(ranked):
-        made = _ogg(paths[clip])
+    # By reversed bits: however many are taken, they are spread over the ranks.
+    for place in sorted(range(len(ranked)), key=lambda place: f"{place:032b}"[::-1]):
+        made = _ogg(paths[ranked[place]])
         if made is None:
             continue
-        address = "data:audio/ogg;base64," + base64.b64encode(made[0]).decode()
+        address = data_uri("audio/ogg", made[0])
         if len(address) > left:
             break
         left -= len(address)
         cut += made[1]
-        found[clip] = address
+        found[ranked[place]] = address
     said = f"{len(found)} of {len(paths)} rated clips can be heard here, as Ogg Vorbis copies"
     said += f", {cut} of them cut after {LONGEST_SECONDS:.0f} s" if cut else ""
     if len(found) < len(paths):
         said += f"; the others are left out, for the page's audio ends at {most_mb:g} MB"
     return Audio(found, said + ".")
-
-
-def _evenly(ranked: Sequence[int]) -> list[int]:
-    """All of them, in an order whose every beginning is spread over the ranks."""
-    return [ranked[place] for place in sorted(range(len(ranked)), key=_reversed_bits)]
-
-
-def _reversed_bits(number: int) -> int:
-    return int(f"{number:032b}"[::-1], 2)
 
 
 def _ogg(path: Path) -> tuple[bytes, bool] | None:
@@ -107,7 +99,7 @@ def _result_rows(results: Sequence[SetResult], level: str) -> list[dict[str, Any
     for name in dict.fromkeys(result.set for result in results if result.level == level):
         found = [r for r in results if r.set == name and r.level == level]
         found.sort(key=lambda r: -1.0 if r.pcc is None else r.pcc, reverse=True)
-        rows += [{"result": result, "published": None} for result in found]
+        rows += [{"result": result} for result in found]
         if level == "clip" and found[0].kind == "rated":
             rows += [
                 {"result": None, "published": row, "set": name, "pcc": pcc}
@@ -119,9 +111,8 @@ def _result_rows(results: Sequence[SetResult], level: str) -> list[dict[str, Any
 def _panels(results: Sequence[SetResult]) -> list[dict[str, Any]]:
     """Figure 3: a chart a rated set, and one of Table I's weighted means."""
     found = []
-    per_clip = [r for r in results if r.level == "clip" and r.kind == "rated"]
-    for name in dict.fromkeys(result.set for result in per_clip):
-        mine = [r for r in per_clip if r.set == name and r.pcc is not None]
+    for name in dict.fromkeys(r.set for r in results if r.level == "clip" and r.kind == "rated"):
+        mine = [r for r in results if r.level == "clip" and r.set == name and r.pcc is not None]
         # Of a model's paddings of short clips the first: the others would cover it.
         firsts = {r.model: r for r in reversed(mine)}.values()
         points = [
@@ -136,9 +127,8 @@ def _panels(results: Sequence[SetResult]) -> list[dict[str, Any]]:
         unknown = [r.model for r in firsts if not r.parameters]
         svg = figures.over_size(f"PCC over parameters, {name}", points)
         found.append({"title": name, "svg": svg, "unknown": unknown, "published": False})
-    rows, _ = table1()
-    published = [Point(row.model, row.parameters, row.weighted, published=True) for row in rows]
-    svg = figures.over_size("PCC over parameters, the paper's Table I", published)
+    points = [Point(row.model, row.parameters, row.weighted, published=True) for row in table1()[0]]
+    svg = figures.over_size("PCC over parameters, the paper's Table I", points)
     title = "Table I: mean over 16 sets, by clips"
     return [*found, {"title": title, "svg": svg, "unknown": [], "published": True}]
 
@@ -161,16 +151,15 @@ def matrix(clips: CommonClips, pairs: Sequence[Pair]) -> list[list[dict[str, Any
 def _cell(pair: Pair, sign: int) -> dict[str, Any]:
     if pair.difference is None:
         return {"text": "–", "clear": "", "title": pair.reason}
-    clear = pair.p_holm is not None and pair.p_holm < LEVEL
-    said = ""
+    said = f"p {p_text(pair.p)}, Holm {p_text(pair.p_holm)}, Williams {p_text(pair.williams_p)}"
     if pair.difference_low is not None and pair.difference_high is not None:
         low, high = sorted((sign * pair.difference_low, sign * pair.difference_high))
-        said = f"95 %: {low:+.3f} to {high:+.3f}; "
-    said += f"p {p_text(pair.p)}, Holm {p_text(pair.p_holm)}, Williams {p_text(pair.williams_p)}"
-    side = "above" if sign * pair.difference > 0 else "below"
+        said = f"95 %: {low:+.3f} to {high:+.3f}; {said}"
+    above = sign * pair.difference
+    clear = pair.p_holm is not None and pair.p_holm < LEVEL
     return {
-        "text": f"{sign * pair.difference:+.3f}" if abs(pair.difference) >= 0.0005 else "0.000",
-        "clear": side if clear else "",
+        "text": f"{above:+.3f}" if abs(above) >= 0.0005 else "0.000",
+        "clear": ("above" if above > 0 else "below") if clear else "",
         "title": pair.reason if pair.p is None and pair.reason else said,
     }
 
@@ -249,8 +238,8 @@ def page(
 
 def _best(results: Sequence[SetResult]) -> list[SetResult]:
     """The highest PCC of every set."""
-    best: dict[str, SetResult] = {}
-    for result in results:
-        if result.pcc is not None and result.pcc > getattr(best.get(result.set), "pcc", -2.0):
-            best[result.set] = result
-    return list(best.values())
+    defined = [result for result in results if result.pcc is not None]
+    return [
+        max((r for r in defined if r.set == name), key=lambda r: r.pcc or 0.0)
+        for name in dict.fromkeys(result.set for result in defined)
+    ]

@@ -40,20 +40,17 @@ class Published:
 def table1() -> tuple[tuple[Published, ...], dict[str, int]]:
     """The rows, and the number of clips of every set."""
     with FILE.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    sets = [name for name in rows[0] if name not in ("model", "params_m", *MEANS)]
-    clips = {name: int(rows[0][name]) for name in sets}
-    return tuple(_record(row, sets) for row in rows[1:]), clips
-
-
-def _record(row: dict[str, str], sets: list[str]) -> Published:
-    return Published(
-        row["model"],
-        float(row["params_m"]),
-        {name: float(row[name]) if row[name] else None for name in sets},
-        float(row["weighted_mean"]),
-        float(row["unweighted_mean"]),
-    )
+        first, *rows = csv.DictReader(file)
+    clips = {name: int(first[name]) for name in first if name not in ("model", "params_m", *MEANS)}
+    return tuple(
+        Published(
+            row["model"],
+            float(row["params_m"]),
+            {name: float(row[name]) if row[name] else None for name in clips},
+            *(float(row[name]) for name in MEANS),
+        )
+        for row in rows
+    ), clips
 
 
 def published_for(dataset: str) -> list[tuple[Published, float]]:

@@ -2,8 +2,8 @@
 
 ``cache.jsonl`` in the results' folder has a line a clip, written as soon as it is scored: whose
 weights, by what code, packages, precision and device (``version``), how short clips were padded,
-the hash of the clip's bytes, and the scores. A name or a path is no part of it, so renamed models
-and moved clips count as known. A line that a crash cut is left out.
+the hash of the clip's bytes, and the scores. A path is no part of it, so moved clips count as
+known. A line that a crash cut is left out.
 """
 
 from __future__ import annotations
@@ -22,17 +22,20 @@ class ScoreCache:
     """Known scores by key; in a ``with`` block new ones are written to ``path`` at once."""
 
     def __init__(self, path: Path | None = None, fresh: bool = False) -> None:
-        self.path, self._fresh = path, fresh
-        self._known = {} if fresh or path is None else _read(path)
+        text = ""
+        if path and path.is_file() and not fresh:
+            text = path.read_text("utf-8", errors="replace")
+        self.path, self._mode = path, "w" if fresh else "a"
+        self._known = dict(entry for line in text.splitlines() if (entry := _entry(line)))
+        # What a crash cut has no end of line.
+        self._mend = "\n" if text and not text.endswith("\n") else ""
         self._file: IO[str] | None = None
 
     def __enter__(self) -> ScoreCache:
         if self.path:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            cut = not self._fresh and _is_cut(self.path)
-            self._file = self.path.open("w" if self._fresh else "a", encoding="utf-8")
-            if cut:
-                self._file.write("\n")
+            self._file = self.path.open(self._mode, encoding="utf-8")
+            self._file.write(self._mend)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -51,20 +54,6 @@ class ScoreCache:
             line = dict(zip(FIELDS, key, strict=True)) | {"scores": scores}
             self._file.write(json.dumps(line) + "\n")
             self._file.flush()
-
-
-def _is_cut(path: Path) -> bool:
-    """Whether the last line was cut by a crash: what follows needs a line of its own."""
-    if not path.is_file() or not path.stat().st_size:
-        return False
-    with path.open("rb") as file:
-        file.seek(-1, 2)
-        return file.read(1) != b"\n"
-
-
-def _read(path: Path) -> dict[Key, dict[str, float]]:
-    text = path.read_text("utf-8", errors="replace") if path.is_file() else ""
-    return dict(entry for line in text.splitlines() if (entry := _entry(line)))
 
 
 def _entry(line: str) -> tuple[Key, dict[str, float]] | None:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from data_specs.io.errors import UserError
-from data_specs.io.files import sha256_of
 from data_specs.io.progress import progress_bar
 from data_specs.rated import RatedClip
 from data_specs.teacher import MEAN, teacher_table
@@ -28,7 +28,15 @@ from train.evaluation.external_scorers import (
     load_external,
     outputs_named,
 )
-from train.evaluation.records import SHARDS_SHORT, ClipScore, Failure, Output, Scored, Unavailable
+from train.evaluation.records import (
+    OWN_SHORT,
+    SHARDS_SHORT,
+    ClipScore,
+    Failure,
+    Output,
+    Scored,
+    Unavailable,
+)
 from train.evaluation.score_cache import Key, ScoreCache
 from train.scoring.base import WINDOWS_A_BATCH, Scorer
 from train.scoring.score import load
@@ -53,10 +61,6 @@ class OwnScorer:
         self.version = f"distill-mos-factory {scorer.version} {scorer.precision}"
         self.parameters = scorer.parameters
         self.outputs = (Output(self.name, self.name, "overall quality"),)
-
-    def paddings(self, asked: Sequence[Short]) -> Sequence[str]:
-        """All of them."""
-        return asked
 
     def score_files(self, paths: Sequence[Path], padding: str) -> Iterator[Scored]:
         """Score files, in order."""
@@ -115,144 +119,115 @@ def _require_once(models: Sequence[str]) -> None:
         raise UserError(f"{twice[0]!r} is asked for twice: name it once with --model")
 
 
-def labelled_by(folder: Path, scorer: Scorer | ComparedScorer) -> bool:
-    """Whether the shards' labels are this very model's: then there is nothing to compare."""
-    samples = ShardSamples(list_shards(folder))
-    return samples.record(0).teacher_sha256 == scorer.weights_sha256
-
-
-def complete(found: Scores) -> list[ClipScore]:
-    """The scores of every clip; ``UserError`` naming the first clip that has none."""
-    if found[1]:
-        raise UserError(found[1][0].error)
-    return found[0]
-
-
-def score_rated(
+def score_sets(
     scorer: ComparedScorer,
     clips: Sequence[RatedClip],
-    padding: str,
+    hashes: Sequence[str],
+    folders: Sequence[Path],
+    paddings: Sequence[Short],
     cache: ScoreCache | None = None,
-    hashes: Sequence[str] | None = None,
+    count: int | None = None,
 ) -> Scores:
-    """Scores of rated clips (a record an output and clip), and the clips that have none.
+    """Scores of rated clips, with every padding, and of shards, and what could not be scored.
 
-    ``hashes`` are those of the clips' files; of equal files one is scored.
+    ``hashes`` are those of the clips' files; ``count`` samples of each folder are taken, or all.
+    Shards that the scorer labelled itself are left out: there it is right by definition.
     """
     cache = cache or ScoreCache()
-    hashes = hashes or [sha256_of(clip.path) for clip in clips]
-    keys: list[Key] = [
-        (scorer.weights_sha256, scorer.version, padding, sha256) for sha256 in hashes
+    found: list[ClipScore | Failure] = []
+    if clips:
+        for padding in paddings if isinstance(scorer, OwnScorer) else (OWN_SHORT,):
+            found += _score_rated(scorer, clips, hashes, padding, cache)
+    for folder in folders:
+        samples = ShardSamples(list_shards(folder))
+        if samples.record(0).teacher_sha256 != scorer.weights_sha256:
+            found += _score_shards(scorer, folder.name, samples, count, cache)
+    scores = [one for one in found if isinstance(one, ClipScore)]
+    return scores, [one for one in found if isinstance(one, Failure)]
+
+
+def _score_rated(
+    scorer: ComparedScorer,
+    clips: Sequence[RatedClip],
+    hashes: Sequence[str],
+    padding: str,
+    cache: ScoreCache,
+) -> Iterator[ClipScore | Failure]:
+    blank = _blank(scorer, padding)
+    blanks = [
+        replace(
+            blank,
+            set=clip.dataset,
+            path_or_key=str(clip.path),
+            truth=clip.mos,
+            condition=clip.condition or "",
+            system=clip.system or "",
+            clip_sha256=sha256,
+        )
+        for clip, sha256 in zip(clips, hashes, strict=True)
     ]
+
+    def score(places: Sequence[int]) -> Iterator[Scored]:
+        return scorer.score_files([clips[place].path for place in places], padding)
+
+    return _score(scorer, blanks, score, cache, padding)
+
+
+def _score_shards(
+    scorer: ComparedScorer, name: str, samples: ShardSamples, count: int | None, cache: ScoreCache
+) -> Iterator[ClipScore | Failure]:
+    """All samples or ``count`` spread evenly."""
+    most = min(count or len(samples), len(samples))
+    chosen = np.linspace(0, len(samples) - 1, most, dtype=int).tolist()
+    blank = replace(_blank(scorer, SHARDS_SHORT), set=name)
+    blanks = [
+        replace(blank, path_or_key=one.key, truth=one.mos, clip_sha256=one.pcm_sha256)
+        for one in map(samples.record, chosen)
+    ]
+
+    def score(places: Sequence[int]) -> Iterator[Scored]:
+        for start in range(0, len(places), WINDOWS_A_BATCH):
+            batch = [chosen[place] for place in places[start : start + WINDOWS_A_BATCH]]
+            pcm_BT = (samples.read(number)[0] for number in batch)
+            yield from scorer.score_windows([pcm.astype(np.float32) / PCM_SCALE for pcm in pcm_BT])
+
+    return _score(scorer, blanks, score, cache, name)
+
+
+def _blank(scorer: ComparedScorer, short: str) -> ClipScore:
+    """A record whose clip, model and score are to be filled in."""
+    return ClipScore("", "", "", math.nan, math.nan, short, scorer.weights_sha256)
+
+
+def _score(
+    scorer: ComparedScorer,
+    blanks: Sequence[ClipScore],
+    score: Callable[[Sequence[int]], Iterable[Scored]],
+    cache: ScoreCache,
+    about: str,
+) -> Iterator[ClipScore | Failure]:
+    """Fill in model and score of every clip's record, one an output, out of the cache where known.
+
+    ``score`` gives the scores of the clips at some places of ``blanks``; of equal clips one.
+    """
     names = tuple(output.name for output in scorer.outputs)
-    missing = {
-        key: clip.path
-        for key, clip in zip(keys, clips, strict=True)
-        if cache.get(key, names) is None
-    }
-    errors = _score_missing(scorer, missing, padding, cache)
-    scores, failures = [], []
-    for key, clip in zip(keys, clips, strict=True):
-        common = {"condition": clip.condition or "", "system": clip.system or ""}
-        one = _records(scorer, clip.dataset, str(clip.path), clip.mos, key, cache, errors, common)
-        scores += one[0]
-        failures += one[1]
-    return scores, failures
-
-
-def _score_missing(
-    scorer: ComparedScorer, missing: dict[Key, Path], padding: str, cache: ScoreCache
-) -> dict[Key, str]:
-    """Put what can be scored into the cache; why the rest cannot."""
-    errors: dict[Key, str] = {}
-    scored = scorer.score_files(list(missing.values()), padding)
-    about = f"{scorer.name}, {padding}"
+    keys: list[Key] = [
+        (one.weights_sha256, scorer.version, one.short, one.clip_sha256) for one in blanks
+    ]
+    missing = {key: n for n, key in enumerate(keys) if cache.get(key, names) is None}
+    scored, about = score(list(missing.values())), f"{scorer.name}, {about}"
     bar = progress_bar(scored, total=len(missing), unit="clip", desc=about, disable=not missing)
+    errors: dict[Key, str] = {}
     for key, found in zip(missing, bar, strict=True):
         if found.values is None:
             errors[key] = found.error
             print(f"not scored: {found.error}", file=sys.stderr)
         else:
             cache.put(key, found.values)
-    return errors
-
-
-def _records(
-    scorer: ComparedScorer,
-    name: str,
-    path_or_key: str,
-    truth: float,
-    key: Key,
-    cache: ScoreCache,
-    errors: Mapping[Key, str],
-    more: Mapping[str, str],
-) -> Scores:
-    """One clip's records, one an output; or its failures."""
-    models = tuple(output.name for output in scorer.outputs)
-    found = cache.get(key, models)
-    if found is None:
-        error = errors.get(key, "not scored")
-        return [], [Failure(model, name, path_or_key, error) for model in models]
-    return [
-        ClipScore(
-            model=model,
-            set=name,
-            path_or_key=path_or_key,
-            truth=truth,
-            score=found[model],
-            short=key[2],
-            weights_sha256=scorer.weights_sha256,
-            clip_sha256=key[3],
-            **more,
-        )
-        for model in models
-    ], []
-
-
-def score_shards(
-    scorer: ComparedScorer, folder: Path, cache: ScoreCache | None = None, count: int | None = None
-) -> Scores:
-    """Scores of a folder's samples, all or ``count`` spread evenly, beside the stored labels."""
-    cache = cache or ScoreCache()
-    samples = ShardSamples(list_shards(folder))
-    most = min(count or len(samples), len(samples))
-    chosen = np.linspace(0, len(samples) - 1, most, dtype=int).tolist()
-    scores: list[ClipScore] = []
-    failures: list[Failure] = []
-    about = f"{scorer.name}, {folder.name}"
-    with progress_bar(total=len(chosen), unit="clip", desc=about) as bar:
-        for start in range(0, len(chosen), WINDOWS_A_BATCH):
-            numbers = chosen[start : start + WINDOWS_A_BATCH]
-            found = _score_samples(scorer, folder.name, samples, numbers, cache)
-            scores += found[0]
-            failures += found[1]
-            bar.update(len(numbers))
-    return scores, failures
-
-
-def _score_samples(
-    scorer: ComparedScorer,
-    name: str,
-    samples: ShardSamples,
-    numbers: Sequence[int],
-    cache: ScoreCache,
-) -> Scores:
-    """One batch of samples."""
-    records = [samples.record(number) for number in numbers]
-    about = scorer.weights_sha256, scorer.version, SHARDS_SHORT
-    keys: list[Key] = [(*about, record.pcm_sha256) for record in records]
-    models = tuple(output.name for output in scorer.outputs)
-    missing = [n for n, key in enumerate(keys) if cache.get(key, models) is None]
-    waves = [samples.read(numbers[n])[0].astype(np.float32) / PCM_SCALE for n in missing]
-    errors = {}
-    for n, found in zip(missing, scorer.score_windows(waves) if waves else (), strict=True):
-        if found.values is None:
-            errors[keys[n]] = found.error
-        else:
-            cache.put(keys[n], found.values)
-    scores, failures = [], []
-    for record, key in zip(records, keys, strict=True):
-        one = _records(scorer, name, record.key, record.mos, key, cache, errors, {})
-        scores += one[0]
-        failures += one[1]
-    return scores, failures
+    for key, blank in zip(keys, blanks, strict=True):
+        values = cache.get(key, names)
+        for name in names:
+            if values is None:
+                yield Failure(name, blank.set, blank.path_or_key, errors[key])
+            else:
+                yield replace(blank, model=name, score=values[name])

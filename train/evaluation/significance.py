@@ -1,18 +1,12 @@
-"""Whether one scorer's correlation with the ratings is higher than another's.
+"""Whether one scorer's correlation with the ratings is higher than another's, on the same clips.
 
-Both are taken on the same clips, so the correlations depend on each other, and clips of one
-condition depend on each other, too. What decides here is the paired bootstrap: the difference of
-the two PCCs in resamples of conditions (or systems, or clips where a set has neither). Its
-two-sided p is twice the smaller share of resamples on one side of zero, with one added above and
-below, so never less than 2 / (resamples + 1). Over the pairs of one set the p are adjusted by
-Holm's method; many pairs get more resamples, for else the smallest p there is would not be small
-enough after it. With a dozen conditions a bootstrap is somewhat too sure
-(``train.evaluation.bootstrap``).
+What decides is the paired bootstrap: the difference of the two PCCs in resamples of conditions (or
+systems, or clips where a set has neither). Its two-sided p is twice the smaller share of resamples
+on one side of zero, with one added above and below, adjusted over a set's pairs by Holm's method.
 
-Beside it stands Williams' test for two dependent correlations that share a variable (E. J.
-Williams, 1959; recommended by J. H. Steiger, Psychological Bulletin 87, 1980, equation 7). It takes
-clips as independent and normal, so where clips share conditions it is too sure: it is there to
-compare with other papers.
+Williams' test for two dependent correlations that share a variable (E. J. Williams, 1959; J. H.
+Steiger, Psychological Bulletin 87, 1980, equation 7) takes clips as independent and normal, so
+where clips share conditions it is too sure: it is there to compare with other papers.
 """
 
 from __future__ import annotations
@@ -106,30 +100,20 @@ def pairs_of(clips: CommonClips, seed: int, resamples: int | None = None) -> lis
 
 def _pair(clips: CommonClips, one: str, other: str, resampled: dict[str, Doubles]) -> Pair:
     scores = clips.scores[one], clips.scores[other]
-    bare = Pair(
-        clips.name,
-        one,
-        other,
-        len(clips.keys),
-        clips.unit,
-        len(set(clips.groups)),
-        difference=None,
-    )
-    found = [agreement(clips.truth, score_N) for score_N in scores]
-    if len(clips.keys) < FEWEST or any(one.pcc is None for one in found):
-        return replace(bare, reason="a correlation is not defined")
+    groups, points = len(set(clips.groups)), len(clips.keys)
+    pair = Pair(clips.name, one, other, points, clips.unit, groups, difference=None)
+    ours, theirs = (agreement(clips.truth, score_N).pcc for score_N in scores)
+    if points < FEWEST or ours is None or theirs is None:
+        return replace(pair, reason="a correlation is not defined")
     if np.allclose(*scores, rtol=0, atol=SAME):
-        return replace(bare, difference=0.0, reason=f"the same scores, to {SAME:g}")
-    above = difference(found[0].pcc, found[1].pcc, resampled[one], resampled[other])
-    between = float(agreement(*scores).pcc or 0.0)
-    test = williams(found[0].pcc or 0.0, found[1].pcc or 0.0, between, len(clips.keys))
+        return replace(pair, difference=0.0, reason=f"the same scores, to {SAME:g}")
+    above = difference(ours, theirs, resampled[one], resampled[other])
+    t, p = williams(ours, theirs, agreement(*scores).pcc or 0.0, points) or (None, None)
     return replace(
-        bare,
-        difference=above.value,
-        difference_low=above.low,
-        difference_high=above.high,
+        pair,
+        **above.named("difference"),
         p=bootstrap_p(resampled[one] - resampled[other]),
-        williams_t=test[0] if test else None,
-        williams_p=test[1] if test else None,
+        williams_t=t,
+        williams_p=p,
         reason=above.reason,
     )

@@ -1,16 +1,14 @@
 """How well scores agree with ratings, at the level of clips, conditions and systems.
 
 Pearson's (PCC) and Spearman's correlation, Kendall's tau-b, RMSE in MOS, and RMSE after a monotone
-third-order map (``train.evaluation.mapping``), each with its bootstrap interval
-(``train.evaluation.bootstrap``): at every level conditions are drawn where clips have them, else
-systems, else clips, for clips of one condition are no independent evidence. A condition's score and
-rating are the means of its clips. Correlations of fewer than three points are not defined: two
-always lie on a line.
+third-order map, each with its bootstrap interval: at every level conditions are drawn where clips
+have them, else systems, else clips. A condition's score and rating are the means of its clips.
+Correlations of fewer than three points are not defined: two always lie on a line.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +16,7 @@ import scipy.stats
 from numpy.typing import ArrayLike
 
 from train.evaluation import bootstrap
-from train.evaluation.bootstrap import RESAMPLES, Doubles, Interval, draws, interval
+from train.evaluation.bootstrap import RESAMPLES, Doubles, Interval, Statistic, draws, interval
 from train.evaluation.mapping import FREEDOM, resampled_rmse_mapped, rmse_mapped
 from train.evaluation.records import METRICS, CommonClips, SetResult
 from train.metrics import agreement
@@ -29,7 +27,7 @@ KENDALL_MOST = 3000
 
 NO_MOS = "not on the MOS scale"
 
-RESAMPLED: dict[str, Callable[[Doubles, ArrayLike, ArrayLike], Doubles]] = {
+RESAMPLED: dict[str, Statistic] = {
     "pcc": bootstrap.pearson,
     "spearman": bootstrap.spearman,
     "kendall": bootstrap.kendall,
@@ -63,12 +61,6 @@ def levels_of(clips: CommonClips) -> list[Level]:
     return found
 
 
-def kendall(truth: ArrayLike, score: ArrayLike) -> float | None:
-    """Kendall's tau-b of (N,) and (N,); None where one side does not vary."""
-    value = float(scipy.stats.kendalltau(truth, score).statistic)
-    return value if np.isfinite(value) else None
-
-
 def values_of(
     truth: ArrayLike, score: ArrayLike, mos_scale: bool = True
 ) -> tuple[dict[str, float | None], dict[str, str]]:
@@ -84,7 +76,7 @@ def values_of(
     values: dict[str, float | None] = {
         "pcc": None if why else found.pcc,
         "spearman": None if why else found.spearman,
-        "kendall": None if why else kendall(truth, score),
+        "kendall": None if why else float(scipy.stats.kendalltau(truth, score).statistic),
         "rmse": found.rmse if mos_scale else None,
         "rmse_mapped": rmse_mapped(truth, score),
     }
@@ -101,17 +93,13 @@ def with_intervals(
     counts_RP: Doubles,
     metrics: Sequence[str] = METRICS,
     mos_scale: bool = True,
-) -> tuple[dict[str, float | None], str | None]:
-    """Metrics of points (P,) with ``_low`` and ``_high``, and why some are not defined."""
+) -> tuple[dict[str, Interval], str | None]:
+    """Metrics of points (P,) with their intervals, and why some are not defined."""
     values, why = values_of(truth, score, mos_scale)
-    why = {name: reason for name, reason in why.items() if name in metrics}
-    found: dict[str, float | None] = {}
-    for name in metrics:
-        one = _interval(name, values[name], truth, score, counts_RP)
-        if one.reason:
-            why.setdefault(name, one.reason)
-        found |= {name: one.value, f"{name}_low": one.low, f"{name}_high": one.high}
-    return found, in_words(why)
+    found = {name: _interval(name, values[name], truth, score, counts_RP) for name in metrics}
+    reasons = {name: reason for name, reason in why.items() if name in metrics}
+    reasons |= {name: one.reason for name, one in found.items() if one.reason}
+    return found, in_words(reasons)
 
 
 def _interval(
@@ -152,6 +140,9 @@ def _of_level(clips: CommonClips, level: Level, seed: int, resamples: int) -> li
     for entry in clips.entries:
         score_P = level.means(clips.scores[entry.label])
         metrics, reason = with_intervals(truth_P, score_P, counts_RP, mos_scale=entry.mos_scale)
+        named = {
+            name: end for metric, one in metrics.items() for name, end in one.named(metric).items()
+        }
         found.append(
             SetResult(
                 model=entry.model,
@@ -166,7 +157,7 @@ def _of_level(clips: CommonClips, level: Level, seed: int, resamples: int) -> li
                 resampled=clips.unit if nested else level.name,
                 groups=len(set(groups)),
                 parameters=entry.parameters,
-                **metrics,
+                **named,
             )
         )
     return found

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from data_specs.io.files import write_text
 from train.evaluation.published import MARK, published_for, table1
-from train.evaluation.records import METRICS, Comparison, Pair, SetResult
+from train.evaluation.records import METRICS, Comparison, SetResult
+from train.files import csv_text
 from train.pages import decimals, ranged
 
 TITLES = {
@@ -18,6 +22,18 @@ TITLES = {
     "rmse": "RMSE",
     "rmse_mapped": "RMSE mapped",
 }
+
+
+def write_tables(
+    out: Path, name: str, content: Any, rows: Sequence[Mapping[str, Any]], text: str
+) -> None:
+    """``name`` with .json (``content``), .csv (``rows``) and .md (``text``).
+
+    Numbers that are not defined are null or empty.
+    """
+    write_text(out / f"{name}.json", json.dumps(content, indent=2, allow_nan=False) + "\n")
+    write_text(out / f"{name}.csv", csv_text(rows))
+    write_text(out / f"{name}.md", text)
 
 
 def means(results: Sequence[SetResult]) -> list[dict[str, Any]]:
@@ -52,22 +68,20 @@ def _mean(model: str, short: str, group: Sequence[SetResult]) -> dict[str, Any]:
 
 def text_table(results: Sequence[SetResult]) -> str:
     """The clip level's results as text."""
-    rows = [
-        [r.model, r.set, r.short, str(r.clips)]
-        + [decimals(getattr(r, name)) for name in METRICS]
-        + [r.reason or ""]
-        for r in results
-        if r.level == "clip"
-    ]
-    rows.insert(0, ["model", "set", "short", "clips", *TITLES.values(), ""])
+    rows = [["model", "set", "short", "clips", *TITLES.values(), ""]]
+    for r in results:
+        if r.level == "clip":
+            metrics = [decimals(getattr(r, name)) for name in METRICS]
+            rows.append([r.model, r.set, r.short, str(r.clips), *metrics, r.reason or ""])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
+    sides = "<<<" + ">" * (1 + len(METRICS)) + "<"
+    lines = [
         "  ".join(
-            f"{cell:<{wide}}" if place in (0, 1, 2, 9) else f"{cell:>{wide}}"
-            for place, (cell, wide) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
+            f"{cell:{side}{wide}}" for cell, side, wide in zip(row, sides, widths, strict=True)
+        )
         for row in rows
-    )
+    ]
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def markdown(titles: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:
@@ -81,17 +95,19 @@ def results_md(found: Comparison, about: Mapping[str, Any]) -> str:
     """``results.md``: every set and level, means, differences, Table I, what is missing."""
     lines = [f"# Scorers compared, {about['date']}", "", f"`{about['command']}`", ""]
     lines += [f"In brackets: {about['intervals']}.", ""]
-    for name in dict.fromkeys(result.set for result in found.results):
-        lines += [f"## {name}", "", *_of_set(name, found.results), ""]
-    lines += ["## Means over the rated sets", "", *_means_md(found.results), ""]
-    lines += ["## Differences in PCC, per clip", "", *_pairs_md(found.pairs), ""]
+    sets = dict.fromkeys(result.set for result in found.results)
+    sections = [(name, _of_set(name, found.results)) for name in sets]
+    sections += [("Means over the rated sets", _means_md(found.results))]
+    sections += [("Differences in PCC, per clip", _pairs_md(found))]
     if found.unavailable:
         rows = [(one.model, one.reason, f"`{one.command}`") for one in found.unavailable]
-        lines += ["## Not available here", "", *markdown(("scorer", "why", "to get it"), rows, 3)]
-        lines.append("")
+        head = ("scorer", "why", "to get it")
+        sections += [("Not available here", markdown(head, rows, 3))]
     if found.notes:
-        lines += ["## Left out", "", *(f"- {note}" for note in found.notes), ""]
-    lines += [f"## The paper's Table I ({MARK})", "", *_table1_md(), ""]
+        sections += [("Left out", [f"- {note}" for note in found.notes])]
+    sections += [(f"The paper's Table I ({MARK})", _table1_md())]
+    for title, body in sections:
+        lines += [f"## {title}", "", *body, ""]
     return "\n".join(lines)
 
 
@@ -99,10 +115,7 @@ def _of_set(name: str, results: Sequence[SetResult]) -> list[str]:
     found = [result for result in results if result.set == name]
     rows = [
         (
-            r.model,
-            r.short,
-            r.level,
-            f"{r.points}",
+            *(r.model, r.short, r.level, f"{r.points}"),
             *(_ranged(r, metric) for metric in METRICS),
             r.reason or "",
         )
@@ -112,8 +125,7 @@ def _of_set(name: str, results: Sequence[SetResult]) -> list[str]:
         (row.model, MARK, "clip", "", f"{pcc:.2f}", *[""] * (len(METRICS) - 1), MARK)
         for row, pcc in (published_for(name) if found[0].kind == "rated" else ())
     ]
-    titles = ("model", "short", "level", "points", *TITLES.values(), "note")
-    return markdown(titles, rows, 3)
+    return markdown(("model", "short", "level", "points", *TITLES.values(), "note"), rows, 3)
 
 
 def _ranged(result: SetResult, name: str) -> str:
@@ -121,36 +133,25 @@ def _ranged(result: SetResult, name: str) -> str:
 
 
 def _means_md(results: Sequence[SetResult]) -> list[str]:
-    rows = [
-        (
-            row["model"],
-            row["short"],
-            f"{row['sets']}",
-            f"{row['clips']}",
-            *(
-                f"{decimals(row[f'{name}_unweighted'])} / {decimals(row[f'{name}_weighted'])}"
-                for name in METRICS
-            ),
-        )
-        for row in means(results)
-    ]
+    rows = []
+    for row in means(results):
+        both = [
+            f"{decimals(row[f'{name}_unweighted'])} / {decimals(row[f'{name}_weighted'])}"
+            for name in METRICS
+        ]
+        rows.append([row["model"], row["short"], f"{row['sets']}", f"{row['clips']}", *both])
     head = ("model", "short", "sets", "clips", *TITLES.values())
     return ["Unweighted / weighted by clips.", "", *markdown(head, rows, 2)]
 
 
-def _pairs_md(pairs: Sequence[Pair]) -> list[str]:
+def _pairs_md(found: Comparison) -> list[str]:
     rows = [
         (
-            pair.set,
-            pair.one,
-            pair.other,
-            decimals(pair.difference),
+            *(pair.set, pair.one, pair.other, decimals(pair.difference)),
             f"[{decimals(pair.difference_low)}, {decimals(pair.difference_high)}]",
-            p_text(pair.p),
-            p_text(pair.p_holm),
-            p_text(pair.williams_p),
+            *map(p_text, (pair.p, pair.p_holm, pair.williams_p)),
         )
-        for pair in pairs
+        for pair in found.pairs
     ]
     head = ("set", "one", "other", "PCC one - other", "95 %", "p", "p (Holm)", "p (Williams)")
     return markdown(head, rows, 3)
@@ -167,13 +168,10 @@ def _table1_md() -> list[str]:
     rows, clips = table1()
     body = [
         (
-            row.model,
-            f"{row.parameters_m:g}",
+            *(row.model, f"{row.parameters_m:g}"),
             *("" if row.pcc[name] is None else f"{row.pcc[name]:.2f}" for name in clips),
-            f"{row.weighted:.2f}",
-            f"{row.unweighted:.2f}",
+            *(f"{row.weighted:.2f}", f"{row.unweighted:.2f}"),
         )
         for row in rows
     ]
-    head = ("model", "M parameters", *clips, "weighted mean", "unweighted mean")
-    return markdown(head, body)
+    return markdown(("model", "M parameters", *clips, "weighted mean", "unweighted mean"), body)

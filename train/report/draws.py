@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import scipy.stats
 from markupsafe import Markup
 
-from data_specs.distributions import Choice, Constant, LogUniform, Normal, Uniform
+from data_specs.distributions import Choice, Constant, LogUniform, Normal, Uniform, support
 from data_specs.io.listen import split_unit
 from train import charts
 from train.report.reading import Dataset
 
 Spread = Uniform | LogUniform | Normal
 DISTRIBUTIONS = (Constant, Uniform, LogUniform, Normal, Choice)
+BINS = 20
 
 
 def decisions(dataset: Dataset) -> list[dict[str, Any]]:
@@ -25,18 +26,17 @@ def decisions(dataset: Dataset) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     voices = recipe.sources.voices.corpus if recipe.sources.voices else None
     if recipe.voices:
-        spoken = sum(plan["speech"]["corpus"] == voices for plan in plans)
+        recorded = [plan for plan in plans if plan["speech"]["corpus"] != voices]
+        spoken = len(plans) - len(recorded)
         rows.append(_row("synthetic voice", recipe.voices.share, spoken, len(plans)))
         if not recipe.voices.degrade:  # the steps below are for recorded speech alone
-            plans = [plan for plan in plans if plan["speech"]["corpus"] != voices]
+            plans = recorded
     for stage in recipe.speech_stages:
         rows += _stage_rows(stage, plans)
-    if recipe.room:
-        found = sum(bool(plan["room"]) for plan in plans)
-        rows.append(_row("room", recipe.room.probability, found, len(plans)))
-    if recipe.noise:
-        found = sum(bool(plan["noise"]) for plan in plans)
-        rows.append(_row("noise", recipe.noise.probability, found, len(plans)))
+    for name, asked in (("room", recipe.room), ("noise", recipe.noise)):
+        if asked:
+            found = sum(bool(plan[name]) for plan in plans)
+            rows.append(_row(name, asked.probability, found, len(plans)))
     for stage in recipe.stages:
         rows += _stage_rows(stage, plans)
     return rows
@@ -57,13 +57,12 @@ def _stage_rows(stage: Any, plans: Sequence[Mapping[str, Any]]) -> list[dict[str
 def _row(name: str, asked: float, found: int, of: int, inner: bool = False) -> dict[str, Any]:
     share = found / of if of else 0.0
     error = math.sqrt(asked * (1 - asked) / of) if of else 0.0
-    distance = (share - asked) / error if error else 0.0
     return {
         "name": name.replace("_", " "),
         "asked": 100 * asked,
         "drawn": 100 * share,
         "of": of,
-        "errors": distance,
+        "errors": (share - asked) / error if error else 0.0,
         "inner": inner,
     }
 
@@ -114,10 +113,23 @@ def _chart(
     if isinstance(distribution, Choice):
         return _choice_chart(title, label, distribution, values)
     values = np.clip(values, -charts.HUGE, charts.HUGE).tolist()
-    edges = _edges(distribution, values)
-    expected = [_below(distribution, b) - _below(distribution, a) for a, b in pairwise(edges)]
+    low, high = support(distribution)
+    if isinstance(distribution, Normal):
+        low, high = min(values), max(values)
     log = isinstance(distribution, LogUniform)
-    return charts.histogram(title, label, values, edges, expected, log)
+    edges = np.geomspace(low, high, BINS + 1) if log else np.linspace(low, high, BINS + 1)
+    # Where low and high are one value there is no probability between them: NaN.
+    expected = np.nan_to_num(np.diff(_law(distribution).cdf(edges)))
+    return charts.histogram(title, label, values, edges.tolist(), expected.tolist(), log)
+
+
+def _law(distribution: Spread) -> Any:
+    """A distribution as SciPy has it."""
+    if isinstance(distribution, Normal):
+        return scipy.stats.norm(distribution.mean, max(distribution.sigma, 1e-12))
+    if isinstance(distribution, LogUniform):
+        return scipy.stats.loguniform(distribution.low, distribution.high)
+    return scipy.stats.uniform(distribution.low, distribution.high - distribution.low)
 
 
 def _choice_chart(title: str, label: str, choice: Choice, values: Sequence[float]) -> Markup:
@@ -129,27 +141,9 @@ def _choice_chart(title: str, label: str, choice: Choice, values: Sequence[float
     return charts.columns(title, label, names, shares, [weights[v] / total for v in order])
 
 
-def _edges(distribution: Spread, values: Sequence[float], bins: int = 20) -> list[float]:
-    if isinstance(distribution, LogUniform):
-        return list(np.geomspace(distribution.low, distribution.high, bins + 1))
-    if isinstance(distribution, Uniform):
-        return list(np.linspace(distribution.low, distribution.high, bins + 1))
-    return list(np.linspace(min(values), max(values), bins + 1))
-
-
-def _below(distribution: Spread, value: float) -> float:
-    """Probability that a drawn value is below ``value``."""
-    if isinstance(distribution, Normal):
-        deviation = (value - distribution.mean) / max(distribution.sigma, 1e-12)
-        return 0.5 * (1 + math.erf(deviation / math.sqrt(2)))
-    low, high = distribution.low, distribution.high
-    if isinstance(distribution, LogUniform):
-        value, low, high = math.log(value), math.log(low), math.log(high)
-    return (value - low) / (high - low) if high > low else 1.0
-
-
 def labels(dataset: Dataset) -> Markup:
     """Distribution of the teacher's scores."""
     values = [record.mos for record in dataset.records.values()]
-    edges = list(np.linspace(1, 5, 33))
-    return charts.histogram("Labels", "teacher's score (MOS)", values, edges)
+    return charts.histogram(
+        "Labels", "teacher's score (MOS)", values, np.linspace(1, 5, 33).tolist()
+    )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from data_specs.io.errors import UserError
 from data_specs.io.parse import json_object
@@ -118,11 +118,15 @@ class Dataset:
 
     folder: Path
     about: About
-    recipe: Recipe
     samples: ShardSamples
     records: dict[str, SampleRecord]
     total: int
     dropped: int
+
+    @property
+    def recipe(self) -> Recipe:
+        """What the samples were drawn by."""
+        return self.about.recipe
 
     @property
     def which(self) -> str:
@@ -131,34 +135,20 @@ class Dataset:
         return "every sample" if read == self.total else f"{read:,} of {self.total:,} samples"
 
 
-# --- reading --------------------------------------------------------------------------------------
-
-
-def _json(path: Path, make: str) -> dict[str, Any]:
-    if not path.is_file():
-        raise Missing(f"{path} is not there. It is made by: {make}")
-    if (size := path.stat().st_size) > MOST_INFO_BYTES:
-        raise UserError(f"{path}: {size} bytes are too many; make it again: {make}")
-    return json_object(path.read_bytes(), path, f"make it again: {make}")
-
-
 CURVES = (
-    (
-        "Loss",
-        "mean squared error (MOS²)",
-        {"training": "loss", "held out": "validation_loss"},
-    ),
-    (
-        "Correlation with the teacher, held out",
-        "Pearson's correlation",
-        {"": "validation_pcc"},
-    ),
+    ("Loss", "mean squared error (MOS²)", {"training": "loss", "held out": "validation_loss"}),
+    ("Correlation with the teacher, held out", "Pearson's correlation", {"": "validation_pcc"}),
     ("Error to the teacher, held out", "RMSE (MOS)", {"": "validation_rmse"}),
     ("Speed", "samples per second", {"": "samples_per_s"}),
     ("Time spent waiting for data", "share of time (%)", {"": "data_wait_share"}),
     ("Learning rate", "learning rate", {"": "lr"}),
 )
 """Charts of the log: title, label, and by series the column."""
+
+_COLUMNS: Any = {name: (float | None, None) for *_, series in CURVES for name in series.values()}
+_LogLine = create_model(
+    "_LogLine", __config__=ConfigDict(strict=True), step=(float, ...), **_COLUMNS
+)
 
 MAKE_RUN = "python -m train fit --student v2 --shards SHARDS --out RUN"
 MAKE_SHARDS = "python -m pipeline shards RECIPE --out SHARDS --samples 2000, then --shards SHARDS"
@@ -167,29 +157,40 @@ MAKE_SCORES = (
     "--out EVALUATION, then --evaluation EVALUATION"
 )
 
+# --- reading --------------------------------------------------------------------------------------
+
+
+def _require(path: Path, make: str) -> Path:
+    if not path.is_file():
+        raise Missing(f"{path} is not there. It is made by: {make}")
+    return path
+
+
+def _json(path: Path, make: str) -> dict[str, Any]:
+    if (size := _require(path, make).stat().st_size) > MOST_INFO_BYTES:
+        raise UserError(f"{path}: {size} bytes are too many; make it again: {make}")
+    return json_object(path.read_bytes(), path, f"make it again: {make}")
+
+
+def _parsed(model: type[Model], content: Any, where: Path | str) -> Model:
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        raise UserError(describe(error, content, str(where))) from error
+
 
 def read_log(run: Path) -> list[dict[str, Any]]:
     """The lines of ``log.jsonl``; a last line cut by a crash is left out."""
-    path = run / "log.jsonl"
-    if not path.is_file():
-        raise Missing(f"{path} is not there. It is made by: {MAKE_RUN}")
-    lines = path.read_text("utf-8", "replace").split("\n")
-    rows = [_log_line(line, f"{path}:{n}") for n, line in enumerate(lines, 1) if line[-1:] == "}"]
+    path = _require(run / "log.jsonl", MAKE_RUN)
+    rows = []
+    for number, line in enumerate(path.read_text("utf-8", "replace").split("\n"), 1):
+        if line.endswith("}"):
+            row = json_object(line, f"{path}:{number}", "remove the line")
+            _parsed(_LogLine, row, f"{path}:{number}: remove the line")
+            rows.append(row)
     if not rows:
         raise Missing(f"{path} has no lines yet. It is made by: {MAKE_RUN}")
     return rows
-
-
-def _log_line(line: str, where: str) -> dict[str, Any]:
-    """A line with its step, and numbers in all that is drawn."""
-    row = json_object(line, where, "remove the line")
-    drawn = {name for _, _, series in CURVES for name in series.values()}
-    numbers = {name: row[name] for name in drawn if row.get(name) is not None}
-    numbers["step"] = row.get("step")
-    for name, value in numbers.items():
-        if not isinstance(value, int | float):
-            raise UserError(f"{where}: {name!r} is no number: {value!r}; remove the line")
-    return dict(row)
 
 
 def read_model(run: Path) -> dict[str, Any]:
@@ -208,14 +209,13 @@ def read_dataset(folder: Path | None) -> Dataset:
     total = sum(shard.samples for shard in listed)
     samples = ShardSamples(listed[:: math.ceil(total / MOST_RECORDS)])
     records: dict[str, SampleRecord] = {}
-    for number in range(len(samples)):
-        record = samples.record(number)
+    for record in map(samples.record, range(len(samples))):
         if record.key in records:
             raise UserError(f"{folder}: sample {record.key} is there twice; make its shard again")
         _parsed(Plan, record.plan, f"{folder}: sample {record.key}: plan")
         records[record.key] = record
     dropped = sum(_dropped(shard.tar.with_suffix(".json")) for shard in listed)
-    return Dataset(folder, about, about.recipe, samples, records, total, dropped)
+    return Dataset(folder, about, samples, records, total, dropped)
 
 
 def _dropped(path: Path) -> int:
@@ -225,18 +225,10 @@ def _dropped(path: Path) -> int:
     return len(dropped)
 
 
-def _parsed(model: type[Model], content: Any, where: Path | str) -> Model:
-    try:
-        return model.model_validate(content)
-    except ValidationError as error:
-        raise UserError(describe(error, content, str(where))) from error
-
-
 @dataclass(frozen=True)
 class Evaluation:
-    """What ``python -m train evaluate`` wrote."""
+    """What ``python -m train evaluate`` wrote: its results and its scores."""
 
-    folder: Path
     sets: list[dict[str, Any]]
     scores: list[dict[str, str]]
 
@@ -247,10 +239,8 @@ def read_evaluation(folder: Path | None) -> Evaluation:
         raise Missing(f"No evaluation was given. Make one: {MAKE_SCORES}")
     results = _json(folder / "results.json", MAKE_SCORES)
     _parsed(_Results, results, folder / "results.json")
-    path = folder / "scores.csv"
-    if not path.is_file():
-        raise Missing(f"{path} is not there. It is made by: {MAKE_SCORES}")
+    path = _require(folder / "scores.csv", MAKE_SCORES)
     scores = csv_rows(path)
     for line, row in enumerate(scores, 2):
         _parsed(_Score, row, f"{path}:{line}")
-    return Evaluation(folder, results["sets"], scores)
+    return Evaluation(results["sets"], scores)

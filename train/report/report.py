@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 
@@ -42,13 +42,6 @@ from train.report.reading import (
 PLAYERS = 8
 
 
-class Section(TypedDict, total=False):
-    """A part of the page: what to show, or ``missing`` in words."""
-
-    missing: str
-    content: Any
-
-
 # --- sections -------------------------------------------------------------------------------------
 
 
@@ -66,8 +59,7 @@ def curves(log: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     for title, label, wanted in CURVES:
         scale = 100 if "%" in label else 1
         columns = {name: _column(log, column, scale) for name, column in wanted.items()}
-        series = {name: points for name, points in columns.items() if points[0]}
-        if series:
+        if series := {name: points for name, points in columns.items() if points[0]}:
             found.append({"title": title, "svg": charts.lines(title, "steps", label, series)})
     return found
 
@@ -78,17 +70,17 @@ def scatters(evaluation: Evaluation) -> list[dict[str, Any]]:
     for row in evaluation.scores:
         key = (row["set"], row["model"], row.get("short", ""))
         groups[key].append((float(row["truth"]), float(row["score"])))
-    kinds = {(r["set"], r["model"], r.get("short", "")): r for r in evaluation.sets}
+    results = {(r["set"], r["model"], r.get("short", "")): r for r in evaluation.sets}
     found = []
     for key, points in groups.items():
-        if _matters(key[2]) and any(key[:2] == other[:2] for other in groups if other != key):
+        name, model, short = key
+        if _matters(short) and any(key[:2] == other[:2] for other in groups if other != key):
             continue  # in the table; a chart of its own would look the same
-        result = kinds.get(key, {})
+        result = results.get(key, {})
         truth = "teacher's score" if _is_teachers(result) else "people's mean opinion score"
-        title = f"{key[1]} on {key[0]}" + (f", short clips: {key[2]}" if _matters(key[2]) else "")
-        axes = f"{truth} (MOS)", f"score of {key[1]} (MOS)"
+        title = f"{model} on {name}" + (f", short clips: {short}" if _matters(short) else "")
         x, y = zip(*points, strict=True)
-        svg = charts.scatter(title, axes, (x, y))
+        svg = charts.scatter(title, (f"{truth} (MOS)", f"score of {model} (MOS)"), (x, y))
         found.append({"title": title, "svg": svg, "result": result, "clips": len(points)})
     return found
 
@@ -104,30 +96,28 @@ def _is_teachers(result: Mapping[str, Any]) -> bool:
 
 def headlines(
     model: Mapping[str, Any], dataset: Dataset | None, sets: Sequence[Mapping[str, Any]], run: str
-) -> list[dict[str, str]]:
-    """The few numbers on top: value, unit, what it is and where it comes from."""
-    found: list[dict[str, str]] = []
+) -> list[tuple[str, str, str]]:
+    """The few numbers on top: value, what it is and where it comes from."""
+    found: list[tuple[str, str, str]] = []
     mine = sorted((row for row in sets if row["model"] == run), key=_is_teachers, reverse=True)
     for row in mine:
         if _is_teachers(row):
             note = f"to the teacher, {row['clips']} samples of {row['set']}"
-            found.append({"value": decimals(row["pcc"]), "name": "PCC", "note": note})
-            found.append({"value": decimals(row["rmse"]), "name": "RMSE (MOS)", "note": note})
+            found += [(decimals(row["pcc"]), "PCC", note)]
+            found += [(decimals(row["rmse"]), "RMSE (MOS)", note)]
         elif not _matters(str(row.get("short", ""))):
-            found.append({"value": decimals(row["pcc"]), "name": "PCC", "note": _beside(row, sets)})
+            found += [(decimals(row["pcc"]), "PCC", _beside(row, sets))]
     metrics = model.get("metrics") or {}
     if not mine and metrics:
-        for name, title in (("pcc", "PCC"), ("rmse", "RMSE (MOS)")):
-            value = decimals(metrics.get(name))
-            note = "to the teacher, on what training held out"
-            found.append({"value": value, "name": title, "note": note})
+        note = "to the teacher, on what training held out"
+        found += [(decimals(metrics.get("pcc")), "PCC", note)]
+        found += [(decimals(metrics.get("rmse")), "RMSE (MOS)", note)]
     if "parameters" in model:
-        note = f"student {model.get('student', '')}"
-        found.append({"value": f"{model['parameters']:,}", "name": "parameters", "note": note})
+        found += [(f"{model['parameters']:,}", "parameters", f"student {model.get('student', '')}")]
     if dataset:
         hours = dataset.total * CROP_SAMPLES / SAMPLE_RATE / 3600
         note = f"{hours:.1f} h of recipe {dataset.recipe.name}, {dataset.dropped} dropped"
-        found.append({"value": f"{dataset.total:,}", "name": "samples", "note": note})
+        found += [(f"{dataset.total:,}", "samples", note)]
     return found
 
 
@@ -148,33 +138,25 @@ def _beside(row: Mapping[str, Any], sets: Sequence[Mapping[str, Any]]) -> str:
 
 def players(dataset: Dataset, evaluation: Evaluation | None, run: str) -> list[dict[str, Any]]:
     """Samples spread evenly over the labels, from worst to best."""
-    ranked = sorted(dataset.records.values(), key=lambda record: (record.mos, record.key))
-    places = np.linspace(0, len(ranked) - 1, min(PLAYERS, len(ranked))).astype(int)
-    numbers = {key: number for number, key in enumerate(dataset.records)}
-    scores = _student_scores(evaluation, dataset.folder.name, run)
-    return [
-        _player(record, dataset.samples, numbers[record.key], scores.get(record.key))
-        for record in (ranked[place] for place in places)
-    ]
-
-
-def _student_scores(evaluation: Evaluation | None, name: str, run: str) -> dict[str, float]:
-    rows = evaluation.scores if evaluation else []
-    return {
+    numbered = enumerate(dataset.records.values())
+    ranked = sorted(numbered, key=lambda one: (one[1].mos, one[1].key))
+    places = np.linspace(0, len(ranked) - 1, min(PLAYERS, len(ranked)), dtype=int).tolist()
+    scores = {
         row["path_or_key"]: float(row["score"])
-        for row in rows
-        if row["set"] == name and row["model"] == run
+        for row in (evaluation.scores if evaluation else ())
+        if row["set"] == dataset.folder.name and row["model"] == run
     }
+    return [_player(dataset.samples, *ranked[place], scores) for place in places]
 
 
 def _player(
-    record: SampleRecord, samples: ShardSamples, number: int, student: float | None
+    samples: ShardSamples, number: int, record: SampleRecord, scores: Mapping[str, float]
 ) -> dict[str, Any]:
     pcm, _ = samples.read(number)
     return {
         "key": record.key,
-        "teacher": f"{record.mos:.2f}",
-        "student": None if student is None else f"{student:.2f}",
+        "teacher": record.mos,
+        "student": scores.get(record.key),
         "words": in_words(record.plan),
         "audio": data_uri("audio/flac", samples.flac(number)),
         "picture": data_uri("image/png", spectrogram_png(pcm)),
@@ -183,15 +165,6 @@ def _player(
 
 
 # --- the page -------------------------------------------------------------------------------------
-
-
-def _section(make: Callable[[], Any]) -> Section:
-    """Content, or in words what is missing. Damaged input is an error, not a gap."""
-    try:
-        content = make()
-    except Missing as missing:
-        return {"missing": str(missing)}
-    return {"content": content}
 
 
 def mark_mine(results: Evaluation, weights_sha256: str, name: str) -> Evaluation:
@@ -215,16 +188,23 @@ def page(
 
     ``shards`` were trained on (labels, draws); ``held_out`` were not (players; default ``shards``).
     """
-    log = _section(lambda: read_log(run))
-    model = _section(lambda: read_model(run))
-    data = _section(lambda: read_dataset(shards))
-    scored = _section(lambda: read_evaluation(evaluation))
-    dataset: Dataset | None = data.get("content")
-    about: dict[str, Any] = model.get("content") or {}
-    results: Evaluation | None = scored.get("content")
+    missing: dict[str, str] = {}
+
+    def part(name: str, read: Callable[[], Any]) -> Any:
+        try:
+            return read()
+        except Missing as error:
+            missing[name] = str(error)
+            return None
+
+    log = part("log", lambda: read_log(run))
+    about = part("model", lambda: read_model(run)) or {}
+    dataset: Dataset | None = part("data", lambda: read_dataset(shards))
+    results: Evaluation | None = part("scores", lambda: read_evaluation(evaluation))
     if results:
         results = mark_mine(results, str(about.get("weights_sha256")), run.name)
     shown = read_dataset(held_out) if held_out else dataset
+    drawn = dataset if dataset and dataset.records else None
     return (
         environment()
         .get_template("report.html.j2")
@@ -232,15 +212,15 @@ def page(
             run=run,
             command=command,
             model=about,
-            missing={"log": log, "model": model, "data": data, "scores": scored},
+            missing=missing,
             headlines=headlines(about, dataset, results.sets if results else [], run.name),
-            curves=curves(log["content"]) if "content" in log else [],
+            curves=curves(log or []),
             sets=results.sets if results else [],
             scatters=scatters(results) if results else [],
             dataset=dataset,
-            labels=labels(dataset) if dataset and dataset.records else None,
-            decisions=decisions(dataset) if dataset and dataset.records else [],
-            parameters=parameters(dataset) if dataset and dataset.records else [],
+            labels=drawn and labels(drawn),
+            decisions=drawn and decisions(drawn),
+            parameters=drawn and parameters(drawn),
             players=players(shown, results, run.name) if shown and shown.records else [],
             evaluation=evaluation,
             make={"run": MAKE_RUN, "shards": MAKE_SHARDS, "scores": MAKE_SCORES},
@@ -250,21 +230,19 @@ def page(
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``python -m train report``."""
-    parser.add_argument("--run", type=path_here, required=True, help="folder that fit wrote")
-    parser.add_argument("--shards", type=path_here, help="the dataset that it was trained on")
-    parser.add_argument(
-        "--held-out", type=path_here, help="held-out dataset to listen to (the players)"
-    )
-    parser.add_argument("--evaluation", type=path_here, help="folder that evaluate wrote")
-    parser.add_argument("--out", type=path_here, required=True, metavar="HTML")
+    add = parser.add_argument
+    add("--run", type=path_here, required=True, help="folder that fit wrote")
+    add("--shards", type=path_here, help="the dataset that it was trained on")
+    add("--held-out", type=path_here, help="held-out dataset to listen to (the players)")
+    add("--evaluation", type=path_here, help="folder that evaluate wrote")
+    add("--out", type=path_here, required=True, metavar="HTML")
 
 
 def run(args: argparse.Namespace) -> int:
     """``python -m train report``; returns the exit code."""
     command = command_of("report", args, add_arguments)
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    write_text(
-        args.out, page(args.run.resolve(), args.shards, args.evaluation, command, args.held_out)
-    )
+    html = page(args.run.resolve(), args.shards, args.evaluation, command, args.held_out)
+    write_text(args.out, html)
     print(args.out.resolve())
     return 0
