@@ -20,11 +20,11 @@ import soundfile
 from numpy.typing import NDArray
 
 from data_specs.io import files as io_files
+from tests.conftest import SHARED
 from train import files
 from train.models import pruned
 
 CROP = 122_880
-SHARED = Path(os.environ.get("SPEECH_SHARED", Path(__file__).parents[2] / "shared"))
 
 needs_shared = pytest.mark.skipif(
     not (SHARED / "data").is_dir(),
