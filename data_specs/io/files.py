@@ -36,7 +36,7 @@ killed command would else hold its lock."""
 HELD = (errno.EWOULDBLOCK, errno.EAGAIN)
 """What flock answers where another process holds the lock; anything else: no locks here."""
 
-OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 """Errors of a disk that is full or cannot be written."""
 
 SCRATCH_VARIABLE = "SPEECH_SCRATCH"
@@ -225,7 +225,7 @@ def scratch_file() -> Iterator[IO[bytes]]:
         with tempfile.TemporaryFile(dir=folder) as file:
             yield file
     except OSError as error:
-        if error.errno in OF_THE_DISK and error.filename is None:
+        if error.errno in DISK_ERRNOS and error.filename is None:
             raise OSError(error.errno, error.strerror, folder) from error
         raise
 

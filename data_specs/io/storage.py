@@ -35,10 +35,10 @@ from data_specs.io.addresses import (
     require_readable,
     scrubbed,
 )
-from data_specs.io.checksums import Sums, require_stored
+from data_specs.io.checksums import require_stored, sums_of
 from data_specs.io.errors import UserError
 from data_specs.io.files import (
-    OF_THE_DISK,
+    DISK_ERRNOS,
     path_of,
     scratch_file,
     sync_folder,
@@ -60,7 +60,7 @@ OWN_RETRIES = ("gs", "hf")
 MOST_DEPTH = 16
 """Of folders below an address on a web server, whose pages may list each other in a circle."""
 
-TOGETHER = 32
+CONCURRENT_READS = 32
 """Small files read at a time."""
 
 PART_BYTES = 64 << 20
@@ -229,7 +229,7 @@ class RemoteFolder:
         def head(name: str) -> bytes:
             return _no_longer(self.part(name, 0, limit + 1), limit, self.shown(name))
 
-        with ThreadPoolExecutor(TOGETHER) as pool:
+        with ThreadPoolExecutor(CONCURRENT_READS) as pool:
             return list(pool.map(head, names))
 
     def size(self, name: str) -> int:
@@ -283,12 +283,13 @@ class RemoteFolder:
             self._upload(path_of(file), name)
 
     def _upload(self, path: Path, name: str) -> None:
-        at, sums = self._at(name), Sums.of(path, PART_BYTES)
+        at = self._at(name)
+        size, sums = sums_of(path, PART_BYTES)
         options = {"chunksize": PART_BYTES} if self.protocol == "s3" else {}
 
         def once(system: Any) -> None:
             system.put_file(str(path), at, **options)
-            require_stored(system, at, sums)
+            require_stored(system, at, size, sums)
 
         self._tried(name, once, "written")
 
@@ -371,7 +372,7 @@ class RemoteFolder:
             f"{shown}: cannot be {done}, tried {tries} times: {type(error).__name__}: {told}; "
             "check the address, the credentials in the environment and the network"
         )
-        full = isinstance(error, OSError) and error.errno in OF_THE_DISK
+        full = isinstance(error, OSError) and error.errno in DISK_ERRNOS
         return OSError(error.errno, message) if full else OSError(message)  # type: ignore[attr-defined]
 
 
@@ -474,6 +475,6 @@ def _options(protocol: str) -> dict[str, Any]:
     if protocol == "s3":
         once = {"total_max_attempts": 1, "mode": "standard"}
         limits = {"connect_timeout": SILENCE_S, "read_timeout": SILENCE_S}
-        config = {"retries": once, "max_pool_connections": TOGETHER, **limits}
+        config = {"retries": once, "max_pool_connections": CONCURRENT_READS, **limits}
         return {"use_listings_cache": False, "config_kwargs": config}
     return {}

@@ -22,7 +22,7 @@ from data_specs.corpus import find_corpus
 from data_specs.io import storage
 from data_specs.io.addresses import path_or_url
 from data_specs.io.cache import FileCache, remote_clip
-from data_specs.io.checksums import Sums, require_stored
+from data_specs.io.checksums import require_stored, sums_of
 from data_specs.io.storage import LocalFolder, NotFound, RemoteFolder
 from pipeline.__main__ import main
 from pipeline.audio import RemoteSource, read_part, read_remote_header
@@ -161,7 +161,7 @@ def test_a_stated_checksum_spares_reading_back(entry: dict[str, Any], tmp_path: 
         system = Mock()
         system.info.return_value = {"size": len(data), **json.loads(told)}
         system.get_file.side_effect = AssertionError("was read back")
-        require_stored(system, "x", Sums.of(tmp_path / "x", 1 << 20))
+        require_stored(system, "x", *sums_of(tmp_path / "x", 1 << 20))
 
     check(values)
     if "{md5}" in str(entry):
