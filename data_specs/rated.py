@@ -28,7 +28,7 @@ COLUMNS = ("path", "mos", "votes", "ci", "condition", "system", "dataset")
 
 MOST_VOTES = 1_000_000
 
-TOLD = 20
+MOST_NAMED = 20
 """Clips that cannot be read and are named."""
 
 
@@ -122,16 +122,16 @@ def require_heard(clips: Sequence[RatedClip]) -> None:
     ``SpecError`` with table, line and reason for those that cannot be read.
     """
     with ThreadPoolExecutor(cpus()) as pool:
-        wrong = [why for why in pool.map(_unheard, clips) if why]
+        wrong = [why for why in pool.map(_fault_of, clips) if why]
     if wrong:
-        more = [f"and {len(wrong) - TOLD} more"] if len(wrong) > TOLD else []
-        lines = "\n  ".join([*wrong[:TOLD], *more])
+        more = [f"and {len(wrong) - MOST_NAMED} more"] if len(wrong) > MOST_NAMED else []
+        lines = "\n  ".join([*wrong[:MOST_NAMED], *more])
         raise SpecError(
             f"{len(wrong)} rated clips cannot be read; mend them or take out their rows:\n  {lines}"
         )
 
 
-def _unheard(clip: RatedClip) -> str:
+def _fault_of(clip: RatedClip) -> str:
     try:
         require_sound(clip.path)
     except (BadAudio, OSError) as error:

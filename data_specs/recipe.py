@@ -14,7 +14,6 @@ from data_specs.processors import Processor, Within
 from data_specs.strict import Name, Strict, load_named
 
 Share = Annotated[float, Field(ge=0, le=1)]
-Role = Literal["speech", "noise", "rooms", "voices"]
 Split = Literal["train", "validation", "test"]
 
 

@@ -1,11 +1,7 @@
 """The record of one sample: what the pipeline writes into a shard and the trainer reads out of it.
 
-A shard is a plain WebDataset tar. For every sample it holds two members:
-
-``{key}.flac``
-    the audio: 16 kHz, mono, 16-bit, exactly ``CROP_SAMPLES`` samples (7.68 s);
-``{key}.json``
-    a ``SampleRecord``.
+A shard is a plain WebDataset tar with two members a sample: ``{key}.flac``, the audio (16 kHz,
+mono, 16-bit, exactly ``CROP_SAMPLES`` samples: 7.68 s), and ``{key}.json``, a ``SampleRecord``.
 """
 
 from __future__ import annotations

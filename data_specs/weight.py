@@ -54,8 +54,14 @@ class _Entry(Strict):
     about: str
     homepage: Address
     licence: Annotated[str, Field(min_length=1)]
+    files: Annotated[tuple[WeightFile, ...], Field(min_length=1)]
     by_default: bool = False
     """Whether ``make weights`` without names fetches it: what the paper's processors read."""
+
+    @property
+    def address(self) -> str:
+        """Where it is fetched from, or described."""
+        return self.homepage
 
 
 class Plain(_Entry):
@@ -75,7 +81,6 @@ class Archive(_Entry):
     kind: Literal["zip"] = "zip"
     archive: Download
     flat: bool = False
-    files: Annotated[tuple[WeightFile, ...], Field(min_length=1)]
 
     @property
     def address(self) -> str:
@@ -88,7 +93,6 @@ class HuggingFace(_Entry):
     kind: Literal["huggingface"] = "huggingface"
     repository: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$"), AfterValidator(inside)]
     revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
-    files: Annotated[tuple[WeightFile, ...], Field(min_length=1)]
 
     @property
     def address(self) -> str:
@@ -102,11 +106,6 @@ class Wheel(_Entry):
     package: str
     version: str
     module: str
-    files: Annotated[tuple[WeightFile, ...], Field(min_length=1)]
-
-    @property
-    def address(self) -> str:
-        return self.homepage
 
 
 class Build(_Entry):
@@ -115,10 +114,6 @@ class Build(_Entry):
     kind: Literal["build"] = "build"
     command: str
     files: tuple[WeightFile, ...] = ()
-
-    @property
-    def address(self) -> str:
-        return self.homepage
 
 
 def _kind_is_files(entry: Any) -> Any:

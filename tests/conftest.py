@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+import yaml
 
 from data_specs.recipe import Recipe
 
@@ -106,40 +107,36 @@ def random_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+SMALL_RECIPE = """
+name: small
+seed: 3
+sources:
+  speech: {corpus: speech, holdout: &holdout {validation: 0.2, test: 0.2}}
+  noise: {corpus: noise, holdout: *holdout}
+  rooms: {corpus: rooms, holdout: *holdout}
+speed: {distribution: uniform, low: 0.9, high: 1.1}
+speech_stages:
+  - {stage: colour, probability: 0.5, choices: [{use: {kind: equalise}}]}
+room: {probability: 0.33}
+noise: {probability: 0.67, snr_db: {distribution: normal, mean: 10, std: 4}}
+stages:
+  - {stage: enhance, choices: [{use: {kind: spectral_gating}}, {use: {kind: none}}]}
+  - {stage: codec, probability: 0.5, choices: [{use: {kind: opus}}, {use: {kind: band_limit}}]}
+  - {stage: line, probability: 0.3, choices: [{use: {kind: clip}}, {use: {kind: dropout}}]}
+teacher: {name: distillmos}
+shard_samples: 8
+group_samples: 4
+max_dropped_share: 0.25
+"""
+
+
 def small_recipe(**changes: object) -> Recipe:
     """A recipe with every processor that is built, in shards of eight."""
-    values: dict[str, object] = {
-        "name": "small",
-        "seed": 3,
-        "sources": {
-            role: {"corpus": role, "holdout": {"validation": 0.2, "test": 0.2}}
-            for role in ("speech", "noise", "rooms")
-        },
-        "speed": {"distribution": "uniform", "low": 0.9, "high": 1.1},
-        "speech_stages": [
-            {"stage": "colour", "probability": 0.5, "choices": [{"use": {"kind": "equalise"}}]}
-        ],
-        "room": {"probability": 0.33},
-        "noise": {"probability": 0.67, "snr_db": {"distribution": "normal", "mean": 10, "std": 4}},
-        "stages": [
-            {
-                "stage": "enhance",
-                "choices": [{"use": {"kind": "spectral_gating"}}, {"use": {"kind": "none"}}],
-            },
-            {
-                "stage": "codec",
-                "probability": 0.5,
-                "choices": [{"use": {"kind": kind}} for kind in ("opus", "band_limit")],
-            },
-            {
-                "stage": "line",
-                "probability": 0.3,
-                "choices": [{"use": {"kind": kind}} for kind in ("clip", "dropout")],
-            },
-        ],
-        "teacher": {"name": "distillmos"},
-        "shard_samples": 8,
-        "group_samples": 4,
-        "max_dropped_share": 0.25,
-    }
-    return Recipe.model_validate(values | changes)
+    return Recipe.model_validate(yaml.safe_load(SMALL_RECIPE) | changes)
+
+
+def one_corpus_recipe(folder: Path, **changes: object) -> Path:
+    """A recipe's file: speech as it is recorded."""
+    values = {"name": "one", "sources": {"speech": {"corpus": "speech"}}, **changes}
+    (folder / "one.yaml").write_text(yaml.safe_dump(values))
+    return folder / "one.yaml"

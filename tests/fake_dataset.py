@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import io
 import json
-import tarfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import soundfile
 
 from data_specs.recipe import load_recipe
-from data_specs.sample import CROP_SAMPLES, SAMPLE_RATE
+from tests.train_helpers import flac_bytes, record, tone_pcm, write_tar
 
 
 def fake_plan(index: int) -> dict[str, Any]:
@@ -54,33 +51,15 @@ def fake_plan(index: int) -> dict[str, Any]:
     }
 
 
-def fake_flac(index: int, samples: int = CROP_SAMPLES) -> bytes:
-    """A chirp in noise."""
-    rng = np.random.default_rng(index)
-    seconds = np.arange(samples) / SAMPLE_RATE
-    wave = 0.2 * np.sin(2 * np.pi * (200 + 300 * seconds) * seconds)
-    wave += 0.02 * rng.standard_normal(samples)
-    file = io.BytesIO()
-    soundfile.write(file, wave, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
-    return file.getvalue()
-
-
 def write_dataset(folder: Path, shards: int = 2, samples: int = 5) -> Path:
     """Write ``shards`` shards of ``samples`` samples each, with their records and description."""
     folder.mkdir(parents=True, exist_ok=True)
-    audio = fake_flac(0)
+    flac = flac_bytes(tone_pcm(0))
     for shard in range(shards):
-        tar_path = folder / f"shard-{shard:06d}.tar"
-        with tarfile.open(tar_path, "w") as tar:
-            for index in range(shard * samples, (shard + 1) * samples):
-                key = f"{index:09d}"
-                for ending, content in (("flac", audio), ("json", _record(key, index))):
-                    info = tarfile.TarInfo(f"{key}.{ending}")
-                    info.size = len(content)
-                    tar.addfile(info, io.BytesIO(content))
-        record = {"shard": shard, "samples": samples, "dropped": []}
-        record["tar_bytes"] = tar_path.stat().st_size
-        tar_path.with_suffix(".json").write_text(json.dumps(record))
+        members: list[tuple[str, bytes]] = []
+        for index in range(shard * samples, (shard + 1) * samples):
+            members += [(f"{index:09d}.flac", flac), (f"{index:09d}.json", fake_record(index))]
+        write_tar(folder / f"shard-{shard:06d}.tar", members, samples)
     about = {
         "format": 1,
         "recipe": load_recipe("demo").model_dump(mode="json"),
@@ -94,15 +73,7 @@ def write_dataset(folder: Path, shards: int = 2, samples: int = 5) -> Path:
     return folder
 
 
-def _record(key: str, index: int) -> bytes:
+def fake_record(index: int) -> bytes:
     rng = np.random.default_rng(index + 10**6)
-    record = {
-        "key": key,
-        "mos": float(np.clip(rng.normal(2.6, 0.7), 1, 5)),
-        "logit": None,
-        "teacher": "distillmos",
-        "teacher_sha256": "a" * 64,
-        "pcm_sha256": "b" * 64,
-        "plan": fake_plan(index),
-    }
-    return json.dumps(record).encode()
+    made = record(f"{index:09d}", float(np.clip(rng.normal(2.6, 0.7), 1, 5)), np.zeros(0, np.int16))
+    return json.dumps(made | {"teacher": "distillmos", "plan": fake_plan(index)}).encode()

@@ -25,20 +25,12 @@ SAMPLES = 10  # two shards of four and one of two
 
 
 def manifest(name: str, files: int, root: int = 0) -> Manifest:
+    same = {
+        **{"root": root, "sample_rate_hz": 16_000, "channels": 1, "size_bytes": 1000},
+        **{"language": "en", "licence": "CC0", "rejected": "", "stamp": ""},
+    }
     rows = [
-        {
-            "root": root,
-            "path": f"{name}{i:03d}.wav",
-            "frames": 160_000 + i,
-            "sample_rate_hz": 16_000,
-            "channels": 1,
-            "size_bytes": 1000,
-            "speaker": f"{name}{i}",
-            "language": "en",
-            "licence": "CC0",
-            "rejected": "",
-            "stamp": "",
-        }
+        same | {"path": f"{name}{i:03d}.wav", "frames": 160_000 + i, "speaker": f"{name}{i}"}
         for i in range(files)
     ]
     return Manifest(name, pa.Table.from_pylist(rows, schema=SCHEMA))

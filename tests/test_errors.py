@@ -16,32 +16,12 @@ from data_specs.io.cli import run_command
 from pipeline.__main__ import VERBS as PIPELINE
 from pipeline.__main__ import main as pipeline
 from pipeline.corpora import synthetic
+from tests.conftest import ROOT
 from train.__main__ import VERBS as TRAIN
 from train.__main__ import main as train
 
-ROOT = Path(__file__).parent.parent
-
-BROKEN = """
-import sys
-{setup}
-def broken(*_):
-    raise {error}
-{target} = broken
-sys.exit(main({argv!r}))
-"""
-CLIS = {
-    "pipeline": (
-        "from pipeline.__main__ import main; import pipeline.dataset.verify",
-        "pipeline.dataset.verify.run",
-        ["verify", "."],
-    ),
-    "train": (
-        "from train.__main__ import main; import train.student.variants",
-        "train.student.variants.run",
-        ["variants"],
-    ),
-}
-OURS = ("RuntimeError('shapes')", "ValueError('shapes')", "KeyError('x')", "OSError(9, 'bad')")
+CLIS = {"pipeline": "pipeline.dataset.verify", "train": "train.student.variants"}
+"""A verb of each that is quick to import."""
 
 
 def ended(code: str, *words: str) -> subprocess.CompletedProcess[str]:
@@ -49,6 +29,21 @@ def ended(code: str, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", code, *words], cwd=ROOT, capture_output=True, text=True, check=False
     )
+
+
+def broken(cli: str, error: str) -> subprocess.CompletedProcess[str]:
+    """A command whose verb raises an error."""
+    module = CLIS[cli]
+    verb = {"pipeline": ["verify", "."], "train": ["variants"]}[cli]
+    return ended(f"""
+import sys, {module}
+from data_specs.io.errors import UserError
+from {cli}.__main__ import main
+def broken(*_):
+    raise {error}
+{module}.run = broken
+sys.exit(main({verb!r}))
+""")
 
 
 def test_help_imports_no_verb() -> None:
@@ -72,28 +67,22 @@ def test_every_verb_has_help(
 @pytest.mark.parametrize("cli", CLIS)
 @pytest.mark.parametrize("error", ["RuntimeError('shapes')", "ValueError('shapes')"])
 def test_a_mistake_of_ours_shows_its_traceback(cli: str, error: str) -> None:
-    setup, target, argv = CLIS[cli]
-    done = ended(BROKEN.format(setup=setup, target=target, argv=argv, error=error))
-    assert done.returncode == 1
-    assert "Traceback" in done.stderr
+    done = broken(cli, error)
+    assert done.returncode == 1 and "Traceback" in done.stderr
     assert error.partition("(")[0] in done.stderr.splitlines()[-1]
 
 
 @pytest.mark.parametrize("cli", CLIS)
 @pytest.mark.parametrize("error", ["UserError('a.wav: mend it')", "OSError(28, 'full', 'a.wav')"])
 def test_an_error_of_the_users_is_a_sentence(cli: str, error: str) -> None:
-    setup, target, argv = CLIS[cli]
-    setup += "; from data_specs.io.errors import UserError"
-    done = ended(BROKEN.format(setup=setup, target=target, argv=argv, error=error))
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: a.wav: ")
+    done = broken(cli, error)
+    assert done.returncode == 2 and done.stderr.startswith("error: a.wav: ")
     assert done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("cli", CLIS)
 def test_ctrl_c_ends_both_programs_alike(cli: str) -> None:
-    setup, target, argv = CLIS[cli]
-    done = ended(BROKEN.format(setup=setup, target=target, argv=argv, error="KeyboardInterrupt"))
+    done = broken(cli, "KeyboardInterrupt")
     assert (done.returncode, "Traceback" in done.stderr) == (130, False)
     assert done.stderr.startswith("interrupted")
 
@@ -137,29 +126,10 @@ def test_help_says_the_exit_statuses(run: object, capsys: pytest.CaptureFixture[
 # --- users' errors of each sort, through the commands ---------------------------------------------
 
 
-def model_with(folder: Path, about: bytes, weights: bytes) -> Path:
-    """A run's folder with these files."""
-    (folder / "model.json").write_bytes(about)
-    (folder / "model.safetensors").write_bytes(weights)
-    return folder
-
-
 def checkpoint(folder: Path, content: object) -> Path:
     """A .pt file with this content."""
     torch.save(content, folder / "best.pt")
     return folder / "best.pt"
-
-
-def dataset_with(folder: Path, content: bytes) -> Path:
-    """A dataset's folder with this description."""
-    (folder / "dataset.json").write_bytes(content)
-    return folder
-
-
-def recipe_with(folder: Path, text: bytes) -> Path:
-    """A recipe's file."""
-    (folder / "recipe.yaml").write_bytes(text)
-    return folder / "recipe.yaml"
 
 
 DEEP = b'{"a":' * 100_000
@@ -186,8 +156,9 @@ BAD_MODELS = {
 def test_a_damaged_model_is_told_by_its_file(
     sort: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    model = model_with(tmp_path, *BAD_MODELS[sort])
-    assert score(tmp_path, model) == 2
+    for name, content in zip(("model.json", "model.safetensors"), BAD_MODELS[sort], strict=True):
+        (tmp_path / name).write_bytes(content)
+    assert score(tmp_path, tmp_path) == 2
     assert capfd.readouterr().err.startswith(f"error: {tmp_path}")
 
 
@@ -218,24 +189,21 @@ BAD_DATASETS = (
 def test_a_damaged_description_is_told_by_its_file(
     verb: str, number: int, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    dataset = dataset_with(tmp_path, BAD_DATASETS[number])
+    (tmp_path / "dataset.json").write_bytes(BAD_DATASETS[number])
     (tmp_path / "shard-000000.tar").write_bytes(b"")
     (tmp_path / "shard-000000.json").write_bytes(b"{}")
-    assert pipeline([verb, str(dataset)]) == 2
+    assert pipeline([verb, str(tmp_path)]) == 2
     said = capfd.readouterr().err
-    assert said.startswith(f"error: {tmp_path}")
-    assert "Traceback" not in said
+    assert said.startswith(f"error: {tmp_path}") and "Traceback" not in said
 
 
 def test_a_description_without_its_recipe_is_told(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    dataset_with(
-        tmp_path, b'{"identity": {}, "recipe_hash": "x", "recipe": {"name": "a"}, "samples": 1}'
-    )
+    about = b'{"identity": {}, "recipe_hash": "x", "recipe": {"name": "a"}, "samples": 1}'
+    (tmp_path / "dataset.json").write_bytes(about)
     assert pipeline(["verify", str(tmp_path)]) == 2
-    said = capfd.readouterr().err
-    assert "dataset.json: recipe.sources: " in said
+    assert "dataset.json: recipe.sources: " in capfd.readouterr().err
 
 
 def test_a_missing_synthesizer_is_a_sentence(
@@ -244,8 +212,7 @@ def test_a_missing_synthesizer_is_a_sentence(
     monkeypatch.setattr(synthetic.shutil, "which", lambda program: None)
     assert pipeline(["corpora", "speech", "--out", str(tmp_path), "--count", "1"]) == 2
     said = capfd.readouterr().err
-    assert said.startswith("error: ")
-    assert "is not installed: run" in said
+    assert said.startswith("error: ") and "is not installed: run" in said
 
 
 def test_a_mistake_in_scoring_is_no_fault_of_the_file(

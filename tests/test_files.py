@@ -17,12 +17,11 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 import torch
-import yaml
 
 from data_specs.corpus import find_corpus
 from data_specs.io import audio
 from data_specs.io.audio import BadAudio, header_of, open_audio, require_sound
-from data_specs.io.walk import counts, folders, walk
+from data_specs.io.walk import counts, walk
 from data_specs.rated import read_rated, require_heard
 from data_specs.strict import SpecError
 from pipeline.__main__ import main as pipeline
@@ -38,7 +37,7 @@ from tests.awkward import (
     with_flac_total,
     without_tag,
 )
-from tests.conftest import ROOT
+from tests.conftest import ROOT, one_corpus_recipe
 from train.__main__ import main as train
 from train.audio import open_clip, read_mono
 from train.models.student import Student, variant
@@ -95,7 +94,7 @@ def test_two_loops_are_walked_once(tmp_path: Path) -> None:
         for loop in ("one", "two"):
             (tmp_path / name / loop).symlink_to(tmp_path)
     assert walk(tmp_path).files == ["a/x.wav", "b/x.wav"]
-    assert folders(tmp_path) == ["", "a", "b"]
+    assert walk(tmp_path).folders == ["", "a", "b"]
     assert counts(walk(tmp_path).left_out) == "4 there already"
     assert list(choose_files([f"{tmp_path}/**/*.wav"]).files) == [
         tmp_path / "a/x.wav",
@@ -241,10 +240,7 @@ def test_a_long_file_is_not_held_whole(tmp_path: Path, monkeypatch: pytest.Monke
 # --- the verbs ------------------------------------------------------------------------------------
 
 
-def recipe(folder: Path) -> Path:
-    path = folder / "one.yaml"
-    path.write_text(yaml.safe_dump({"name": "one", "sources": {"speech": {"corpus": "speech"}}}))
-    return path
+KINDS = ("cut short", "dead link", "format not read", "hidden")
 
 
 def expected(folder: Awkward) -> dict[str, str]:
@@ -256,7 +252,12 @@ def test_manifest_lists_every_file(
     folder: Awkward, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, corpus = tmp_path / "manifests", f"speech={folder.folder}"
-    assert pipeline(["manifest", str(recipe(tmp_path)), "--corpus", corpus, "--out", str(out)]) == 0
+    assert (
+        pipeline(
+            ["manifest", str(one_corpus_recipe(tmp_path)), "--corpus", corpus, "--out", str(out)]
+        )
+        == 0
+    )
     rows = pq.read_table(out / "speech.parquet").to_pylist()
     assert {row["path"] for row in rows} == set(expected(folder))
     assert len(rows) == len(expected(folder))
@@ -265,7 +266,7 @@ def test_manifest_lists_every_file(
         assert bool(row["rejected"]) == (row["path"] not in folder.heard), row
         assert row["rejected"].startswith(why), row
     said = capsys.readouterr().out
-    for kind in ("cut short", "dead link", "format not read", "hidden", "Git LFS pointer"):
+    for kind in (*KINDS, "Git LFS pointer"):
         assert kind in said
     assert "names/hard.wav" in said and "dead.wav" in said
 
@@ -274,11 +275,11 @@ def test_plan_draws_every_file_that_is_heard_and_no_other(
     folder: Awkward, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, corpus = tmp_path / "plan.parquet", f"speech={folder.folder}"
-    drawing = ["plan", str(recipe(tmp_path)), "--corpus", corpus, "--split", "all"]
+    drawing = ["plan", str(one_corpus_recipe(tmp_path)), "--corpus", corpus, "--split", "all"]
     assert pipeline([*drawing, "--samples", "4000", "--out", str(out)]) == 0
     assert set(pq.read_table(out)["speech.file"].to_pylist()) == set(folder.heard)
     said = capsys.readouterr().out
-    for kind in ("cut short", "dead link", "format not read", "hidden", "Git LFS pointer"):
+    for kind in (*KINDS, "Git LFS pointer"):
         assert kind in said
 
 
@@ -286,9 +287,7 @@ def test_plan_draws_every_file_that_is_heard_and_no_other(
 def test_shards_are_made_of_every_file_that_is_heard(
     folder: Awkward, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = tmp_path / "mfcc.yaml"
-    speech = {"sources": {"speech": {"corpus": "speech"}}, "shard_samples": 250}
-    path.write_text(yaml.safe_dump({"name": "m", "teacher": {"name": "mfcc"}} | speech))
+    path = one_corpus_recipe(tmp_path, teacher={"name": "mfcc"}, shard_samples=250)
     out = tmp_path / "shards"
     making = ["shards", str(path), "--corpus", f"speech={folder.folder}", "--split", "all"]
     making += ["--samples", "250", "--out", str(out), "--engine", "local", "--workers", "1"]
@@ -356,7 +355,7 @@ def test_noise_is_made_of_the_talkers_that_can_be_heard(
     assert pipeline([*made, "--from", str(folder.folder)]) == 0
     assert len(list((tmp_path / "noise").rglob("*.flac"))) == 5
     said = capsys.readouterr().err
-    for kind in ("cut short", "dead link", "format not read", "hidden"):
+    for kind in KINDS:
         assert kind in said
 
 
@@ -401,7 +400,7 @@ def test_names_that_are_not_utf_8(
 def test_output_in_ascii(tmp_path: Path) -> None:
     for number, name in enumerate(("日本.wav", os.fsdecode(b"caf\xe9.wav"), "ümlaut.m4a")):
         put(tmp_path / "in", name, encoded(number))
-    command = [sys.executable, "-m", "pipeline", "manifest", str(recipe(tmp_path))]
+    command = [sys.executable, "-m", "pipeline", "manifest", str(one_corpus_recipe(tmp_path))]
     corpus = ["--corpus", f"speech={tmp_path / 'in'}", "--out", str(tmp_path / "out")]
     for more in ({"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0"}):
         done = subprocess.run(
@@ -443,6 +442,10 @@ def test_tables_of_any_line_ending(tmp_path: Path, end: str, encoding: str) -> N
 @pytest.mark.parametrize(
     ("rows", "told"),
     [
+        ("c.wav,3,8,0", "line 2: no such audio file"),
+        ("a.wav,3,8,0\nb.wav,seven,8,0", "line 3: mos 'seven' is not a number"),
+        ("a.wav,7,8,0", "line 2: mos 7.0 is not on the scale 1-5"),
+        ("", "no rows"),
         ("a.wav,nan,8,0", "line 2: mos nan is not on the scale"),
         ("a.wav,inf,8,0", "line 2: mos inf is not on the scale"),
         ("a.wav,0.5,8,0", "line 2: mos 0.5 is not on the scale"),
@@ -460,7 +463,7 @@ def test_tables_of_any_line_ending(tmp_path: Path, end: str, encoding: str) -> N
         ('a.wav,3,8,0\n"b.wav,3,8,0', "not a CSV"),
     ],
 )
-def test_numbers_out_of_range_and_clips_twice(tmp_path: Path, rows: str, told: str) -> None:
+def test_a_wrong_table_is_told_by_row(tmp_path: Path, rows: str, told: str) -> None:
     for name in ("a.wav", "b.wav"):
         put(tmp_path, name, encoded(1))
     table = put(tmp_path, "labels.csv", f"path,mos,votes,ci\n{rows}\n".encode())
@@ -474,6 +477,8 @@ def test_a_table_that_is_no_text(tmp_path: Path) -> None:
         read_rated(table)
     with pytest.raises(ValueError, match="zero bytes"):
         read_rated(put(tmp_path, "labels.csv", b"path,mos\n\0\n"))
+    with pytest.raises(SpecError, match="no column 'mos'"):
+        read_rated(put(tmp_path, "labels.csv", b"path,score\na.wav,3\n"))
 
 
 def test_unreadable_rated_clips_are_told_with_file_and_line(tmp_path: Path) -> None:

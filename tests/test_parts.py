@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from hypothesis import given, settings
@@ -94,33 +95,23 @@ def test_addresses_of_clusters() -> None:
             parse_address(wrong)
 
 
-class Head:
-    """Stands in for ``ray.init``: a head that gets its first machine while ``late`` are waiting."""
-
-    def __init__(self, late: int, said: str) -> None:
-        self.late, self.said, self.asked = late, said, 0
-
-    def init(self, **_options: Any) -> None:
-        self.asked += 1
-        if self.asked <= self.late:
-            raise ConnectionError("Failed to connect") from RuntimeError(self.said)
-
-    def is_initialized(self) -> bool:
-        return self.asked > self.late
-
-    def stand_in(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("ray.init", self.init)
-        monkeypatch.setattr("ray.is_initialized", self.is_initialized)
+def head(monkeypatch: pytest.MonkeyPatch, late: int, said: str) -> Mock:
+    """Stands in for ``ray.init``: a head that gets its first machine after ``late`` tries."""
+    refused = ConnectionError("Failed to connect")
+    refused.__cause__ = RuntimeError(said)
+    init = Mock(side_effect=[*[refused] * late, None])
+    monkeypatch.setattr("ray.init", init)
+    monkeypatch.setattr("ray.is_initialized", lambda: init.call_count > late)
+    return init
 
 
 STARTING = "No node info found matching attributes: '' when trying to resolve node"
 
 
 def test_a_driver_waits_for_a_head_that_is_only_starting(monkeypatch: pytest.MonkeyPatch) -> None:
-    head = Head(2, STARTING)
-    head.stand_in(monkeypatch)
+    init = head(monkeypatch, 2, STARTING)
     ray_cluster.start_ray(1, "head:6379")
-    assert head.asked == 3
+    assert init.call_count == 3
 
 
 @pytest.mark.parametrize(("said", "patience_s"), [("nobody there", 60.0), (STARTING, -1.0)])
@@ -128,11 +119,10 @@ def test_but_not_for_one_that_does_not_answer_nor_for_ever(
     said: str, patience_s: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ray_cluster, "HEAD_S", patience_s)
-    head = Head(9, said)
-    head.stand_in(monkeypatch)
+    init = head(monkeypatch, 9, said)
     with pytest.raises(ValueError, match="--ray-address head:6379: no Ray cluster answers"):
         ray_cluster.start_ray(1, "head:6379")
-    assert head.asked == 1
+    assert init.call_count == 1
 
 
 def test_a_place_that_is_another_on_each_machine_is_refused() -> None:

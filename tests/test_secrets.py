@@ -5,14 +5,13 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import threading
 from collections.abc import Iterator
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from tests.export_helpers import write_run
+from tests.servers import Quiet, secrets_in, serving
 from tests.train_helpers import write_dataset, write_rated
 from train.__main__ import main
 from train.export import export
@@ -24,11 +23,6 @@ pytest.importorskip("aiohttp", reason="aiohttp is not installed: pip install 'fs
 SECRETS = ("alice", "pa55word", "5ignature")
 
 
-class Quiet(SimpleHTTPRequestHandler):
-    def log_message(self, *args: object) -> None:
-        pass
-
-
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """An address, with a place for a folder's name, of a bundle and of shards."""
@@ -37,29 +31,13 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     for name in ("NO_PROXY", "no_proxy"):
         monkeypatch.setenv(name, "127.0.0.1")
     bundle.write_checksums(write_run(tmp_path / "site" / "tiny"))
-    for tar in write_dataset(tmp_path / "site" / "shards").glob("*.tar"):
+    for tar in write_dataset(tmp_path / "site" / "shards", validation=4).glob("*.tar"):
         record = tar.with_suffix(".json")
         sha256 = hashlib.sha256(tar.read_bytes()).hexdigest()
         record.write_text(json.dumps(json.loads(record.read_text()) | {"tar_sha256": sha256}))
     handler = functools.partial(Quiet, directory=str(tmp_path / "site"))
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        login = "@".join((":".join(SECRETS[:2]), f"127.0.0.1:{server.server_port}"))
-        yield f"http://{login}/NAME?X-Amz-Signature={SECRETS[2]}"
-        server.shutdown()
-        thread.join()
-
-
-def found_in(folder: Path) -> list[tuple[str, str]]:
-    """Files, and the secrets in their names or bytes."""
-    files = [path for path in folder.rglob("*") if path.is_file()]
-    return [
-        (path.name, secret)
-        for path in files
-        for secret in SECRETS
-        if secret.encode() in path.read_bytes() or secret in str(path.relative_to(folder))
-    ]
+    with serving(handler) as host:
+        yield f"http://{':'.join(SECRETS[:2])}@{host}/NAME?X-Amz-Signature={SECRETS[2]}"
 
 
 @pytest.mark.slow
@@ -86,15 +64,8 @@ def test_no_credentials_in_any_output(
             *("fit", "--start", model, "--shards", shards, "--out", f"{out}/run", "--batch", "4"),
             *("--steps", "2", "--workers", "0", "--validate-every", "1"),
         ],
-        [
-            "report",
-            "--run",
-            f"{out}/run",
-            "--evaluation",
-            f"{out}/evaluation",
-            "--out",
-            f"{out}/r.html",
-        ],
+        ["report", "--run", f"{out}/run", "--evaluation", f"{out}/evaluation"]
+        + ["--out", f"{out}/r.html"],
         # Errors: no int8 in it; nothing there.
         ["score", str(rated), "--model", model, "--precision", "int8", "--out", f"{out}/s.csv"],
         ["score", str(rated), "--model", model.replace("tiny", "no"), "--out", f"{out}/s.csv"],
@@ -104,5 +75,5 @@ def test_no_credentials_in_any_output(
     assert statuses == [0] * 6 + [2] * 2, said.err
     assert seen == ["tiny"]
     assert len([path for path in out.rglob("*") if path.is_file()]) > 15
-    assert found_in(out) == [] and found_in(tmp_path / "cache") == []
+    assert secrets_in(out, SECRETS) == [] and secrets_in(tmp_path / "cache", SECRETS) == []
     assert [secret for secret in SECRETS if secret in said.out + said.err] == []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import csv
 import functools
 import hashlib
@@ -14,10 +13,9 @@ import shutil
 import ssl
 import subprocess
 import sys
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterator
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -40,6 +38,7 @@ from pipeline.dataset import shards
 from pipeline.render.processors import lpcnet
 from tests.conftest import ROOT, small_recipe
 from tests.fake_dataset import write_dataset
+from tests.servers import SECRETS, Guarded, answering, secrets_in, serving
 from train.models import weights as places
 
 OUTSIDE = [
@@ -74,30 +73,6 @@ def test_a_link_that_leads_out_is_refused_and_one_that_stays_is_not(tmp_path: Pa
 
 
 # --- weights at an address ------------------------------------------------------------------------
-
-
-@contextmanager
-def server(answer: Callable[[BaseHTTPRequestHandler], None]) -> Iterator[str]:
-    """The address of a web server that answers as a function says."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def log_message(self, *_: object) -> None: ...
-
-        def do_GET(self) -> None:
-            answer(self)
-
-        do_HEAD = do_GET
-
-    site = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    site.daemon_threads = True
-    thread = threading.Thread(target=site.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{site.server_port}"
-    finally:
-        site.shutdown()
-        site.server_close()
-        thread.join()
 
 
 def give(asked: BaseHTTPRequestHandler, data: bytes, kind: str = "text/plain") -> None:
@@ -135,8 +110,8 @@ def test_an_index_page_that_leads_outside_writes_nothing(
         else:
             give(asked, b"evil")
 
-    with server(answer) as address:
-        monkeypatch.setenv("SPEECH_WEIGHTS", f"{address}/cache")
+    with serving(answering(answer)) as host:
+        monkeypatch.setenv("SPEECH_WEIGHTS", f"http://{host}/cache")
         assert main(["weights", "--list", "deepfilternet3"]) == 2
     assert "not a path inside" in capsys.readouterr().err
     assert not [path for path in home.parent.rglob("*") if path.is_file()]
@@ -148,7 +123,7 @@ def test_keys_of_a_store_that_lead_outside_write_nothing(
     monkeypatch.setenv("SPEECH_WEIGHTS", "memory://strangers")
     for key in ("../../evil", "..\\evil", "a/../../../evil"):
         places._copy_here.cache_clear()
-        monkeypatch.setattr(RemoteFolder, "tree", lambda _, key=key: {key: 4})
+        monkeypatch.setattr(RemoteFolder, "tree", lambda _, key=key: {key: (4, "")})
         with pytest.raises(UserError, match="lists what is no file"):
             places.cached("net")
     assert not [path for path in home.parent.rglob("*") if path.is_file()]
@@ -214,14 +189,11 @@ def test_no_redirection_from_https_to_http(tmp_path: Path, monkeypatch: pytest.M
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(tmp_path / "certificate", tmp_path / "key")
 
-    class Away(BaseHTTPRequestHandler):
-        def log_message(self, *_: object) -> None: ...
-
-        def do_GET(self) -> None:
-            self.send_response(302)
-            self.send_header("Location", f"{plain_http}{self.path}")
-            self.send_header("Content-Length", "0")
-            self.end_headers()
+    def away(one: BaseHTTPRequestHandler) -> None:
+        one.send_response(302)
+        one.send_header("Location", f"http://{plain_http}{one.path}")
+        one.send_header("Content-Length", "0")
+        one.end_headers()
 
     asked: list[str] = []
 
@@ -229,29 +201,20 @@ def test_no_redirection_from_https_to_http(tmp_path: Path, monkeypatch: pytest.M
         asked.append(one.path)
         give(one, b"evil")
 
-    with server(answer) as plain_http:
-        site = ThreadingHTTPServer(("127.0.0.1", 0), Away)
-        site.socket = context.wrap_socket(site.socket, server_side=True)
-        thread = threading.Thread(target=site.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
-        try:
-            code = (
-                "import sys\nfrom data_specs.io.storage import RemoteFolder\n"
-                "try:\n    print(RemoteFolder(sys.argv[1]).read(['x'], 9))\n"
-                "except OSError as error:\n    print(error)\n"
-            )
-            run = subprocess.run(
-                [sys.executable, "-c", code, f"https://127.0.0.1:{site.server_port}"],
-                env={**os.environ, "SSL_CERT_FILE": str(tmp_path / "certificate")},
-                capture_output=True,
-                text=True,
-                timeout=60,
-                cwd=ROOT,
-            )
-        finally:
-            site.shutdown()
-            site.server_close()
-            thread.join()
+    code = (
+        "import sys\nfrom data_specs.io.storage import RemoteFolder\n"
+        "try:\n    print(RemoteFolder(sys.argv[1]).read(['x'], 9))\n"
+        "except OSError as error:\n    print(error)\n"
+    )
+    with serving(answering(answer)) as plain_http, serving(answering(away), context) as host:
+        run = subprocess.run(
+            [sys.executable, "-c", code, f"https://{host}"],
+            env={**os.environ, "SSL_CERT_FILE": str(tmp_path / "certificate")},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            cwd=ROOT,
+        )
     assert "redirects from https to http" in run.stdout and not asked, run.stdout + run.stderr
 
 
@@ -307,8 +270,8 @@ print("bounded")
 
 
 def test_a_server_that_ignores_ranges_is_not_read_to_its_end() -> None:
-    with server(without_end) as address:
-        run = limited(READ, address)
+    with serving(answering(without_end)) as host:
+        run = limited(READ, f"http://{host}")
     assert run.stdout == "bounded\n", run.stdout + run.stderr
 
 
@@ -601,21 +564,6 @@ def test_a_table_of_scores_goes_on_with_names_that_a_spreadsheet_would_run(tmp_p
 
 # --- credentials in addresses ---------------------------------------------------------------------
 
-SECRETS = ("PASSWORD1", "SIGNATURE1", "me1:", "me1@", "TOKEN1")
-
-
-class Guarded(SimpleHTTPRequestHandler):
-    """Serves a folder to who knows the password or has the signature."""
-
-    def send_head(self) -> Any:
-        wanted = "Basic " + base64.b64encode(b"me1:PASSWORD1").decode()
-        if self.headers.get("Authorization") != wanted and "sig=SIGNATURE1" not in self.path:
-            self.send_error(403, "no such TOKEN1")
-            return None
-        return super().send_head()
-
-    def log_message(self, *args: Any) -> None: ...
-
 
 @pytest.fixture
 def guarded(corpora: dict[str, list[Path]], tmp_path: Path) -> Iterator[str]:
@@ -625,19 +573,8 @@ def guarded(corpora: dict[str, list[Path]], tmp_path: Path) -> Iterator[str]:
         (tmp_path / "site" / name).symlink_to(folder)
     (tmp_path / "site" / "made").symlink_to(tmp_path / "made")
     handler = functools.partial(Guarded, directory=str(tmp_path / "site"))
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as site:
-        threading.Thread(target=site.serve_forever, args=(0.02,), daemon=True).start()
-        yield f"127.0.0.1:{site.server_port}"
-        site.shutdown()
-
-
-def secrets_in(folder: Path) -> list[str]:
-    """Files, and names of files, that hold what only an address had."""
-    found = []
-    for path in folder.rglob("*"):
-        data = str(path).encode() + (path.read_bytes() if path.is_file() else b"")
-        found += [f"{path}: {secret}" for secret in SECRETS if secret.encode() in data]
-    return found
+    with serving(handler) as host:
+        yield host
 
 
 @pytest.mark.slow  # it makes two datasets and labels one again

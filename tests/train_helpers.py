@@ -25,13 +25,13 @@ from numpy.typing import NDArray
 
 from data_specs.io import files as io_files
 from tests.bench.random_xlsr import config_of, write_checkpoint
+from tests.conftest import SHARED
 from train import files
 from train.models import pruned
 
 ROOT = Path(__file__).parents[1]
 
 CROP = 122_880
-SHARED = Path(os.environ.get("SPEECH_SHARED", Path(__file__).parents[2] / "shared"))
 
 needs_shared = pytest.mark.skipif(
     not (SHARED / "data").is_dir(),

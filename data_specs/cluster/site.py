@@ -33,6 +33,13 @@ def _plain(text: str) -> str:
     return text
 
 
+def _sbatch_options(options: tuple[str, ...]) -> tuple[str, ...]:
+    for option in options:
+        if not option.startswith("-"):
+            raise UserError(f"{option!r} is no option of sbatch: they begin with --")
+    return options
+
+
 def _absolute(path: PurePosixPath) -> PurePosixPath:
     if not path.is_absolute():
         raise UserError(f"{path} must be absolute: it is a path of the cluster's machines")
@@ -95,24 +102,10 @@ class Slurm(Machine):
     account: Plain = ""
     time: str = Field(default="24:00:00", pattern=r"^([0-9]+-)?[0-9]+(:[0-9]{2}){0,2}$")
     grace_s: int = Field(default=120, ge=1, le=65535)
-    logs: Annotated[Absolute, Field()]
-    options: tuple[Line, ...] = ()
+    logs: Annotated[Absolute, AfterValidator(lambda path: PurePosixPath(_plain(str(path))))]
+    options: Annotated[tuple[Line, ...], AfterValidator(_sbatch_options)] = ()
     nodes: int = Field(default=1, ge=1)
     array: Array | None = None
-
-    @field_validator("logs")
-    @classmethod
-    def _plain_logs(cls, logs: PurePosixPath) -> PurePosixPath:
-        _plain(str(logs))
-        return logs
-
-    @field_validator("options")
-    @classmethod
-    def _are_options(cls, options: tuple[str, ...]) -> tuple[str, ...]:
-        for option in options:
-            if not option.startswith("-"):
-                raise UserError(f"{option!r} is no option of sbatch: they begin with --")
-        return options
 
 
 class Group(Machine):
@@ -138,7 +131,7 @@ class Volume(Strict):
 class Kubernetes(Strict):
     """A cluster with KubeRay (shards), or any (training)."""
 
-    image: str = ""
+    image: str | None = None  # asked for where it is needed
     namespace: str = Field(default="default", pattern=NAME)
     folder: str = ""
     volume: Volume | None = None
@@ -151,16 +144,6 @@ class Kubernetes(Strict):
     head: Machine = Machine(cores=2, memory_gb=8)
     cpu: Group
     gpu: Group | None = None
-
-    @property
-    def mount(self) -> PurePosixPath | None:
-        """Where every pod finds what outlives it."""
-        return self.volume.mount if self.volume else None
-
-    @field_validator("image", mode="before")
-    @classmethod
-    def _may_be_empty(cls, image: object) -> object:
-        return image or ""  # an example's empty line: asked for where it is needed
 
     @field_validator("gpu")
     @classmethod

@@ -22,7 +22,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from data_specs.cluster.needs import require_everywhere, require_kept, require_no_secret
-from data_specs.cluster.site import RESERVE_GB, Array, Kubernetes, Machine, Site, Training
+from data_specs.cluster.site import RESERVE_GB, Machine, Site, Training
 from data_specs.io.addresses import path_here
 from data_specs.io.errors import UserError
 from data_specs.strict import SpecError
@@ -32,6 +32,9 @@ STORE_BYTES = 1 << 28
 
 EXCLUDED = (".git", ".venv", "runs", "tests", ".readme")
 """Of the working directory, what a Ray job does not need."""
+
+JOB_LOG = "%x-%j.log"
+"""As Slurm spells a job's name and number."""
 
 UNINTERPRETED = re.compile(r"[A-Za-z0-9_./:=,@%+-]+")
 """What passes through KubeRay's and Ray's own command lines as it is."""
@@ -96,7 +99,8 @@ def check_paths(kind: str, site: Site, paths: Sequence[tuple[str, str]]) -> None
     require_everywhere(paths)
     require_no_secret(paths)
     if kind == "kubernetes":
-        require_kept("--out", dict(paths)["--out"], on_kubernetes(site).mount)
+        volume = section(site, kind).volume
+        require_kept("--out", dict(paths)["--out"], volume and volume.mount)
 
 
 def _templates() -> Environment:
@@ -105,12 +109,11 @@ def _templates() -> Environment:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        keep_trailing_newline=True,
         autoescape=False,  # shell and YAML: every value goes through `sh` or `json`
     )
-    found.filters["sh"] = lambda value: shlex.quote(str(value))
-    found.filters["args"] = shlex.join
-    found.filters["json"] = lambda value: json.dumps(value)
+    found.filters |= {"sh": lambda text: shlex.quote(str(text)), "args": shlex.join}
+    found.filters["json"] = json.dumps
+    found.globals |= {"ray_memory": _ray_memory, "store_bytes": STORE_BYTES}
     return found
 
 
@@ -120,28 +123,20 @@ def _render(template: str, site: Site, **values: Any) -> str:
     return re.sub(r"\n{3,}", "\n\n", re.sub(r"[ \t]+\n", "\n", text)).rstrip() + "\n"
 
 
-def section(site: Site, name: str) -> Any:
-    """A part of a site's file. ``SpecError`` where it is missing."""
-    found = getattr(site, name)
+def section(site: Site, kind: str) -> Any:
+    """What a site says of a kind of cluster, or of training. ``SpecError`` where that is missing,
+    or names no image for Kubernetes."""
+    outer, _, inner = kind.partition("-")
+    found = getattr(site, outer)
     if found is None:
-        raise SpecError(f"the site says nothing of {name}: add the section `{name}:`")
-    return found
-
-
-def array_of(site: Site) -> Array:
-    """The array in the section ``slurm``. ``SpecError`` where it is missing."""
-    found: Array | None = section(site, "slurm").array
-    if found is None:
-        raise SpecError("the site says nothing of slurm.array: add the section `array:` in slurm")
-    return found
-
-
-def on_kubernetes(site: Site) -> Kubernetes:
-    """That section of a site. ``SpecError`` without it, or where it names no image."""
-    found: Kubernetes = section(site, "kubernetes")
-    if not found.image:
+        raise SpecError(f"the site says nothing of {outer}: add the section `{outer}:`")
+    if inner and getattr(found, inner) is None:
+        raise SpecError(
+            f"the site says nothing of {outer}.{inner}: add the section `{inner}:` in {outer}"
+        )
+    if outer == "kubernetes" and not found.image:
         raise SpecError("kubernetes.image: say the container image that has this project installed")
-    return found
+    return getattr(found, inner) if inner else found
 
 
 def new_name(site: Site, what: str) -> str:
@@ -160,20 +155,19 @@ def require_plain(command: Sequence[str]) -> None:
 
 
 def _sbatch(
-    template: str, site: Site, each: Machine, where: str, log: str = "%x-%j.log", **values: Any
+    template: str, site: Site, node: Machine, where: str, command: Sequence[str], log: str
 ) -> Submission:
-    """A batch script for Slurm; each of its nodes has what ``each`` says."""
-    mebibytes = math.floor(each.memory_gb * 10**9 / 2**20)
-    size = {"cores": each.cores, "gpus": each.gpus, "memory_mb": mebibytes}
-    file = _render(template, site, slurm=section(site, "slurm"), log=log, **size, **values)
-    return Submission(("sbatch",), file, f"Slurm: {where}")
+    """A batch script for Slurm, on nodes (one, if it does not say) that have what ``node`` says."""
+    at, mebibytes = section(site, "slurm"), math.floor(node.memory_gb * 10**9 / 2**20)
+    values = {"slurm": at, "node": node, "memory_mb": mebibytes, "command": command, "log": log}
+    return Submission(("sbatch",), _render(template, site, **values), f"Slurm: {where}")
 
 
 def _apply(
     template: str, site: Site, name: str, objects: str, where: str, **values: Any
 ) -> Submission:
     """A file for kubectl; ``objects`` are the kinds that it makes under ``name``."""
-    k = on_kubernetes(site)
+    k = section(site, "kubernetes")
     file = _render(template, site, job=name, k=k, **values)
     follow = f"kubectl -n {k.namespace} logs -f job/{name}"
     stop = f"kubectl -n {k.namespace} delete {objects} {name}"
@@ -187,53 +181,27 @@ def _apply(
 def slurm(site: Site, command: Sequence[str]) -> Submission:
     """Ray over an allocation."""
     at = section(site, "slurm")
-    return _sbatch(
-        "slurm",
-        site,
-        at,
-        f"Ray on {at.nodes} nodes of {_size(at)}",
-        nodes=at.nodes,
-        command=command,
-        ray_memory_bytes=_ray_memory(at),
-        store_bytes=STORE_BYTES,
-    )
+    where = f"Ray on {at.nodes} nodes of {_size(at)}"
+    return _sbatch("slurm", site, at, where, command, JOB_LOG)
 
 
 def slurm_array(site: Site, command: Sequence[str]) -> Submission:
     """Parts without Ray, each a task of an array."""
-    array = array_of(site)
+    array = section(site, "slurm-array")
     many = f", at most {array.at_once} at once" if array.at_once else ""
-    return _sbatch(
-        "slurm-array",
-        site,
-        array,
-        f"{array.parts} tasks{many}, each with {_size(array)}",
-        log="%x-%A_%a.log",
-        nodes=1,
-        command=command,
-        parts=array.parts,
-        at_once=array.at_once,
-    )
+    where = f"{array.parts} tasks{many}, each with {_size(array)}"
+    return _sbatch("slurm-array", site, array, where, command, "%x-%A_%a.log")
 
 
 def kubernetes(site: Site, command: Sequence[str], ray_version: str) -> Submission:
     """A KubeRay RayJob."""
-    k = on_kubernetes(site)
+    k = section(site, "kubernetes")
     require_plain(command)
     where = f"{k.cpu.min} to {k.cpu.max} pods of {_size(k.cpu)}"
     if k.gpu:
         where += f", and {k.gpu.min} to {k.gpu.max} of {_size(k.gpu)}"
-    return _apply(
-        "kubernetes",
-        site,
-        new_name(site, "shards"),
-        "rayjob",
-        where,
-        command=command,
-        ray_version=ray_version,
-        ray_memory=_ray_memory,
-        store_bytes=STORE_BYTES,
-    )
+    name, values = new_name(site, "shards"), {"command": command, "ray_version": ray_version}
+    return _apply("kubernetes", site, name, "rayjob", where, **values)
 
 
 def ray_job(site: Site, command: Sequence[str], gpus: float = 0.0) -> Submission:
@@ -271,32 +239,19 @@ def _size(machine: Machine) -> str:
 
 def train_slurm(site: Site, arguments: Sequence[str]) -> Submission:
     """torchrun on each node of an allocation; ``arguments`` follow torchrun's own."""
-    section(site, "slurm")
     training = section(site, "training")
-    return _sbatch(
-        "train-slurm",
-        site,
-        training,
-        _trainers(training),
-        nodes=training.nodes,
-        command=arguments,
-        processes=training.each,
-        restarts=training.restarts,
-    )
+    return _sbatch("train-slurm", site, training, _trainers(training), arguments, JOB_LOG)
 
 
 def train_kubernetes(site: Site, arguments: Sequence[str]) -> Submission:
     """An indexed Job of pods with torchrun, which find each other by name."""
-    on_kubernetes(site)
     training, name = section(site, "training"), new_name(site, "train")
     argv = [site.python, "-m", "torch.distributed.run", f"--nnodes={training.nodes}"]
     argv += [f"--nproc-per-node={training.each}", f"--max-restarts={training.restarts}"]
     argv += [f"--rdzv-id={name}", "--rdzv-backend=c10d"]
     argv += [f"--rdzv-endpoint={name}-0.{name}:29500", *arguments]
-    where, nodes = _trainers(training), training.nodes
-    return _apply(
-        "train-kubernetes", site, name, "job,service", where, argv=argv, needs=training, nodes=nodes
-    )
+    where, values = _trainers(training), {"argv": argv, "needs": training}
+    return _apply("train-kubernetes", site, name, "job,service", where, **values)
 
 
 def train_ray(site: Site, arguments: Sequence[str]) -> Submission:

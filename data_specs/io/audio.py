@@ -21,7 +21,7 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
-from data_specs.io.containers import Damage, Flac, Piece, mp3_pieces, ogg_links
+from data_specs.io.containers import MOST_TOTAL, Damage, Flac, Piece, mp3_pieces, ogg_links
 from data_specs.io.errors import UserError
 from data_specs.io.walk import LeftOut, print_left_out, walk
 
@@ -148,10 +148,9 @@ class _Local:
 
 
 def _require_regular(mode: int, name: str) -> None:
-    kinds = {stat.S_ISFIFO: "named pipe", stat.S_ISSOCK: "socket", stat.S_ISDIR: "folder"}
     if not stat.S_ISREG(mode):
-        kind = next((word for test, word in kinds.items() if test(mode)), "device")
-        raise BadAudio(name, f"{kind}: not a file")
+        kinds = {stat.S_IFIFO: "named pipe", stat.S_IFSOCK: "socket", stat.S_IFDIR: "folder"}
+        raise BadAudio(name, f"{kinds.get(stat.S_IFMT(mode), 'device')}: not a file")
 
 
 class _Pieces:
@@ -169,19 +168,13 @@ class _Pieces:
     def tell(self) -> int:
         return self.place
 
-    def read(self, count: int = -1) -> bytes:
-        left = sum(self.sizes) - self.place if count < 0 else count
-        found = []
-        while left > 0 and (data := self._next(left)):
-            found.append(data)
-            self.place += len(data)
-            left -= len(data)
-        return b"".join(found)
-
     def readinto(self, buffer: memoryview) -> int:
-        data = self.read(len(buffer))
-        buffer[: len(data)] = data
-        return len(data)
+        done = 0
+        while done < len(buffer) and (data := self._next(len(buffer) - done)):
+            buffer[done : done + len(data)] = data
+            self.place += len(data)
+            done += len(data)
+        return done
 
     def _next(self, count: int) -> bytes:
         begin = 0
@@ -248,7 +241,7 @@ class Recording:
             file = self._at(number, start, seek)
             data = np.asarray(file.read(count, dtype="float32", always_2d=True))
         except soundfile.SoundFileError as error:
-            raise _told(self._source, error, "damaged") from error
+            raise _error_of(self._source, error, "damaged") from error
         self._place += len(data)
         if len(data) < count:
             raise self._cut(number)
@@ -365,7 +358,7 @@ def examine(source: Source) -> Layout:
         with _sound(source) as file:
             layout = _layout(source, file, head, spans)
     except (soundfile.SoundFileError, TypeError) as error:  # TypeError: a bare .raw
-        raise _told(source, error, "no audio header") from error
+        raise _error_of(source, error, "no audio header") from error
     except Damage as damage:
         raise BadAudio(source.name, str(damage)) from damage
     if not SLOWEST_HZ <= layout.header.sample_rate_hz <= FASTEST_HZ:
@@ -373,7 +366,7 @@ def examine(source: Source) -> Layout:
     return layout
 
 
-def _told(source: Source, error: Exception, kind: str) -> Exception:
+def _error_of(source: Source, error: Exception, kind: str) -> Exception:
     """What libsndfile said of a file; an error of the system is no fault of the file."""
     if not isinstance(error, soundfile.LibsndfileError):
         return BadAudio(source.name, f"{kind}: {error}")
@@ -465,7 +458,7 @@ def _is_read(file: soundfile.SoundFile, place: int) -> bool:
 
 def _counted(source: Source, flac: Flac, rate_hz: int) -> tuple[int, str]:
     """How many samples a FLAC holds, by reading them, and what stopped that."""
-    pieces, count = flac.with_total(source.size, flac.most), 0
+    pieces, count = flac.with_total(source.size, MOST_TOTAL), 0
     with _Forward(_Pieces(source, pieces)) as sound:
         while count < LONGEST_SECONDS * rate_hz:
             try:

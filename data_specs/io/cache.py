@@ -1,10 +1,8 @@
 """Remote files on the local disk: a bounded cache, and reading ahead into it.
 
-A remote shard is fetched whole into a folder on the local disk, and read there: the order of
-training touches only a few neighbouring shards at a time, one long read is what object stores do
-best (500 headers a shard, one request each, would take seconds), and it is then held to the size
-and the SHA-256 of its record once. Clips of a corpus are kept the same way. The folder is bounded:
-the files opened longest ago go first.
+A remote shard, or a clip of a corpus, is fetched whole and held once to the size and SHA-256 of its
+record: one long read is what object stores do best, and the order of training touches only a few
+neighbouring shards at a time. Of the cache's files those opened longest ago go first.
 """
 
 from __future__ import annotations
@@ -16,27 +14,24 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from queue import Empty, SimpleQueue
 
 from data_specs.io.errors import UserError
-from data_specs.io.files import is_leftover, temporary_name, wait_for_lock
+from data_specs.io.files import is_leftover, one_at_a_time, sha256_of, temporary_name
 from data_specs.io.storage import LEFTOVER_S, RemoteFolder
 
 CACHE_GB = 20.0
 CACHE_FOLDER_VARIABLE, CACHE_GB_VARIABLE = "SPEECH_CACHE", "SPEECH_CACHE_GB"
 CACHE_REMEDY = f"set {CACHE_GB_VARIABLE} (GB), or {CACHE_FOLDER_VARIABLE} to a larger disk"
 
-LOCKS = 256
-"""Files that share a lock wait for each other: rare, and better than a lock file for each clip."""
-
 PART = ".tmp"
 """Ending of files on their way here."""
 
-LOOKS = 256
+EVICTIONS = 256
 """A cache of small files is gone through after every 1/256 of its limit that a process fetched."""
 
 
@@ -78,7 +73,7 @@ class FileCache:
         It stays readable when the file is removed to make room for others.
         """
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with self._locked(file.local.name):
+        with one_at_a_time(self.folder / f"{file.local.name}.lock"):
             return self._kept(file) or self._fetched(file)
 
     def _kept(self, file: RemoteFile) -> Descriptor | None:
@@ -94,11 +89,10 @@ class FileCache:
 
     def _fetched(self, file: RemoteFile) -> Descriptor:
         part = temporary_name(file.local)
-        for other in filter(
-            is_leftover, self.folder.glob(f".{glob.escape(file.local.name)}.*.tmp")
-        ):
-            other.unlink(missing_ok=True)
-        self._make_room(file.size, file.where)
+        for other in self.folder.glob(f".{glob.escape(file.local.name)}.*.tmp"):
+            if is_leftover(other):
+                other.unlink(missing_ok=True)
+        self._evict(file.size, file.where)
         try:
             file.folder.fetch(file.name, part, file.check, file.size)
             found = Descriptor(part)
@@ -106,23 +100,22 @@ class FileCache:
             part.replace(file.local)
         finally:
             part.unlink(missing_ok=True)
-        self._make_room(0, file.where)
+        self._evict(0, file.where)
         return found
 
-    def _make_room(self, size: int, where: str) -> None:
+    def _evict(self, size: int, where: str) -> None:
         if size > self.limit_bytes:
             raise UserError(
                 f"{where}: {size / 1e9:.2f} GB do not fit the cache {self.folder}, which may hold "
                 f"{self.limit_bytes / 1e9:.2f}: {CACHE_REMEDY}"
             )
-        if self.small and not _is_time_to_look(self, size):
+        if self.small and not _is_due(self, size):
             return
-        target = self.limit_bytes * 3 // 4 if self.small else self.limit_bytes
-        with self._locked("cache"):
+        with one_at_a_time(self.folder / "cache.lock"):
             files = sorted(self._files())
             total = sum(used for _, used, _ in files) + size
-            if self.small and total <= self.limit_bytes:
-                target = self.limit_bytes
+            crowded = self.small and total > self.limit_bytes
+            target = self.limit_bytes * 3 // 4 if crowded else self.limit_bytes
             for modified, used, path in files:
                 leftover = path.suffix == PART and time.time() - modified > LEFTOVER_S
                 if leftover or (path.suffix != PART and total > target):
@@ -138,25 +131,16 @@ class FileCache:
                         status = entry.stat()
                         yield status.st_mtime, status.st_size, Path(entry.path)
 
-    @contextmanager
-    def _locked(self, name: str) -> Iterator[None]:
-        """The lock goes with the process, however that ends; its empty file stays."""
-        if name != "cache":
-            name = str(int(hashlib.sha256(name.encode()).hexdigest(), 16) % LOCKS)
-        with (self.folder / f"{name}.lock").open("ab") as file:
-            wait_for_lock(file, self.folder)
-            yield
-
 
 _FETCHED: dict[FileCache, int] = {}
 """Bytes that this process fetched into a cache of small files since it last went through it."""
 
 
-def _is_time_to_look(cache: FileCache, size: int) -> bool:
+def _is_due(cache: FileCache, size: int) -> bool:
     fetched = _FETCHED.get(cache, cache.limit_bytes) + size  # at once when a process begins
-    look = fetched >= cache.limit_bytes // LOOKS
-    _FETCHED[cache] = 0 if look else fetched
-    return look
+    due = fetched >= cache.limit_bytes // EVICTIONS
+    _FETCHED[cache] = 0 if due else fetched
+    return due
 
 
 def default_cache() -> FileCache:
@@ -208,14 +192,10 @@ class RemoteFile:
         """``OSError`` if a download is not this file: cut short, or changed on its way."""
         size = copy.stat().st_size
         if size != self.size:
-            raise OSError(f"{size} bytes came, {self._said} says {self.size}")
-        with copy.open("rb") as content:
-            if self.sha256 and hashlib.file_digest(content, "sha256").hexdigest() != self.sha256:
-                raise OSError("its content differs from its record's hash")
-
-    @property
-    def _said(self) -> str:
-        return "its record" if self.sha256 or not self.tag else "the store"
+            by = "its record" if self.sha256 or not self.tag else "the store"
+            raise OSError(f"{size} bytes came, {by} says {self.size}")
+        if self.sha256 and sha256_of(copy) != self.sha256:
+            raise OSError("its content differs from its record's hash")
 
     def open(self) -> Descriptor:
         """Its content, fetched if need be."""

@@ -5,43 +5,34 @@ from __future__ import annotations
 import base64
 import hashlib
 from contextlib import suppress
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from data_specs.io.files import path_of, scratch_file, sha256_of
 
+BLOCK_BYTES = 1 << 20
 
-@dataclass(frozen=True)
-class Sums:
-    """What a store may say of a file: its size and any of these hashes (hex)."""
-
-    size: int
-    sha256: str
-    md5: str
-    of_parts: str
-    """S3's tag of an object that came in parts: the MD5 of the parts' MD5s, and how many."""
-
-    @classmethod
-    def of(cls, path: Path, part_bytes: int) -> Sums:
-        """Read a file once; ``part_bytes`` are those of an upload in parts."""
-        whole, md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
-        part, parts, size = hashlib.md5(usedforsecurity=False), [], 0
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                for digest in (whole, md5, part):
-                    digest.update(block)
-                size += len(block)
-                if size % part_bytes == 0:
-                    parts.append(part.digest())
-                    part = hashlib.md5(usedforsecurity=False)
-        if size % part_bytes:
-            parts.append(part.digest())
-        of_parts = hashlib.md5(b"".join(parts), usedforsecurity=False).hexdigest()
-        return cls(size, whole.hexdigest(), md5.hexdigest(), f"{of_parts}-{len(parts)}")
+_md5 = partial(hashlib.md5, usedforsecurity=False)
 
 
-def require_stored(system: Any, at: str, sums: Sums) -> None:
+def sums_of(path: Path, part_bytes: int) -> tuple[int, set[str]]:
+    """Bytes of a file, and the hashes (hex) that a store may state of it: SHA-256, MD5, and of an
+    upload in parts (of so many blocks) S3's tag: the MD5 of the parts' MD5s, and how many."""
+    whole, md5, size = hashlib.sha256(), _md5(), 0
+    parts: list[Any] = []
+    with path.open("rb") as file:
+        while block := file.read(BLOCK_BYTES):
+            if size % part_bytes == 0:
+                parts.append(_md5())
+            for digest in (whole, md5, parts[-1]):
+                digest.update(block)
+            size += len(block)
+    of_parts = _md5(b"".join(part.digest() for part in parts)).hexdigest()
+    return size, {whole.hexdigest(), md5.hexdigest(), f"{of_parts}-{len(parts)}"}
+
+
+def require_stored(system: Any, at: str, size: int, sums: set[str]) -> None:
     """``OSError`` where a store does not hold what was sent.
 
     By size, and by the checksum that it states. One that states none, or another (an encrypted
@@ -49,13 +40,13 @@ def require_stored(system: Any, at: str, sums: Sums) -> None:
     """
     system.invalidate_cache()
     entry = system.info(at)
-    if entry["size"] != sums.size:
-        raise OSError(f"{entry['size']} of {sums.size} bytes arrived")
-    if _stated(entry) & {sums.sha256, sums.md5, sums.of_parts}:
+    if entry["size"] != size:
+        raise OSError(f"{entry['size']} of {size} bytes arrived")
+    if _stated(entry) & sums:
         return
     with scratch_file() as file:
         system.get_file(at, str(path_of(file)))
-        if sha256_of(path_of(file)) != sums.sha256:
+        if sha256_of(path_of(file)) not in sums:
             raise OSError("what is stored there is not what was sent")
 
 

@@ -32,7 +32,7 @@ STOPPED = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 143}
 
 STOPPED_WORDS = "interrupted; run the same command again to go on"
 
-OF_THE_MACHINE = frozenset(
+SYSTEM_ERRNOS = frozenset(
     getattr(errno, name)
     for name in (
         *("ENOENT", "EACCES", "EPERM", "EROFS", "ENOSPC", "EDQUOT", "EIO", "ESTALE", "ENOTDIR"),
@@ -133,16 +133,16 @@ def _status_of(error: Exception) -> int:
     if isinstance(error, BrokenPipeError) and _is_unread(sys.stdout):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return STOPPED[signal.SIGTERM]
-    if not isinstance(error, UserError) and not _is_of_the_machine(error):
+    if not isinstance(error, UserError) and not _is_system_error(error):
         raise error
     return _print_error(error)
 
 
-def _is_of_the_machine(error: Exception) -> bool:
+def _is_system_error(error: Exception) -> bool:
     """Whether the system refused a file or a connection, or our code did so in its words."""
     if not isinstance(error, OSError):
         return False
-    return not error.errno or error.errno in OF_THE_MACHINE or error.filename is not None
+    return not error.errno or error.errno in SYSTEM_ERRNOS or error.filename is not None
 
 
 def _is_unread(stream: TextIO) -> bool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 At = Callable[[int, int], bytes]
@@ -57,6 +58,9 @@ TAIL_BYTES = 1 << 16
 
 LARGEST_TAIL = 1 << 20
 
+MOST_TOTAL = (1 << 36) - 1
+"""The largest number of samples that a header holds."""
+
 
 @dataclass(frozen=True)
 class Flac:
@@ -75,12 +79,7 @@ class Flac:
     @property
     def total(self) -> int:
         """Samples by the header; 0: not known."""
-        return int.from_bytes(self.info[10:18], "big") & self.most
-
-    @property
-    def most(self) -> int:
-        """The largest total that a header holds."""
-        return (1 << 36) - 1
+        return int.from_bytes(self.info[10:18], "big") & MOST_TOTAL
 
     def with_total(self, size: int, total: int) -> tuple[Piece, ...]:
         """The file with another total in its header."""
@@ -93,13 +92,7 @@ class Flac:
         largest = int.from_bytes(self.info[7:10], "big")
         start = max(self.place + 34, size - min(LARGEST_TAIL, max(TAIL_BYTES, 2 * largest)))
         tail = at(start, size - start)
-        place = tail.rfind(b"\xff")
-        while place >= 0:
-            end = self._frame_end(tail[place : place + 16])
-            if end is not None:
-                return end
-            place = tail.rfind(b"\xff", 0, place)
-        return None
+        return self._first_end(tail, reversed(list(_syncs(tail))))
 
     def is_joined(self, at: At, size: int) -> bool:
         """Whether another FLAC follows in the file."""
@@ -107,19 +100,16 @@ class Flac:
 
     def goes_back(self, at: At, size: int) -> bool:
         """Whether a frame comes before one of a lower number, at three places of the file."""
-        found = [self._frame_after(at, size * quarter // 4) for quarter in (1, 2, 3)]
+        starts = (max(size * quarter // 4, self.place + 34) for quarter in (1, 2, 3))
+        blocks = [at(start, TAIL_BYTES) for start in starts]
+        found = [self._first_end(block, _syncs(block)) for block in blocks]
         ends = [end for end in found if end is not None]
         return ends != sorted(ends)
 
-    def _frame_after(self, at: At, start: int) -> int | None:
-        data = at(max(start, self.place + 34), TAIL_BYTES)
-        place = data.find(b"\xff")
-        while place >= 0:
-            end = self._frame_end(data[place : place + 16])
-            if end is not None:
-                return end
-            place = data.find(b"\xff", place + 1)
-        return None
+    def _first_end(self, data: bytes, places: Iterable[int]) -> int | None:
+        """The sample after the first frame that begins at one of some places."""
+        ends = (self._frame_end(data[place : place + 16]) for place in places)
+        return next((end for end in ends if end is not None), None)
 
     def _frame_end(self, head: bytes) -> int | None:
         """The sample after a frame; None for what is no header of one (RFC 9639, section 9.1)."""
@@ -140,6 +130,11 @@ class Flac:
         samples = fixed if extra else _block_size(size)
         first = number if head[1] == 0xF9 else number * int.from_bytes(self.info[2:4], "big")
         return first + samples
+
+
+def _syncs(data: bytes) -> Iterator[int]:
+    """Where frames may begin."""
+    return (found.start() for found in re.finditer(b"\xff", data))
 
 
 def _block_size(code: int) -> int:

@@ -36,7 +36,7 @@ killed command would else hold its lock."""
 HELD = (errno.EWOULDBLOCK, errno.EAGAIN)
 """What flock answers where another process holds the lock; anything else: no locks here."""
 
-OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 """Errors of a disk that is full or cannot be written."""
 
 SCRATCH_VARIABLE = "SPEECH_SCRATCH"
@@ -77,47 +77,41 @@ def temporary_name(path: Path) -> Path:
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[IO[bytes]]:
-    """Write ``path`` whole or not at all: temporary name, sync, rename, sync of the folder.
+def _replacing(path: Path) -> Iterator[Path]:
+    """A temporary name, whose file is synced and renamed to ``path`` where the block ends well.
 
     Errors of the system name ``path``.
     """
     temporary = temporary_name(path)
     try:
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            _sync(file.fileno(), path)
-        os.replace(temporary, path)
-    except BaseException as error:
-        with suppress(OSError):  # the first error is the one to tell
-            temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno and error.filename in (None, str(temporary)):
-            raise OSError(error.errno, error.strerror, str(path)) from error
-        raise
-    sync_folder(path.parent)
-
-
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Let ``write`` fill a temporary file beside ``path``, sync it and rename it to ``path``.
-
-    For libraries that take a path; else ``whole_file``.
-    """
-    temporary = temporary_name(path)
-    try:
-        write(temporary)
+        yield temporary
         with temporary.open("rb") as file:
             _sync(file.fileno(), path)
-        temporary.chmod(0o666 & ~_umask())  # some libraries write 0600
         temporary.replace(path)
     except OSError as error:
         if error.errno and error.filename in (None, str(temporary)):
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     finally:
-        with suppress(OSError):
+        with suppress(OSError):  # the first error is the one to tell
             temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[IO[bytes]]:
+    """Write ``path`` whole or not at all: temporary name, sync, rename, sync of the folder."""
+    with _replacing(path) as temporary, temporary.open("wb") as file:
+        yield file
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """As ``whole_file``, for libraries that take a path: ``write`` fills the temporary file."""
+    with _replacing(path) as temporary:
+        temporary.touch()
+        mode = temporary.stat().st_mode
+        write(temporary)
+        temporary.chmod(mode)  # some libraries write 0600
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -135,11 +129,8 @@ def is_leftover(path: Path) -> bool:
     named = TEMPORARY.search(path.name)
     if named is None:
         return False
-    ended = named[1].endswith(f".{here()}") and _start_of(int(named[2])) is None
-    return ended or _is_abandoned(path)
-
-
-def _is_abandoned(path: Path) -> bool:
+    if named[1].endswith(f".{here()}") and _start_of(int(named[2])) is None:
+        return True
     try:
         return time.time() - path.lstat().st_mtime > ABANDONED_S
     except FileNotFoundError:  # renamed or removed meanwhile
@@ -150,14 +141,6 @@ def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text whole or not at all."""
     with whole_file(path) as file:
         file.write(text.encode())
-
-
-def _umask() -> int:
-    """The process' umask; there is no call that reads it without setting it."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("Umask:"):
-            return int(line.split()[1], 8)
-    return 0o022
 
 
 def replace_folder(made: Path, folder: Path) -> None:
@@ -242,7 +225,7 @@ def scratch_file() -> Iterator[IO[bytes]]:
         with tempfile.TemporaryFile(dir=folder) as file:
             yield file
     except OSError as error:
-        if error.errno in OF_THE_DISK and error.filename is None:
+        if error.errno in DISK_ERRNOS and error.filename is None:
             raise OSError(error.errno, error.strerror, folder) from error
         raise
 
@@ -274,7 +257,7 @@ def only_writer(folder: Path, name: str = LOCK_FILE) -> Iterator[None]:
 @contextmanager
 def one_at_a_time(path: Path) -> Iterator[None]:
     """Let processes through a block one after the other, by the lock file ``path``."""
-    with _held(path, lambda file: wait_for_lock(file, path.parent)):
+    with _held(path, lambda file: lock(file, path.parent, wait=True)):
         yield
 
 
@@ -315,44 +298,29 @@ def _is_at(file: IO[bytes], path: Path) -> bool:
         return False
 
 
-def lock(file: IO[bytes], path: Path, holder: dict[str, Any] | None = None) -> bool:
+def lock(
+    file: IO[bytes], path: Path, holder: dict[str, Any] | None = None, wait: bool = False
+) -> bool:
     """Lock an open file that stands for ``path``; whether its file system has locks.
 
-    ``UserError`` where another process holds it, or ``holder`` (its record, if any) is alive.
-    Without locks a warning says so, once.
+    Where another process holds it, ``wait`` for that, or ``UserError``; so too where ``holder``
+    (its record, if any) is alive. Without locks a warning says so, once.
     """
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in HELD or _is_alive(holder or {}):
             raise UserError(
                 f"{path}: another command writes to it ({_shown(holder or {})}): wait for it or "
                 "stop it, or give another --out"
             ) from error
-        _warn_unlocked(path, error, holder)
+        last = f"; the last record there is of {_shown(holder)}" if holder else ""
+        _warn_once(
+            f"{path}: its file system has no locks ({error.strerror}): make sure that no other "
+            f"command writes to it{last}"
+        )
         return False
     return True
-
-
-def wait_for_lock(file: IO[bytes], path: Path) -> bool:
-    """Lock an open file, after whoever holds it.
-
-    Without locks on its file system a warning says so, once, and nothing is waited for.
-    """
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX)
-    except OSError as error:
-        _warn_unlocked(path, error)
-        return False
-    return True
-
-
-def _warn_unlocked(path: Path, error: OSError, holder: dict[str, Any] | None = None) -> None:
-    last = f"; the last record there is of {_shown(holder)}" if holder else ""
-    _warn_once(
-        f"{path}: its file system has no locks ({error.strerror}): make sure that no other "
-        f"command writes to it{last}"
-    )
 
 
 def _write_holder(file: IO[bytes]) -> None:

@@ -4,8 +4,10 @@ memory."""
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from data_specs.io.errors import UserError
@@ -26,28 +28,24 @@ KEPT_BYTES = 1 << 30
 def cpus(cgroup: Path = CGROUP) -> int:
     """Cores of this process: by affinity, and by the container's quota rounded up. At least 1."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    quota = _cpu_quota(cgroup)
-    return max(1, min(cores or 1, -int(-quota // 1)) if quota else cores or 1)
+    cores = cores or 1
+    return max(1, min(cores, math.ceil(_cpu_quota(cgroup) or cores)))
 
 
 def _cpu_quota(cgroup: Path) -> float | None:
     """Cores that a container may use (control groups version 2, then 1); None without a limit."""
-    try:
-        quota, period = (cgroup / "cpu.max").read_text().split()
-    except (OSError, ValueError):
-        try:
-            quota = (cgroup / "cpu/cpu.cfs_quota_us").read_text().strip()
-            period = (cgroup / "cpu/cpu.cfs_period_us").read_text().strip()
-        except OSError:
-            return None
-    if quota == "max" or int(quota) <= 0:
-        return None
-    return int(quota) / int(period)
+    for names in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
+        with suppress(OSError, ValueError):  # no such version, or "max"
+            quota, period = " ".join((cgroup / name).read_text() for name in names).split()
+            if int(quota) > 0:
+                return int(quota) / int(period)
+    return None
 
 
 def available_memory(cgroup: Path = CGROUP, meminfo: Path = Path("/proc/meminfo")) -> int:
     """Bytes that this process may still take. Pages of files that can be dropped count as free."""
-    available = _meminfo(meminfo)["MemAvailable"]
+    rows = dict(line.split(":") for line in meminfo.read_text().splitlines())
+    available = 1024 * int(rows["MemAvailable"].removesuffix("kB"))
     for limit_file, use_file, inactive in MEMORY_FILES:
         try:
             limit, use = (int((cgroup / name).read_text()) for name in (limit_file, use_file))
@@ -78,12 +76,6 @@ def require_device(device: str, option: str = "--device") -> None:
             f"{option} {device}: torch finds {there} here: give {option} cpu, or mend "
             "the driver (nvidia-smi shows what there is)"
         )
-
-
-def _meminfo(path: Path) -> dict[str, int]:
-    """Bytes by name; the file has kB."""
-    rows = (line.split() for line in path.read_text().splitlines())
-    return {row[0].rstrip(":"): 1024 * int(row[1]) for row in rows if len(row) > 1}
 
 
 def keep_freed_memory() -> bool:

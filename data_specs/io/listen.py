@@ -1,8 +1,4 @@
-"""How a sample is shown to people: its plan in words, its audio and spectrogram as data URIs.
-
-The preview (pipeline) and the report (train) both show samples, and neither may import the other;
-what they share is a view of the sample record, so it lives beside the record.
-"""
+"""How a sample is shown to people: its plan in words, its audio and spectrogram as data URIs."""
 
 from __future__ import annotations
 

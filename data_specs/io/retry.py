@@ -17,7 +17,7 @@ from typing import TypeVar
 WAITS_S = (0.5, 1.0, 2.0, 4.0)
 """Waits between the tries of a request: a store that throttles is back within seconds."""
 
-PASSING = frozenset(
+TRANSIENT_ERRNOS = frozenset(
     getattr(errno, name)
     for name in (
         *("EIO", "EREMOTEIO", "ESTALE", "ETIMEDOUT", "EAGAIN", "EINTR", "EBUSY", "ENOBUFS"),
@@ -27,7 +27,7 @@ PASSING = frozenset(
 ) | {socket.EAI_AGAIN}
 """Numbers of the system's errors that may be gone in a moment: a network's, or a server's."""
 
-PASSING_KINDS = {
+TRANSIENT_CLASSES = {
     "aiohttp": {"ClientConnectionError", "ClientPayloadError"},
     "asyncio": {"IncompleteReadError"},
     "botocore": {"ConnectionError", "HTTPClientError", "IncompleteReadError"},
@@ -41,7 +41,7 @@ PASSING_KINDS = {
 }
 """Classes of the packages behind fsspec that say so, by package; what derives from them too."""
 
-NOT_PASSING_KINDS = {"ClientConnectorCertificateError", "ClientSSLError", "SSLError"}
+PERMANENT_CLASSES = {"ClientConnectorCertificateError", "ClientSSLError", "SSLError"}
 """Of those again: what is wrong with a certificate stays wrong."""
 
 CONFLICTS = (409, 412)
@@ -70,15 +70,15 @@ def is_transient(error: Exception) -> bool:
 def is_passing(error: BaseException) -> bool:
     """Whether an error is of a kind that may be gone in a moment. What is not known is not."""
     kinds = {(kind.__module__.partition(".")[0], kind.__name__) for kind in type(error).__mro__}
-    if any(name in NOT_PASSING_KINDS for _, name in kinds):
+    if any(name in PERMANENT_CLASSES for _, name in kinds):
         return False
     if isinstance(error, TimeoutError | ConnectionError):
         return True
     if type(error) is OSError and error.errno is None:
         return True  # of a transfer: cut short, or not what was sent
-    if isinstance(error, OSError) and error.errno in PASSING:
+    if isinstance(error, OSError) and error.errno in TRANSIENT_ERRNOS:
         return True
-    return any(name in PASSING_KINDS.get(package, ()) for package, name in kinds)
+    return any(name in TRANSIENT_CLASSES.get(package, ()) for package, name in kinds)
 
 
 def patiently(work: Callable[[], T]) -> T:
@@ -90,7 +90,7 @@ def patiently(work: Callable[[], T]) -> T:
         try:
             return work()
         except OSError as error:
-            if error.errno not in PASSING:
+            if error.errno not in TRANSIENT_ERRNOS:
                 raise
         time.sleep(wait * jitter())
     return work()

@@ -4,8 +4,7 @@ Local folders are used as they are; fsspec is imported only for an address (``s3
 A file is there whole or not at all: on a disk by a temporary name, sync and rename; on a store by
 one upload, which shows no part of an object, held afterwards to its size and checksum.
 
-There is one layer of retries (``retry.py``); where a backend has its own it is turned off (s3), or
-this one is short (``OWN_RETRIES``). Messages name the address without credentials; the
+There is one layer of retries (``retry.py``). Messages name the address without credentials; the
 backends' own errors, which quote addresses, are neither repeated as they are nor chained.
 """
 
@@ -36,10 +35,10 @@ from data_specs.io.addresses import (
     require_readable,
     scrubbed,
 )
-from data_specs.io.checksums import Sums, require_stored
+from data_specs.io.checksums import require_stored, sums_of
 from data_specs.io.errors import UserError
 from data_specs.io.files import (
-    OF_THE_DISK,
+    DISK_ERRNOS,
     path_of,
     scratch_file,
     sync_folder,
@@ -53,13 +52,15 @@ from data_specs.io.retry import CONFLICTS, is_transient, jitter, patiently, stat
 WRITE_WAITS_S = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
 """Of an upload: a shard took minutes to make, and is not given up for a store's bad minute."""
 
+HTTP = ("http", "https")
+
 OWN_RETRIES = ("gs", "hf")
 """Protocols whose packages try again by themselves, six and five times: here one wait is enough."""
 
 MOST_DEPTH = 16
 """Of folders below an address on a web server, whose pages may list each other in a circle."""
 
-TOGETHER = 32
+CONCURRENT_READS = 32
 """Small files read at a time."""
 
 PART_BYTES = 64 << 20
@@ -119,35 +120,32 @@ class LocalFolder:
                         found[entry.name] = entry.stat().st_size
         return found
 
-    def size(self, name: str) -> int:
-        """Bytes of a file; ``NotFound`` naming it where it is not there."""
+    @contextmanager
+    def there(self, name: str) -> Iterator[Path]:
+        """The path of a file; ``NotFound`` naming it where the block finds none."""
         try:
-            return (self.path / name).stat().st_size
+            yield self.path / name
         except FileNotFoundError:
             raise NotFound(f"{self.shown(name)} is missing") from None
+
+    def size(self, name: str) -> int:
+        """Bytes of a file; ``NotFound`` naming it where it is not there."""
+        with self.there(name) as path:
+            return path.stat().st_size
 
     def read(self, names: Sequence[str], limit: int) -> list[bytes]:
         """Small files whole; ``NotFound`` or ``ValueError`` naming one that is over the limit."""
-        heads = (patiently(partial(self._head, name, limit)) for name in names)
-        return [
-            _no_longer(head, limit, self.shown(name))
-            for name, head in zip(names, heads, strict=True)
-        ]
+        return [patiently(partial(self._head, name, limit)) for name in names]
 
     def _head(self, name: str, limit: int) -> bytes:
-        try:
-            with (self.path / name).open("rb") as file:
-                return file.read(limit + 1)
-        except FileNotFoundError:
-            raise NotFound(f"{self.shown(name)} is missing") from None
+        with self.there(name) as path, path.open("rb") as file:
+            return _no_longer(file.read(limit + 1), limit, self.shown(name))
 
     @contextmanager
     def open(self, name: str) -> Iterator[IO[bytes]]:
         """A file for reading; ``NotFound`` naming it where it is not there."""
-        try:
-            file = patiently(lambda: (self.path / name).open("rb"))
-        except FileNotFoundError:
-            raise NotFound(f"{self.shown(name)} is missing") from None
+        with self.there(name) as path:
+            file = patiently(lambda: path.open("rb"))
         with file:
             yield file
 
@@ -206,17 +204,14 @@ class RemoteFolder:
         files = [entry for entry in entries if entry["type"] == "file"]
         return {self._name(entry["name"]): entry.get("size") for entry in files}
 
-    def tree(self) -> dict[str, int | None]:
-        """Path below the folder and bytes of every file below it: one recursive listing.
+    def tree(self) -> dict[str, tuple[int | None, str]]:
+        """Path of every file below the folder, with its bytes and whatever the store says that
+        changes with its content: one recursive listing.
 
         The paths are the store's word: ``names.inside`` refuses those that lead out of the folder,
         the ones with an encoded slash too, which stays encoded here.
         """
-        return {path: size for path, (size, _) in self.listing().items()}
-
-    def listing(self) -> dict[str, tuple[int | None, str]]:
-        """As ``tree``, with whatever the store says that changes with a file's content."""
-        depth = {"maxdepth": MOST_DEPTH} if self._over_http else {}  # a store has no folders
+        depth = {"maxdepth": MOST_DEPTH} if self.over_http else {}  # a store has no folders
         found = self._tried("", lambda system: system.find(self._at(""), detail=True, **depth))
         top = re.sub(r"^[a-z0-9]+://", "", self._at("").partition("?")[0]).strip("/")
         listed = {}
@@ -224,7 +219,7 @@ class RemoteFolder:
             path = re.sub(r"^[a-z0-9]+://", "", name.partition("?")[0]).strip("/")
             if entry["type"] == "file" and path.startswith(f"{top}/"):
                 below = path.removeprefix(f"{top}/")
-                encoded = not self._over_http or ENCODED.search(below)
+                encoded = not self.over_http or ENCODED.search(below)
                 listed[below if encoded else unquote(below)] = (entry.get("size"), _tag(entry))
         return listed
 
@@ -232,17 +227,10 @@ class RemoteFolder:
         """Small files whole; ``NotFound`` or ``ValueError`` naming one that is over the limit."""
 
         def head(name: str) -> bytes:
-            at = self._at(name)
-            return self._tried(
-                name, lambda system: bytes(system.cat_file(at, start=0, end=limit + 1))
-            )
+            return _no_longer(self.part(name, 0, limit + 1), limit, self.shown(name))
 
-        with ThreadPoolExecutor(TOGETHER) as pool:
-            found = pool.map(head, names)
-            return [
-                _no_longer(data, limit, self.shown(name))
-                for name, data in zip(names, found, strict=True)
-            ]
+        with ThreadPoolExecutor(CONCURRENT_READS) as pool:
+            return list(pool.map(head, names))
 
     def size(self, name: str) -> int:
         """Bytes of a file; ``NotFound`` naming it where it is not there."""
@@ -280,7 +268,7 @@ class RemoteFolder:
 
     def make(self) -> None:
         """Say at once that an address cannot be written. A store has no folders to make."""
-        if self._over_http:
+        if self.over_http:
             raise UserError(
                 f"{self.shown()}: http is only read: give a local folder, s3://, gs:// or hf://"
             )
@@ -295,12 +283,13 @@ class RemoteFolder:
             self._upload(path_of(file), name)
 
     def _upload(self, path: Path, name: str) -> None:
-        at, sums = self._at(name), Sums.of(path, PART_BYTES)
+        at = self._at(name)
+        size, sums = sums_of(path, PART_BYTES)
         options = {"chunksize": PART_BYTES} if self.protocol == "s3" else {}
 
         def once(system: Any) -> None:
             system.put_file(str(path), at, **options)
-            require_stored(system, at, sums)
+            require_stored(system, at, size, sums)
 
         self._tried(name, once, "written")
 
@@ -342,13 +331,13 @@ class RemoteFolder:
         return len(old)
 
     @property
-    def _over_http(self) -> bool:
-        return self.protocol in ("http", "https")
+    def over_http(self) -> bool:
+        return self.protocol in HTTP
 
     def _at(self, name: str) -> str:
         """The address of a file; a query (a signature) stays behind it."""
         base, mark, query = self.address.partition("?")
-        return f"{base.rstrip('/')}/{quote(name) if self._over_http else name}{mark}{query}"
+        return f"{base.rstrip('/')}/{quote(name) if self.over_http else name}{mark}{query}"
 
     def _name(self, address: str) -> str:
         link = address.removeprefix(self._at("").rstrip("/"))  # fsspec puts it behind our query
@@ -362,7 +351,7 @@ class RemoteFolder:
             try:
                 return work(_filesystem(self.protocol))
             except Exception as raised:  # every backend has kinds of its own
-                error = _reason(raised) if self._over_http else raised
+                error = _reason(raised) if self.over_http else raised
                 tried_there = self.protocol in OWN_RETRIES and status_of(error)[0] not in CONFLICTS
                 waits = all_waits[:1] if tried_there else all_waits
                 if tries > len(waits) or not is_transient(error):
@@ -383,7 +372,7 @@ class RemoteFolder:
             f"{shown}: cannot be {done}, tried {tries} times: {type(error).__name__}: {told}; "
             "check the address, the credentials in the environment and the network"
         )
-        full = isinstance(error, OSError) and error.errno in OF_THE_DISK
+        full = isinstance(error, OSError) and error.errno in DISK_ERRNOS
         return OSError(error.errno, message) if full else OSError(message)  # type: ignore[attr-defined]
 
 
@@ -405,15 +394,10 @@ def _tag(entry: dict[str, Any]) -> str:
 
 def copy(name: str, source: LocalFolder | RemoteFolder, to: LocalFolder | RemoteFolder) -> None:
     """Copy a file from folder to folder: by a hard link, by the store itself, or through here."""
-    if (
-        isinstance(source, LocalFolder)
-        and isinstance(to, LocalFolder)
-        and _linked(name, source, to)
-    ):
-        return
-    if isinstance(source, RemoteFolder) and isinstance(to, RemoteFolder):
-        within = source.protocol == to.protocol
-        if within and source.protocol not in ("http", "https"):
+    match source, to:
+        case LocalFolder(), LocalFolder() if _linked(name, source, to):
+            return
+        case RemoteFolder(), RemoteFolder() if source.protocol == to.protocol and not to.over_http:
             to.copy_from(source, name)
             return
     with source.open(name) as file, to.writing(name) as new:
@@ -427,9 +411,8 @@ def _linked(name: str, source: LocalFolder, to: LocalFolder) -> bool:
     _make_below(to.path, path.parent)
     temporary.unlink(missing_ok=True)
     try:
-        os.link(source.path / name, temporary)
-    except FileNotFoundError:
-        raise NotFound(f"{source.shown(name)} is missing") from None
+        with source.there(name) as file:
+            os.link(file, temporary)
     except OSError:  # another disk, or a file system without links
         return False
     os.replace(temporary, path)
@@ -487,11 +470,11 @@ def _filesystem(protocol: str) -> Any:
 
 
 def _options(protocol: str) -> dict[str, Any]:
-    if protocol in ("http", "https"):
+    if protocol in HTTP:
         return http_options()
     if protocol == "s3":
         once = {"total_max_attempts": 1, "mode": "standard"}
         limits = {"connect_timeout": SILENCE_S, "read_timeout": SILENCE_S}
-        config = {"retries": once, "max_pool_connections": TOGETHER, **limits}
+        config = {"retries": once, "max_pool_connections": CONCURRENT_READS, **limits}
         return {"use_listings_cache": False, "config_kwargs": config}
     return {}

@@ -43,20 +43,13 @@ class Span(NamedTuple):
     record_bytes: int
 
 
-class Member(NamedTuple):
-    """Where the content of a plain file lies."""
-
-    start: int
-    size: int
-
-
 def index_of(file: int, where: str) -> list[Span]:
     """Find every sample of an open tar, in file order; reads the headers only.
 
     Raises ``UserError`` naming the tar (``where``) and the member: damaged, or anything but one
     plain ``KEY.flac`` and one plain ``KEY.json`` a sample, in any order.
     """
-    samples: dict[str, dict[str, Member]] = {}
+    samples: dict[str, dict[str, tuple[int, int]]] = {}  # (start, bytes) of each member
     for info in _headers(file, where):
         found = MEMBER.fullmatch(info.name)
         if found is None or info.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):
@@ -69,11 +62,11 @@ def index_of(file: int, where: str) -> list[Span]:
             raise UserError(f"{where}: member {info.name} is there twice")
         if info.size > MOST_BYTES[ending]:
             raise UserError(f"{where}: member {info.name}: {info.size} bytes are too many")
-        samples[key][ending] = Member(info.offset_data, info.size)
+        samples[key][ending] = (info.offset_data, info.size)
     return [_span(where, key, found) for key, found in samples.items()]
 
 
-def _span(where: str, key: str, found: dict[str, Member]) -> Span:
+def _span(where: str, key: str, found: dict[str, tuple[int, int]]) -> Span:
     for ending, what in (("flac", "audio"), ("json", "label")):
         if ending not in found:
             raise UserError(

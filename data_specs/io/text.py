@@ -5,7 +5,6 @@ from __future__ import annotations
 import codecs
 import os
 import re
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from data_specs.io.errors import UserError
@@ -63,11 +62,10 @@ def names_in(text: str, base: Path | None = None) -> list[Path]:
 
     Blanks around a name are no part of it, unless a file is called so.
     """
-    names = [line for line in LINE_END.split(text) if line.strip()]
-    return list(_paths(names, base or Path()))
-
-
-def _paths(names: Iterable[str], base: Path) -> Iterator[Path]:
-    for name in names:
-        plain = name.strip()
-        yield base / (name if name != plain and os.path.lexists(base / name) else plain)
+    base = base or Path()
+    names = [(line, line.strip()) for line in LINE_END.split(text)]
+    return [
+        base / (line if line != name and os.path.lexists(base / line) else name)
+        for line, name in names
+        if name
+    ]

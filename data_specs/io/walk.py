@@ -29,7 +29,7 @@ HIDDEN, AGAIN = "hidden", "there already"
 HARMLESS = (HIDDEN, AGAIN)
 """Kinds of what is left out without a loss."""
 
-TOLD = 20
+MOST_NAMED = 20
 """Of one kind so many are named on the screen."""
 
 
@@ -53,13 +53,15 @@ class LeftOut:
 
 @dataclass
 class Found:
-    """Relative paths of the audio files of a folder, sorted, and what was left out.
+    """Relative paths of the audio files and of the real folders below a folder, sorted, and what
+    was left out.
 
     Names that are not UTF-8 come as Python has them, with surrogates.
     """
 
     files: list[str] = field(default_factory=list)
     left_out: list[LeftOut] = field(default_factory=list)
+    folders: list[str] = field(default_factory=list)
 
 
 def counts(left_out: Iterable[LeftOut]) -> str:
@@ -70,23 +72,22 @@ def counts(left_out: Iterable[LeftOut]) -> str:
 
 def print_left_out(where: str, left_out: Sequence[LeftOut]) -> None:
     """Say on standard error how much was left out, by kind, and the first of each kind by name."""
-    if not left_out:
-        return
-    print(f"{printable(where)}: left out: {counts(left_out)}", file=sys.stderr)
+    if left_out:
+        print(f"{printable(where)}: left out: {counts(left_out)}", file=sys.stderr)
     for line in first_of_each_kind(left_out):
         print(line, file=sys.stderr)
 
 
 def first_of_each_kind(left_out: Sequence[LeftOut]) -> Iterator[str]:
-    """Lines that name what was left out, ``TOLD`` of each kind."""
+    """Lines that name what was left out, ``MOST_NAMED`` of each kind."""
     told: Counter[str] = Counter()
     for one in left_out:
         told[one.kind] += 1
-        if told[one.kind] <= TOLD:
+        if told[one.kind] <= MOST_NAMED:
             yield printable(f"  left out: {one.path}: {one.reason}")
     for kind, count in sorted(told.items()):
-        if count > TOLD:
-            yield f"  and {count - TOLD} more: {kind}"
+        if count > MOST_NAMED:
+            yield f"  and {count - MOST_NAMED} more: {kind}"
 
 
 def walk(root: Path | str) -> Found:
@@ -95,21 +96,12 @@ def walk(root: Path | str) -> Found:
     Links are followed, after all that is not reached through one: to a folder or file that is there
     already they add nothing, nor do they lead out to a folder around ``root``.
     """
-    walker = _walked(root)
-    return Found(sorted(walker.files), sorted(walker.left_out))
-
-
-def folders(root: Path | str) -> list[str]:
-    """Relative paths of a folder ("") and of every real folder below it, sorted."""
-    return sorted(_walked(root).folders)
-
-
-def _walked(root: Path | str) -> _Walker:
     walker = _Walker(os.fspath(root))
     walker.folder("", os.stat(root))
     while walker.links:
         walker.link(walker.links.popleft())
-    return walker
+    found = walker.found
+    return Found(sorted(found.files), sorted(found.left_out), sorted(found.folders))
 
 
 def kind_of(path: str) -> str | None:
@@ -126,14 +118,12 @@ def unread(path: str) -> str:
 class _Walker:
     def __init__(self, root: str) -> None:
         self.root = root
-        self.files: list[str] = []
-        self.left_out: list[LeftOut] = []
-        self.folders: list[str] = []
+        self.found = Found()
         self.links: deque[str] = deque()
         self.seen: dict[tuple[int, int], str] = {}
 
     def leave(self, path: str, reason: str) -> None:
-        self.left_out.append(LeftOut(path, reason))
+        self.found.left_out.append(LeftOut(path, reason))
 
     def is_new(self, path: str, about: os.stat_result) -> bool:
         """Whether a real file or folder comes for the first time; else it is left out."""
@@ -157,7 +147,7 @@ class _Walker:
                     raise
                 self.leave(folder, f"folder cannot be read: {error.strerror}")
                 continue
-            self.folders.append(folder)
+            self.found.folders.append(folder)
             for entry in found:
                 self._entry(entry, os.path.join(folder, entry.name), below)
 
@@ -189,7 +179,7 @@ class _Walker:
         elif ending in UNREAD_ENDINGS:
             self.leave(path, unread(path))
         elif self.is_new(path, about):
-            self.files.append(path)
+            self.found.files.append(path)
 
     def link(self, path: str) -> None:
         """What a link leads to."""

@@ -121,10 +121,9 @@ def _flags(kind: str, site: Site, job: Sequence[str], options: argparse.Namespac
 def _capacity(kind: str, site: Site, worker: Stage, teacher: Stage | None) -> tuple[int, int]:
     """How many workers a site holds (of a Slurm array: a task), and how many of some teachers the
     GPUs that are there at the start."""
-    if kind == "slurm-array":
-        array = submit.array_of(site)
-        return array.workers(worker), int(bool(teacher and array.gpus))
     at = submit.section(site, kind)
+    if kind == "slurm-array":
+        return at.workers(worker), int(bool(teacher and at.gpus))
     if kind == "slurm":
         teachers = [teacher] * at.teachers(teacher) if teacher and at.gpus else []
         return at.nodes * at.workers(worker, teachers), at.nodes * len(teachers)
@@ -157,11 +156,10 @@ def _what(kind: str, site: Site, recipe: Recipe, options: argparse.Namespace) ->
 def _machines(kind: str, site: Site, shards: int) -> tuple[Machine | None, int, int]:
     """A machine with workers where a site says what it is, how many jobs are at work at once, and
     the GPUs of all."""
-    if kind == "slurm-array":
-        array = submit.array_of(site)
-        at_once = min(array.at_once or array.parts, array.parts, shards)
-        return array, at_once, at_once * array.gpus
     at = submit.section(site, kind)
+    if kind == "slurm-array":
+        at_once = min(at.at_once or at.parts, at.parts, shards)
+        return at, at_once, at_once * at.gpus
     if kind == "slurm":
         return at, 1, at.nodes * at.gpus
     if kind == "ray":

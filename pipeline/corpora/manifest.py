@@ -281,7 +281,7 @@ def _stamps(
 ) -> dict[tuple[int, str], tuple[int | None, str]]:
     """Size and stamp of each file (folder number, path): on a disk time and mode, at an address
     what its listing tells. Without a size nothing is known."""
-    listed = {i: RemoteFolder(str(r)).listing() for i, r in enumerate(roots) if is_address(r)}
+    listed = {i: RemoteFolder(str(r)).tree() for i, r in enumerate(roots) if is_address(r)}
 
     def stamp(file: tuple[int, str]) -> tuple[int | None, str]:
         root, path = file

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from data_specs.io.errors import UserError
-from data_specs.io.retry import PASSING
+from data_specs.io.retry import TRANSIENT_ERRNOS
 from pipeline.dataset.job import Job, ShardWorker, WorkerFactory
 from pipeline.dataset.shards import ShardError
 from pipeline.engine import ray_cluster
@@ -188,7 +188,7 @@ class _Pool:
             reason = f"its worker died {RETRIES + 1} times (killed, or out of memory)"
         elif isinstance(cause, RayError):
             reason = f"its worker lost what it was given: {cause}"
-        elif isinstance(cause, OSError) and cause.errno in PASSING:
+        elif isinstance(cause, OSError) and cause.errno in TRANSIENT_ERRNOS:
             reason = cause.strerror or str(cause)
         else:
             raise error

@@ -53,12 +53,7 @@ def _matches(path: str, glob: str) -> bool:
         ("speech", "interview.ogg", None, None),
         ("noise", "kitchen/fan.wav", None, None),
         ("rooms", "room-003.flac", None, None),
-        (
-            "coqui_voices",
-            "de/thorsten-vits/thorsten/0.flac",
-            "thorsten-vits/thorsten",
-            "de",
-        ),
+        ("coqui_voices", "de/thorsten-vits/thorsten/0.flac", "thorsten-vits/thorsten", "de"),
         ("coqui_voices", "en/vctk-vits/p225/0.flac", "vctk-vits/p225", "en"),
         ("coqui_voices", "fr/css10-vits/0.wav", "css10-vits", "fr"),
         (
@@ -67,18 +62,8 @@ def _matches(path: str, glob: str) -> bool:
             "reader_06709",
             "en",
         ),
-        (
-            "dns4_speech",
-            f"{CLEAN}/emotional_speech/crema_d/1001_DFA_ANG_XX.wav",
-            "1001",
-            "en",
-        ),
-        (
-            "dns4_speech",
-            f"{CLEAN}/vctk_wav48_silence_trimmed/p225/p225_001_mic1.wav",
-            "p225",
-            "en",
-        ),
+        ("dns4_speech", f"{CLEAN}/emotional_speech/crema_d/1001_DFA_ANG_XX.wav", "1001", "en"),
+        ("dns4_speech", f"{CLEAN}/vctk_wav48_silence_trimmed/p225/p225_001_mic1.wav", "p225", "en"),
         (
             "dns4_speech",
             f"{CLEAN}/french_speech/{AILABS}/fr_FR_190hrs_16k/male/bernard/book/wavs/x_1.wav",
@@ -104,18 +89,8 @@ def _matches(path: str, glob: str) -> bool:
             "es",
         ),
         ("dns4_noise", "datasets_fullband/noise_fullband/abc.wav", None, None),
-        (
-            "dns4_rooms",
-            f"{SLR26}/smallroom/Room149/Room149-00003.wav",
-            "smallroom/Room149",
-            None,
-        ),
-        (
-            "dns4_rooms",
-            f"{SLR28}/RVB2014_type1_rir_largeroom1_far_angla.wav",
-            None,
-            None,
-        ),
+        ("dns4_rooms", f"{SLR26}/smallroom/Room149/Room149-00003.wav", "smallroom/Room149", None),
+        ("dns4_rooms", f"{SLR28}/RVB2014_type1_rir_largeroom1_far_angla.wav", None, None),
     ],
 )
 def test_speaker_and_language(

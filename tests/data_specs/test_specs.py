@@ -172,19 +172,3 @@ def test_rated_clips_keep_what_the_table_says(tmp_path: Path) -> None:
 def test_mushra_is_mapped_to_mos(tmp_path: Path) -> None:
     path = rated(tmp_path, "path,mos\na.wav,75\n")
     assert read_rated(path, Scale(low=0, high=100))[0].mos == pytest.approx(4.0)
-
-
-@pytest.mark.parametrize(
-    ("rows", "said"),
-    [
-        ("path,score\na.wav,3\n", "no column 'mos'"),
-        ("path,mos\nb.wav,3\n", "line 2: no such audio file"),
-        ("path,mos\na.wav,3\na.wav,seven\n", "line 3: mos 'seven' is not a number"),
-        ("path,mos\na.wav,7\n", "line 2: mos 7.0 is not on the scale 1-5"),
-        ("path,mos\na.wav,nan\n", "not on the scale"),
-        ("path,mos\n", "no rows"),
-    ],
-)
-def test_a_wrong_table_is_told_by_row(tmp_path: Path, rows: str, said: str) -> None:
-    with pytest.raises(SpecError, match=said):
-        read_rated(rated(tmp_path, rows))

@@ -18,7 +18,7 @@ from pipeline.dataset import preview
 from pipeline.dataset.prepare import prepare
 from pipeline.render.render import render_group
 from tests.conftest import small_recipe
-from tests.fake_dataset import _record, fake_plan, write_dataset
+from tests.fake_dataset import fake_plan, fake_record, write_dataset
 
 
 def test_the_page_plays_samples_of_every_shard(tmp_path: Path) -> None:
@@ -89,7 +89,7 @@ def test_the_recording_stands_beside_it(corpora: dict[str, list[Path]], tmp_path
     job = prepare(small_recipe(), corpora, tmp_path, 40, progress=False)
     plan = next(p for p in job.plans(range(40)) if p.noise and p.noise.snr_db < 10)
     record = SampleRecord.model_validate(
-        json.loads(_record(plan.key, 0)) | {"plan": plan.model_dump(mode="json")}
+        json.loads(fake_record(plan.index)) | {"plan": plan.model_dump(mode="json")}
     )
     original = preview._original(record, job.roots)
     pcm = decode_flac(base64.b64decode(original["audio"].partition(",")[2]))

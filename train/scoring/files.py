@@ -11,7 +11,7 @@ from pathlib import Path
 
 from data_specs.io.errors import UserError
 from data_specs.io.text import names_in, read_text, text_of
-from data_specs.io.walk import LeftOut, folders, walk
+from data_specs.io.walk import LeftOut, walk
 
 STANDARD_INPUT = "-"
 
@@ -89,5 +89,5 @@ def _matches(pattern: str) -> Iterator[str]:
         yield from glob.glob(pattern)
         return
     for top in glob.glob(head) if head else [""]:
-        for folder in folders(top or "."):
+        for folder in walk(top or ".").folders:
             yield from _matches(os.path.join(glob.escape(os.path.join(top, folder)), tail))
