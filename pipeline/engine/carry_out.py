@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -17,28 +16,20 @@ from pipeline.dataset import shards
 from pipeline.dataset.card import write_card
 from pipeline.dataset.description import WrongDataset, require_ours, writing
 from pipeline.dataset.job import CLIP_HOURS, Job
-from pipeline.engine.base import Machines, Outcome, TeacherActors
+from pipeline.engine.base import EngineOptions, Outcome
 from pipeline.engine.run import run_all
 
 
-def make(
-    jobs: Sequence[Job],
-    options: argparse.Namespace,
-    actors: TeacherActors,
-    part: Part,
-    at: Machines,
-) -> int:
+def make(jobs: Sequence[Job], how: EngineOptions) -> int:
     """Make what is to be made of some jobs in one run; exit status of ``carry_out``."""
 
     def work() -> list[Outcome]:
-        outcomes = run_all(
-            jobs, options.engine, options.workers, actors=actors, part=part, machines=at
-        )
+        outcomes = run_all(jobs, how)
         for job, outcome in zip(jobs, outcomes, strict=True):
             failures.note(job, outcome.made, outcome.failed)
         return outcomes
 
-    return carry_out(jobs, part, work)
+    return carry_out(jobs, how.own, work)
 
 
 def carry_out(jobs: Sequence[Job], part: Part, work: Callable[[], list[Outcome]]) -> int:

@@ -16,7 +16,7 @@ from typing import Any
 from data_specs.io.cli import signals_for_us_alone
 from pipeline.dataset.job import Job, WorkerFactory
 from pipeline.dataset.shards import ShardError
-from pipeline.engine.base import Finished, Task, make_shard, reported
+from pipeline.engine.base import EngineOptions, Finished, Task, make_shard, reported
 from pipeline.engine.watch import Watch
 
 LAST_REPORT_S = 10.0
@@ -27,12 +27,12 @@ def run_local(
     factory: WorkerFactory,
     jobs: Sequence[Job],
     todo: list[Task],
-    workers: int,
+    how: EngineOptions,
     watches: Sequence[Watch],
 ) -> Finished:
     """Make shards here (``base.Engine``). ``ShardError`` where a process of the pool dies."""
-    if workers > 1:
-        yield from _run_pool(factory, jobs, todo, min(workers, len(todo)), watches)
+    if how.workers > 1:
+        yield from _run_pool(factory, jobs, todo, min(how.workers, len(todo)), watches)
         return
     with torch_threads_kept():
         worker = factory(jobs[0], None)

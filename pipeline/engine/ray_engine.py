@@ -17,7 +17,7 @@ from data_specs.io.retry import PASSING
 from pipeline.dataset.job import Job, ShardWorker, WorkerFactory
 from pipeline.dataset.shards import ShardError
 from pipeline.engine import ray_cluster
-from pipeline.engine.base import Finished, Machines, Said, Task, TeacherActors, make_shard
+from pipeline.engine.base import EngineOptions, Finished, Said, Task, make_shard
 from pipeline.engine.teachers import SILENCE_S, TeachersPlace, on_gpu, shared_teacher
 from pipeline.engine.watch import LABELS, METRICS, Progress, Sink, Watch, measures
 
@@ -32,26 +32,24 @@ def run_ray(
     factory: WorkerFactory,
     jobs: Sequence[Job],
     todo: list[Task],
-    workers: int,
+    how: EngineOptions,
     watches: Sequence[Watch],
-    actors: TeacherActors,
-    machines: Machines,
 ) -> Finished:
     """Make shards on a Ray cluster, or on a Ray of this run's own (``base.Engine``)."""
-    job, address = jobs[0], machines.address or os.environ.get("RAY_ADDRESS", "")
+    job, address = jobs[0], how.ray_address or os.environ.get("RAY_ADDRESS", "")
     ray = ray_cluster.import_ray(address)
     started = not ray.is_initialized()
     if started:
         if address not in ray_cluster.OWN_RAY:
             ray_cluster.require_answer(address)
-        ray_cluster.start_ray(workers + (0 if on_gpu(job) else actors.count), address)
+        ray_cluster.start_ray(how.workers + (0 if on_gpu(job) else how.teacher_actors), address)
     try:
         with ExitStack() as stack:
             for one, watch in zip(jobs, watches, strict=True):
                 stack.enter_context(watch.sending(metrics(one.recipe.name, watch.run)))
-            teacher, place = stack.enter_context(shared_teacher(job, actors, machines))
-            needs = _worker_needs(job, min(workers, len(todo)), actors, machines)
-            pool = _Pool(workers, needs, place, (factory, jobs, teacher), watches)
+            teacher, place = stack.enter_context(shared_teacher(job, how))
+            needs = _worker_needs(job, min(how.workers, len(todo)), how)
+            pool = _Pool(how.workers, needs, place, (factory, jobs, teacher), watches)
             yield from pool.work(todo)
     except ray.exceptions.RayError as error:
         raise cause_of(error) from None
@@ -213,30 +211,31 @@ class _Pool:
             )
 
 
-def _worker_needs(
-    job: Job, workers: int, actors: TeacherActors, machines: Machines
-) -> dict[str, Any]:
+def _worker_needs(job: Job, workers: int, how: EngineOptions) -> dict[str, Any]:
     """What Ray reserves for a worker: where it computes on one, its share of the GPUs.
 
     Raises ``UserError`` where workers would find no GPU, one after the other.
     """
     share = 0.0
-    if "cuda" in (job.device, "" if actors.count else job.label_device):  # cuda:1 is a user's own
-        share = _fair_share(job, workers, actors)
-        if not share and not machines.worker.gpus:
+    if "cuda" in (
+        job.device,
+        "" if how.teacher_actors else job.label_device,
+    ):  # cuda:1 is a user's own
+        share = _fair_share(job, workers, how)
+        if not share and not how.worker.gpus:
             raise UserError(
                 "--device cuda: this Ray has no GPU for a worker: start it with one (ray start "
                 "--num-gpus N), say --worker-needs gpus=N where machines with some join later, or "
                 "give --device cpu"
             )
-    return machines.worker.options(share)
+    return how.worker.options(share)
 
 
-def _fair_share(job: Job, workers: int, actors: TeacherActors) -> float:
+def _fair_share(job: Job, workers: int, how: EngineOptions) -> float:
     """Of the GPUs that shared teachers leave, what each worker gets."""
     import ray
 
-    taken = actors.count * actors.options(on_gpu(job))["num_gpus"]
+    taken = how.teacher_actors * how.teacher(on_gpu(job))["num_gpus"]
     left = max(0.0, ray.cluster_resources().get("GPU", 0.0) - taken)
     return min(1.0, int(1e4 * left / workers) / 1e4)  # Ray counts in ten-thousandths
 

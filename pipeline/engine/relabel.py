@@ -18,7 +18,6 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from data_specs.cluster.needs import parse_part
 from data_specs.io.addresses import PathOrUrl, path_or_url, shown
 from data_specs.io.errors import UserError
 from data_specs.io.options import add_options
@@ -26,15 +25,15 @@ from data_specs.recipe import Teacher as TeacherSpec
 from data_specs.sample import SampleRecord, parse_sample, sample_key, shard_name
 from data_specs.strict import describe
 from data_specs.teacher import packages_of
-from pipeline import options as verb_options
 from pipeline.audio import decode_flac, pcm_sha256
 from pipeline.dataset import shards
 from pipeline.dataset.description import open_folder, reopen, same_location
 from pipeline.dataset.job import Job
 from pipeline.dataset.shards import ShardError
-from pipeline.engine import carry_out as carrying
-from pipeline.engine import run as engine
-from pipeline.engine.base import Outcome
+from pipeline.engine.base import EngineOptions
+from pipeline.engine.carry_out import carry_out
+from pipeline.engine.run import run_all
+from pipeline.options import engine_options
 from pipeline.render import label
 from pipeline.render.processors import audio_packages
 from pipeline.render.row import Row
@@ -183,14 +182,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "teacher whose scores depend on the batch, labels then differ from the recipe's in their "
         "last bits",
     )
-    add_options(parser, verb_options.EngineOptions)
+    add_options(parser, EngineOptions)
 
 
 def run(options: argparse.Namespace) -> int:
     """``python -m pipeline relabel SOURCE --teacher NAME --out DIR``; exit status as ``shards``."""
-    actors = verb_options.teacher_actors(options, options.device)
-    part = parse_part(options.part)
-    at = verb_options.machines(options, [("SOURCE", options.source), ("--out", options.out)])
+    places = [("SOURCE", options.source), ("--out", options.out)]
+    how = engine_options(options, options.device, places)
     if options.batch < 0:
         raise UserError(f"--batch must be at least 1, not {options.batch}")
     source = reopen(options.source, {})
@@ -200,19 +198,7 @@ def run(options: argparse.Namespace) -> int:
     # Nothing is planned: the workers need no manifests.
     factory = partial(Relabeller, source=replace(source, manifests={}), batch=options.batch)
     small = replace(job, manifests={})
-
-    def work() -> list[Outcome]:
-        return engine.run_all(
-            [small],
-            options.engine,
-            options.workers,
-            factory=factory,
-            actors=actors,
-            part=part,
-            machines=at,
-        )
-
-    return carrying.carry_out([job], part, work)
+    return carry_out([job], how.own, lambda: run_all([small], how, factory=factory))
 
 
 def _spec(options: argparse.Namespace) -> TeacherSpec:

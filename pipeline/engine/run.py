@@ -6,40 +6,34 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
-from functools import partial
 from typing import Any
 
-from data_specs.cluster.needs import EVERY, Part
+from data_specs.cluster.needs import Part
 from pipeline.dataset.job import Job, Worker, WorkerFactory
-from pipeline.engine.base import (
-    HERE,
-    OWN_TEACHERS,
-    WHOLE_ALREADY,
-    Engine,
-    Machines,
-    Outcome,
-    Task,
-    TeacherActors,
-)
+from pipeline.engine.base import WHOLE_ALREADY, Engine, EngineOptions, Outcome, Task
 from pipeline.engine.local import run_local
 from pipeline.engine.ray_engine import run_ray
 from pipeline.engine.watch import Watch
 
 
-def run(job: Job, engine: str, workers: int, **how: Any) -> Outcome:
-    """Make every shard of a job that is not whole yet; the rest is as for ``run_all``."""
-    return run_all([job], engine, workers, **how)[0]
-
-
-def run_all(
-    jobs: Sequence[Job],
+def run(
+    job: Job,
     engine: str,
     workers: int,
     progress: bool = True,
     factory: WorkerFactory = Worker,
-    actors: TeacherActors = OWN_TEACHERS,
-    part: Part = EVERY,
-    machines: Machines = HERE,
+    **how: Any,
+) -> Outcome:
+    """``run_all`` of one job, by these fields of ``EngineOptions``."""
+    options = EngineOptions(engine=engine, workers=workers, **how)  # type: ignore[arg-type]
+    return run_all([job], options, progress, factory)[0]
+
+
+def run_all(
+    jobs: Sequence[Job],
+    how: EngineOptions,
+    progress: bool = True,
+    factory: WorkerFactory = Worker,
 ) -> list[Outcome]:
     """Make every shard of a part of some jobs that is not whole yet, one job after the other.
 
@@ -47,7 +41,7 @@ def run_all(
     many drops, a source that cannot be opened, an error that is no sample's own) is kept in
     ``failed`` and the others go on; a full or unwritable output stops the run (``OSError``).
     """
-    actors.check(engine, jobs[0].label_device)
+    part = how.own
     todo = [part.own(job.todo()) for job in jobs]
     outcomes = [
         Outcome(skipped=left_whole(job, part, own)) for job, own in zip(jobs, todo, strict=True)
@@ -55,17 +49,19 @@ def run_all(
     wanted = [number for number, own in enumerate(todo) if own]
     if not wanted:
         return outcomes
-    ray_engine = partial(run_ray, actors=actors, machines=machines)
-    engines: dict[str, Engine] = {"local": run_local, "ray": ray_engine}
+    engine: Engine = run_ray if how.engine == "ray" else run_local
     with ExitStack() as stack:
         watches = [
-            Watch(jobs[k], todo[k], engine, workers, outcomes[k].skipped, progress, waits=at > 0)
+            Watch(
+                *(jobs[k], todo[k], how.engine, how.workers, outcomes[k].skipped, progress),
+                waits=at > 0,
+            )
             for at, k in enumerate(wanted)
         ]
         for watch in watches:
             stack.enter_context(watch)
         tasks = [Task(at, shard) for at, k in enumerate(wanted) for shard in todo[k]]
-        finished = engines[engine](factory, [jobs[k] for k in wanted], tasks, workers, watches)
+        finished = engine(factory, [jobs[k] for k in wanted], tasks, how, watches)
         since = time.monotonic()
         for task, error in stack.enter_context(closing(finished)):
             outcome, now = outcomes[wanted[task.job]], time.monotonic()
