@@ -102,16 +102,21 @@ class WorkerOptions(BaseModel):
     )
 
 
+def corpus_and_folder(option: str) -> tuple[str, str]:
+    """Split a ``NAME=DIR`` option. Raises ``UserError`` for one without either half."""
+    name, _, folder = option.partition("=")
+    if not name or not folder:
+        raise UserError(f"--corpus {shown(option)}: write NAME=DIR")
+    return name, folder
+
+
 def parse_roots(options: Sequence[str], recipe: Recipe) -> Roots:
     """Parse corpus folders from ``NAME=DIR`` options, else from ``CORPUS_NAME`` in the environment.
 
     A folder is a path or an address. Raises ``UserError`` for an option without either half.
     """
     roots: Roots = {}
-    for option in options:
-        name, equals, folder = option.partition("=")
-        if not equals or not folder:
-            raise UserError(f"--corpus {shown(option)}: write NAME=DIR")
+    for name, folder in map(corpus_and_folder, options):
         roots.setdefault(name, []).append(path_or_url(folder))
     for name in {source.corpus for source in recipe.sources.present().values()} - set(roots):
         value = os.environ.get(f"CORPUS_{name.upper()}", "")

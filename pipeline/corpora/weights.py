@@ -5,11 +5,9 @@ names, and ``SHA256SUMS`` once all of them are whole. A file being fetched is ca
 its size and hash were checked, so ``train.models.weights.find`` takes nothing half-fetched. Files
 placed by hand are used as they are; ``make weights`` checks and records them.
 
-Files come in pieces through ``data_specs.io.storage``, as datasets do: it tries again, follows no
-redirection from https to http and takes no more bytes than it asked for. pooch 1.9 does none of
-these, and neither it nor ``hf_hub_download`` (2.4) goes on with a file that an earlier process
-began, of which the largest has 8 GB. Of a hub ``huggingface_hub`` says where a file is, its size
-and its hash.
+Files come in pieces through ``data_specs.io.storage``: it tries again, follows no redirection from
+https to http and takes no more bytes than it asked for. pooch 1.9 does none of these, and neither
+it nor ``hf_hub_download`` goes on with what an earlier process began (up to 8 GB).
 """
 
 from __future__ import annotations

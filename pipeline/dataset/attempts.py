@@ -108,11 +108,9 @@ class Tally:
 
     @property
     def samples(self) -> int:
-        """Samples of all whole shards."""
         return sum(self.whole.values())
 
     def add(self, record: ShardRecord) -> None:
-        """Count a whole shard."""
         self.whole[record.shard] = record.samples
         self.planned += record.planned
         self.tar_bytes += record.tar_bytes

@@ -107,9 +107,12 @@ def card(job: Job, held: Tally) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"markdown": markdown, "code": code, "hours": _hours}
+    environment.filters |= {
+        "markdown": markdown,
+        "code": code,
+        "hours": lambda n: f"{n * CLIP_HOURS:.2f}",
+    }
     recordings = corpus_licences(job)
-    demands = consequences({*recordings, *held.licences})
     return environment.get_template("card.md.j2").render(
         job=job,
         held=held,
@@ -118,7 +121,7 @@ def card(job: Job, held: Tally) -> str:
         front=_front(job, held, recordings).to_yaml(),
         split=_split(job),
         recordings=recordings,
-        demands=demands,
+        demands=consequences({*recordings, *held.licences}),
         meaning=DEMANDS,
         noncommercial=any(noncommercial(licence) for licence in held.licences),
         kinds_of=lambda licence: [
@@ -131,12 +134,9 @@ def card(job: Job, held: Tally) -> str:
     )
 
 
-def _hours(samples: int) -> str:
-    return f"{samples * CLIP_HOURS:.2f}"
-
-
 def _front(job: Job, held: Tally, recordings: Iterable[str]) -> DatasetCardData:
     languages = sorted(x for x in held.languages if re.fullmatch("[a-z]{2,3}", x))
+    files = {"split": _split(job), "path": "shard-*.tar"}
     return DatasetCardData(
         pretty_name=f"{job.recipe.name}: degraded speech with a teacher's scores",
         language=languages or None,
@@ -144,12 +144,7 @@ def _front(job: Job, held: Tally, recordings: Iterable[str]) -> DatasetCardData:
         annotations_creators=["machine-generated"],
         size_categories=[next((n for most, n in SIZES if held.samples < most), "1M<n<10M")],
         tags=["speech-quality", "mos", "pseudo-labels", "audio", "webdataset"],
-        configs=[
-            {
-                "config_name": "default",
-                "data_files": [{"split": _split(job), "path": "shard-*.tar"}],
-            }
-        ],
+        configs=[{"config_name": "default", "data_files": [files]}],
         **hub_licence({*held.licences, *recordings}),
     )
 

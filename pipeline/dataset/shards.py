@@ -110,7 +110,7 @@ def commit(
         planned=len(rows),
         tar_bytes=counter.size,
         tar_sha256=counter.digest.hexdigest(),
-        pcm_sha256=_combined_pcm(records),
+        pcm_sha256=hashlib.sha256("".join(r["pcm_sha256"] for r in records).encode()).hexdigest(),
         dropped=dropped,
         versions=versions or {},
         licences=dict(sorted(Counter(x for r in records for x in r.get("licences", ())).items())),
@@ -140,13 +140,6 @@ def _write_tar(file: HashingFile, rows: Iterable[Row]) -> None:
         for row in rows:
             if not row.reason:
                 tar.write({"__key__": row.key, "flac": row.flac, "json": row.record})
-
-
-def _combined_pcm(records: Iterable[dict[str, Any]]) -> str:
-    digest = hashlib.sha256()
-    for record in records:
-        digest.update(record["pcm_sha256"].encode())
-    return digest.hexdigest()
 
 
 def _too_many(shard: int, dropped: Sequence[dict[str, str]], planned: int) -> str:
@@ -201,7 +194,6 @@ class Ledger:
         return ""
 
     def is_whole(self, shard: int, dataset_hash: str, planned: int) -> bool:
-        """Whether a shard is done."""
         return not self.problem(shard, dataset_hash, planned)
 
 
@@ -264,15 +256,18 @@ def read_record(folder: PathOrUrl, shard: int) -> ShardRecord | None:
     return parse_record(data, place.shown(name))
 
 
-def is_whole(folder: PathOrUrl, shard: int, dataset_hash: str, planned: int) -> bool:
-    """Whether one shard is done, without a listing; for many, read the ledger once."""
+def one_shard(folder: PathOrUrl, shard: int) -> Ledger:
+    """The ledger of one shard, without a listing; for many, read the folder's once."""
+    found = Ledger({}, {})
     try:
-        record = read_record(folder, shard)
-        size = open_folder(folder).size(f"{shard_name(shard)}.tar") if record else None
-    except (NotFound, ShardError):
-        return False
-    records = {shard: record} if record else {}
-    return Ledger({shard: size}, records).is_whole(shard, dataset_hash, planned)
+        if record := read_record(folder, shard):
+            found.records[shard] = record
+            found.tars[shard] = open_folder(folder).size(f"{shard_name(shard)}.tar")
+    except NotFound:
+        pass
+    except ShardError as error:
+        found.wrong[shard] = str(error)
+    return found
 
 
 def find_shards(folder: PathOrUrl) -> list[int]:
@@ -318,28 +313,19 @@ def verify_shard(
     """
     place, name = open_folder(folder), f"{shard_name(shard)}.tar"
     where = place.shown(name)
+    ledger = one_shard(folder, shard)
+    if problem := ledger.problem(shard, dataset_hash, planned=0):
+        return [f"{where}: {problem}"]
     try:
-        record = read_record(folder, shard)
-        if record is None:
-            return [f"{where}: no record beside it: never committed; run the same command again"]
         with place.open(name) as file:
-            return list(_problems(file, where, record, dataset_hash, rows, deep))
-    except NotFound:
-        return [f"{where}: missing, though its record is there; run the same command again"]
-    except ShardError as error:
+            return list(_problems(file, where, ledger.records[shard], rows, deep))
+    except (NotFound, ShardError) as error:
         return [str(error)]
 
 
 def _problems(
-    file: IO[bytes], where: str, record: ShardRecord, dataset_hash: str, rows: range, deep: bool
+    file: IO[bytes], where: str, record: ShardRecord, rows: range, deep: bool
 ) -> Iterator[str]:
-    if record.dataset_hash != dataset_hash:
-        yield f"{where}: its record belongs to another dataset ({record.dataset_hash[:12]})"
-    size = file.seek(0, 2)
-    file.seek(0)
-    if size != record.tar_bytes:
-        yield f"{where}: {size} bytes, its record says {record.tar_bytes}; truncated or replaced"
-        return
     digest = hashlib.file_digest(file, "sha256")  # type: ignore[arg-type]  # IO has readinto
     if digest.hexdigest() != record.tar_sha256:
         yield f"{where}: content differs from its record's hash: corrupted"

@@ -48,7 +48,6 @@ class Outcome:
     seconds: float = 0.0
 
     def add(self, shard: int, error: str) -> None:
-        """Count a shard that ended."""
         if error == WHOLE_ALREADY:
             self.skipped += 1
         elif error:

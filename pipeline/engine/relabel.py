@@ -16,14 +16,13 @@ from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ValidationError
 
 from data_specs.io.addresses import PathOrUrl, path_or_url, shown
 from data_specs.io.errors import UserError
 from data_specs.io.options import add_options
 from data_specs.recipe import Teacher as TeacherSpec
 from data_specs.sample import SampleRecord, parse_sample, sample_key, shard_name
-from data_specs.strict import describe
+from data_specs.strict import checked
 from data_specs.teacher import packages_of
 from pipeline.audio import decode_flac, pcm_sha256
 from pipeline.dataset import shards
@@ -54,15 +53,11 @@ def prepare(source: Job, out: PathOrUrl, spec: TeacherSpec, device: str = "cpu")
     source.require_whole()
     teacher = label.identify(spec, device)
     recipe = source.identity["recipe"] | {"teacher": spec.model_dump(mode="json")}
-    changed = {
-        "recipe": recipe,
-        "teacher_sha256": teacher.weights_sha256,
-        "versions": _versions(source, spec),
-    }
+    changed = {"teacher_sha256": teacher.weights_sha256, "versions": _versions(source, spec)}
     job = replace(
         source,
         recipe=source.recipe.model_copy(update={"teacher": spec}),
-        identity=source.identity | changed,
+        identity=source.identity | changed | {"recipe": recipe},
         out=out,
         device=device,
         teacher_calibration=label.calibration(teacher),
@@ -145,16 +140,10 @@ def _read(source: Job, shard: int) -> Held:
         )
     record, tar = shards.read_record(source.out, shard), shards.shown_tar(source.out, shard)
     found = shards.samples_of(source.out, shard)
-    return Held(
-        shard,
-        tar,
-        {k: (flac, parse_sample(data, f"{tar}: {k}.json")) for k, flac, data in found},
-        {d["key"]: _dropped(d) for d in (record.dropped if record else ())},
-    )
-
-
-def _dropped(drop: dict[str, str]) -> Row:
-    return Row(drop["key"], None, None, drop["reason"], drop["detail"])
+    samples = {k: (flac, parse_sample(data, f"{tar}: {k}.json")) for k, flac, data in found}
+    drops = record.dropped if record else ()
+    dropped = {d["key"]: Row(d["key"], None, None, d["reason"], d["detail"]) for d in drops}
+    return Held(shard, tar, samples, dropped)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -191,19 +180,13 @@ def run(options: argparse.Namespace) -> int:
     how = engine_options(options, options.device, places)
     if options.batch < 0:
         raise UserError(f"--batch must be at least 1, not {options.batch}")
+    asked = {"name": options.teacher, "precision": options.precision}
+    spec = checked(TeacherSpec, asked, "--teacher, --precision")
     source = reopen(options.source, {})
-    job = prepare(source, options.out, _spec(options), options.device)
+    job = prepare(source, options.out, spec, options.device)
     if warning := label.slow_precision(job.recipe.teacher, options.device):
         print(warning)
     # Nothing is planned: the workers need no manifests.
     factory = partial(Relabeller, source=replace(source, manifests={}), batch=options.batch)
     small = replace(job, manifests={})
     return carry_out([job], how.own, lambda: run_all([small], how, factory=factory))
-
-
-def _spec(options: argparse.Namespace) -> TeacherSpec:
-    asked = {"name": options.teacher, "precision": options.precision}
-    try:
-        return TeacherSpec.model_validate(asked)
-    except ValidationError as error:
-        raise UserError(describe(error, asked, "--teacher, --precision")) from error

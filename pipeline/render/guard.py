@@ -1,15 +1,11 @@
 """Processors in a process of their own, so that one that hangs or crashes takes only its sample.
 
-Native code cannot be interrupted from within: a decoder in an endless loop or a network that
-overruns its memory ends only with its process. The worker therefore keeps one child that holds the
-processors, sends it a batch at a time, and replaces it where it does not answer in time.
-
-What a hang may cost: a sample alone has ``limit_s``; a group has twice that, or twice what so many
-samples took last time where that is longer, and never more than all its samples alone. A group that
-hangs is tried sample by sample, so that one that hangs costs three times the limit (in large groups
-of a slow processor: the group's usual time twice over, and the limit) and two starts of the child.
-Starting is not the sample's time: a child first loads the processor on half a second of a tone, for
-which it has ``LOAD_SECONDS``; one that once took longer has ``limit_s`` to start from then on.
+Native code cannot be interrupted from within. A worker keeps one child that holds the processors,
+sends it a batch at a time, and replaces it where it does not answer in time: ``limit_s`` for a
+sample alone, for a group twice that or twice what so many samples took last time, and never more
+than all its samples alone. A group that hangs is tried sample by sample. Starting does not count: a
+child first loads a processor on half a second of a tone, for which it has ``LOAD_SECONDS``; one
+that once took longer has ``limit_s``.
 """
 
 from __future__ import annotations
@@ -166,7 +162,6 @@ class Guard:
         self._start()
 
     def close(self) -> None:
-        """End the child."""
         self._connection.close()
         self._ended(0)
 

@@ -19,6 +19,7 @@ from pipeline.dataset.prepare import prepare
 from pipeline.render.render import render_group
 from tests.conftest import small_recipe
 from tests.fake_dataset import _record, fake_plan, write_dataset
+from tests.pipeline.conftest import Says
 
 
 def test_the_page_plays_samples_of_every_shard(tmp_path: Path) -> None:
@@ -45,11 +46,13 @@ def test_a_shard_that_is_not_whole_is_left_out(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("break_it", "message"),
-    [("nothing there", "not there"), ("no shard", "no whole shard"), ("truncated", "damaged")],
+    [
+        ("nothing there", "not a dataset folder"),
+        ("no shard", "no whole shard"),
+        ("truncated", "damaged"),
+    ],
 )
-def test_what_is_wrong_is_named(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], break_it: str, message: str
-) -> None:
+def test_what_is_wrong_is_named(tmp_path: Path, says: Says, break_it: str, message: str) -> None:
     folder = tmp_path / "shards"
     if break_it != "nothing there":
         write_dataset(folder, shards=1)
@@ -58,8 +61,7 @@ def test_what_is_wrong_is_named(
         tar.unlink()
     if break_it == "truncated":
         tar.write_bytes(tar.read_bytes()[:100_000])
-    assert main(["preview", str(folder), "--out", str(tmp_path / "p.html")]) == 2
-    said = capsys.readouterr().err
+    said = says(2, "preview", folder, "--out", tmp_path / "p.html")
     assert said.startswith("error: ") and str(folder) in said and message in said
     assert not (tmp_path / "p.html").exists()
 
