@@ -72,7 +72,7 @@ JOBS: dict[str, tuple[Callable[[Path], Words], str, Words]] = {
 
 
 @pytest.fixture(scope="module")
-def path_or_url(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Shards, rated clips and a student."""
     folder = tmp_path_factory.mktemp("kills")
     write_dataset(folder / "shards", shards=2, samples=4, validation=2)

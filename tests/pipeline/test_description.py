@@ -11,6 +11,7 @@ import pytest
 
 from pipeline.__main__ import main
 from pipeline.dataset.description import open_folder, reopen
+from tests.pipeline.conftest import Says
 from tests.sketches import make_all, manifest, sketch_job
 from train.data.shards import read_dataset_info
 
@@ -60,10 +61,10 @@ def test_a_manifest_that_was_changed_is_written_again(out: Path) -> None:
     assert path.read_bytes() == right and verified(out) == 0
 
 
-def test_a_changed_calibration_is_told(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_changed_calibration_is_told(out: Path, says: Says) -> None:
     change(out, lambda told: told.update(teacher_calibration={"scale": 2.0}))
-    assert verified(out) == 1
-    assert "dataset.json: was changed: teacher_calibration_sha256" in capsys.readouterr().out
+    said = says(1, "verify", out, "--deep")
+    assert "dataset.json: was changed: teacher_calibration_sha256" in said
     with pytest.raises(ValueError, match=r"dataset\.json: teacher_calibration: was changed"):
         read_dataset_info(out)
 
@@ -74,10 +75,9 @@ def test_a_dataset_of_before_there_were_these_hashes_is_whole(out: Path) -> None
     assert verified(out) == 0 and reopen(out, {}).samples == 4
 
 
-def test_another_manifest_is_told(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_another_manifest_is_told(out: Path, says: Says) -> None:
     manifest("speech", 4).save(out / "manifests" / "speech.parquet")
-    assert verified(out) == 1
-    assert "speech.parquet: was changed: bring back" in capsys.readouterr().out
+    assert "speech.parquet: was changed: bring back" in says(1, "verify", out, "--deep")
 
 
 CHANGES: dict[str, tuple[Callable[[Described], object], str]] = {
@@ -93,13 +93,10 @@ CHANGES: dict[str, tuple[Callable[[Described], object], str]] = {
 
 
 @pytest.mark.parametrize("what", CHANGES)
-def test_a_changed_description_is_told(
-    what: str, out: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_changed_description_is_told(what: str, out: Path, says: Says) -> None:
     how, said = CHANGES[what]
     change(out, how)
-    assert verified(out) == 1
-    told = capsys.readouterr().out
+    told = says(1, "verify", out, "--deep")
     assert "dataset.json: was changed: " in told and said in told
 
 
@@ -115,9 +112,8 @@ def test_a_changed_description_is_told(
     ],
 )
 def test_a_description_that_is_none_is_one_sentence(
-    how: Callable[[Described], object], said: str, out: Path, capsys: pytest.CaptureFixture[str]
+    how: Callable[[Described], object], said: str, out: Path, says: Says
 ) -> None:
     change(out, how)
-    assert main(["verify", str(out)]) == 2
-    error = capsys.readouterr().err
+    error = says(2, "verify", out)
     assert error.startswith("error: ") and "dataset.json" in error and said in error

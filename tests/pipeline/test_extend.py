@@ -22,6 +22,7 @@ from pipeline.dataset.job import Job
 from pipeline.dataset.merge import merge
 from pipeline.dataset.shards import ShardError, read_ledger, verify_shard
 from pipeline.engine import extend, run
+from tests.pipeline.conftest import Says
 from tests.sketches import make_all, manifests, sketch_job, tars
 
 NOT_ASKED = {"device": "cpu", "teacher_device": "", "time_limit": 60.0, "corpus": []}
@@ -252,10 +253,11 @@ def test_a_linked_shard_that_is_made_again_leaves_the_other_alone(tmp_path: Path
     assert tars(tmp_path / "a") == before != tars(tmp_path / "c")
 
 
-def test_merging_says_what_is_missing(tmp_path: Path, capsys: Any) -> None:
+def test_merging_says_what_is_missing(tmp_path: Path, says: Says) -> None:
     part(tmp_path / "a", {0, 2})
-    assert main(["merge", str(tmp_path / "a"), "--out", str(tmp_path / "c")]) == 1
-    assert "2 shards are whole in no input, such as shard-000001" in capsys.readouterr().out
+    assert "2 shards are whole in no input, such as shard-000001" in says(
+        1, "merge", tmp_path / "a", "--out", tmp_path / "c"
+    )
 
 
 def test_ranges_of_different_length_give_the_longer_shard(tmp_path: Path) -> None:
@@ -266,12 +268,11 @@ def test_ranges_of_different_length_give_the_longer_shard(tmp_path: Path) -> Non
     assert tars(tmp_path / "c") == tars(tmp_path / "at-once")
 
 
-def test_other_recipes_are_refused_by_field(tmp_path: Path, capsys: Any) -> None:
+def test_other_recipes_are_refused_by_field(tmp_path: Path, says: Says) -> None:
     part(tmp_path / "a", {0})
     part(tmp_path / "b", {1}, seed=99)
     command = ["merge", str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(tmp_path / "c")]
-    assert main(command) == 2
-    assert "recipe.seed: 3 in the first, 99 here" in capsys.readouterr().err
+    assert "recipe.seed: 3 in the first, 99 here" in says(2, *command)
     assert not (tmp_path / "c").exists()
 
 

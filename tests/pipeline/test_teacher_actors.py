@@ -16,7 +16,6 @@ import pytest
 
 from data_specs.recipe import Teacher as TeacherSpec
 from data_specs.sample import CROP_SAMPLES
-from pipeline.__main__ import main
 from pipeline.dataset.job import Job
 from pipeline.dataset.prepare import prepare
 from pipeline.dataset.shards import ShardError, find_shards
@@ -28,6 +27,7 @@ from pipeline.engine.relabel import Relabeller
 from pipeline.engine.relabel import prepare as prepare_again
 from tests.conftest import small_recipe
 from tests.drills.drill_cluster import kill_all, tars, titled, wait_for, whole
+from tests.pipeline.conftest import Says
 
 SAMPLES = 26  # six shards of four and one of two: long enough for a teacher to be killed midway
 Corpora = dict[str, list[Path]]
@@ -260,9 +260,8 @@ def test_an_autoscaler_sees_what_all_workers_take_that_have_no_place(
     ],
 )
 def test_what_cannot_be_is_told_before_anything_is_read(
-    options: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    options: list[str], said: str, tmp_path: Path, says: Says
 ) -> None:
     out = tmp_path / "out"
-    assert main(["shards", "demo", "--samples", "4", "--out", str(out), *options]) == 2
-    assert said in capsys.readouterr().err
+    assert said in says(2, "shards", "demo", "--samples", "4", "--out", out, *options)
     assert not out.exists()
