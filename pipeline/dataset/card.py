@@ -27,7 +27,7 @@ from pipeline.dataset import attempts
 from pipeline.dataset.attempts import Tally
 from pipeline.dataset.description import reopen
 from pipeline.dataset.job import CLIP_HOURS, Job
-from pipeline.dataset.summary import UNKNOWN
+from pipeline.dataset.shards import UNKNOWN
 from pipeline.render.processors import PROCESSORS
 from pipeline.render.processors.interface import noncommercial
 

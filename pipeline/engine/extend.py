@@ -22,8 +22,8 @@ from pipeline import options as verb_options
 from pipeline.corpora.manifest import Manifest
 from pipeline.dataset import description, prepare, shards
 from pipeline.dataset import job as jobs
-from pipeline.engine import carry_out as carrying
 from pipeline.engine.base import EngineOptions
+from pipeline.engine.run import make
 
 
 def extended(dataset: PathOrUrl, options: argparse.Namespace) -> jobs.Job:
@@ -164,7 +164,7 @@ def run(options: argparse.Namespace) -> int:
     """``python -m pipeline extend DATASET --samples N [--out NEW]``; exit status as ``shards``."""
     device = options.teacher_device or options.device
     how = verb_options.engine_options(options, device, _places(options))
-    return carrying.make([extended(options.dataset, options)], how)
+    return make([extended(options.dataset, options)], how)
 
 
 def _places(options: argparse.Namespace) -> list[tuple[str, PathOrUrl]]:

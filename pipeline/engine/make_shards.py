@@ -8,9 +8,8 @@ from __future__ import annotations
 import argparse
 
 from data_specs.recipe import load_recipe
-from pipeline.dataset import prepare
-from pipeline.dataset import retry as failures
-from pipeline.engine.carry_out import make
+from pipeline.dataset import attempts, prepare
+from pipeline.engine.run import make
 from pipeline.options import (
     corpus_places,
     engine_options,
@@ -55,5 +54,5 @@ def run(options: argparse.Namespace) -> int:
         splits = dict.fromkeys(roles, one.split)
         wanted.append(prepare.beside(job, one.out, one.samples, splits))
     if options.retry_failed:
-        wanted = [failures.again(one) for one in wanted]
+        wanted = [attempts.again(one) for one in wanted]
     return make(wanted, how)

@@ -30,8 +30,7 @@ from pipeline.dataset.description import open_folder, reopen, same_location
 from pipeline.dataset.job import Job
 from pipeline.dataset.shards import ShardError
 from pipeline.engine.base import EngineOptions
-from pipeline.engine.carry_out import carry_out
-from pipeline.engine.run import run_all
+from pipeline.engine.run import carry_out, run_all
 from pipeline.options import engine_options
 from pipeline.render import label
 from pipeline.render.processors import audio_packages

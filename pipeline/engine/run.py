@@ -1,15 +1,22 @@
-"""Runs jobs by an engine. What happens to a group and a shard is plain functions, which every
-engine calls."""
+"""Runs jobs by an engine, writes their cards, and prints what was done."""
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from typing import Any
 
-from data_specs.cluster.needs import Part
-from pipeline.dataset.job import Job, Worker, WorkerFactory
+from data_specs.cluster.needs import EVERY, Part
+from data_specs.io.addresses import shown
+from data_specs.io.storage import NotFound
+from data_specs.sample import shard_name
+from pipeline.dataset import attempts, shards
+from pipeline.dataset.card import write_card
+from pipeline.dataset.description import WrongDataset, require_ours, writing
+from pipeline.dataset.job import CLIP_HOURS, Job, Worker, WorkerFactory
 from pipeline.engine.base import WHOLE_ALREADY, Engine, EngineOptions, Outcome, Task
 from pipeline.engine.local import run_local
 from pipeline.engine.ray_engine import run_ray
@@ -75,3 +82,69 @@ def left_whole(job: Job, part: Part, todo: Sequence[int]) -> int:
     """How many shards are whole and stay so. Where only some are asked for, the others may lack."""
     lacking = [] if job.only is None else part.own(job.missing())
     return len(part.own(range(job.shard_count))) - len({*todo, *lacking})
+
+
+def make(jobs: Sequence[Job], how: EngineOptions) -> int:
+    """Make what is to be made of some jobs in one run; exit status of ``carry_out``."""
+
+    def work() -> list[Outcome]:
+        outcomes = run_all(jobs, how)
+        for job, outcome in zip(jobs, outcomes, strict=True):
+            attempts.note(job, outcome.made, outcome.failed)
+        return outcomes
+
+    return carry_out(jobs, how.own, work)
+
+
+def carry_out(jobs: Sequence[Job], part: Part, work: Callable[[], list[Outcome]]) -> int:
+    """Do the work on some datasets as their only writer; exit status of ``finish``, and 1 where a
+    folder was removed under it."""
+    with ExitStack() as stack:
+        for job in jobs:
+            stack.enter_context(writing(job.out, part))
+        try:
+            outcomes = zip(jobs, work(), strict=True)
+            return max([finish(job, outcome, part) for job, outcome in outcomes])
+        except (FileNotFoundError, NotFound, WrongDataset):
+            try:
+                for job in jobs:
+                    require_ours(job)
+            except WrongDataset as gone:
+                print(f"error: {gone}", file=sys.stderr)
+                return 1
+            raise
+
+
+def finish(job: Job, outcome: Outcome, part: Part = EVERY) -> int:
+    """Write the dataset's card and print what a run did. Exit status 1 where a shard failed.
+
+    Of several parts the last one to end writes the card: two that end at once write the same.
+    """
+    require_ours(job)
+    missing = job.missing()
+    rest = [] if part == EVERY else missing
+    if not rest:
+        write_card(job)
+    print_summary(job, outcome)
+    for shard, reason in sorted(outcome.failed.items()):
+        print(f"failed: {shard_name(shard)}: {reason}")
+    if rest:
+        print(f"part {part}: {len(rest)} shards of the whole dataset are still to be made")
+    if lost := sorted(set(outcome.made) & set(missing)):
+        print(f"{len(lost)} shards that were made are gone, such as {shard_name(lost[0])}")
+    return 1 if outcome.failed or lost else 0
+
+
+def print_summary(job: Job, outcome: Outcome) -> None:
+    """Print how much a run made, in what time, and what was dropped."""
+    records = list(shards.read_ledger(job.out, outcome.made).records.values())
+    samples = sum(record.samples for record in records)
+    dropped = Counter(drop["reason"] for record in records for drop in record.dropped)
+    hours, seconds = samples * CLIP_HOURS, outcome.seconds
+    print(
+        f"{shown(job.out)}: {len(outcome.made)} shards made ({samples} samples, {hours:.2f} h of "
+        f"audio, {seconds:.0f} s, {hours * 3600 / max(seconds, 1e-9):.0f} x real time), "
+        f"{outcome.skipped} were whole already"
+    )
+    for reason, count in dropped.most_common():
+        print(f"dropped: {count} {reason}")

@@ -28,8 +28,7 @@ from pipeline.dataset.description import open_folder
 from pipeline.dataset.job import Job, Worker
 from pipeline.dataset.prepare import prepare
 from pipeline.engine.base import EngineOptions
-from pipeline.engine.carry_out import carry_out
-from pipeline.engine.run import run_all
+from pipeline.engine.run import carry_out, run_all
 from pipeline.options import parse_roots
 from pipeline.render.row import Row
 

@@ -20,7 +20,7 @@ from data_specs.io.storage import RemoteFolder
 from pipeline.dataset.card import write_card
 from pipeline.dataset.merge import merge
 from pipeline.dataset.shards import commit, read_ledger, verify_shard
-from pipeline.engine import carry_out as carrying
+from pipeline.engine import run
 from pipeline.engine.base import Outcome
 from tests.conftest import ROOT, small_recipe
 from tests.drills.s3_helpers import (
@@ -317,7 +317,7 @@ def test_no_credential_reaches_an_output(
     job = sketch_job(address)
     make_all(job)
     write_card(job)
-    carrying.print_summary(job, Outcome([0, 1, 2], seconds=1.0))
+    run.print_summary(job, Outcome([0, 1, 2], seconds=1.0))
     s3.misdeed = fail
     with pytest.raises(OSError) as caught:
         job.todo()

@@ -16,7 +16,6 @@ import pytest
 from data_specs.cluster.needs import EVERY
 from pipeline.__main__ import main
 from pipeline.dataset import attempts, prepare
-from pipeline.dataset import retry as failures
 from pipeline.dataset.description import WrongDataset, reopen
 from pipeline.dataset.job import Job
 from pipeline.dataset.merge import merge
@@ -296,14 +295,14 @@ def test_only_what_failed_is_made_again(tmp_path: Path) -> None:
     job = sketch_job(tmp_path / "out", 18, max_dropped_share=0.5)
     first = replace(job, only=frozenset({0, 1, 2}))
     make_all(first, frozenset({5}))
-    failures.note(first, [0, 1, 2], {3: "GuardError: memory is short"})
-    assert failures.noted(job) == {3}
-    again = failures.again(job)
+    attempts.note(first, [0, 1, 2], {3: "GuardError: memory is short"})
+    assert attempts.noted(job) == {3}
+    again = attempts.again(job)
     assert again.todo() == [1, 3]  # a dropped sample, a failed attempt; shard 4 was never tried
     assert run.left_whole(again, EVERY, [1, 3]) == 2  # 0 and 2
     assert make_all(again) == [1, 3]
-    failures.note(again, [1, 3], {})
-    assert failures.noted(job) == set() and failures.again(job).todo() == []
+    attempts.note(again, [1, 3], {})
+    assert attempts.noted(job) == set() and attempts.again(job).todo() == []
     make_all(job)
     make_all(sketch_job(tmp_path / "undisturbed", 18))
     assert tars(tmp_path / "out") == tars(tmp_path / "undisturbed")
@@ -312,22 +311,22 @@ def test_only_what_failed_is_made_again(tmp_path: Path) -> None:
 def test_what_a_killed_run_had_in_flight_is_made_again(tmp_path: Path) -> None:
     job = sketch_job(tmp_path, 20, max_dropped_share=0.5)
     make_all(replace(job, only=frozenset({0, 1, 2})), frozenset({5}))
-    assert failures.again(job).todo() == [1]
+    assert attempts.again(job).todo() == [1]
     (tmp_path / "shard-000001.json").unlink()  # making it again began, and its driver was killed
-    assert failures.again(job).todo() == [1]
+    assert attempts.again(job).todo() == [1]
     told = {"run": attempts.new_run(), "began": 0.0, "updated": 0.0, "engine": "ray"}
     gone = attempts.Attempts(**told, workers=1, shards=5, running={3: 0.0}, failed={0: "mended"})
     attempts.write_attempts(tmp_path, gone)
-    assert failures.again(job).todo() == [1, 3]  # 0 is whole, 4 was never begun
+    assert attempts.again(job).todo() == [1, 3]  # 0 is whole, 4 was never begun
     attempts.write_attempts(tmp_path, gone.model_copy(update={"updated": time.time()}))
-    assert failures.again(job).todo() == [1]  # that driver is at work
+    assert attempts.again(job).todo() == [1]  # that driver is at work
 
 
 def test_a_failure_that_another_run_made_up_for_is_none(tmp_path: Path) -> None:
     job = sketch_job(tmp_path, 8)
-    failures.note(job, [], {1: "its worker died"})
+    attempts.note(job, [], {1: "its worker died"})
     make_all(job)
-    assert failures.again(job).todo() == []
+    assert attempts.again(job).todo() == []
 
 
 def test_making_again_a_shard_that_now_fails_keeps_the_old_one(tmp_path: Path) -> None:
@@ -335,5 +334,5 @@ def test_making_again_a_shard_that_now_fails_keeps_the_old_one(tmp_path: Path) -
     make_all(job, frozenset({5}))
     before = tars(tmp_path)
     with pytest.raises(RuntimeError, match="more than max_dropped_share allows"):
-        make_all(failures.again(job), frozenset({4, 5, 6}))
+        make_all(attempts.again(job), frozenset({4, 5, 6}))
     assert tars(tmp_path) == before and job.todo() == []

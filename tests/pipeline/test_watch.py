@@ -24,8 +24,7 @@ from pipeline.corpora.manifest import SCHEMA, Manifest
 from pipeline.dataset import attempts, card
 from pipeline.dataset.description import open_folder
 from pipeline.dataset.job import CLIP_HOURS, Job
-from pipeline.dataset.shards import commit, read_record
-from pipeline.dataset.summary import MOS_BINS, mos_bin, summarise
+from pipeline.dataset.shards import MOS_BINS, commit, mos_bin, read_record, summarise
 from pipeline.engine import ray_cluster, ray_engine, run, status, watch
 from pipeline.engine.watch import METRICS, Progress, Watch, duration, line, measures
 from pipeline.render.row import Row
