@@ -47,16 +47,14 @@ DEMANDS = {
 }
 """What a licence may ask of who uses the data, the strictest first."""
 
-BY, NC, ND, SA = "attribution", "non-commercial", "no derivatives", "share alike"
+ASKED = {"by": "attribution", "nc": "non-commercial", "nd": "no derivatives", "sa": "share alike"}
+CREATIVE_COMMONS = ("by", "by-sa", "by-nc", "by-nd", "by-nc-sa", "by-nc-nd")
 FREE = ("mit", "apache-2.0", "bsd-3-clause", "cc0-1.0", "mpl-2.0")
-CREATIVE_COMMONS = {
-    **{"cc-by": [BY], "cc-by-sa": [SA, BY], "cc-by-nc": [NC, BY], "cc-by-nd": [ND, BY]},
-    **{"cc-by-nc-sa": [NC, SA, BY], "cc-by-nc-nd": [ND, NC, BY]},
-}
 TERMS: dict[str, list[str]] = {
+    **{f"cc-{of}-3.0": [ASKED[part] for part in of.split("-")] for of in CREATIVE_COMMONS},
+    **{f"cc-{of}-4.0": [ASKED[part] for part in of.split("-")] for of in CREATIVE_COMMONS},
     **{name: [] for name in FREE},
-    "odc-by": [BY],
-    **{f"{name}-{v}": asked for name, asked in CREATIVE_COMMONS.items() for v in ("3.0", "4.0")},
+    "odc-by": ["attribution"],
 }
 """What the licences that the hub knows ask, by their name there (SPDX, in small letters)."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -120,7 +120,7 @@ Finished = Generator[tuple[Task, str], None, None]
 """Shards as they end, with an empty string or the reason why they failed."""
 
 Engine = Callable[
-    [WorkerFactory, Sequence[Job], list[Task], EngineOptions, Sequence[Watch]], Finished
+    [WorkerFactory, Sequence[Job], list[Task], EngineOptions, Mapping[int, Watch]], Finished
 ]
 """Makes the shards of some jobs, each watched by its own."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -28,7 +28,7 @@ def run_local(
     jobs: Sequence[Job],
     todo: list[Task],
     how: EngineOptions,
-    watches: Sequence[Watch],
+    watches: Mapping[int, Watch],
 ) -> Finished:
     """Make shards here (``base.Engine``). ``ShardError`` where a process of the pool dies."""
     if how.workers > 1:
@@ -58,7 +58,7 @@ def _run_pool(
     jobs: Sequence[Job],
     todo: list[Task],
     workers: int,
-    watches: Sequence[Watch],
+    watches: Mapping[int, Watch],
 ) -> Finished:
     context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
     others = set(multiprocessing.active_children())
@@ -85,7 +85,7 @@ def _run_pool(
 
 
 @contextmanager
-def _reports(watches: Sequence[Watch]) -> Iterator[Connection]:
+def _reports(watches: Mapping[int, Watch]) -> Iterator[Connection]:
     """Where processes send a task and its samples; a thread hands them on to the watches.
 
     A message is so short that it is written whole or not at all, and without a lock: a process that

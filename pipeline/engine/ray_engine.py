@@ -7,7 +7,7 @@ import logging
 import os
 import time
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -33,7 +33,7 @@ def run_ray(
     jobs: Sequence[Job],
     todo: list[Task],
     how: EngineOptions,
-    watches: Sequence[Watch],
+    watches: Mapping[int, Watch],
 ) -> Finished:
     """Make shards on a Ray cluster, or on a Ray of this run's own (``base.Engine``)."""
     job, address = jobs[0], how.ray_address or os.environ.get("RAY_ADDRESS", "")
@@ -45,8 +45,8 @@ def run_ray(
         ray_cluster.start_ray(how.workers + (0 if on_gpu(job) else how.teacher_actors), address)
     try:
         with ExitStack() as stack:
-            for one, watch in zip(jobs, watches, strict=True):
-                stack.enter_context(watch.sending(metrics(one.recipe.name, watch.run)))
+            for watch in watches.values():
+                stack.enter_context(watch.sending(metrics(job.recipe.name, watch.run)))
             teacher, place = stack.enter_context(shared_teacher(job, how))
             needs = _worker_needs(job, min(how.workers, len(todo)), how)
             pool = _Pool(how.workers, needs, place, (factory, jobs, teacher), watches)
@@ -102,7 +102,7 @@ class _Pool:
         needs: dict[str, Any],
         place: TeachersPlace | None,
         given: tuple[Any, ...],
-        watches: Sequence[Watch],
+        watches: Mapping[int, Watch],
     ) -> None:
         import ray
 

@@ -74,7 +74,7 @@ def _versions(source: Job, spec: TeacherSpec) -> dict[str, str]:
 
 
 @dataclass(frozen=True)
-class Held:
+class SourceShard:
     """A shard of the source in memory: FLAC and record of each sample, and what was dropped."""
 
     shard: int
@@ -102,7 +102,7 @@ class Relabeller:
     ) -> None:
         self.job, self.source, self.batch = job, source, batch
         self.teacher = teacher or job.load_teacher()
-        self._held: Held | None = None
+        self._kept: SourceShard | None = None
 
     def groups(self, shard: int) -> Iterator[range]:
         """What is scored at once: as ``shards`` does it, unless a ``batch`` is given."""
@@ -110,17 +110,20 @@ class Relabeller:
 
     def make(self, rows: range) -> list[Row]:
         """Label a group; what the source dropped stays dropped."""
-        held = self._shard(rows.start // self.job.recipe.shard_samples)
+        kept = self._shard(rows.start // self.job.recipe.shard_samples)
         keys = [sample_key(index) for index in rows]
-        old = {key: held.samples[key] for key in keys if key in held.samples}
-        found = label.labels(self.teacher, {key: held.pcm(key) for key in old})
-        return [_row(*old[key], found[key]) if key in old else held.dropped[key] for key in keys]
+        clips = {key: kept.pcm(key) for key in keys if key in kept.samples}
+        found = label.labels(self.teacher, clips)
+        return [
+            _row(*kept.samples[key], found[key]) if key in found else kept.dropped[key]
+            for key in keys
+        ]
 
-    def _shard(self, shard: int) -> Held:
-        if self._held is None or self._held.shard != shard:
-            self._held = None  # first let go of the last one: some 75 MB
-            self._held = _read(self.source, shard)
-        return self._held
+    def _shard(self, shard: int) -> SourceShard:
+        if self._kept is None or self._kept.shard != shard:
+            self._kept = None  # first let go of the last one: some 75 MB
+            self._kept = _read(self.source, shard)
+        return self._kept
 
 
 def _row(flac: bytes, old: SampleRecord, found: dict[str, Any]) -> Row:
@@ -128,7 +131,7 @@ def _row(flac: bytes, old: SampleRecord, found: dict[str, Any]) -> Row:
     return Row(old.key, flac, record.model_dump_json().encode())
 
 
-def _read(source: Job, shard: int) -> Held:
+def _read(source: Job, shard: int) -> SourceShard:
     """A shard, held to its record. Raises ``ShardError`` naming what is damaged."""
     name, rows = shard_name(shard), source.shard_range(shard)
     verify = partial(shards.verify_shard, source.out, shard, source.dataset_hash, rows)
@@ -142,7 +145,7 @@ def _read(source: Job, shard: int) -> Held:
     samples = {k: (flac, parse_sample(data, f"{tar}: {k}.json")) for k, flac, data in found}
     drops = record.dropped if record else ()
     dropped = {d["key"]: Row(d["key"], None, None, d["reason"], d["detail"]) for d in drops}
-    return Held(shard, tar, samples, dropped)
+    return SourceShard(shard, tar, samples, dropped)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

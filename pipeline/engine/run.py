@@ -53,25 +53,21 @@ def run_all(
     outcomes = [
         Outcome(skipped=left_whole(job, part, own)) for job, own in zip(jobs, todo, strict=True)
     ]
-    wanted = [number for number, own in enumerate(todo) if own]
-    if not wanted:
+    tasks = [Task(number, shard) for number, own in enumerate(todo) for shard in own]
+    if not tasks:
         return outcomes
     engine: Engine = run_ray if how.engine == "ray" else run_local
     with ExitStack() as stack:
-        watches = [
-            Watch(
-                *(jobs[k], todo[k], how.engine, how.workers, outcomes[k].skipped, progress),
-                waits=at > 0,
-            )
-            for at, k in enumerate(wanted)
-        ]
-        for watch in watches:
-            stack.enter_context(watch)
-        tasks = [Task(at, shard) for at, k in enumerate(wanted) for shard in todo[k]]
-        finished = engine(factory, [jobs[k] for k in wanted], tasks, how, watches)
+        watches: dict[int, Watch] = {}
+        for number, own in enumerate(todo):
+            if own:
+                seen = (own, how.engine, how.workers, outcomes[number].skipped, progress)
+                watch = Watch(jobs[number], *seen, waits=bool(watches))
+                watches[number] = stack.enter_context(watch)
         since = time.monotonic()
-        for task, error in stack.enter_context(closing(finished)):
-            outcome, now = outcomes[wanted[task.job]], time.monotonic()
+        finished = stack.enter_context(closing(engine(factory, jobs, tasks, how, watches)))
+        for task, error in finished:
+            outcome, now = outcomes[task.job], time.monotonic()
             watches[task.job].ended(task.shard, "" if error == WHOLE_ALREADY else error)
             outcome.add(task.shard, error)
             outcome.seconds, since = outcome.seconds + now - since, now
@@ -115,7 +111,7 @@ def carry_out(jobs: Sequence[Job], part: Part, work: Callable[[], list[Outcome]]
             raise
 
 
-def finish(job: Job, outcome: Outcome, part: Part = EVERY) -> int:
+def finish(job: Job, outcome: Outcome, part: Part) -> int:
     """Write the dataset's card and print what a run did. Exit status 1 where a shard failed.
 
     Of several parts the last one to end writes the card: two that end at once write the same.

@@ -21,8 +21,8 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from data_specs.io.cli import signals_for_us_alone
 from data_specs.sample import SAMPLE_RATE
 from pipeline.audio import DropSample
 from pipeline.render.processors import runtime
-from pipeline.render.processors.interface import Params, Waves
+from pipeline.render.processors.interface import Params, Run, Waves
 from pipeline.render.processors.runtime import Runtime
 
 TIME_LIMIT_S = 60.0
@@ -58,7 +58,7 @@ class GuardError(Exception):
     """The processors' process failed in a way that is no sample's own; the attempt fails."""
 
 
-class Guard:
+class Guard(AbstractContextManager["Guard"]):
     """``run`` is ``processors.run`` in a child process with a time limit.
 
     Raises ``DropSample`` ("processor_timeout", "processor_crashed" and what ``processors.run``
@@ -76,9 +76,6 @@ class Guard:
         self._late: set[str] = set()
         self._pace: dict[str, float] = {}
         self._start()
-
-    def __enter__(self) -> Guard:
-        return self
 
     def __exit__(self, *error: object) -> None:
         self.close()
@@ -194,8 +191,6 @@ def _environment() -> dict[str, str]:
 
 # --- the child ------------------------------------------------------------------------------------
 
-Work = Callable[[str, Waves, Sequence[Params]], Waves]
-
 
 def main(argv: Sequence[str]) -> int:
     """Answer requests until the parent closes its end."""
@@ -204,7 +199,7 @@ def main(argv: Sequence[str]) -> int:
     warnings.filterwarnings("ignore", category=UserWarning)  # of libraries, about their own code
     runtime.use(Runtime(device, precision))
     module, _, name = target.partition(":")
-    work: Work = getattr(importlib.import_module(module), name)
+    work: Run = getattr(importlib.import_module(module), name)
     connection = Connection(int(handle))
     while True:
         try:
@@ -214,7 +209,7 @@ def main(argv: Sequence[str]) -> int:
         connection.send(_answer(work, *request))
 
 
-def _answer(work: Work, kind: str, waves_BT: Waves, params: Sequence[Params]) -> object:
+def _answer(work: Run, kind: str, waves_BT: Waves, params: Sequence[Params]) -> object:
     try:
         return work(kind, waves_BT, params)
     except DropSample as drop:

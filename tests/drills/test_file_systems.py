@@ -12,6 +12,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,21 +57,27 @@ def failing(number: int, left: list[int] | None = None) -> Any:
 # --- locks and sync -------------------------------------------------------------------------------
 
 
+NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL, errno.EACCES, errno.EIO)
+NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF)
+
+
 @pytest.mark.parametrize(
-    "number", [errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL, errno.EACCES, errno.EIO]
+    ("module", "call", "number", "said"),
+    [
+        *((fcntl, "flock", number, "its file system has no locks") for number in NO_LOCKS),
+        *((os, "fsync", number, "its file system cannot sync") for number in NO_SYNC),
+    ],
 )
-def test_without_locks_a_folder_is_written_with_one_warning(
-    number: int,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+def test_without_locks_or_sync_files_are_written_with_one_warning(
+    module: Any, call: str, number: int, said: str, tmp_path: Path, monkeypatch: Any, capsys: Any
 ) -> None:
-    monkeypatch.setattr(fcntl, "flock", failing(number))
-    for _ in range(2):
+    monkeypatch.setattr(module, call, failing(number))
+    for name in ("a", "b"):
         with only_writer(tmp_path):
-            pass
-    said = capsys.readouterr().err
-    assert said.count("warning") == 1 and str(tmp_path) in said and "no locks" in said
+            write_text(tmp_path / name, "whole")
+    assert sorted(os.listdir(tmp_path)) == ["a", "b"]
+    told = capsys.readouterr().err
+    assert told.count("warning") == 1 and f"{tmp_path}: {said}" in told
 
 
 def test_a_lock_that_is_held_means_another_run(tmp_path: Path) -> None:
@@ -95,28 +103,16 @@ def test_without_locks_the_record_of_a_living_process_decides(
         pass
 
 
-@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF])
-def test_where_nothing_can_be_synced_files_are_written_with_one_warning(
-    number: int,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.setattr(os, "fsync", failing(number))
-    for name in ("a", "b"):
-        write_text(tmp_path / name, "whole")
-    assert sorted(os.listdir(tmp_path)) == ["a", "b"]
-    said = capsys.readouterr().err
-    assert said.count("warning") == 1 and f"{tmp_path}: its file system cannot sync" in said
-
-
+@pytest.mark.parametrize(
+    "whole", [partial(write_text, text="whole"), partial(corpora.write_flac, wave=talk(1, 0))]
+)
 @pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC, errno.EDQUOT])
 def test_what_a_sync_says_is_lost_is_told_with_the_path(
-    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    number: int, whole: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "fsync", failing(number))
     with pytest.raises(OSError, match=str(tmp_path / "a")) as told:
-        write_text(tmp_path / "a", "whole")
+        whole(tmp_path / "a")
     assert told.value.errno == number and os.listdir(tmp_path) == []
 
 
@@ -453,15 +449,6 @@ def test_a_worker_that_cannot_begin_says_why_itself(
     with pytest.raises(UserError, match=r"^the teacher cannot be had: do something$"):
         run.run(stub_job(tmp_path, 16), "local", 2, progress=False, factory=broken_factory)
     assert "Traceback" not in capfd.readouterr().err
-
-
-def test_corpora_are_written_through_the_one_writer(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(os, "fsync", failing(errno.ENOSPC))
-    with pytest.raises(OSError, match=r"a\.flac"):
-        corpora.write_flac(tmp_path / "a.flac", talk(1, 0))
-    assert os.listdir(tmp_path) == []
 
 
 def test_a_lock_file_goes_with_its_holder_and_who_opened_it_before_takes_the_new_one(

@@ -159,12 +159,9 @@ def test_goals_that_are_missed_are_named() -> None:
     assert len(wrong) == 3 and "300 s" in wrong[0] and "3000 MB" in wrong[1]
 
 
-@pytest.mark.parametrize(("options", "said"), [(["--shards", "7"], "multiple of 10")])
-def test_sizes_that_do_not_divide_are_refused(
-    options: list[str], said: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run_bench(["scale", *options]) == 2
-    assert said in capsys.readouterr().err
+def test_sizes_that_do_not_divide_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_bench(["scale", "--shards", "7"]) == 2
+    assert "multiple of 10" in capsys.readouterr().err
 
 
 def test_a_plans_parquet_names_only_what_occurs() -> None:

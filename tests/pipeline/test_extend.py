@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -14,7 +13,6 @@ from typing import Any
 import pytest
 
 from data_specs.cluster.needs import EVERY
-from pipeline.__main__ import main
 from pipeline.dataset import attempts, prepare
 from pipeline.dataset.description import WrongDataset, reopen
 from pipeline.dataset.job import Job
@@ -56,20 +54,20 @@ def wrong(job: Job) -> list[str]:
 # ---------------------------------------------------------------- extend
 
 
-def test_extended_is_made_at_once_with_the_larger_number(corpora: Any, tmp_path: Path) -> None:
-    make_all(sketch_job(tmp_path / "grown", 8))
-    job = extend.extended(tmp_path / "grown", asked(18))
-    assert make_all(job) == [2, 3, 4]
-    make_all(sketch_job(tmp_path / "at-once", 18))
+@pytest.mark.parametrize(
+    ("before", "after", "made"),
+    [(8, 18, [2, 3, 4]), (10, 16, [2, 3])],
+    ids=["", "short last shard"],
+)
+def test_extended_is_made_at_once_with_the_larger_number(
+    before: int, after: int, made: list[int], corpora: Any, tmp_path: Path
+) -> None:
+    make_all(sketch_job(tmp_path / "grown", before))
+    job = extend.extended(tmp_path / "grown", asked(after))
+    assert make_all(job) == made
+    make_all(sketch_job(tmp_path / "at-once", after))
     assert tars(tmp_path / "grown") == tars(tmp_path / "at-once")
-    assert reopen(tmp_path / "grown", {}).samples == 18 and wrong(job) == []
-
-
-def test_a_short_last_shard_is_made_again_and_no_other(corpora: Any, tmp_path: Path) -> None:
-    make_all(sketch_job(tmp_path / "grown", 10))
-    assert make_all(extend.extended(tmp_path / "grown", asked(16))) == [2, 3]
-    make_all(sketch_job(tmp_path / "at-once", 16))
-    assert tars(tmp_path / "grown") == tars(tmp_path / "at-once")
+    assert reopen(tmp_path / "grown", {}).samples == after and wrong(job) == []
 
 
 def test_extending_again_goes_on(corpora: Any, tmp_path: Path) -> None:
@@ -228,20 +226,15 @@ def part(out: Path, shards: set[int], samples: int = 14, **changes: Any) -> Job:
     return job
 
 
-def test_merged_parts_are_the_whole(tmp_path: Path) -> None:
+def test_merged_parts_are_the_whole(tmp_path: Path, says: Says) -> None:
     part(tmp_path / "a", {0, 2})
     part(tmp_path / "b", {1, 3})
-    assert (
-        main(["merge", str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(tmp_path / "c")]) == 0
-    )
+    says(0, "merge", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "c")
     make_all(sketch_job(tmp_path / "at-once", 14))
     assert tars(tmp_path / "c") == tars(tmp_path / "at-once")
     assert wrong(reopen(tmp_path / "c", {})) == []
-    same = (
-        os.stat(tmp_path / "a" / "shard-000000.tar"),
-        os.stat(tmp_path / "c" / "shard-000000.tar"),
-    )
-    assert same[0].st_ino == same[1].st_ino  # linked, not copied
+    same = [(tmp_path / name / "shard-000000.tar").stat().st_ino for name in ("a", "c")]
+    assert same[0] == same[1]  # linked, not copied
 
 
 def test_a_linked_shard_that_is_made_again_leaves_the_other_alone(tmp_path: Path) -> None:
