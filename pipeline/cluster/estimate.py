@@ -107,15 +107,9 @@ def run(options: argparse.Namespace) -> int:
         rates = measure(recipe, parse_roots(options.corpus, recipe), setup)
     if options.save:
         rate_files.save(rates, options.save)
-    found = [
-        predict(
-            *(rates, options.samples, recipe.shard_samples),
-            workers=nodes * setup.cores,
-            gpus=nodes * setup.gpus,
-            store_bytes_s=setup.store_gbit * GIGABIT,
-        )
-        for nodes in setup.nodes
-    ]
+    of = partial(predict, rates, options.samples, recipe.shard_samples)
+    limit = setup.store_gbit * GIGABIT
+    found = [of(n * setup.cores, n * setup.gpus, limit) for n in setup.nodes]
     if options.json:
         rows = [
             {"nodes": nodes, **asdict(each), "cost": setup.cost(nodes, each)}

@@ -6,6 +6,7 @@ import hashlib
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import replace
 from typing import Annotated, Any
 
 from pydantic import BaseModel, Field
@@ -98,11 +99,8 @@ def reopen(out: PathOrUrl, roots: Roots, check: bool = True) -> Job:
     described = checked(Description, found, folder.shown(DATASET_FILE))
     names = {source.corpus for source in described.recipe.sources.present().values()}
     manifests = {name: Manifest.load(name, folder, manifest_file(name)) for name in names}
-    job = Job(
-        *(described.recipe, found["identity"], described.samples, out, roots),
-        manifests=manifests,
-        teacher_calibration=described.teacher_calibration,
-    )
+    job = Job(described.recipe, found["identity"], described.samples, out, roots)
+    job = replace(job, manifests=manifests, teacher_calibration=described.teacher_calibration)
     if check and (wrong := list(changed_manifests(job, found))):
         raise WrongDataset("\n".join(wrong))
     return job

@@ -56,11 +56,9 @@ def prepare(
         identity["assigned"] = _assigned(recipe, manifests, assigned or {})
     if derived_from:
         identity["derived_from"] = derived_from
-    job = Job(
-        *(recipe, identity, samples, out, roots, device, time_limit_s, manifests),
-        teacher_device=teacher_device,
-        teacher_calibration=label.calibration(teacher),
-    )
+    calibration = label.calibration(teacher)
+    job = Job(recipe, identity, samples, out, roots, device, time_limit_s, manifests)
+    job = replace(job, teacher_device=teacher_device, teacher_calibration=calibration)
     _ = job.tables  # an empty split is refused now, not by a worker
     open_folder(job)
     return job

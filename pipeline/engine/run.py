@@ -61,8 +61,10 @@ def run_all(
         watches: dict[int, Watch] = {}
         for number, own in enumerate(todo):
             if own:
-                seen = (own, how.engine, how.workers, outcomes[number].skipped, progress)
-                watch = Watch(jobs[number], *seen, waits=bool(watches))
+                whole, waits = outcomes[number].skipped, bool(watches)
+                watch = Watch(
+                    jobs[number], own, how.engine, how.workers, whole, progress, waits=waits
+                )
                 watches[number] = stack.enter_context(watch)
         since = time.monotonic()
         finished = stack.enter_context(closing(engine(factory, jobs, tasks, how, watches)))
