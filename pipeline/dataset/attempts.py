@@ -164,12 +164,6 @@ def noted(job: Job) -> set[int]:
     return {int(match[1]) for match in matches if match}
 
 
-def _cut_short(job: Job) -> set[int]:
-    """What drivers that are gone had in flight, or had seen fail."""
-    gone = [run for run in read_attempts(job.out) if not run.alive(time.time())]
-    return {shard for run in gone for shard in (*run.running, *run.failed)}
-
-
 def again(job: Job) -> Job:
     """The same job, but only its shards with dropped samples or a failed attempt, made again.
 
@@ -178,7 +172,9 @@ def again(job: Job) -> Job:
     ledger = shards.read_ledger(job.out)
     dropped = {number for number, record in ledger.records.items() if record.dropped}
     whole = {shard for shard in range(job.shard_count) if job.is_whole(shard, ledger)}
-    attempts = (noted(job) | set(ledger.uncommitted) | set(ledger.wrong) | _cut_short(job)) - whole
+    gone = [run for run in read_attempts(job.out) if not run.alive(time.time())]
+    cut_short = {shard for run in gone for shard in (*run.running, *run.failed)}
+    attempts = (noted(job) | cut_short | set(ledger.uncommitted) | set(ledger.wrong)) - whole
     chosen = frozenset((dropped | attempts) & set(range(job.shard_count)))
     print(f"{len(dropped)} shards with dropped samples, {len(attempts)} with failed attempts")
     return replace(job, again=chosen, only=chosen if job.only is None else chosen & job.only)

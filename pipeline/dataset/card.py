@@ -12,7 +12,7 @@ import hashlib
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jinja2
@@ -111,6 +111,7 @@ def card(job: Job, held: Tally) -> str:
         "hours": lambda n: f"{n * CLIP_HOURS:.2f}",
     }
     recordings = corpus_licences(job)
+    languages = {"(not known)" if x == UNKNOWN else x: n for x, n in held.languages.items()}
     return environment.get_template("card.md.j2").render(
         job=job,
         held=held,
@@ -125,7 +126,11 @@ def card(job: Job, held: Tally) -> str:
         kinds_of=lambda licence: [
             kind for kind in job.recipe.kinds() if PROCESSORS[kind].licence == licence
         ],
-        contents=_contents(held),
+        contents={
+            "corpus (a sample may draw from several)": held.corpora,
+            "language": languages,
+            "processor (a sample may go through several)": held.processors,
+        },
         median=_median(held.mos),
         recipe_yaml=_recipe(job),
         command=_command(job),
@@ -187,15 +192,6 @@ def corpus_licences(job: Job) -> dict[str, Counter[str]]:
         for entry in pc.value_counts(manifest.usable["licence"]).to_pylist():
             found.setdefault(entry["values"], Counter())[name] += entry["counts"]
     return found
-
-
-def _contents(held: Tally) -> dict[str, Mapping[str, int]]:
-    languages = {"(not known)" if x == UNKNOWN else x: n for x, n in held.languages.items()}
-    return {
-        "corpus (a sample may draw from several)": held.corpora,
-        "language": languages,
-        "processor (a sample may go through several)": held.processors,
-    }
 
 
 def _median(bins: Sequence[int]) -> float:

@@ -212,16 +212,18 @@ class _Pool:
 
 
 def _worker_needs(job: Job, workers: int, how: EngineOptions) -> dict[str, Any]:
-    """What Ray reserves for a worker: where it computes on one, its share of the GPUs.
+    """What Ray reserves for a worker: where it computes on one, its share of the GPUs that shared
+    teachers leave.
 
     Raises ``UserError`` where workers would find no GPU, one after the other.
     """
+    import ray
+
     share = 0.0
-    if "cuda" in (
-        job.device,
-        "" if how.teacher_actors else job.label_device,
-    ):  # cuda:1 is a user's own
-        share = _fair_share(job, workers, how)
+    if "cuda" in (job.device, "" if how.teacher_actors else job.label_device):  # cuda:1: their own
+        taken = how.teacher_actors * how.teacher(on_gpu(job))["num_gpus"]
+        left = max(0.0, ray.cluster_resources().get("GPU", 0.0) - taken)
+        share = min(1.0, int(1e4 * left / workers) / 1e4)  # Ray counts in ten-thousandths
         if not share and not how.worker.gpus:
             raise UserError(
                 "--device cuda: this Ray has no GPU for a worker: start it with one (ray start "
@@ -229,15 +231,6 @@ def _worker_needs(job: Job, workers: int, how: EngineOptions) -> dict[str, Any]:
                 "give --device cpu"
             )
     return how.worker.options(share)
-
-
-def _fair_share(job: Job, workers: int, how: EngineOptions) -> float:
-    """Of the GPUs that shared teachers leave, what each worker gets."""
-    import ray
-
-    taken = how.teacher_actors * how.teacher(on_gpu(job))["num_gpus"]
-    left = max(0.0, ray.cluster_resources().get("GPU", 0.0) - taken)
-    return min(1.0, int(1e4 * left / workers) / 1e4)  # Ray counts in ten-thousandths
 
 
 def metrics(dataset: str, run: str) -> Sink:

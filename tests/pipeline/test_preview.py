@@ -19,7 +19,6 @@ from pipeline.dataset.prepare import prepare
 from pipeline.render.render import render_group
 from tests.conftest import small_recipe
 from tests.fake_dataset import _record, fake_plan, write_dataset
-from tests.pipeline.conftest import Says
 
 
 def test_the_page_plays_samples_of_every_shard(tmp_path: Path) -> None:
@@ -52,7 +51,9 @@ def test_a_shard_that_is_not_whole_is_left_out(tmp_path: Path) -> None:
         ("truncated", "damaged"),
     ],
 )
-def test_what_is_wrong_is_named(tmp_path: Path, says: Says, break_it: str, message: str) -> None:
+def test_what_is_wrong_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], break_it: str, message: str
+) -> None:
     folder = tmp_path / "shards"
     if break_it != "nothing there":
         write_dataset(folder, shards=1)
@@ -61,7 +62,8 @@ def test_what_is_wrong_is_named(tmp_path: Path, says: Says, break_it: str, messa
         tar.unlink()
     if break_it == "truncated":
         tar.write_bytes(tar.read_bytes()[:100_000])
-    said = says(2, "preview", folder, "--out", tmp_path / "p.html")
+    assert main(["preview", str(folder), "--out", str(tmp_path / "p.html")]) == 2
+    said = capsys.readouterr().err
     assert said.startswith("error: ") and str(folder) in said and message in said
     assert not (tmp_path / "p.html").exists()
 
