@@ -22,10 +22,7 @@ VERBS = {
     "merge": ("pipeline.dataset.merge", "several outputs of one recipe as one dataset"),
     "relabel": ("pipeline.engine.relabel", "label samples again by another teacher"),
     "preview": ("pipeline.dataset.preview", "a static page to listen to samples of a dataset"),
-    "corpora": (
-        "pipeline.corpora.synthetic",
-        "write corpora: speech, noise, simulated rooms",
-    ),
+    "corpora": ("pipeline.corpora.synthetic", "write corpora: speech, noise, simulated rooms"),
     "speak": ("pipeline.corpora.speak", "write a corpus of synthetic speech by text to speech"),
     "weights": ("pipeline.corpora.weights", "fetch, list and check the processors' weights"),
     "estimate": ("pipeline.cluster.estimate", "time, size and cost of a dataset to be made"),

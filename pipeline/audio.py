@@ -8,6 +8,7 @@ import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -15,14 +16,7 @@ import soundfile
 import soxr
 from numpy.typing import NDArray
 
-from data_specs.io.audio import (
-    BadAudio,
-    Header,
-    Recording,
-    examine,
-    header_of,
-    open_audio,
-)
+from data_specs.io.audio import BadAudio, Header, Recording, examine, header_of, open_audio
 from data_specs.io.cache import RemoteFile, remote_clip
 from data_specs.io.errors import UserError
 from data_specs.sample import CROP_SAMPLES, SAMPLE_RATE
@@ -84,7 +78,7 @@ class RemoteSource:
     def __init__(self, clip: RemoteFile, block_bytes: int = 1 << 16) -> None:
         self.clip, self.block_bytes = clip, block_bytes
         self.name, self.size = str(clip), clip.size
-        self.blocks: dict[int, bytes] = {}
+        self.block = lru_cache(maxsize=4)(self._fetched)
         self.error: Exception | None = None
 
     def at(self, start: int, count: int) -> bytes:
@@ -92,22 +86,20 @@ class RemoteSource:
         end, found = min(start + count, self.size), b""
         while start < end and not self.error:
             number, offset = divmod(start, self.block_bytes)
-            data = self._block(number)[offset : offset + end - start]
+            data = self.block(number)[offset : offset + end - start]
             found, start = found + data, start + len(data)
         return found
 
-    def _block(self, number: int) -> bytes:
-        if number not in self.blocks:
-            start = number * self.block_bytes
-            end = min(start + self.block_bytes, self.size)
-            try:
-                data = self.clip.folder.part(self.clip.name, start, end)
-                if len(data) != end - start:
-                    raise OSError(f"{self.clip}: {len(data)} of {end - start} bytes came")
-            except (OSError, ValueError) as error:
-                self.error, data = error, b""
-            self.blocks = dict([*self.blocks.items(), (number, data)][-4:])
-        return self.blocks[number]
+    def _fetched(self, number: int) -> bytes:
+        start = number * self.block_bytes
+        end = min(start + self.block_bytes, self.size)
+        try:
+            data = self.clip.folder.part(self.clip.name, start, end)
+            if len(data) != end - start:
+                raise OSError(f"{self.clip}: {len(data)} of {end - start} bytes came")
+        except (OSError, ValueError) as error:
+            self.error, data = error, b""
+        return data
 
 
 @contextmanager

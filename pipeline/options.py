@@ -6,22 +6,17 @@ import argparse
 import os
 import re
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from pydantic import BaseModel, Field
 
-from data_specs.cluster.needs import (
-    EVERY,
-    parse_address,
-    parse_stage,
-    require_everywhere,
-)
+from data_specs.cluster.needs import require_everywhere
 from data_specs.io.addresses import PathOrUrl, path_or_url, shown
 from data_specs.io.errors import UserError
-from data_specs.io.hardware import cpus, require_device
-from data_specs.io.options import add_options
+from data_specs.io.hardware import require_device
+from data_specs.io.options import add_options, options_of
 from data_specs.recipe import Recipe
-from pipeline.engine.base import Machines, TeacherActors
+from pipeline.engine.base import EngineOptions
 from pipeline.render.guard import TIME_LIMIT_S
 from pipeline.render.render import Roots
 
@@ -107,32 +102,12 @@ class WorkerOptions(BaseModel):
     )
 
 
-class EngineOptions(BaseModel):
-    """How and by how many processes shards are made: nothing that is data."""
-
-    engine: Literal["ray", "local"] = Field("ray", description="what runs the workers")
-    workers: int = Field(default_factory=cpus, description="processes that make shards")
-    teacher_actors: int = Field(
-        0,
-        description="N teachers that all of Ray's workers share, such as one for each GPU "
-        "(default: every worker loads its own)",
-    )
-    teachers_per_gpu: int = Field(1, description="how many of them share a GPU")
-    ray_address: str = Field(
-        "",
-        description="auto or HOST:PORT of a running Ray cluster (default: RAY_ADDRESS, or a Ray "
-        "of its own)",
-    )
-    worker_needs: str = Field(
-        "",
-        description="cores=N,memory_gb=N,gpus=N: what Ray reserves for a worker (default: a core; "
-        "where it computes on cuda, its share of the GPUs)",
-    )
-    teacher_needs: str = Field("", description="the same for a teacher")
-    part: str = Field(
-        str(EVERY),
-        description="I/N: make only the I-th of N parts, beside other jobs that make the others",
-    )
+def corpus_and_folder(option: str) -> tuple[str, str]:
+    """Split a ``NAME=DIR`` option. Raises ``UserError`` for one without either half."""
+    name, _, folder = option.partition("=")
+    if not name or not folder:
+        raise UserError(f"--corpus {shown(option)}: write NAME=DIR")
+    return name, folder
 
 
 def parse_roots(options: Sequence[str], recipe: Recipe) -> Roots:
@@ -141,10 +116,7 @@ def parse_roots(options: Sequence[str], recipe: Recipe) -> Roots:
     A folder is a path or an address. Raises ``UserError`` for an option without either half.
     """
     roots: Roots = {}
-    for option in options:
-        name, equals, folder = option.partition("=")
-        if not equals or not folder:
-            raise UserError(f"--corpus {shown(option)}: write NAME=DIR")
+    for name, folder in map(corpus_and_folder, options):
         roots.setdefault(name, []).append(path_or_url(folder))
     for name in {source.corpus for source in recipe.sources.present().values()} - set(roots):
         value = os.environ.get(f"CORPUS_{name.upper()}", "")
@@ -188,28 +160,22 @@ def parse_beside(options: Sequence[str]) -> list[Beside]:
     return found
 
 
-def teacher_actors(options: argparse.Namespace, device: str) -> TeacherActors:
-    """Read the options of teachers. Raises ``UserError`` where they contradict each other."""
-    needs = parse_stage(options.teacher_needs, "--teacher-needs")
-    actors = TeacherActors(options.teacher_actors, options.teachers_per_gpu, needs)
-    actors.check(options.engine, device)
-    return actors
+def engine_options(
+    options: argparse.Namespace, device: str, paths: Sequence[tuple[str, PathOrUrl]]
+) -> EngineOptions:
+    """Read how shards are made. Raises ``UserError`` for what cannot be had.
 
-
-def machines(options: argparse.Namespace, paths: Sequence[tuple[str, PathOrUrl]]) -> Machines:
-    """Read the options of machines. Raises ``UserError`` where they contradict each other.
-
-    ``paths`` are (flag, path) of what every machine must find under the same name.
+    ``device`` is the teacher's, ``paths`` are (flag, path) of what every machine must find under
+    the same name.
     """
-    address = parse_address(options.ray_address)
-    if address and options.engine != "ray":
-        raise UserError(f"--ray-address needs --engine ray, not {options.engine}")
-    if options.engine == "ray" and (address or os.environ.get("RAY_ADDRESS")):
+    how = EngineOptions.model_validate(options_of(options, EngineOptions))
+    how.check(device)
+    if how.engine == "ray" and (how.ray_address or os.environ.get("RAY_ADDRESS")):
         require_everywhere([(flag, str(path)) for flag, path in paths])
     else:  # the workers are here
         require_device(options.device, "--device")
         require_device(getattr(options, "teacher_device", ""), "--teacher-device")
-    return Machines(address, parse_stage(options.worker_needs, "--worker-needs"))
+    return how
 
 
 def corpus_places(roots: Roots) -> list[tuple[str, PathOrUrl]]:

@@ -66,6 +66,7 @@ def write_dataset(folder: Path, shards: int = 2, samples: int = 5) -> Path:
         "recipe_hash": "0123abcd" * 8,
         "teacher": "distillmos",
         "splits": {"speech": "train"},
+        "identity": {},
         "samples": shards * samples,
         "corpora": {"speech": "speech: 260 files, 0.74 h, 47 speakers"},
     }

@@ -175,7 +175,9 @@ def make(out: Path, part: Part, factory: Any = None) -> Outcome:
     from functools import partial
 
     maker = factory or partial(StubWorker, log=Path("/dev/null"), pause_s=0)
-    return run.run(stub_job(out, SAMPLES), "local", 1, progress=False, factory=maker, part=part)
+    return run.run(
+        stub_job(out, SAMPLES), "local", 1, progress=False, factory=maker, part=str(part)
+    )
 
 
 def test_another_number_of_parts_makes_what_is_left(

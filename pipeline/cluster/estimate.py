@@ -107,19 +107,16 @@ def run(options: argparse.Namespace) -> int:
         rates = measure(recipe, parse_roots(options.corpus, recipe), setup)
     if options.save:
         rate_files.save(rates, options.save)
-    found = [
-        predict(
-            rates,
-            options.samples,
-            recipe.shard_samples,
-            nodes * setup.cores,
-            nodes * setup.gpus,
-            setup.store_gbit * GIGABIT,
-        )
-        for nodes in setup.nodes
-    ]
+    of = partial(predict, rates, options.samples, recipe.shard_samples)
+    limit = setup.store_gbit * GIGABIT
+    found = [of(n * setup.cores, n * setup.gpus, limit) for n in setup.nodes]
     if options.json:
-        print(json.dumps(_as_json(rates, setup, found), indent=1))
+        rows = [
+            {"nodes": nodes, **asdict(each), "cost": setup.cost(nodes, each)}
+            for nodes, each in zip(setup.nodes, found, strict=True)
+        ]
+        told = {"rates": rates.model_dump(mode="json"), "estimates": rows}
+        print(json.dumps(told, indent=1))
     else:
         print("\n".join(lines(recipe, options.samples, rates, setup, found)))
     return 0
@@ -188,17 +185,14 @@ class TimedWorker:
                 self.seconds[within] -= seconds
 
     def run(self, kind: str, waves_BT: Waves, params: Sequence[Params]) -> Waves:
-        """Run a processor over a group (batch, samples)."""
         with self.timed(kind, within="read and mix"):
             return self.guard.run(kind, waves_BT, params)
 
     def score(self, waves_BT: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-        """Score a group (batch, samples)."""
         with self.timed(TEACHER, within="encode"):
             return self.teacher.score(waves_BT)
 
     def make(self, rows: range) -> list[Row]:
-        """Render and label a group."""
         with self.timed("read and mix"):
             rendered = render_group(self.job.plans(rows), self.job.roots, self.run)
         with self.timed("encode"):
@@ -271,11 +265,3 @@ def _stages(rates: Rates) -> Iterator[str]:
 
 def _ratio(amount: float, of: float) -> float:
     return amount / of if of else math.inf
-
-
-def _as_json(rates: Rates, setup: Setup, found: Sequence[Estimate]) -> dict[str, object]:
-    rows = [
-        {"nodes": nodes, **asdict(each), "cost": setup.cost(nodes, each)}
-        for nodes, each in zip(setup.nodes, found, strict=True)
-    ]
-    return {"rates": rates.model_dump(mode="json"), "estimates": rows}

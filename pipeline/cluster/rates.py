@@ -17,7 +17,7 @@ import yaml
 from pydantic import Field
 
 from data_specs.io.errors import UserError
-from data_specs.io.files import whole_file
+from data_specs.io.files import write_text
 from data_specs.recipe import Recipe
 from data_specs.strict import Strict, digest, load
 
@@ -92,8 +92,7 @@ def cost_sha256(recipe: Recipe) -> str:
 
 def save(rates: Rates, path: Path) -> None:
     """Write rates as YAML."""
-    with whole_file(path) as file:
-        file.write(yaml.safe_dump(rates.model_dump(mode="json"), sort_keys=False).encode())
+    write_text(path, yaml.safe_dump(rates.model_dump(mode="json"), sort_keys=False))
 
 
 def read(path: Path, recipe: Recipe) -> Rates:

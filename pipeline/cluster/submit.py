@@ -23,7 +23,7 @@ from data_specs.io.errors import UserError
 from data_specs.recipe import Recipe, load_recipe
 from data_specs.strict import unknown
 from pipeline.cluster import rates as rate_files
-from pipeline.options import parse_beside, parse_shards, parse_splits
+from pipeline.options import corpus_and_folder, parse_beside, parse_shards, parse_splits
 
 KINDS = ("ray", "slurm", "slurm-array", "kubernetes")
 SAID_BY_SITE = ("--engine", "--ray-address", "--part")
@@ -67,7 +67,9 @@ def _checked(kind: str, site: Site, job: Sequence[str]) -> argparse.Namespace:
     recipe = load_recipe(options.recipe)
     corpora = {source.corpus for source in recipe.sources.present().values()}
     parse_splits(options.split, list(recipe.sources.present()))
-    folders = [_folder(option, corpora) for option in options.corpus]
+    folders = [corpus_and_folder(option) for option in options.corpus]
+    for name in sorted({name for name, _ in folders} - corpora):
+        raise UserError(f"--corpus {shown(name)}: {unknown('corpus', shown(name), corpora)}")
     paths = [(f"--corpus {name}", folder) for name, folder in folders]
     outs = [("--out", options.out), *(("--and", one.out) for one in parse_beside(options.beside))]
     submit.check_paths(kind, site, [*((flag, str(out)) for flag, out in outs), *paths])
@@ -81,15 +83,6 @@ def _checked(kind: str, site: Site, job: Sequence[str]) -> argparse.Namespace:
     if kind != "ray" and Path(options.recipe).suffix in (".yaml", ".yml"):
         require_everywhere([("recipe", options.recipe)])
     return options
-
-
-def _folder(option: str, corpora: set[str]) -> tuple[str, str]:
-    name, equals, folder = option.partition("=")
-    if not equals or not folder:
-        raise UserError(f"--corpus {shown(option)}: write NAME=DIR")
-    if name not in corpora:
-        raise UserError(f"--corpus {shown(name)}: {unknown('corpus', shown(name), corpora)}")
-    return name, folder
 
 
 # --- what a site adds to a job --------------------------------------------------------------------

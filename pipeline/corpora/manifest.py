@@ -102,7 +102,6 @@ class Manifest:
         return sorted(set(self.usable["speaker"].to_pylist()))
 
     def left_out(self) -> list[LeftOut]:
-        """What is left out, and why."""
         table = self.table.filter(pc.not_equal(self.table["rejected"], ""))
         columns = (table[name].to_pylist() for name in ("path", "rejected"))
         return [LeftOut(*pair) for pair in zip(*columns, strict=True)]
@@ -114,17 +113,11 @@ class Manifest:
     def summary(self) -> str:
         """One line: files, hours, speakers, and what was left out."""
         table = self.usable
-        hours = sum(
-            f / r
-            for f, r in zip(
-                table["frames"].to_pylist(), table["sample_rate_hz"].to_pylist(), strict=True
-            )
-        )
+        seconds = table["frames"].to_numpy() / table["sample_rate_hz"].to_numpy()
+        hours = sum(seconds.tolist()) / 3600
         left_out = ", ".join(f"{n} {reason}" for reason, n in self.rejections().most_common())
-        return (
-            f"{self.name}: {len(table)} files, {hours / 3600:.2f} h, "
-            f"{len(set(table['speaker'].to_pylist()))} speakers"
-            + (f"; left out: {left_out}" if left_out else "")
+        return f"{self.name}: {len(table)} files, {hours:.2f} h, {len(self.groups())} speakers" + (
+            f"; left out: {left_out}" if left_out else ""
         )
 
     def save(self, path: Path) -> None:
@@ -235,13 +228,18 @@ def scan(
         stamps = _stamps(roots, [(i, path) for i, path, _ in found], pool)
         kept = _kept(known, made_by, stamps)
         same = known and len(kept) == len(found) == len(known.table) - len(rejected)
-        if known and same and _left_out_of(known) == _keys(rejected):
-            return known
+        if known and same:  # what a walk left out has no stamp
+            left_out_then = known.table.filter(pc.equal(known.table["stamp"], "")).to_pylist()
+            if _keys(left_out_then) == _keys(rejected):
+                return known
         looked_at = pool.map(lambda f: kept.get(f[:2]) or _row(corpus, roots[f[0]], *f), found)
         bar = progress_bar(
             looked_at, total=len(found), desc=f"scan {name}", unit="file", disable=not progress
         )
-        stamped = [_stamped(row, *stamp) for row, stamp in zip(bar, stamps.values(), strict=True)]
+        stamped = [
+            row | {"stamp": stamp, "size_bytes": row["size_bytes"] or size or 0}
+            for row, (size, stamp) in zip(bar, stamps.values(), strict=True)
+        ]
         rows = sorted([*stamped, *rejected], key=lambda row: (row["root"], row["path"]))
         table = pa.Table.from_pylist(rows, schema=SCHEMA.with_metadata(made_by))
     manifest = Manifest(name, table)
@@ -260,16 +258,14 @@ def _found(
     found, left_out = [], []
     for index, root in enumerate(roots):
         below = _found_below(root)
-        parts = {path: _part_of(corpus, path) for path in below.files}
+        parts = {
+            path: next((part for part in corpus.parts if _included(path, part.include)), None)
+            for path in below.files
+        }
         found += [(index, path, part) for path, part in parts.items() if part]
         left_out += [(index, one) for one in below.left_out]
         left_out += [(index, LeftOut(path, NO_PART)) for path, part in parts.items() if not part]
     return found, left_out
-
-
-def _left_out_of(known: Manifest) -> set[tuple[object, ...]]:
-    """What a walk left out then; files that were looked at have a stamp."""
-    return _keys(known.table.filter(pc.equal(known.table["stamp"], "")).to_pylist())
 
 
 def _keys(rows: Iterable[Mapping[str, object]]) -> set[tuple[object, ...]]:
@@ -311,16 +307,6 @@ def _kept(
         for row in batch.to_pylist()
         if stamps.get((row["root"], row["path"])) == (row["size_bytes"], row["stamp"])
     }
-
-
-def _stamped(row: dict[str, object], size: int | None, stamp: str) -> dict[str, object]:
-    """A row with its stamp; and its size, where no header told it."""
-    return row | {"stamp": stamp, "size_bytes": row["size_bytes"] or size or 0}
-
-
-def _part_of(corpus: Corpus, path: str) -> Part | None:
-    """The first part that includes a path."""
-    return next((part for part in corpus.parts if _included(path, part.include)), None)
 
 
 def _found_below(root: PathOrUrl) -> Found:
@@ -454,9 +440,6 @@ def _place(group: str) -> int:
 
 
 def _by_hash(group: str, holdout: Holdout) -> str:
-    edges = (holdout.test, holdout.test + holdout.validation)
-    return _split_at(_place(group) / 2**48, edges)
-
-
-def _split_at(place: float, edges: tuple[float, float]) -> str:
-    return "test" if place < edges[0] else "validation" if place < edges[1] else "train"
+    place = _place(group) / 2**48
+    held_out = "test" if place < holdout.test else "validation"
+    return held_out if place < holdout.test + holdout.validation else "train"

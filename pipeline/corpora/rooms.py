@@ -8,7 +8,6 @@ tail, the direct sound 2.5 ms after the start, peak 0.9, FLAC at 16 kHz. Beside 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -151,8 +150,8 @@ def make_room(spec: RoomSpec, name: str) -> tuple[Wave, Record]:
     raises ``UserError`` after the spec's ``tries``.
     """
     reasons: list[str] = []
-    for attempt, rng in enumerate(_draws(spec, name)):
-        box = draw_room(spec, rng)
+    for attempt in range(spec.tries):
+        box = draw_room(spec, rng_of(spec.seed, f"simulated/{name}/{attempt}"))
         if box is None:
             reasons.append("distance_m does not fit")
             continue
@@ -163,10 +162,6 @@ def make_room(spec: RoomSpec, name: str) -> tuple[Wave, Record]:
         reasons.append("rt60_s cannot be reached")
     told = ", ".join(f"{reasons.count(r)} x {r}" for r in sorted(set(reasons)))
     raise UserError(f"{spec.name}: {name}: no room in {spec.tries} tries: {told}")
-
-
-def _draws(spec: RoomSpec, name: str) -> Iterator[Generator]:
-    return (rng_of(spec.seed, f"simulated/{name}/{attempt}") for attempt in range(spec.tries))
 
 
 def _record(name: str, box: Shoebox, absorption: float, measured_s: float, redrawn: int) -> Record:

@@ -5,11 +5,9 @@ names, and ``SHA256SUMS`` once all of them are whole. A file being fetched is ca
 its size and hash were checked, so ``train.models.weights.find`` takes nothing half-fetched. Files
 placed by hand are used as they are; ``make weights`` checks and records them.
 
-Files come in pieces through ``data_specs.io.storage``, as datasets do: it tries again, follows no
-redirection from https to http and takes no more bytes than it asked for. pooch 1.9 does none of
-these, and neither it nor ``hf_hub_download`` (2.4) goes on with a file that an earlier process
-began, of which the largest has 8 GB. Of a hub ``huggingface_hub`` says where a file is, its size
-and its hash.
+Files come in pieces through ``data_specs.io.storage``: it tries again, follows no redirection from
+https to http and takes no more bytes than it asked for. pooch 1.9 does none of these, and neither
+it nor ``hf_hub_download`` goes on with what an earlier process began (up to 8 GB).
 """
 
 from __future__ import annotations
@@ -65,14 +63,11 @@ def fetch(name: str, entry: Weights) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with one_at_a_time(folder / LOCK_FILE):
         if state_of(name, entry).word != "whole":
-            _write_sums(folder, _files(entry, folder, read_sums(folder)))
+            sums = _files(entry, folder, read_sums(folder))
+            # Sizes in comments, hashes as ``sha256sum -c SHA256SUMS`` reads them.
+            lines = [f"# {s.size} bytes: {name}\n{s.sha256}  {name}\n" for name, s in sums.items()]
+            write_text(folder / SUMS_FILE, "".join(lines))
         print(f"{name}: whole in {folder}; licence {entry.licence}")
-
-
-def _write_sums(folder: Path, sums: Sums) -> None:
-    """Record sizes (in comments) and hashes, as ``sha256sum -c SHA256SUMS`` reads them."""
-    lines = [f"# {s.size} bytes: {name}\n{s.sha256}  {name}\n" for name, s in sums.items()]
-    write_text(folder / SUMS_FILE, "".join(lines))
 
 
 def _files(entry: Plain | HuggingFace | Archive, folder: Path, recorded: Sums) -> Sums:
@@ -81,8 +76,10 @@ def _files(entry: Plain | HuggingFace | Archive, folder: Path, recorded: Sums) -
     archive = folder / entry.archive.name if isinstance(entry, Archive) else None
     for file in entry.files:
         path, before = folder / file.name, recorded.get(file.name)
-        if path.is_file():
-            sums[file.name] = _require_right(file, path, before)
+        if path.is_file():  # it may be somebody's own
+            sums[file.name] = measure(path)
+            if problem := _objection(file, sums[file.name], before):
+                raise OSError(f"{path} {problem}: move it away, and run the same command again")
         elif isinstance(entry, Archive) and archive:
             if not archive.is_file():
                 _download(entry.archive, entry.archive.url, archive)
@@ -94,14 +91,6 @@ def _files(entry: Plain | HuggingFace | Archive, folder: Path, recorded: Sums) -
     if archive:
         archive.unlink(missing_ok=True)
     return sums
-
-
-def _require_right(file: WeightFile, path: Path, before: Sum | None) -> Sum:
-    """What is there already; ``OSError`` if it is not right, for it may be somebody's own."""
-    have = measure(path)
-    if problem := _objection(file, have, before):
-        raise OSError(f"{path} {problem}: move it away, and run the same command again")
-    return have
 
 
 def _objection(file: WeightFile, have: Sum, before: Sum | None) -> str:

@@ -1,20 +1,21 @@
 """Attempts at a dataset, and its tally: what a folder says of itself, no tar being opened.
 
-Records (``shard-NNNNNN.json``) say what is whole. Beside them, every driver keeps one small file of
-its own in ``attempts/``: what it has in flight, what failed and why, how fast it is. It is written
-anew every ``HEARTBEAT_S`` seconds, so that a job of days costs an object store some thousand small
-writes, and a driver that died is known by its silence. No shard depends on it: lost, or in a folder
-that cannot be written, only what it says is missing.
+Records (``shard-NNNNNN.json``) say what is whole. Beside them every driver keeps one small file in
+``attempts/``, written anew every ``HEARTBEAT_S``: what it has in flight, what failed and why, how
+fast it is. A driver that died is known by its silence. ``failed-NNNNNN.json`` keeps why a shard's
+last attempt failed until it is made. No shard depends on any of these: lost, or in a folder that
+cannot be written, only what they say is missing.
 """
 
 from __future__ import annotations
 
+import re
 import secrets
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from pydantic import Field
 
@@ -22,8 +23,8 @@ from data_specs.io.addresses import PathOrUrl
 from data_specs.io.storage import NotFound, open_folder
 from data_specs.strict import Strict
 from pipeline.dataset import shards
-from pipeline.dataset.shards import ShardRecord
-from pipeline.dataset.summary import MOS_BINS
+from pipeline.dataset.job import Job
+from pipeline.dataset.shards import MOS_BINS, ShardRecord
 
 ATTEMPTS = "attempts"
 """Folder of the drivers' files."""
@@ -108,11 +109,9 @@ class Tally:
 
     @property
     def samples(self) -> int:
-        """Samples of all whole shards."""
         return sum(self.whole.values())
 
     def add(self, record: ShardRecord) -> None:
-        """Count a whole shard."""
         self.whole[record.shard] = record.samples
         self.planned += record.planned
         self.tar_bytes += record.tar_bytes
@@ -140,3 +139,42 @@ def load(out: PathOrUrl, dataset_hash: str, planned: Iterable[int]) -> Tally:
         else:
             tally.add(found.records[shard])
     return tally
+
+
+# --- made again ----------------------------------------------------------------------------------
+
+
+def name_of(shard: int) -> str:
+    """The file that keeps why a shard's last attempt failed."""
+    return f"failed-{shard:06d}.json"
+
+
+def note(job: Job, made: Sequence[int], failed: Mapping[int, str]) -> None:
+    """Keep the reasons of a run's failed attempts, and remove those of shards that it made."""
+    for shard, reason in failed.items():
+        shards.write_json(job.out, name_of(shard), {"shard": shard, "reason": reason})
+    if made:
+        for shard in noted(job) & set(made):
+            job.folder.remove(name_of(shard))
+
+
+def noted(job: Job) -> set[int]:
+    """Shards whose last attempt failed."""
+    matches = (re.fullmatch(r"failed-(\d+)\.json", name) for name in job.folder.sizes())
+    return {int(match[1]) for match in matches if match}
+
+
+def again(job: Job) -> Job:
+    """The same job, but only its shards with dropped samples or a failed attempt, made again.
+
+    Tars without a record, and what drivers that are gone had in flight, are failed attempts too.
+    """
+    ledger = shards.read_ledger(job.out)
+    dropped = {number for number, record in ledger.records.items() if record.dropped}
+    whole = {shard for shard in range(job.shard_count) if job.is_whole(shard, ledger)}
+    gone = [run for run in read_attempts(job.out) if not run.alive(time.time())]
+    cut_short = {shard for run in gone for shard in (*run.running, *run.failed)}
+    attempts = (noted(job) | cut_short | set(ledger.uncommitted) | set(ledger.wrong)) - whole
+    chosen = frozenset((dropped | attempts) & set(range(job.shard_count)))
+    print(f"{len(dropped)} shards with dropped samples, {len(attempts)} with failed attempts")
+    return replace(job, again=chosen, only=chosen if job.only is None else chosen & job.only)

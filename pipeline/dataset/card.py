@@ -12,7 +12,7 @@ import hashlib
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jinja2
@@ -27,7 +27,7 @@ from pipeline.dataset import attempts
 from pipeline.dataset.attempts import Tally
 from pipeline.dataset.description import reopen
 from pipeline.dataset.job import CLIP_HOURS, Job
-from pipeline.dataset.summary import UNKNOWN
+from pipeline.dataset.shards import UNKNOWN
 from pipeline.render.processors import PROCESSORS
 from pipeline.render.processors.interface import noncommercial
 
@@ -47,16 +47,14 @@ DEMANDS = {
 }
 """What a licence may ask of who uses the data, the strictest first."""
 
-BY, NC, ND, SA = "attribution", "non-commercial", "no derivatives", "share alike"
+ASKED = {"by": "attribution", "nc": "non-commercial", "nd": "no derivatives", "sa": "share alike"}
+CREATIVE_COMMONS = ("by", "by-sa", "by-nc", "by-nd", "by-nc-sa", "by-nc-nd")
 FREE = ("mit", "apache-2.0", "bsd-3-clause", "cc0-1.0", "mpl-2.0")
-CREATIVE_COMMONS = {
-    **{"cc-by": [BY], "cc-by-sa": [SA, BY], "cc-by-nc": [NC, BY], "cc-by-nd": [ND, BY]},
-    **{"cc-by-nc-sa": [NC, SA, BY], "cc-by-nc-nd": [ND, NC, BY]},
-}
 TERMS: dict[str, list[str]] = {
+    **{f"cc-{of}-3.0": [ASKED[part] for part in of.split("-")] for of in CREATIVE_COMMONS},
+    **{f"cc-{of}-4.0": [ASKED[part] for part in of.split("-")] for of in CREATIVE_COMMONS},
     **{name: [] for name in FREE},
-    "odc-by": [BY],
-    **{f"{name}-{v}": asked for name, asked in CREATIVE_COMMONS.items() for v in ("3.0", "4.0")},
+    "odc-by": ["attribution"],
 }
 """What the licences that the hub knows ask, by their name there (SPDX, in small letters)."""
 
@@ -107,9 +105,13 @@ def card(job: Job, held: Tally) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"markdown": markdown, "code": code, "hours": _hours}
+    environment.filters |= {
+        "markdown": markdown,
+        "code": code,
+        "hours": lambda n: f"{n * CLIP_HOURS:.2f}",
+    }
     recordings = corpus_licences(job)
-    demands = consequences({*recordings, *held.licences})
+    languages = {"(not known)" if x == UNKNOWN else x: n for x, n in held.languages.items()}
     return environment.get_template("card.md.j2").render(
         job=job,
         held=held,
@@ -118,25 +120,26 @@ def card(job: Job, held: Tally) -> str:
         front=_front(job, held, recordings).to_yaml(),
         split=_split(job),
         recordings=recordings,
-        demands=demands,
+        demands=consequences({*recordings, *held.licences}),
         meaning=DEMANDS,
         noncommercial=any(noncommercial(licence) for licence in held.licences),
         kinds_of=lambda licence: [
             kind for kind in job.recipe.kinds() if PROCESSORS[kind].licence == licence
         ],
-        contents=_contents(held),
+        contents={
+            "corpus (a sample may draw from several)": held.corpora,
+            "language": languages,
+            "processor (a sample may go through several)": held.processors,
+        },
         median=_median(held.mos),
         recipe_yaml=_recipe(job),
         command=_command(job),
     )
 
 
-def _hours(samples: int) -> str:
-    return f"{samples * CLIP_HOURS:.2f}"
-
-
 def _front(job: Job, held: Tally, recordings: Iterable[str]) -> DatasetCardData:
     languages = sorted(x for x in held.languages if re.fullmatch("[a-z]{2,3}", x))
+    files = {"split": _split(job), "path": "shard-*.tar"}
     return DatasetCardData(
         pretty_name=f"{job.recipe.name}: degraded speech with a teacher's scores",
         language=languages or None,
@@ -144,12 +147,7 @@ def _front(job: Job, held: Tally, recordings: Iterable[str]) -> DatasetCardData:
         annotations_creators=["machine-generated"],
         size_categories=[next((n for most, n in SIZES if held.samples < most), "1M<n<10M")],
         tags=["speech-quality", "mos", "pseudo-labels", "audio", "webdataset"],
-        configs=[
-            {
-                "config_name": "default",
-                "data_files": [{"split": _split(job), "path": "shard-*.tar"}],
-            }
-        ],
+        configs=[{"config_name": "default", "data_files": [files]}],
         **hub_licence({*held.licences, *recordings}),
     )
 
@@ -194,15 +192,6 @@ def corpus_licences(job: Job) -> dict[str, Counter[str]]:
         for entry in pc.value_counts(manifest.usable["licence"]).to_pylist():
             found.setdefault(entry["values"], Counter())[name] += entry["counts"]
     return found
-
-
-def _contents(held: Tally) -> dict[str, Mapping[str, int]]:
-    languages = {"(not known)" if x == UNKNOWN else x: n for x, n in held.languages.items()}
-    return {
-        "corpus (a sample may draw from several)": held.corpora,
-        "language": languages,
-        "processor (a sample may go through several)": held.processors,
-    }
 
 
 def _median(bins: Sequence[int]) -> float:

@@ -5,20 +5,21 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import replace
 from typing import Annotated, Any
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field
 
 from data_specs.cluster.needs import EVERY, Part
 from data_specs.io import storage
-from data_specs.io.addresses import PathOrUrl
+from data_specs.io.addresses import PathOrUrl, shown
 from data_specs.io.errors import UserError
 from data_specs.io.files import LOCK_FILE, one_at_a_time, only_writer, remove_leftovers
 from data_specs.io.parse import json_object
 from data_specs.recipe import Recipe
 from data_specs.sample import DATASET_FILE
-from data_specs.strict import describe, differences, digest
+from data_specs.strict import checked, differences, digest
 from pipeline.corpora.manifest import CorpusError, Manifest
 from pipeline.dataset import shards
 from pipeline.dataset.job import CLIP_HOURS, Job
@@ -80,30 +81,26 @@ def read_dataset(out: PathOrUrl) -> dict[str, Any] | None:
     return value
 
 
+def require_dataset(out: PathOrUrl) -> dict[str, Any]:
+    """As ``read_dataset``; ``ShardError`` where there is none."""
+    found = read_dataset(out)
+    if found is None:
+        raise ShardError(f"{shown(out)}: no {DATASET_FILE}: not a dataset folder")
+    return found
+
+
 def reopen(out: PathOrUrl, roots: Roots, check: bool = True) -> Job:
     """Make the job of an existing dataset folder, from what the folder itself says.
 
-    Raises ``ShardError`` where it says nothing that can be used and, unless ``check`` is False,
+    Raises ``UserError`` where it says nothing that can be used and, unless ``check`` is False,
     ``WrongDataset`` where a manifest is not the one that it was made from.
     """
-    found, folder = read_dataset(out), storage.open_folder(out)
-    if found is None:
-        raise ShardError(f"{folder.shown()}: no {DATASET_FILE}: not a dataset folder")
-    try:
-        described = Description.model_validate(found)
-    except ValidationError as error:
-        raise ShardError(describe(error, found, folder.shown(DATASET_FILE))) from error
+    found, folder = require_dataset(out), storage.open_folder(out)
+    described = checked(Description, found, folder.shown(DATASET_FILE))
     names = {source.corpus for source in described.recipe.sources.present().values()}
     manifests = {name: Manifest.load(name, folder, manifest_file(name)) for name in names}
-    job = Job(
-        described.recipe,
-        found["identity"],
-        described.samples,
-        out,
-        roots,
-        manifests=manifests,
-        teacher_calibration=found.get("teacher_calibration"),
-    )
+    job = Job(described.recipe, found["identity"], described.samples, out, roots)
+    job = replace(job, manifests=manifests, teacher_calibration=described.teacher_calibration)
     if check and (wrong := list(changed_manifests(job, found))):
         raise WrongDataset("\n".join(wrong))
     return job
@@ -126,20 +123,15 @@ def manifest_file(corpus: str) -> str:
 
 def description_problems(job: Job) -> Iterator[str]:
     """Say what is wrong with ``dataset.json`` and the manifests; ``job`` is ``reopen``'s."""
-    where, found = job.folder.shown(DATASET_FILE), read_dataset(job.out) or {}
+    where, found = job.folder.shown(DATASET_FILE), require_dataset(job.out)
     free = {key: value for key, value in found["recipe"].items() if key in NOT_DATA}
-    expected = {
-        "format": shards.FORMAT,
-        "recipe_hash": job.dataset_hash,
-        "recipe": free | job.identity["recipe"],
-        "teacher": job.identity["recipe"]["teacher"]["name"],
-        "splits": job.identity["splits"],
-        "hours": round(job.samples * CLIP_HOURS, 3),
-        "corpora": {name: manifest.summary() for name, manifest in job.manifests.items()},
-        "derived_from": job.identity.get("derived_from"),
-    }
-    if HASHES.keys() & found.keys():
-        expected["teacher_calibration_sha256"] = digest(job.teacher_calibration)
+    expected: dict[str, Any] = {"derived_from": None} | _description(
+        job, found.get("manifests_sha256", {})
+    )
+    expected["recipe"] = free | job.identity["recipe"]
+    expected["teacher"] = job.identity["recipe"]["teacher"]["name"]
+    if not HASHES.keys() & found.keys():  # an older version's
+        expected = {key: value for key, value in expected.items() if key not in HASHES}
     stated = {key: found.get(key) for key in expected}
     for line in differences(stated, expected, between=("there", "by what is hashed")):
         yield f"{where}: was changed: {line}"
@@ -192,8 +184,7 @@ def known_manifests(out: PathOrUrl, described: Mapping[str, Any] | None) -> dict
 # --- writing --------------------------------------------------------------------------------------
 
 
-@contextmanager
-def writing(out: PathOrUrl, part: Part = EVERY) -> Iterator[None]:
+def writing(out: PathOrUrl, part: Part = EVERY) -> AbstractContextManager[None]:
     """Hold a dataset's folder while a command makes the whole of it, or a part of it.
 
     Parts are made side by side; ``UserError`` where another command makes the same one. At an
@@ -201,11 +192,9 @@ def writing(out: PathOrUrl, part: Part = EVERY) -> Iterator[None]:
     """
     folder = storage.open_folder(out)
     if not isinstance(folder, storage.LocalFolder):
-        yield
-        return
+        return nullcontext()
     name = LOCK_FILE if part == EVERY else f"{LOCK_FILE}.{part.index}-of-{part.count}"
-    with only_writer(folder.path, name):
-        yield
+    return only_writer(folder.path, name)
 
 
 def open_folder(job: Job) -> None:

@@ -73,11 +73,7 @@ class Job:
             raise ShardError(f"{self.folder.shown(DATASET_FILE)}: no split of {', '.join(lacks)}")
         return {
             role: make_table(
-                self.manifests[source.corpus],
-                source,
-                role,
-                splits[role],
-                self.assigned(role),
+                self.manifests[source.corpus], source, role, splits[role], self.assigned(role)
             )
             for role, source in self.recipe.sources.present().items()
         }
@@ -100,7 +96,6 @@ class Job:
 
     @property
     def shard_count(self) -> int:
-        """Shards of the whole dataset."""
         return -(-self.samples // self.recipe.shard_samples)
 
     def shard_range(self, shard: int) -> range:
@@ -145,13 +140,10 @@ class Job:
 
     def is_whole(self, shard: int, ledger: shards.Ledger | None = None) -> bool:
         """Whether a shard is done, as a ledger says that was read for many, or as it is now."""
-        planned = len(self.shard_range(shard))
-        if ledger is None:
-            return shards.is_whole(self.out, shard, self.dataset_hash, planned)
-        return ledger.is_whole(shard, self.dataset_hash, planned)
+        ledger = ledger or shards.one_shard(self.out, shard)
+        return ledger.is_whole(shard, self.dataset_hash, len(self.shard_range(shard)))
 
     def plans(self, rows: range) -> list[SamplePlan]:
-        """The plans of some rows."""
         return list(plan_range(self.recipe, self.tables, rows.start, rows.stop))
 
     def load_teacher(self) -> label.Teacher:
@@ -163,8 +155,12 @@ class Job:
         use_one_thread()
         self.require_label_packages()
         teacher = label.load(self.recipe.teacher, self.label_device)
-        if teacher.weights_sha256 != self.identity["teacher_sha256"]:
-            raise ShardError(_other_weights(teacher, self.identity["teacher_sha256"]))
+        if teacher.weights_sha256 != (stated := self.identity["teacher_sha256"]):
+            raise ShardError(
+                f"teacher {teacher.name!r} has other weights on this machine "
+                f"({teacher.weights_sha256[:12]}) than the dataset's ({stated[:12]}): bring those "
+                "here"
+            )
         return teacher
 
     def require_label_packages(self) -> None:
@@ -177,15 +173,8 @@ class Job:
         )
 
     def commit(self, shard: int, rows: Sequence[Row]) -> shards.ShardRecord:
-        """Write a finished shard."""
-        return shards.commit(
-            self.out,
-            shard,
-            rows,
-            self.dataset_hash,
-            self.recipe.max_dropped_share,
-            self.identity["versions"],
-        )
+        most, versions = self.recipe.max_dropped_share, self.identity["versions"]
+        return shards.commit(self.out, shard, rows, self.dataset_hash, most, versions)
 
 
 def use_one_thread() -> None:
@@ -200,13 +189,6 @@ def require_same_packages(there: Mapping[str, Any], here: Mapping[str, Any]) -> 
     if here != there:
         differ = "; ".join(differences(there, here))
         raise ShardError(f"this machine has other packages than the dataset: {differ}")
-
-
-def _other_weights(teacher: label.Teacher, stated: str) -> str:
-    return (
-        f"teacher {teacher.name!r} has other weights on this machine "
-        f"({teacher.weights_sha256[:12]}) than the dataset's ({stated[:12]}): bring those here"
-    )
 
 
 class ShardWorker(Protocol):
@@ -241,6 +223,5 @@ class Worker:
         return self.job.groups(shard)
 
     def make(self, rows: range) -> list[Row]:
-        """Render and label a group."""
         rendered = render_group(self.job.plans(rows), self.job.roots, self.guard.run)
         return label.label_group(self.teacher, rendered)

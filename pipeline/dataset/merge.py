@@ -32,9 +32,14 @@ def merge(inputs: Sequence[PathOrUrl], out: PathOrUrl) -> jobs.Job:
     if any(description.same_location(out, one) for one in inputs):
         raise UserError(f"--out {shown(out)} is one of the inputs: give another folder")
     found = [description.reopen(one, {}) for one in inputs]
-    for other in found[1:]:
-        _require_same(found[0], other)
     job = replace(found[0], out=out, samples=max(one.samples for one in found))
+    for other in found[1:]:
+        if other.identity != job.identity:
+            differ = differences(job.identity, other.identity, between=("in the first", "here"))
+            raise description.WrongDataset(
+                f"{shown(other.out)} is not of the recipe of {shown(inputs[0])}; what differs: "
+                + "; ".join(differ)
+            )
     description.open_folder(job)
     with description.writing(out):
         ledgers = [shards.read_ledger(one.out) for one in found]
@@ -45,14 +50,6 @@ def merge(inputs: Sequence[PathOrUrl], out: PathOrUrl) -> jobs.Job:
         description.require_ours(job)
         write_card(job)
     return job
-
-
-def _require_same(one: jobs.Job, other: jobs.Job) -> None:
-    if one.identity != other.identity:
-        raise description.WrongDataset(
-            f"{shown(other.out)} is not of the recipe of {shown(one.out)}; what differs: "
-            + "; ".join(differences(one.identity, other.identity, between=("in the first", "here")))
-        )
 
 
 def _chosen(job: jobs.Job, found: Sequence[jobs.Job], ledgers: Sequence[Ledger]) -> dict[int, int]:

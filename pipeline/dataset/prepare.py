@@ -13,12 +13,7 @@ from data_specs.recipe import Recipe
 from data_specs.strict import unknown
 from pipeline.corpora.manifest import CorpusError, Manifest, exceptions, scan, split_of
 from pipeline.dataset import shards
-from pipeline.dataset.description import (
-    NOT_DATA,
-    known_manifests,
-    open_folder,
-    read_dataset,
-)
+from pipeline.dataset.description import NOT_DATA, known_manifests, open_folder, read_dataset
 from pipeline.dataset.job import Job
 from pipeline.render import label
 from pipeline.render.guard import TIME_LIMIT_S, Guard
@@ -59,18 +54,11 @@ def prepare(
     identity = identity_of(recipe, manifests, splits or {}, teacher.weights_sha256)
     if before is None or "assigned" in before["identity"]:  # an older folder's are found anew
         identity["assigned"] = _assigned(recipe, manifests, assigned or {})
-    job = Job(
-        recipe,
-        identity | ({"derived_from": derived_from} if derived_from else {}),
-        samples,
-        out,
-        roots,
-        device,
-        time_limit_s,
-        manifests,
-        teacher_device=teacher_device,
-        teacher_calibration=label.calibration(teacher),
-    )
+    if derived_from:
+        identity["derived_from"] = derived_from
+    calibration = label.calibration(teacher)
+    job = Job(recipe, identity, samples, out, roots, device, time_limit_s, manifests)
+    job = replace(job, teacher_device=teacher_device, teacher_calibration=calibration)
     _ = job.tables  # an empty split is refused now, not by a worker
     open_folder(job)
     return job
@@ -97,15 +85,12 @@ def check_processors(recipe: Recipe, device: str, time_limit_s: float = TIME_LIM
 
     Raises ``SelfCheckError`` naming each that cannot run, also where it crashes or hangs.
     """
-    with Guard(Runtime(_device_here(device), recipe.precision), time_limit_s) as guard:
-        self_check(recipe, guard.run)
-
-
-def _device_here(device: str) -> str:
-    """A machine that only drives a cluster may have no GPU: there the check runs on its CPU."""
     import torch
 
-    return device if device == "cpu" or torch.cuda.is_available() else "cpu"
+    # A machine that only drives a cluster may have no GPU: there the check runs on its CPU.
+    here = device if device == "cpu" or torch.cuda.is_available() else "cpu"
+    with Guard(Runtime(here, recipe.precision), time_limit_s) as guard:
+        self_check(recipe, guard.run)
 
 
 def require_samples(samples: int) -> None:
@@ -125,19 +110,11 @@ def scan_all(
     Files that are as they are in ``known`` are not opened again.
     """
     names = {source.corpus for source in recipe.sources.present().values()}
-    for given in roots:
-        if given not in names:
-            name = shown(given)
-            raise CorpusError(f"--corpus {name}: {unknown('corpus', name, names)}")
-    where = f"recipe {recipe.name!r}"
+    for given in map(shown, sorted(roots.keys() - names)):
+        raise CorpusError(f"--corpus {given}: {unknown('corpus', given, names)}")
+    known, where = known or {}, f"recipe {recipe.name!r}"
     return {
-        name: scan(
-            name,
-            find_corpus(name, where),
-            roots.get(name, []),
-            progress,
-            known.get(name) if known else None,
-        )
+        name: scan(name, find_corpus(name, where), roots.get(name, []), progress, known.get(name))
         for name in sorted(names)
     }
 

@@ -24,8 +24,9 @@ from data_specs.recipe import Recipe
 from data_specs.sample import DATASET_FILE, SAMPLE_RATE, SampleRecord, parse_sample, shard_name
 from data_specs.strict import checked
 from pipeline.audio import decode_flac, encode_flac
+from pipeline.dataset.description import require_dataset
 from pipeline.dataset.shards import find_shards, samples
-from pipeline.options import outside_option, parse_roots
+from pipeline.options import corpus_option, outside_option, parse_roots
 from pipeline.render.plan import SamplePlan
 from pipeline.render.render import Roots, render_group, require_below
 
@@ -39,17 +40,6 @@ def _whole_shards(folder: Path) -> list[Path]:
     if not whole:
         raise UserError(f"{folder}: no whole shard yet; run python -m pipeline shards to the end")
     return whole
-
-
-def _dataset(folder: Path) -> dict[str, Any]:
-    path = folder / DATASET_FILE
-    try:
-        about = json_object(path.read_bytes(), path)
-    except FileNotFoundError:
-        raise UserError(f"{path}: not there; is {folder} a dataset folder?") from None
-    if "recipe_hash" not in about:
-        raise UserError(f"{path}: not a dataset description; make the dataset again")
-    return about
 
 
 Found = tuple[Path, SampleRecord, bytes]
@@ -102,22 +92,19 @@ def _card(title: str, found: Found, roots: Roots, outside: bool) -> dict[str, An
         pcm = decode_flac(flac)
     except UserError as error:
         raise UserError(f"{tar}: {record.key}.flac: {error}") from error
+    with _named(tar, record):
+        words = in_words(record.plan)
     return {
         "title": title,
         "key": record.key,
         "shard": tar.stem,
         "mos": f"{record.mos:.2f}",
-        "words": _words(tar, record),
+        "words": words,
         "audio": data_uri("audio/flac", flac),
         "picture": data_uri("image/png", spectrogram_png(pcm)),
         "seconds": f"{len(pcm) / SAMPLE_RATE:.2f}",
         "original": _original(record, roots, outside) if roots else None,
     }
-
-
-def _words(tar: Path, record: SampleRecord) -> list[str]:
-    with _named(tar, record):
-        return in_words(record.plan)
 
 
 @contextmanager
@@ -145,11 +132,7 @@ def _original(record: SampleRecord, roots: Roots, outside: bool = False) -> dict
 
 
 def page(
-    folder: Path,
-    count: int,
-    corpora: Sequence[str] = (),
-    each: bool = False,
-    outside: bool = False,
+    folder: Path, count: int, corpora: Sequence[str] = (), each: bool = False, outside: bool = False
 ) -> str:
     """The page as HTML. ``corpora`` are NAME=DIR; ``each`` asks for a sample of each processor,
     ``outside`` lets links lead out of the corpora's folders.
@@ -158,8 +141,8 @@ def page(
     """
     if count < 1:
         raise UserError(f"--count must be at least 1, not {count}")
-    about = _dataset(folder)
-    recipe = checked(Recipe, about.get("recipe"), f"{folder / DATASET_FILE}: recipe")
+    about = require_dataset(folder)
+    recipe = checked(Recipe, about["recipe"], f"{folder / DATASET_FILE}: recipe")
     roots = parse_roots(corpora, recipe)
     chosen = every_processor(folder, recipe) if each else spread(folder, count)
     environment = jinja2.Environment(
@@ -180,8 +163,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=path_here, default=Path("preview.html"), metavar="HTML")
     parser.add_argument("--count", type=int, default=12, help="samples (default %(default)s)")
     parser.add_argument("--each-processor", action="store_true", help="one sample for each instead")
-    help_text = "folders of the corpora, to show what each sample was made from"
-    parser.add_argument("--corpus", action="append", default=[], metavar="NAME=DIR", help=help_text)
+    corpus_option(parser)
     outside_option(parser)
 
 

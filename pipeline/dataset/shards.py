@@ -12,7 +12,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,7 +33,6 @@ from data_specs.sample import (
     shard_name,
 )
 from data_specs.strict import Strict
-from pipeline.dataset.summary import Summary, summarise
 from pipeline.render.row import Row
 
 FORMAT = 1
@@ -45,7 +44,30 @@ LOOKS = 4
 """At a folder in which records vanish between its listing and their reading."""
 
 
+MOS_BINS = 40
+"""Scores are counted in steps of 0.1 from 1 to 5."""
+
+UNKNOWN = "unknown"
+"""The language of a recording for which the corpus names none."""
+
+
 Count = Annotated[int, Field(ge=0, le=MOST_SHARD_SAMPLES)]
+
+
+class Summary(Strict):
+    """Samples by what they were made of, and their scores.
+
+    ``corpora`` counts a sample once for each corpus that it draws from (speech, noise, room),
+    ``processors`` once for each processor that it went through.
+    """
+
+    corpora: dict[str, int] = Field(default_factory=dict)
+    languages: dict[str, int] = Field(default_factory=dict)
+    processors: dict[str, int] = Field(default_factory=dict)
+    mos: Annotated[tuple[int, ...], Field(min_length=MOS_BINS, max_length=MOS_BINS)] = (
+        0,
+    ) * MOS_BINS
+    mos_sum: float = 0.0
 
 
 class ShardRecord(Strict):
@@ -110,7 +132,7 @@ def commit(
         planned=len(rows),
         tar_bytes=counter.size,
         tar_sha256=counter.digest.hexdigest(),
-        pcm_sha256=_combined_pcm(records),
+        pcm_sha256=hashlib.sha256("".join(r["pcm_sha256"] for r in records).encode()).hexdigest(),
         dropped=dropped,
         versions=versions or {},
         licences=dict(sorted(Counter(x for r in records for x in r.get("licences", ())).items())),
@@ -142,13 +164,6 @@ def _write_tar(file: HashingFile, rows: Iterable[Row]) -> None:
                 tar.write({"__key__": row.key, "flac": row.flac, "json": row.record})
 
 
-def _combined_pcm(records: Iterable[dict[str, Any]]) -> str:
-    digest = hashlib.sha256()
-    for record in records:
-        digest.update(record["pcm_sha256"].encode())
-    return digest.hexdigest()
-
-
 def _too_many(shard: int, dropped: Sequence[dict[str, str]], planned: int) -> str:
     reasons = ", ".join(f"{n} {r}" for r, n in Counter(d["reason"] for d in dropped).most_common())
     return (
@@ -156,6 +171,35 @@ def _too_many(shard: int, dropped: Sequence[dict[str, str]], planned: int) -> st
         f"max_dropped_share allows; first: {dropped[0]['detail']}. Not committed: raise "
         "max_dropped_share in the recipe, or mend the corpus (which makes another dataset)"
     )
+
+
+def summarise(records: Iterable[Mapping[str, Any]]) -> Summary:
+    """Count the samples of a shard by their records (JSON, as ``SampleRecord``)."""
+    corpora: Counter[str] = Counter()
+    languages: Counter[str] = Counter()
+    processors: Counter[str] = Counter()
+    bins = [0] * MOS_BINS
+    total = 0.0
+    for record in records:
+        plan = record["plan"]
+        parts = [plan.get(part) or {} for part in ("speech", "noise", "room")]
+        corpora.update({part["corpus"] for part in parts if part.get("corpus")})
+        languages[parts[0].get("language") or UNKNOWN] += 1
+        processors.update({step["kind"] for step in plan.get("steps") or ()})
+        bins[mos_bin(record["mos"])] += 1
+        total += record["mos"]
+    return Summary(
+        corpora=dict(sorted(corpora.items())),
+        languages=dict(sorted(languages.items())),
+        processors=dict(sorted(processors.items())),
+        mos=tuple(bins),
+        mos_sum=round(total, 6),
+    )
+
+
+def mos_bin(mos: float) -> int:
+    """Which step of 0.1 a score is in; 5 itself is in the last."""
+    return min(max(int((mos - 1) * 10 + 1e-9), 0), MOS_BINS - 1)
 
 
 @dataclass(frozen=True)
@@ -201,7 +245,6 @@ class Ledger:
         return ""
 
     def is_whole(self, shard: int, dataset_hash: str, planned: int) -> bool:
-        """Whether a shard is done."""
         return not self.problem(shard, dataset_hash, planned)
 
 
@@ -264,15 +307,18 @@ def read_record(folder: PathOrUrl, shard: int) -> ShardRecord | None:
     return parse_record(data, place.shown(name))
 
 
-def is_whole(folder: PathOrUrl, shard: int, dataset_hash: str, planned: int) -> bool:
-    """Whether one shard is done, without a listing; for many, read the ledger once."""
+def one_shard(folder: PathOrUrl, shard: int) -> Ledger:
+    """The ledger of one shard, without a listing; for many, read the folder's once."""
+    found = Ledger({}, {})
     try:
-        record = read_record(folder, shard)
-        size = open_folder(folder).size(f"{shard_name(shard)}.tar") if record else None
-    except (NotFound, ShardError):
-        return False
-    records = {shard: record} if record else {}
-    return Ledger({shard: size}, records).is_whole(shard, dataset_hash, planned)
+        if record := read_record(folder, shard):
+            found.records[shard] = record
+            found.tars[shard] = open_folder(folder).size(f"{shard_name(shard)}.tar")
+    except NotFound:
+        pass
+    except ShardError as error:
+        found.wrong[shard] = str(error)
+    return found
 
 
 def find_shards(folder: PathOrUrl) -> list[int]:
@@ -318,28 +364,19 @@ def verify_shard(
     """
     place, name = open_folder(folder), f"{shard_name(shard)}.tar"
     where = place.shown(name)
+    ledger = one_shard(folder, shard)
+    if problem := ledger.problem(shard, dataset_hash, planned=0):
+        return [f"{where}: {problem}"]
     try:
-        record = read_record(folder, shard)
-        if record is None:
-            return [f"{where}: no record beside it: never committed; run the same command again"]
         with place.open(name) as file:
-            return list(_problems(file, where, record, dataset_hash, rows, deep))
-    except NotFound:
-        return [f"{where}: missing, though its record is there; run the same command again"]
-    except ShardError as error:
+            return list(_problems(file, where, ledger.records[shard], rows, deep))
+    except (NotFound, ShardError) as error:
         return [str(error)]
 
 
 def _problems(
-    file: IO[bytes], where: str, record: ShardRecord, dataset_hash: str, rows: range, deep: bool
+    file: IO[bytes], where: str, record: ShardRecord, rows: range, deep: bool
 ) -> Iterator[str]:
-    if record.dataset_hash != dataset_hash:
-        yield f"{where}: its record belongs to another dataset ({record.dataset_hash[:12]})"
-    size = file.seek(0, 2)
-    file.seek(0)
-    if size != record.tar_bytes:
-        yield f"{where}: {size} bytes, its record says {record.tar_bytes}; truncated or replaced"
-        return
     digest = hashlib.file_digest(file, "sha256")  # type: ignore[arg-type]  # IO has readinto
     if digest.hexdigest() != record.tar_sha256:
         yield f"{where}: content differs from its record's hash: corrupted"

@@ -6,7 +6,6 @@ import argparse
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from functools import partial
 
 from data_specs.io.addresses import PathOrUrl, path_or_url, shown
 from data_specs.io.cli import cancelled_early
@@ -61,21 +60,14 @@ def _verified(job: jobs.Job, options: argparse.Namespace) -> Generator[list[str]
             planned = len(job.shard_range(shard))
             yield shards.ledger_problems(job.out, ledger, shard, job.dataset_hash, planned)
         return
-    numbers = sorted({*range(job.shard_count), *shards.find_shards(job.out)})
-    rows = [job.shard_range(shard) for shard in numbers]
-    check = partial(_verify_one, job.out, dataset_hash=job.dataset_hash, deep=options.deep)
-    if options.workers < 2 or len(numbers) < 2:
-        yield from map(check, numbers, rows)
-        return
+
+    def check(shard: int) -> list[str]:
+        rows = job.shard_range(shard)
+        return shards.verify_shard(job.out, shard, job.dataset_hash, rows, options.deep)
+
     # Threads: reading, hashing and decoding leave the interpreter free, and nothing is loaded anew.
-    with cancelled_early(ThreadPoolExecutor(min(options.workers, len(numbers)))) as pool:
-        yield from pool.map(check, numbers, rows)
-
-
-def _verify_one(
-    folder: PathOrUrl, shard: int, rows: range, dataset_hash: str, deep: bool
-) -> list[str]:
-    return shards.verify_shard(folder, shard, dataset_hash, rows, deep)
+    with cancelled_early(ThreadPoolExecutor(max(1, options.workers))) as pool:
+        yield from pool.map(check, sorted({*range(job.shard_count), *shards.find_shards(job.out)}))
 
 
 def _shared(job: jobs.Job, other: PathOrUrl) -> list[str]:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from data_specs.cluster.needs import ONE_CORE, Stage
+from pydantic import BaseModel, Field
+
+from data_specs.cluster.needs import EVERY, Part, Stage, parse_address, parse_part, parse_stage
 from data_specs.io.errors import UserError
+from data_specs.io.hardware import cpus
 from data_specs.io.storage import patiently
 from pipeline.dataset.job import Job, ShardWorker, WorkerFactory
 from pipeline.dataset.shards import ShardError
@@ -45,7 +48,6 @@ class Outcome:
     seconds: float = 0.0
 
     def add(self, shard: int, error: str) -> None:
-        """Count a shard that ended."""
         if error == WHOLE_ALREADY:
             self.skipped += 1
         elif error:
@@ -54,56 +56,73 @@ class Outcome:
             self.made.append(shard)
 
 
-@dataclass(frozen=True)
-class TeacherActors:
-    """Teachers that all of Ray's workers share: how many, and how many of them to one GPU.
+class EngineOptions(BaseModel):
+    """Where, how and by how many processes shards are made: nothing that is data."""
 
-    On a CPU each takes a core. Where ``count`` is 0 every worker has a teacher of its own.
-    """
+    engine: Literal["ray", "local"] = Field("ray", description="what runs the workers")
+    workers: int = Field(default_factory=cpus, description="processes that make shards")
+    teacher_actors: int = Field(
+        0,
+        description="N teachers that all of Ray's workers share, such as one for each GPU "
+        "(default: every worker loads its own)",
+    )
+    teachers_per_gpu: int = Field(1, description="how many of them share a GPU")
+    ray_address: str = Field(
+        "",
+        description="auto or HOST:PORT of a running Ray cluster (default: RAY_ADDRESS, or a Ray "
+        "of its own)",
+    )
+    worker_needs: str = Field(
+        "",
+        description="cores=N,memory_gb=N,gpus=N: what Ray reserves for a worker (default: a core; "
+        "where it computes on cuda, its share of the GPUs)",
+    )
+    teacher_needs: str = Field("", description="the same for a teacher")
+    part: str = Field(
+        str(EVERY),
+        description="I/N: make only the I-th of N parts, beside other jobs that make the others",
+    )
 
-    count: int = 0
-    per_gpu: int = 1
-    needs: Stage = ONE_CORE
+    @property
+    def own(self) -> Part:
+        return parse_part(self.part)
 
-    def options(self, on_gpu: bool) -> dict[str, Any]:
-        """What Ray reserves for one of them; on a GPU it takes no core unless that was said."""
-        said = self.needs.model_fields_set
-        options = self.needs.options(1 / self.per_gpu if on_gpu else 0.0)
-        return options | ({"num_cpus": 0} if on_gpu and "cores" not in said else {})
+    @property
+    def worker(self) -> Stage:
+        return parse_stage(self.worker_needs, "--worker-needs")
 
-    def check(self, engine: str, device: str) -> None:
-        """Raise ``UserError`` for what cannot be had, before any work is done."""
-        if self.count < 0 or self.per_gpu < 1:
+    def teacher(self, on_gpu: bool) -> dict[str, Any]:
+        """What Ray reserves for a shared teacher; on a GPU no core, unless that was said."""
+        needs = parse_stage(self.teacher_needs, "--teacher-needs")
+        no_core = {"num_cpus": 0} if on_gpu and "cores" not in needs.model_fields_set else {}
+        return needs.options(1 / self.teachers_per_gpu if on_gpu else 0.0) | no_core
+
+    def check(self, device: str) -> None:
+        """Raise ``UserError`` for what cannot be had; ``device`` is the teacher's."""
+        if self.teacher_actors < 0 or self.teachers_per_gpu < 1:
             raise UserError("--teacher-actors must be at least 0, --teachers-per-gpu at least 1")
-        if self.count and engine != "ray":
+        if self.teacher_actors and self.engine != "ray":
             raise UserError(
-                f"--teacher-actors needs --engine ray, not {engine}; without it, every "
+                f"--teacher-actors needs --engine ray, not {self.engine}; without it, every "
                 "worker has a teacher of its own"
             )
-        if self.count and ":" in device:
+        if self.teacher_actors and ":" in device:
             raise UserError(
                 f"teacher on {device!r}: with --teacher-actors Ray chooses the GPU; write "
                 f"{device.partition(':')[0]}"
             )
+        if parse_address(self.ray_address) and self.engine != "ray":
+            raise UserError(f"--ray-address needs --engine ray, not {self.engine}")
+        _ = self.own, self.worker, self.teacher(on_gpu=False)  # each can be parsed
 
-
-@dataclass(frozen=True)
-class Machines:
-    """Where Ray's workers are: a cluster's ``address`` (empty: one is started here), and what each
-    of them needs there."""
-
-    address: str = ""
-    worker: Stage = ONE_CORE
-
-
-OWN_TEACHERS = TeacherActors()
-HERE = Machines()
 
 Finished = Generator[tuple[Task, str], None, None]
 """Shards as they end, with an empty string or the reason why they failed."""
 
-Engine = Callable[[WorkerFactory, Sequence[Job], list[Task], int, Sequence[Watch]], Finished]
-"""Makes the shards of some jobs, each watched by its own, with at most so many workers."""
+Engine = Callable[
+    [WorkerFactory, Sequence[Job], list[Task], EngineOptions, Mapping[int, Watch]], Finished
+]
+"""Makes the shards of some jobs, each watched by its own."""
 
 
 def make_shard(worker: ShardWorker, job: Job, shard: int) -> Said:

@@ -13,7 +13,6 @@ import argparse
 from dataclasses import replace
 from typing import Any
 
-from data_specs.cluster.needs import parse_part
 from data_specs.io.addresses import PathOrUrl, path_or_url, shown
 from data_specs.io.errors import UserError
 from data_specs.io.options import add_options
@@ -23,7 +22,8 @@ from pipeline import options as verb_options
 from pipeline.corpora.manifest import Manifest
 from pipeline.dataset import description, prepare, shards
 from pipeline.dataset import job as jobs
-from pipeline.engine import carry_out as carrying
+from pipeline.engine.base import EngineOptions
+from pipeline.engine.run import make
 
 
 def extended(dataset: PathOrUrl, options: argparse.Namespace) -> jobs.Job:
@@ -156,15 +156,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--out", type=path_or_url, metavar="DIR", help="the new version, with more recordings"
     )
     verb_options.corpus_option(parser)
-    add_options(parser, verb_options.EngineOptions)
+    add_options(parser, EngineOptions)
     add_options(parser, verb_options.WorkerOptions)
 
 
 def run(options: argparse.Namespace) -> int:
     """``python -m pipeline extend DATASET --samples N [--out NEW]``; exit status as ``shards``."""
-    actors = verb_options.teacher_actors(options, options.teacher_device or options.device)
-    part, at = parse_part(options.part), verb_options.machines(options, _places(options))
-    return carrying.make([extended(options.dataset, options)], options, actors, part, at)
+    device = options.teacher_device or options.device
+    how = verb_options.engine_options(options, device, _places(options))
+    return make([extended(options.dataset, options)], how)
 
 
 def _places(options: argparse.Namespace) -> list[tuple[str, PathOrUrl]]:

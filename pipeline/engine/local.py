@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -16,7 +16,7 @@ from typing import Any
 from data_specs.io.cli import signals_for_us_alone
 from pipeline.dataset.job import Job, WorkerFactory
 from pipeline.dataset.shards import ShardError
-from pipeline.engine.base import Finished, Task, make_shard, reported
+from pipeline.engine.base import EngineOptions, Finished, Task, make_shard, reported
 from pipeline.engine.watch import Watch
 
 LAST_REPORT_S = 10.0
@@ -27,12 +27,12 @@ def run_local(
     factory: WorkerFactory,
     jobs: Sequence[Job],
     todo: list[Task],
-    workers: int,
-    watches: Sequence[Watch],
+    how: EngineOptions,
+    watches: Mapping[int, Watch],
 ) -> Finished:
     """Make shards here (``base.Engine``). ``ShardError`` where a process of the pool dies."""
-    if workers > 1:
-        yield from _run_pool(factory, jobs, todo, min(workers, len(todo)), watches)
+    if how.workers > 1:
+        yield from _run_pool(factory, jobs, todo, min(how.workers, len(todo)), watches)
         return
     with torch_threads_kept():
         worker = factory(jobs[0], None)
@@ -58,7 +58,7 @@ def _run_pool(
     jobs: Sequence[Job],
     todo: list[Task],
     workers: int,
-    watches: Sequence[Watch],
+    watches: Mapping[int, Watch],
 ) -> Finished:
     context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
     others = set(multiprocessing.active_children())
@@ -85,7 +85,7 @@ def _run_pool(
 
 
 @contextmanager
-def _reports(watches: Sequence[Watch]) -> Iterator[Connection]:
+def _reports(watches: Mapping[int, Watch]) -> Iterator[Connection]:
     """Where processes send a task and its samples; a thread hands them on to the watches.
 
     A message is so short that it is written whole or not at all, and without a lock: a process that

@@ -7,19 +7,16 @@ from __future__ import annotations
 
 import argparse
 
-from data_specs.cluster.needs import parse_part
 from data_specs.recipe import load_recipe
-from pipeline.dataset import prepare
-from pipeline.dataset import retry as failures
-from pipeline.engine.carry_out import make
+from pipeline.dataset import attempts, prepare
+from pipeline.engine.run import make
 from pipeline.options import (
     corpus_places,
-    machines,
+    engine_options,
     parse_beside,
     parse_roots,
     parse_splits,
     shards_options,
-    teacher_actors,
 )
 from pipeline.render import label
 
@@ -31,12 +28,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Make what is missing of the dataset, and of further splits of it."""
-    actors = teacher_actors(options, options.teacher_device or options.device)
-    part, recipe = parse_part(options.part), load_recipe(options.recipe)
+    recipe = load_recipe(options.recipe)
     splits = parse_splits(options.split, list(recipe.sources.present()))
     roots, further = parse_roots(options.corpus, recipe), parse_beside(options.beside)
     outs = [("--out", options.out), *(("--and", one.out) for one in further)]
-    at = machines(options, [*outs, *corpus_places(roots)])
+    device = options.teacher_device or options.device
+    how = engine_options(options, device, [*outs, *corpus_places(roots)])
     job = prepare.prepare(
         recipe,
         roots,
@@ -57,5 +54,5 @@ def run(options: argparse.Namespace) -> int:
         splits = dict.fromkeys(roles, one.split)
         wanted.append(prepare.beside(job, one.out, one.samples, splits))
     if options.retry_failed:
-        wanted = [failures.again(one) for one in wanted]
-    return make(wanted, options, actors, part, at)
+        wanted = [attempts.again(one) for one in wanted]
+    return make(wanted, how)

@@ -66,7 +66,10 @@ def start_ray(workers: int, address: str = "") -> None:
                     **own,
                 )
         except ConnectionError as error:
-            if not _is_starting(error) or time.monotonic() > until:
+            # A head that answers and has no machine yet, not even its own: Ray waits a minute for
+            # it, which a head on a busy machine can take longer than.
+            starting = "No node info found" in str(error.__cause__)
+            if not starting or time.monotonic() > until:
                 raise UserError(
                     f"--ray-address {address}: no Ray cluster answers: {error}"
                 ) from error
@@ -90,12 +93,6 @@ def _own_ray(workers: int) -> dict[str, Any]:
         "_node_ip_address": "127.0.0.1",
         "_temp_dir": str(ray_folder()),
     }
-
-
-def _is_starting(error: ConnectionError) -> bool:
-    """Whether a head answers that has no machine yet, not even its own: Ray waits a minute for it,
-    which a head on a busy machine can take longer than."""
-    return "No node info found" in str(error.__cause__)
 
 
 def ray_folder() -> Path:

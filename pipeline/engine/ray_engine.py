@@ -7,7 +7,7 @@ import logging
 import os
 import time
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +17,7 @@ from data_specs.io.retry import TRANSIENT_ERRNOS
 from pipeline.dataset.job import Job, ShardWorker, WorkerFactory
 from pipeline.dataset.shards import ShardError
 from pipeline.engine import ray_cluster
-from pipeline.engine.base import Finished, Machines, Said, Task, TeacherActors, make_shard
+from pipeline.engine.base import EngineOptions, Finished, Said, Task, make_shard
 from pipeline.engine.teachers import SILENCE_S, TeachersPlace, on_gpu, shared_teacher
 from pipeline.engine.watch import LABELS, METRICS, Progress, Sink, Watch, measures
 
@@ -32,26 +32,24 @@ def run_ray(
     factory: WorkerFactory,
     jobs: Sequence[Job],
     todo: list[Task],
-    workers: int,
-    watches: Sequence[Watch],
-    actors: TeacherActors,
-    machines: Machines,
+    how: EngineOptions,
+    watches: Mapping[int, Watch],
 ) -> Finished:
     """Make shards on a Ray cluster, or on a Ray of this run's own (``base.Engine``)."""
-    job, address = jobs[0], machines.address or os.environ.get("RAY_ADDRESS", "")
+    job, address = jobs[0], how.ray_address or os.environ.get("RAY_ADDRESS", "")
     ray = ray_cluster.import_ray(address)
     started = not ray.is_initialized()
     if started:
         if address not in ray_cluster.OWN_RAY:
             ray_cluster.require_answer(address)
-        ray_cluster.start_ray(workers + (0 if on_gpu(job) else actors.count), address)
+        ray_cluster.start_ray(how.workers + (0 if on_gpu(job) else how.teacher_actors), address)
     try:
         with ExitStack() as stack:
-            for one, watch in zip(jobs, watches, strict=True):
-                stack.enter_context(watch.sending(metrics(one.recipe.name, watch.run)))
-            teacher, place = stack.enter_context(shared_teacher(job, actors, machines))
-            needs = _worker_needs(job, min(workers, len(todo)), actors, machines)
-            pool = _Pool(workers, needs, place, (factory, jobs, teacher), watches)
+            for watch in watches.values():
+                stack.enter_context(watch.sending(metrics(job.recipe.name, watch.run)))
+            teacher, place = stack.enter_context(shared_teacher(job, how))
+            needs = _worker_needs(job, min(how.workers, len(todo)), how)
+            pool = _Pool(how.workers, needs, place, (factory, jobs, teacher), watches)
             yield from pool.work(todo)
     except ray.exceptions.RayError as error:
         raise cause_of(error) from None
@@ -104,7 +102,7 @@ class _Pool:
         needs: dict[str, Any],
         place: TeachersPlace | None,
         given: tuple[Any, ...],
-        watches: Sequence[Watch],
+        watches: Mapping[int, Watch],
     ) -> None:
         import ray
 
@@ -213,32 +211,26 @@ class _Pool:
             )
 
 
-def _worker_needs(
-    job: Job, workers: int, actors: TeacherActors, machines: Machines
-) -> dict[str, Any]:
-    """What Ray reserves for a worker: where it computes on one, its share of the GPUs.
+def _worker_needs(job: Job, workers: int, how: EngineOptions) -> dict[str, Any]:
+    """What Ray reserves for a worker: where it computes on one, its share of the GPUs that shared
+    teachers leave.
 
     Raises ``UserError`` where workers would find no GPU, one after the other.
     """
+    import ray
+
     share = 0.0
-    if "cuda" in (job.device, "" if actors.count else job.label_device):  # cuda:1 is a user's own
-        share = _fair_share(job, workers, actors)
-        if not share and not machines.worker.gpus:
+    if "cuda" in (job.device, "" if how.teacher_actors else job.label_device):  # cuda:1: their own
+        taken = how.teacher_actors * how.teacher(on_gpu(job))["num_gpus"]
+        left = max(0.0, ray.cluster_resources().get("GPU", 0.0) - taken)
+        share = min(1.0, int(1e4 * left / workers) / 1e4)  # Ray counts in ten-thousandths
+        if not share and not how.worker.gpus:
             raise UserError(
                 "--device cuda: this Ray has no GPU for a worker: start it with one (ray start "
                 "--num-gpus N), say --worker-needs gpus=N where machines with some join later, or "
                 "give --device cpu"
             )
-    return machines.worker.options(share)
-
-
-def _fair_share(job: Job, workers: int, actors: TeacherActors) -> float:
-    """Of the GPUs that shared teachers leave, what each worker gets."""
-    import ray
-
-    taken = actors.count * actors.options(on_gpu(job))["num_gpus"]
-    left = max(0.0, ray.cluster_resources().get("GPU", 0.0) - taken)
-    return min(1.0, int(1e4 * left / workers) / 1e4)  # Ray counts in ten-thousandths
+    return how.worker.options(share)
 
 
 def metrics(dataset: str, run: str) -> Sink:

@@ -16,25 +16,22 @@ from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ValidationError
 
-from data_specs.cluster.needs import parse_part
 from data_specs.io.addresses import PathOrUrl, path_or_url, shown
 from data_specs.io.errors import UserError
 from data_specs.io.options import add_options
 from data_specs.recipe import Teacher as TeacherSpec
 from data_specs.sample import SampleRecord, parse_sample, sample_key, shard_name
-from data_specs.strict import describe
+from data_specs.strict import checked
 from data_specs.teacher import packages_of
-from pipeline import options as verb_options
 from pipeline.audio import decode_flac, pcm_sha256
 from pipeline.dataset import shards
 from pipeline.dataset.description import open_folder, reopen, same_location
 from pipeline.dataset.job import Job
 from pipeline.dataset.shards import ShardError
-from pipeline.engine import carry_out as carrying
-from pipeline.engine import run as engine
-from pipeline.engine.base import Outcome
+from pipeline.engine.base import EngineOptions
+from pipeline.engine.run import carry_out, run_all
+from pipeline.options import engine_options
 from pipeline.render import label
 from pipeline.render.processors import audio_packages
 from pipeline.render.row import Row
@@ -55,15 +52,11 @@ def prepare(source: Job, out: PathOrUrl, spec: TeacherSpec, device: str = "cpu")
     source.require_whole()
     teacher = label.identify(spec, device)
     recipe = source.identity["recipe"] | {"teacher": spec.model_dump(mode="json")}
-    changed = {
-        "recipe": recipe,
-        "teacher_sha256": teacher.weights_sha256,
-        "versions": _versions(source, spec),
-    }
+    changed = {"teacher_sha256": teacher.weights_sha256, "versions": _versions(source, spec)}
     job = replace(
         source,
         recipe=source.recipe.model_copy(update={"teacher": spec}),
-        identity=source.identity | changed,
+        identity=source.identity | changed | {"recipe": recipe},
         out=out,
         device=device,
         teacher_calibration=label.calibration(teacher),
@@ -81,7 +74,7 @@ def _versions(source: Job, spec: TeacherSpec) -> dict[str, str]:
 
 
 @dataclass(frozen=True)
-class Held:
+class SourceShard:
     """A shard of the source in memory: FLAC and record of each sample, and what was dropped."""
 
     shard: int
@@ -109,7 +102,7 @@ class Relabeller:
     ) -> None:
         self.job, self.source, self.batch = job, source, batch
         self.teacher = teacher or job.load_teacher()
-        self._held: Held | None = None
+        self._kept: SourceShard | None = None
 
     def groups(self, shard: int) -> Iterator[range]:
         """What is scored at once: as ``shards`` does it, unless a ``batch`` is given."""
@@ -117,17 +110,20 @@ class Relabeller:
 
     def make(self, rows: range) -> list[Row]:
         """Label a group; what the source dropped stays dropped."""
-        held = self._shard(rows.start // self.job.recipe.shard_samples)
+        kept = self._shard(rows.start // self.job.recipe.shard_samples)
         keys = [sample_key(index) for index in rows]
-        old = {key: held.samples[key] for key in keys if key in held.samples}
-        found = label.labels(self.teacher, {key: held.pcm(key) for key in old})
-        return [_row(*old[key], found[key]) if key in old else held.dropped[key] for key in keys]
+        clips = {key: kept.pcm(key) for key in keys if key in kept.samples}
+        found = label.labels(self.teacher, clips)
+        return [
+            _row(*kept.samples[key], found[key]) if key in found else kept.dropped[key]
+            for key in keys
+        ]
 
-    def _shard(self, shard: int) -> Held:
-        if self._held is None or self._held.shard != shard:
-            self._held = None  # first let go of the last one: some 75 MB
-            self._held = _read(self.source, shard)
-        return self._held
+    def _shard(self, shard: int) -> SourceShard:
+        if self._kept is None or self._kept.shard != shard:
+            self._kept = None  # first let go of the last one: some 75 MB
+            self._kept = _read(self.source, shard)
+        return self._kept
 
 
 def _row(flac: bytes, old: SampleRecord, found: dict[str, Any]) -> Row:
@@ -135,7 +131,7 @@ def _row(flac: bytes, old: SampleRecord, found: dict[str, Any]) -> Row:
     return Row(old.key, flac, record.model_dump_json().encode())
 
 
-def _read(source: Job, shard: int) -> Held:
+def _read(source: Job, shard: int) -> SourceShard:
     """A shard, held to its record. Raises ``ShardError`` naming what is damaged."""
     name, rows = shard_name(shard), source.shard_range(shard)
     verify = partial(shards.verify_shard, source.out, shard, source.dataset_hash, rows)
@@ -146,16 +142,10 @@ def _read(source: Job, shard: int) -> Held:
         )
     record, tar = shards.read_record(source.out, shard), shards.shown_tar(source.out, shard)
     found = shards.samples_of(source.out, shard)
-    return Held(
-        shard,
-        tar,
-        {k: (flac, parse_sample(data, f"{tar}: {k}.json")) for k, flac, data in found},
-        {d["key"]: _dropped(d) for d in (record.dropped if record else ())},
-    )
-
-
-def _dropped(drop: dict[str, str]) -> Row:
-    return Row(drop["key"], None, None, drop["reason"], drop["detail"])
+    samples = {k: (flac, parse_sample(data, f"{tar}: {k}.json")) for k, flac, data in found}
+    drops = record.dropped if record else ()
+    dropped = {d["key"]: Row(d["key"], None, None, d["reason"], d["detail"]) for d in drops}
+    return SourceShard(shard, tar, samples, dropped)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -183,41 +173,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "teacher whose scores depend on the batch, labels then differ from the recipe's in their "
         "last bits",
     )
-    add_options(parser, verb_options.EngineOptions)
+    add_options(parser, EngineOptions)
 
 
 def run(options: argparse.Namespace) -> int:
     """``python -m pipeline relabel SOURCE --teacher NAME --out DIR``; exit status as ``shards``."""
-    actors = verb_options.teacher_actors(options, options.device)
-    part = parse_part(options.part)
-    at = verb_options.machines(options, [("SOURCE", options.source), ("--out", options.out)])
+    places = [("SOURCE", options.source), ("--out", options.out)]
+    how = engine_options(options, options.device, places)
     if options.batch < 0:
         raise UserError(f"--batch must be at least 1, not {options.batch}")
+    asked = {"name": options.teacher, "precision": options.precision}
+    spec = checked(TeacherSpec, asked, "--teacher, --precision")
     source = reopen(options.source, {})
-    job = prepare(source, options.out, _spec(options), options.device)
+    job = prepare(source, options.out, spec, options.device)
     if warning := label.slow_precision(job.recipe.teacher, options.device):
         print(warning)
     # Nothing is planned: the workers need no manifests.
     factory = partial(Relabeller, source=replace(source, manifests={}), batch=options.batch)
     small = replace(job, manifests={})
-
-    def work() -> list[Outcome]:
-        return engine.run_all(
-            [small],
-            options.engine,
-            options.workers,
-            factory=factory,
-            actors=actors,
-            part=part,
-            machines=at,
-        )
-
-    return carrying.carry_out([job], part, work)
-
-
-def _spec(options: argparse.Namespace) -> TeacherSpec:
-    asked = {"name": options.teacher, "precision": options.precision}
-    try:
-        return TeacherSpec.model_validate(asked)
-    except ValidationError as error:
-        raise UserError(describe(error, asked, "--teacher, --precision")) from error
+    return carry_out([job], how.own, lambda: run_all([small], how, factory=factory))

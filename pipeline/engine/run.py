@@ -1,45 +1,46 @@
-"""Runs jobs by an engine. What happens to a group and a shard is plain functions, which every
-engine calls."""
+"""Runs jobs by an engine, writes their cards, and prints what was done."""
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
-from functools import partial
 from typing import Any
 
 from data_specs.cluster.needs import EVERY, Part
-from pipeline.dataset.job import Job, Worker, WorkerFactory
-from pipeline.engine.base import (
-    HERE,
-    OWN_TEACHERS,
-    WHOLE_ALREADY,
-    Engine,
-    Machines,
-    Outcome,
-    Task,
-    TeacherActors,
-)
+from data_specs.io.addresses import shown
+from data_specs.io.storage import NotFound
+from data_specs.sample import shard_name
+from pipeline.dataset import attempts, shards
+from pipeline.dataset.card import write_card
+from pipeline.dataset.description import WrongDataset, require_ours, writing
+from pipeline.dataset.job import CLIP_HOURS, Job, Worker, WorkerFactory
+from pipeline.engine.base import WHOLE_ALREADY, Engine, EngineOptions, Outcome, Task
 from pipeline.engine.local import run_local
 from pipeline.engine.ray_engine import run_ray
 from pipeline.engine.watch import Watch
 
 
-def run(job: Job, engine: str, workers: int, **how: Any) -> Outcome:
-    """Make every shard of a job that is not whole yet; the rest is as for ``run_all``."""
-    return run_all([job], engine, workers, **how)[0]
-
-
-def run_all(
-    jobs: Sequence[Job],
+def run(
+    job: Job,
     engine: str,
     workers: int,
     progress: bool = True,
     factory: WorkerFactory = Worker,
-    actors: TeacherActors = OWN_TEACHERS,
-    part: Part = EVERY,
-    machines: Machines = HERE,
+    **how: Any,
+) -> Outcome:
+    """``run_all`` of one job, by these fields of ``EngineOptions``."""
+    options = EngineOptions(engine=engine, workers=workers, **how)  # type: ignore[arg-type]
+    return run_all([job], options, progress, factory)[0]
+
+
+def run_all(
+    jobs: Sequence[Job],
+    how: EngineOptions,
+    progress: bool = True,
+    factory: WorkerFactory = Worker,
 ) -> list[Outcome]:
     """Make every shard of a part of some jobs that is not whole yet, one job after the other.
 
@@ -47,28 +48,28 @@ def run_all(
     many drops, a source that cannot be opened, an error that is no sample's own) is kept in
     ``failed`` and the others go on; a full or unwritable output stops the run (``OSError``).
     """
-    actors.check(engine, jobs[0].label_device)
+    part = how.own
     todo = [part.own(job.todo()) for job in jobs]
     outcomes = [
         Outcome(skipped=left_whole(job, part, own)) for job, own in zip(jobs, todo, strict=True)
     ]
-    wanted = [number for number, own in enumerate(todo) if own]
-    if not wanted:
+    tasks = [Task(number, shard) for number, own in enumerate(todo) for shard in own]
+    if not tasks:
         return outcomes
-    ray_engine = partial(run_ray, actors=actors, machines=machines)
-    engines: dict[str, Engine] = {"local": run_local, "ray": ray_engine}
+    engine: Engine = run_ray if how.engine == "ray" else run_local
     with ExitStack() as stack:
-        watches = [
-            Watch(jobs[k], todo[k], engine, workers, outcomes[k].skipped, progress, waits=at > 0)
-            for at, k in enumerate(wanted)
-        ]
-        for watch in watches:
-            stack.enter_context(watch)
-        tasks = [Task(at, shard) for at, k in enumerate(wanted) for shard in todo[k]]
-        finished = engines[engine](factory, [jobs[k] for k in wanted], tasks, workers, watches)
+        watches: dict[int, Watch] = {}
+        for number, own in enumerate(todo):
+            if own:
+                whole, waits = outcomes[number].skipped, bool(watches)
+                watch = Watch(
+                    jobs[number], own, how.engine, how.workers, whole, progress, waits=waits
+                )
+                watches[number] = stack.enter_context(watch)
         since = time.monotonic()
-        for task, error in stack.enter_context(closing(finished)):
-            outcome, now = outcomes[wanted[task.job]], time.monotonic()
+        finished = stack.enter_context(closing(engine(factory, jobs, tasks, how, watches)))
+        for task, error in finished:
+            outcome, now = outcomes[task.job], time.monotonic()
             watches[task.job].ended(task.shard, "" if error == WHOLE_ALREADY else error)
             outcome.add(task.shard, error)
             outcome.seconds, since = outcome.seconds + now - since, now
@@ -79,3 +80,69 @@ def left_whole(job: Job, part: Part, todo: Sequence[int]) -> int:
     """How many shards are whole and stay so. Where only some are asked for, the others may lack."""
     lacking = [] if job.only is None else part.own(job.missing())
     return len(part.own(range(job.shard_count))) - len({*todo, *lacking})
+
+
+def make(jobs: Sequence[Job], how: EngineOptions) -> int:
+    """Make what is to be made of some jobs in one run; exit status of ``carry_out``."""
+
+    def work() -> list[Outcome]:
+        outcomes = run_all(jobs, how)
+        for job, outcome in zip(jobs, outcomes, strict=True):
+            attempts.note(job, outcome.made, outcome.failed)
+        return outcomes
+
+    return carry_out(jobs, how.own, work)
+
+
+def carry_out(jobs: Sequence[Job], part: Part, work: Callable[[], list[Outcome]]) -> int:
+    """Do the work on some datasets as their only writer; exit status of ``finish``, and 1 where a
+    folder was removed under it."""
+    with ExitStack() as stack:
+        for job in jobs:
+            stack.enter_context(writing(job.out, part))
+        try:
+            outcomes = zip(jobs, work(), strict=True)
+            return max([finish(job, outcome, part) for job, outcome in outcomes])
+        except (FileNotFoundError, NotFound, WrongDataset):
+            try:
+                for job in jobs:
+                    require_ours(job)
+            except WrongDataset as gone:
+                print(f"error: {gone}", file=sys.stderr)
+                return 1
+            raise
+
+
+def finish(job: Job, outcome: Outcome, part: Part) -> int:
+    """Write the dataset's card and print what a run did. Exit status 1 where a shard failed.
+
+    Of several parts the last one to end writes the card: two that end at once write the same.
+    """
+    require_ours(job)
+    missing = job.missing()
+    rest = [] if part == EVERY else missing
+    if not rest:
+        write_card(job)
+    print_summary(job, outcome)
+    for shard, reason in sorted(outcome.failed.items()):
+        print(f"failed: {shard_name(shard)}: {reason}")
+    if rest:
+        print(f"part {part}: {len(rest)} shards of the whole dataset are still to be made")
+    if lost := sorted(set(outcome.made) & set(missing)):
+        print(f"{len(lost)} shards that were made are gone, such as {shard_name(lost[0])}")
+    return 1 if outcome.failed or lost else 0
+
+
+def print_summary(job: Job, outcome: Outcome) -> None:
+    """Print how much a run made, in what time, and what was dropped."""
+    records = list(shards.read_ledger(job.out, outcome.made).records.values())
+    samples = sum(record.samples for record in records)
+    dropped = Counter(drop["reason"] for record in records for drop in record.dropped)
+    hours, seconds = samples * CLIP_HOURS, outcome.seconds
+    print(
+        f"{shown(job.out)}: {len(outcome.made)} shards made ({samples} samples, {hours:.2f} h of "
+        f"audio, {seconds:.0f} s, {hours * 3600 / max(seconds, 1e-9):.0f} x real time), "
+        f"{outcome.skipped} were whole already"
+    )
+    for reason, count in dropped.most_common():
+        print(f"dropped: {count} {reason}")

@@ -22,9 +22,8 @@ from data_specs.sample import DATASET_FILE, shard_name
 from data_specs.strict import checked
 from pipeline.dataset import attempts
 from pipeline.dataset.attempts import Attempts, Tally
-from pipeline.dataset.description import read_dataset
+from pipeline.dataset.description import require_dataset
 from pipeline.dataset.job import CLIP_HOURS
-from pipeline.dataset.shards import ShardError
 from pipeline.engine.watch import CLIP_S, duration, reasons
 
 EXIT = {"whole": 0, "failed": 1, "running": 3, "stopped": 4}
@@ -66,43 +65,32 @@ class Status:
 
     @property
     def exit_status(self) -> int:
-        """What the verb ends with."""
         return EXIT[self.state]
 
 
 def look(out: PathOrUrl, now: float | None = None) -> Status:
     """The state of a dataset folder. ``ShardError`` where it is none."""
     now = time.time() if now is None else now
-    found = read_dataset(out)
-    if found is None:
-        raise ShardError(f"{shown(out)}: no {DATASET_FILE}: not a dataset folder")
+    found = require_dataset(out)
     recipe = checked(Recipe, found["recipe"], f"{shown(out)}: {DATASET_FILE}: recipe")
     size, samples = recipe.shard_samples, found["samples"]
     planned = [min(size, samples - first) for first in range(0, samples, size)]
-    return _status(
-        found,
-        planned,
-        attempts.load(out, found["recipe_hash"], planned),
-        attempts.read_attempts(out),
-        now,
-    )
+    held = attempts.load(out, found["recipe_hash"], planned)
+    return _status(found, planned, held, attempts.read_attempts(out), now)
 
 
 def _status(
     found: dict[str, Any], planned: list[int], held: Tally, runs: list[Attempts], now: float
 ) -> Status:
     alive = [run for run in runs if run.alive(now)]
-    running = {
-        shard: began
-        for run in alive
-        for shard, began in run.running.items()
-        if shard not in held.whole
-    }
+    began = {shard: at for run in alive for shard, at in run.running.items()}
+    running = {shard: at for shard, at in began.items() if shard not in held.whole}
     failed = _failed(runs, held, running)
     rate = sum(run.rate for run in alive)
     missing = sum(count for shard, count in enumerate(planned) if shard not in held.whole)
+    at_rest = "failed" if failed else "stopped"
     return Status(
-        state=_state(missing, bool(alive), bool(failed)),
+        state="whole" if not missing else "running" if alive else at_rest,
         recipe=found["recipe"]["name"],
         dataset_hash=found["recipe_hash"],
         shards=len(planned),
@@ -122,14 +110,6 @@ def _status(
         wrong={k: why for k, why in held.wrong.items() if k not in running},
         runs=[_run(run, now) for run in runs],
     )
-
-
-def _state(missing: int, alive: bool, failed: bool) -> str:
-    if not missing:
-        return "whole"
-    if alive:
-        return "running"
-    return "failed" if failed else "stopped"
 
 
 def _failed(runs: list[Attempts], held: Tally, running: dict[int, float]) -> dict[int, str]:

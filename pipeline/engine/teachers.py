@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from data_specs.io.errors import UserError
 from pipeline.audio import from_pcm, to_pcm
 from pipeline.dataset.job import Job, use_one_thread
-from pipeline.engine.base import HERE, Machines, TeacherActors
+from pipeline.engine.base import EngineOptions
 from pipeline.render.label import Teacher, TeacherError
 
 RESTARTS = 3
@@ -40,7 +40,7 @@ def on_gpu(job: Job) -> bool:
 
 @contextmanager
 def shared_teacher(
-    job: Job, actors: TeacherActors, machines: Machines = HERE
+    job: Job, how: EngineOptions
 ) -> Iterator[tuple[RemoteTeacher | None, TeachersPlace | None]]:
     """Start the teacher actors: how a worker sees them, and what they take.
 
@@ -49,19 +49,15 @@ def shared_teacher(
     """
     import ray
 
-    if not actors.count:
+    if not how.teacher_actors:
         yield None, None
         return
-    require_resources(job, actors, machines)
-    several = len(ray.nodes()) > 1
-    options = {
-        "max_concurrency": 2,
-        "max_restarts": CLUSTER_RESTARTS if several else RESTARTS,
-        "max_task_retries": -1,
-        **actors.options(on_gpu(job)),
-    }
-    with _reserved(resources(actors.options(on_gpu(job))), actors.count) as place:
-        where = [place.option(index) if place else {} for index in range(actors.count)]
+    require_resources(job, how)
+    needs = how.teacher(on_gpu(job))
+    restarts = CLUSTER_RESTARTS if len(ray.nodes()) > 1 else RESTARTS
+    options = {"max_concurrency": 2, "max_restarts": restarts, "max_task_retries": -1, **needs}
+    with _reserved(resources(needs), how.teacher_actors) as place:
+        where = [place.option(index) if place else {} for index in range(how.teacher_actors)]
         kinds = [ray.remote(TeacherActor).options(**options, **option) for option in where]
         pool = [kind.remote(replace(job, manifests={})) for kind in kinds]
         try:
@@ -203,21 +199,21 @@ def resources(options: dict[str, Any]) -> dict[str, float]:
     return {name: options[option] for name, option in names.items() if options.get(option)}
 
 
-def require_resources(job: Job, actors: TeacherActors, machines: Machines) -> None:
+def require_resources(job: Job, how: EngineOptions) -> None:
     """Raise ``UserError`` where a cluster has too little for the teachers and a worker."""
     import ray
 
-    teacher, kind = actors.options(on_gpu(job)), "GPU" if on_gpu(job) else "CPU"
-    needed = actors.count * teacher["num_gpus" if kind == "GPU" else "num_cpus"]
+    teacher, kind = how.teacher(on_gpu(job)), "GPU" if on_gpu(job) else "CPU"
+    needed = how.teacher_actors * teacher["num_gpus" if kind == "GPU" else "num_cpus"]
     if kind == "CPU":
-        needed += machines.worker.cores
-    until = time.monotonic() + (ROOM_S if machines.address else 0)
+        needed += how.worker.cores
+    until = time.monotonic() + (ROOM_S if how.ray_address else 0)
     while (there := ray.cluster_resources().get(kind, 0)) < needed - 1e-6:
         if time.monotonic() < until:
             time.sleep(1)
             continue
         raise UserError(
-            f"--teacher-actors {actors.count} on {job.label_device!r} needs {math.ceil(needed)} "
-            f"{kind}s and this Ray has {int(there)}: ask for fewer"
+            f"--teacher-actors {how.teacher_actors} on {job.label_device!r} needs "
+            f"{math.ceil(needed)} {kind}s and this Ray has {int(there)}: ask for fewer"
             + (", or for more --teachers-per-gpu" if kind == "GPU" else "")
         )

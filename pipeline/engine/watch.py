@@ -108,7 +108,6 @@ class Watch:
 
     @property
     def run(self) -> str:
-        """The name of this run."""
         return self._mine.run
 
     # --- what workers report -------------------------------------------------------------------
@@ -144,7 +143,6 @@ class Watch:
     # --- shown ---------------------------------------------------------------------------------
 
     def progress(self) -> Progress:
-        """The numbers of this moment."""
         with self._lock:
             now, rate = self.clock(), self._rate()
             left = max(self._total - self._samples, 0)
@@ -253,7 +251,6 @@ class Watch:
 
 
 def _ending(error: BaseException | None, failed: int) -> str:
-    """How a run ended, in a line."""
     if error is None:
         return f"{failed} shards failed" if failed else "done"
     first = (str(error).splitlines() or [""])[0]

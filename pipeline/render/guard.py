@@ -1,15 +1,11 @@
 """Processors in a process of their own, so that one that hangs or crashes takes only its sample.
 
-Native code cannot be interrupted from within: a decoder in an endless loop or a network that
-overruns its memory ends only with its process. The worker therefore keeps one child that holds the
-processors, sends it a batch at a time, and replaces it where it does not answer in time.
-
-What a hang may cost: a sample alone has ``limit_s``; a group has twice that, or twice what so many
-samples took last time where that is longer, and never more than all its samples alone. A group that
-hangs is tried sample by sample, so that one that hangs costs three times the limit (in large groups
-of a slow processor: the group's usual time twice over, and the limit) and two starts of the child.
-Starting is not the sample's time: a child first loads the processor on half a second of a tone, for
-which it has ``LOAD_SECONDS``; one that once took longer has ``limit_s`` to start from then on.
+Native code cannot be interrupted from within. A worker keeps one child that holds the processors,
+sends it a batch at a time, and replaces it where it does not answer in time: ``limit_s`` for a
+sample alone, for a group twice that or twice what so many samples took last time, and never more
+than all its samples alone. A group that hangs is tried sample by sample. Starting does not count: a
+child first loads a processor on half a second of a tone, for which it has ``LOAD_SECONDS``; one
+that once took longer has ``limit_s``.
 """
 
 from __future__ import annotations
@@ -25,8 +21,8 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -37,7 +33,7 @@ from data_specs.io.cli import signals_for_us_alone
 from data_specs.sample import SAMPLE_RATE
 from pipeline.audio import DropSample
 from pipeline.render.processors import runtime
-from pipeline.render.processors.interface import Params, Waves
+from pipeline.render.processors.interface import Params, Run, Waves
 from pipeline.render.processors.runtime import Runtime
 
 TIME_LIMIT_S = 60.0
@@ -62,7 +58,7 @@ class GuardError(Exception):
     """The processors' process failed in a way that is no sample's own; the attempt fails."""
 
 
-class Guard:
+class Guard(AbstractContextManager["Guard"]):
     """``run`` is ``processors.run`` in a child process with a time limit.
 
     Raises ``DropSample`` ("processor_timeout", "processor_crashed" and what ``processors.run``
@@ -80,9 +76,6 @@ class Guard:
         self._late: set[str] = set()
         self._pace: dict[str, float] = {}
         self._start()
-
-    def __enter__(self) -> Guard:
-        return self
 
     def __exit__(self, *error: object) -> None:
         self.close()
@@ -166,7 +159,6 @@ class Guard:
         self._start()
 
     def close(self) -> None:
-        """End the child."""
         self._connection.close()
         self._ended(0)
 
@@ -199,8 +191,6 @@ def _environment() -> dict[str, str]:
 
 # --- the child ------------------------------------------------------------------------------------
 
-Work = Callable[[str, Waves, Sequence[Params]], Waves]
-
 
 def main(argv: Sequence[str]) -> int:
     """Answer requests until the parent closes its end."""
@@ -209,7 +199,7 @@ def main(argv: Sequence[str]) -> int:
     warnings.filterwarnings("ignore", category=UserWarning)  # of libraries, about their own code
     runtime.use(Runtime(device, precision))
     module, _, name = target.partition(":")
-    work: Work = getattr(importlib.import_module(module), name)
+    work: Run = getattr(importlib.import_module(module), name)
     connection = Connection(int(handle))
     while True:
         try:
@@ -219,7 +209,7 @@ def main(argv: Sequence[str]) -> int:
         connection.send(_answer(work, *request))
 
 
-def _answer(work: Work, kind: str, waves_BT: Waves, params: Sequence[Params]) -> object:
+def _answer(work: Run, kind: str, waves_BT: Waves, params: Sequence[Params]) -> object:
     try:
         return work(kind, waves_BT, params)
     except DropSample as drop:

@@ -90,9 +90,7 @@ def labels(teacher: Teacher, clips: Mapping[str, NDArray[np.int16]]) -> dict[str
     if not clips:
         return {}
     mos_B, logit_B = teacher.score(np.stack([from_pcm(pcm) for pcm in clips.values()]))
-    logits: list[float | None] = [None] * len(mos_B)
-    if logit_B is not None:
-        logits = [float(value) for value in logit_B]
+    logits = [None] * len(mos_B) if logit_B is None else logit_B.tolist()
     who = {"teacher": teacher.name, "teacher_sha256": teacher.weights_sha256}
     found = {}
     for key, mos, logit in zip(clips, map(float, mos_B), logits, strict=True):

@@ -1,7 +1,7 @@
 """The plan: pure, and the only caller of ``rng``. It reads no audio.
 
-``plan_block`` draws every decision for a whole range of samples as columns; ``rows`` gives them one
-sample at a time. What a sample is follows from (recipe, manifests, split, index) alone.
+``plan_block`` draws every decision for a whole range of samples as columns; ``plan_range`` gives
+them one sample at a time. What a sample is follows from (recipe, manifests, split, index) alone.
 """
 
 from __future__ import annotations
@@ -84,7 +84,6 @@ class SamplePlan(Strict):
 
     @property
     def key(self) -> str:
-        """The sample's key in its shard."""
         return sample_key(self.index)
 
 
@@ -126,13 +125,9 @@ def make_table(
             f"no {role} file of corpus {manifest.name!r} is in split {split!r}: {change} "
             f"sources.{role}.holdout, add files, or take another split with --split {role}=all"
         )
-    return _to_table(manifest.name, table)
-
-
-def _to_table(corpus: str, table: pa.Table) -> Table:
     frames, rate_hz = table["frames"].to_numpy(), table["sample_rate_hz"].to_numpy()
     return Table(
-        corpus=corpus,
+        corpus=manifest.name,
         root=table["root"].to_numpy(),
         path=np.asarray(table["path"].to_pylist(), dtype=object),
         speaker=np.asarray(table["speaker"].to_pylist(), dtype=object),
@@ -221,13 +216,6 @@ def _draw_stage(block: Block, stage: Stage, uniform: Uniform, plain: NDArray[np.
                 block[f"{prefix}.{field}"] = column
 
 
-def rows(recipe: Recipe, tables: Tables, block: Block) -> Iterator[SamplePlan]:
-    """The samples of a block, one at a time."""
-    columns = {name: column.tolist() for name, column in block.items()}
-    for i in range(len(columns["index"])):
-        yield _row(recipe, tables, columns, i)
-
-
 def _row(recipe: Recipe, tables: Tables, columns: dict[str, list[Any]], i: int) -> SamplePlan:
     spoken = tables["voices" if columns["voice"][i] else "speech"]
     file = columns["speech.file"][i]
@@ -285,4 +273,6 @@ def plan_range(recipe: Recipe, tables: Tables, start: int, stop: int) -> Iterato
     """Samples ``start`` to ``stop``, drawn block by block."""
     for first in range(start, stop, BLOCK):
         block = plan_block(recipe, tables, first, min(BLOCK, stop - first))
-        yield from rows(recipe, tables, block)
+        columns = {name: column.tolist() for name, column in block.items()}
+        for i in range(len(block["index"])):
+            yield _row(recipe, tables, columns, i)

@@ -30,8 +30,7 @@ from pipeline.dataset import attempts, plan_file, shards
 from pipeline.dataset.card import CARD, write_card
 from pipeline.dataset.description import reopen
 from pipeline.dataset.job import CLIP_HOURS, Job
-from pipeline.dataset.shards import ShardRecord
-from pipeline.dataset.summary import MOS_BINS, Summary
+from pipeline.dataset.shards import MOS_BINS, ShardRecord, Summary
 from pipeline.engine import status
 from pipeline.render.processors import licences
 

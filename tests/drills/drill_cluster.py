@@ -17,7 +17,9 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -152,9 +154,12 @@ class Cluster:
         if more[0] == "--head":
             options += [f"--temp-dir={self.temporary}", "--include-dashboard=false"]
             options += [f"--ray-client-server-port={free_port()}"]
+        self.nodes[name] = self._logged(name, [*where, str(RAY), "start", *options])
+
+    def _logged(self, name: str, command: Sequence[str]) -> subprocess.Popen[bytes]:
         with open(self.folder / f"{name}.log", "ab") as log:
-            self.nodes[name] = subprocess.Popen(
-                [*where, str(RAY), "start", *options],
+            return subprocess.Popen(
+                command,
                 env=self.environment,
                 cwd=ROOT,
                 stdout=log,
@@ -186,17 +191,9 @@ class Cluster:
     def driver(self, arguments: Sequence[str]) -> subprocess.Popen[bytes]:
         """The job, on the head's machine."""
         job = [sys.executable, "-m", "tests.drills.drill_job", "--engine", "ray", *arguments]
-        with open(self.folder / "driver.log", "ab") as log:
-            driver = subprocess.Popen(
-                [*self.where, *job, "--ray-address", self.address],
-                env=self.environment,
-                cwd=ROOT,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-        self.drivers.append(driver)
-        return driver
+        command = [*self.where, *job, "--ray-address", self.address]
+        self.drivers.append(self._logged("driver", command))
+        return self.drivers[-1]
 
     def close(self) -> None:
         """End everything; a driver that a failed step left would go on beside the next test."""
@@ -230,16 +227,30 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
-def wait_for(check: Callable[[], object], seconds: float, otherwise: str) -> None:
+def wait_for(
+    check: Callable[[], object],
+    seconds: float,
+    otherwise: str,
+    process: subprocess.Popen[Any] | None = None,
+) -> None:
+    """``TimeoutError`` where it does not come about in time, or not before a process ends."""
     until = time.monotonic() + seconds
     while not check():
-        if time.monotonic() > until:
+        if time.monotonic() > until or (process and process.poll() is not None):
             raise TimeoutError(otherwise)
-        time.sleep(0.05)
+        time.sleep(0.02)
 
 
 def tars(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.glob("*.tar"))}
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """All files of datasets but those of the runs themselves (``attempts``)."""
+    paths = [
+        path for path in folder.rglob("*") if path.is_file() and path.parent.name != "attempts"
+    ]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
 
 
 def whole(out: Path) -> int:
@@ -273,17 +284,17 @@ def drill(folder: Path, arguments: Sequence[str], seconds: float) -> dict[str, i
     job += ["--workers", "3"]
     happened = {}
     with cluster(folder, [2, 1, 1]) as machines:  # the teacher is on any of them
-        driver = machines.driver(job)
+        driver, works = machines.driver(job), partial(machines.runs, title="ray::make_task")
         wait_for(lambda: whole(out) >= 3, seconds, "no three shards were made")
         nodes = ("node0", "node1")  # the head may have made three before they were there
         with held(log):
-            wait_for(lambda: any(_works(machines, n) for n in nodes), seconds, "no node works")
-        machines.kill(next(name for name in nodes if _works(machines, name)))
+            wait_for(lambda: any(works(n) for n in nodes), seconds, "no node works")
+        machines.kill(next(name for name in nodes if works(name)))
         before = whole(out)
         wait_for(lambda: whole(out) >= before + 3, seconds, "a lost machine stops the job")
         with held(log):
             machines.add("node2", 1)
-            wait_for(lambda: _works(machines, "node2"), seconds, "the new machine gets no work")
+            wait_for(lambda: works("node2"), seconds, "the new machine gets no work")
         teachers = titled(machines.processes(), "TeacherActor")
         kill_all(teachers)
         happened["teachers killed"], before = len(teachers), whole(out)
@@ -310,10 +321,6 @@ def held(log: Path) -> Iterator[None]:
         yield
     finally:
         hold(log).unlink()
-
-
-def _works(machines: Cluster, name: str) -> bool:
-    return bool(titled(machines.processes(name), "ray::make_task"))
 
 
 def main() -> int:

@@ -19,19 +19,17 @@ from typing import Any
 
 import numpy as np
 
-from data_specs.cluster.needs import parse_part, parse_stage
 from data_specs.io.cli import end, run_command
-from data_specs.io.options import add_options
+from data_specs.io.options import add_options, options_of
 from data_specs.recipe import load_recipe
 from data_specs.sample import sample_key
-from pipeline import options as verb_options
 from pipeline.corpora.manifest import SCHEMA, Manifest
 from pipeline.dataset.description import open_folder
 from pipeline.dataset.job import Job, Worker
 from pipeline.dataset.prepare import prepare
-from pipeline.engine import carry_out as carrying
-from pipeline.engine import run
-from pipeline.engine.base import Machines, Outcome
+from pipeline.engine.base import EngineOptions
+from pipeline.engine.run import carry_out, run_all
+from pipeline.options import parse_roots
 from pipeline.render.row import Row
 
 TWICE = "TWICE"
@@ -122,7 +120,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--pause", type=float, default=0.0, help="seconds for each group")
     found.add_argument("--recipe", default="")
     found.add_argument("--corpus", action="append", default=[])
-    add_options(found, verb_options.EngineOptions)
+    add_options(found, EngineOptions)
     return found
 
 
@@ -130,30 +128,15 @@ def main() -> int:
     options = parser().parse_args()
     if options.recipe:
         recipe = load_recipe(options.recipe)
-        roots = verb_options.parse_roots(options.corpus, recipe)
-        job, kind = (
-            prepare(recipe, roots, options.out, options.samples, progress=False),
-            LoggedWorker,
-        )
+        roots = parse_roots(options.corpus, recipe)
+        job = prepare(recipe, roots, options.out, options.samples, progress=False)
+        kind: type[StubWorker | LoggedWorker] = LoggedWorker
     else:
         job, kind = stub_job(options.out, options.samples), StubWorker
-    part = parse_part(options.part)
-
-    def work() -> list[Outcome]:
-        return run.run_all(
-            [job],
-            options.engine,
-            options.workers,
-            progress=False,
-            factory=partial(kind, log=options.log, pause_s=options.pause),
-            actors=verb_options.teacher_actors(options, "cpu"),
-            part=part,
-            machines=Machines(
-                options.ray_address, parse_stage(options.worker_needs, "--worker-needs")
-            ),
-        )
-
-    return carrying.carry_out([job], part, work)
+    how = EngineOptions.model_validate(options_of(options, EngineOptions))
+    how.check("cpu")
+    factory = partial(kind, log=options.log, pause_s=options.pause)
+    return carry_out([job], how.own, lambda: run_all([job], how, progress=False, factory=factory))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.drills.drill_cluster import free_port, wait_for
+
 DAEMONS = ("munged", "slurmctld", "slurmd")
 CONFIG = """\
 ClusterName=here
@@ -114,8 +116,11 @@ def slurm(folder: Path, cores: int = 4, memory_mb: int = 16_000) -> Iterator[Her
                     subprocess.Popen(command, env=here.environment, stdout=log, stderr=log)
                 )
             if command[0] == "munged":
-                _until(lambda: (folder / "munge.socket").exists(), here)
-        _until(lambda: _idle(here), here)
+                wait_for((folder / "munge.socket").exists, 90, "munged does not start")
+        try:
+            wait_for(lambda: _idle(here), 90, "it is not idle")
+        except TimeoutError as error:
+            raise TimeoutError(f"Slurm does not start:\n{here.logs()}") from error
         yield here
     finally:
         if len(daemons) == len(DAEMONS):
@@ -140,8 +145,8 @@ def _daemons(here: Here, cores: int, memory_mb: int) -> list[list[str]]:
         CONFIG.format(
             host=socket.gethostname(),
             folder=folder,
-            controller_port=_free_port(),
-            node_port=_free_port(),
+            controller_port=free_port(),
+            node_port=free_port(),
             cores=cores,
             memory_mb=memory_mb,
         )
@@ -160,18 +165,3 @@ def _idle(here: Here) -> bool:
         return "idle" in here.ask("sinfo", "-h", "-o", "%T")
     except RuntimeError:
         return False
-
-
-def _until(check: object, here: Here, seconds: float = 90) -> None:
-    assert callable(check)
-    until = time.monotonic() + seconds
-    while not check():
-        if time.monotonic() > until:
-            raise TimeoutError(f"Slurm does not start:\n{here.logs()}")
-        time.sleep(0.2)
-
-
-def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])

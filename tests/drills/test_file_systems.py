@@ -6,9 +6,14 @@ import errno
 import fcntl
 import json
 import os
+import shutil
+import socket
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +31,11 @@ from data_specs.io.storage import LocalFolder, RemoteFolder
 from pipeline.__main__ import main
 from pipeline.corpora import folder as corpora
 from pipeline.corpora.manifest import scan
+from pipeline.dataset.description import DESCRIPTION_LOCK, WrongDataset, require_ours
 from pipeline.engine import ray_cluster, ray_engine, run
 from tests.conftest import ROOT, talk, write
+from tests.drills.drill_cluster import held, wait_for
+from tests.drills.drill_job import stub_job
 
 
 @pytest.fixture(autouse=True)
@@ -49,21 +57,27 @@ def failing(number: int, left: list[int] | None = None) -> Any:
 # --- locks and sync -------------------------------------------------------------------------------
 
 
+NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL, errno.EACCES, errno.EIO)
+NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF)
+
+
 @pytest.mark.parametrize(
-    "number", [errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL, errno.EACCES, errno.EIO]
+    ("module", "call", "number", "said"),
+    [
+        *((fcntl, "flock", number, "its file system has no locks") for number in NO_LOCKS),
+        *((os, "fsync", number, "its file system cannot sync") for number in NO_SYNC),
+    ],
 )
-def test_without_locks_a_folder_is_written_with_one_warning(
-    number: int,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+def test_without_locks_or_sync_files_are_written_with_one_warning(
+    module: Any, call: str, number: int, said: str, tmp_path: Path, monkeypatch: Any, capsys: Any
 ) -> None:
-    monkeypatch.setattr(fcntl, "flock", failing(number))
-    for _ in range(2):
+    monkeypatch.setattr(module, call, failing(number))
+    for name in ("a", "b"):
         with only_writer(tmp_path):
-            pass
-    said = capsys.readouterr().err
-    assert said.count("warning") == 1 and str(tmp_path) in said and "no locks" in said
+            write_text(tmp_path / name, "whole")
+    assert sorted(os.listdir(tmp_path)) == ["a", "b"]
+    told = capsys.readouterr().err
+    assert told.count("warning") == 1 and f"{tmp_path}: {said}" in told
 
 
 def test_a_lock_that_is_held_means_another_run(tmp_path: Path) -> None:
@@ -89,28 +103,16 @@ def test_without_locks_the_record_of_a_living_process_decides(
         pass
 
 
-@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF])
-def test_where_nothing_can_be_synced_files_are_written_with_one_warning(
-    number: int,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.setattr(os, "fsync", failing(number))
-    for name in ("a", "b"):
-        write_text(tmp_path / name, "whole")
-    assert sorted(os.listdir(tmp_path)) == ["a", "b"]
-    said = capsys.readouterr().err
-    assert said.count("warning") == 1 and f"{tmp_path}: its file system cannot sync" in said
-
-
+@pytest.mark.parametrize(
+    "whole", [partial(write_text, text="whole"), partial(corpora.write_flac, wave=talk(1, 0))]
+)
 @pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC, errno.EDQUOT])
 def test_what_a_sync_says_is_lost_is_told_with_the_path(
-    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    number: int, whole: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "fsync", failing(number))
     with pytest.raises(OSError, match=str(tmp_path / "a")) as told:
-        write_text(tmp_path / "a", "whole")
+        whole(tmp_path / "a")
     assert told.value.errno == number and os.listdir(tmp_path) == []
 
 
@@ -138,10 +140,12 @@ def test_leftovers_go_from_every_subfolder_and_nothing_else(tmp_path: Path) -> N
     folder.mkdir(parents=True)
     ours = folder / f".x.json.{files.here()}.{dead}.0a1b2c3d.tmp"
     old = [folder / ".x.json.another-host.17.0a1b2c3d.tmp"]
-    kept = [folder / "mine.part", folder / "my.copy", folder / ".new.part", folder / ".y.tmp"]
+    others = [folder / name for name in ("mine.part", "my.copy", ".new.part", ".y.tmp")]
+    living = folder / f".x.json.{files.here()}.{os.getpid()}.0a1b2c3d.tmp"
+    kept = [*others, living, folder / f".x.json.another-host.{dead}.0a1b2c3d.tmp"]
     for path in (ours, *old, *kept):
         path.write_bytes(b"half")
-    for path in (*old, kept[0], kept[1], kept[3]):
+    for path in (*old, others[0], others[1], others[3]):
         os.utime(path, (time.time() - 2 * files.ABANDONED_S,) * 2)
     remove_leftovers(tmp_path)
     assert sorted(p for p in tmp_path.rglob("*") if p.is_file()) == sorted(kept)
@@ -315,23 +319,12 @@ def drill(out: Path, *options: str) -> subprocess.Popen[str]:
     )
 
 
-def wait_for(found: Any, process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 200
-    while not found():
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 def test_a_folder_removed_under_a_run_is_told_and_the_run_has_failed(tmp_path: Path) -> None:
-    import shutil
-
     out, log = tmp_path / "out", tmp_path / "log"
-    hold = log.with_suffix(".hold")
-    hold.touch()
-    process = drill(out, "--log", str(log))
-    wait_for(lambda: log.exists(), process)  # held in its first shard
-    shutil.rmtree(out)
-    hold.unlink()
+    with held(log):
+        process = drill(out, "--log", str(log))
+        wait_for(log.exists, 200, "no shard is begun", process)  # held in its first shard
+        shutil.rmtree(out)
     said, _ = process.communicate(timeout=120)
     assert process.returncode == 1, said
     assert f"{out / 'dataset.json'} was removed under this run: run the same command again" in said
@@ -341,23 +334,18 @@ def test_a_folder_removed_under_a_run_is_told_and_the_run_has_failed(tmp_path: P
 @pytest.mark.slow
 def test_the_same_recipe_twice_into_one_folder_is_refused_and_parts_are_not(tmp_path: Path) -> None:
     out, log = tmp_path / "out", tmp_path / "log"
-    hold = log.with_suffix(".hold")
-    hold.touch()
-    one = drill(out, "--log", str(log), "--part", "1/2")
-    wait_for(lambda: log.exists(), one)
-    same, other = drill(out, "--part", "1/2"), drill(out, "--part", "2/2")
-    said, _ = same.communicate(timeout=120)
-    assert same.returncode == 2 and "another command writes to it" in said
-    assert other.wait(timeout=120) == 0
-    hold.unlink()
+    with held(log):
+        one = drill(out, "--log", str(log), "--part", "1/2")
+        wait_for(log.exists, 200, "no shard is begun", one)
+        same, other = drill(out, "--part", "1/2"), drill(out, "--part", "2/2")
+        said, _ = same.communicate(timeout=120)
+        assert same.returncode == 2 and "another command writes to it" in said
+        assert other.wait(timeout=120) == 0
     assert one.wait(timeout=120) == 0
     assert len(list(out.glob("shard-*.json"))) == 6 and (out / "README.md").is_file()
 
 
 def test_of_two_recipes_begun_together_one_is_refused(tmp_path: Path) -> None:
-    from pipeline.dataset.description import DESCRIPTION_LOCK, WrongDataset, require_ours
-    from tests.drills.drill_job import stub_job
-
     job = stub_job(tmp_path, 8)
     with (tmp_path / DESCRIPTION_LOCK).open("ab") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -389,8 +377,6 @@ def test_a_ray_folder_is_this_users_alone_and_short_enough(
 def test_a_ray_folder_of_another_user_is_told_with_the_way_out(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    import tempfile
-
     with tempfile.TemporaryDirectory(dir="/tmp") as base:
         monkeypatch.setenv("RAY_TMPDIR", base)
         monkeypatch.setattr(os, "getuid", lambda: 12_345)
@@ -421,8 +407,6 @@ def test_a_token_is_for_this_user_alone(tmp_path: Path, monkeypatch: pytest.Monk
 def test_an_address_where_no_ray_answers_is_told_in_seconds(
     listens: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import socket
-
     monkeypatch.setenv("RAY_ADDRESS", "x")
     with socket.socket() as server:  # one that hangs takes connections, and says nothing
         server.bind(("127.0.0.1", 0))
@@ -438,7 +422,7 @@ def test_an_address_where_no_ray_answers_is_told_in_seconds(
 
 
 def test_a_users_error_in_a_worker_is_found_under_rays_pages() -> None:
-    import ray.exceptions as kinds
+    from ray import exceptions as kinds
 
     def wrapped(error: Exception) -> Exception:
         return kinds.RayTaskError("make", "Traceback: pages", error).as_instanceof_cause()
@@ -462,20 +446,9 @@ def broken_factory(*_: object) -> Any:
 def test_a_worker_that_cannot_begin_says_why_itself(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    from tests.drills.drill_job import stub_job
-
     with pytest.raises(UserError, match=r"^the teacher cannot be had: do something$"):
         run.run(stub_job(tmp_path, 16), "local", 2, progress=False, factory=broken_factory)
     assert "Traceback" not in capfd.readouterr().err
-
-
-def test_corpora_are_written_through_the_one_writer(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(os, "fsync", failing(errno.ENOSPC))
-    with pytest.raises(OSError, match=r"a\.flac"):
-        corpora.write_flac(tmp_path / "a.flac", talk(1, 0))
-    assert os.listdir(tmp_path) == []
 
 
 def test_a_lock_file_goes_with_its_holder_and_who_opened_it_before_takes_the_new_one(

@@ -20,7 +20,7 @@ from data_specs.io.storage import RemoteFolder
 from pipeline.dataset.card import write_card
 from pipeline.dataset.merge import merge
 from pipeline.dataset.shards import commit, read_ledger, verify_shard
-from pipeline.engine import carry_out as carrying
+from pipeline.engine import run
 from pipeline.engine.base import Outcome
 from tests.conftest import ROOT, small_recipe
 from tests.drills.s3_helpers import (
@@ -75,6 +75,13 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+def refusing(name: str) -> Callable[[Any, bytes], bool]:
+    """Fail whenever a file of this name is written."""
+    return lambda handler, body: (
+        handler.command == "PUT" and name in handler.path and fail(handler, body)
+    )
+
+
 def stored(address: str) -> dict[str, bytes]:
     folder = RemoteFolder(address)
     names = sorted(name for name in folder.sizes() if name.endswith(".tar"))
@@ -114,12 +121,7 @@ def test_an_upload_that_fails_leaves_no_record_and_is_named(
     s3: Proxy, address: str, reference: Path
 ) -> None:
     job = sketch_job(address)
-
-    def refuse(handler: Any, body: bytes) -> bool:
-        wanted = handler.command == "PUT" and "shard-000001.tar" in handler.path
-        return fail(handler, body) if wanted else False
-
-    s3.misdeed = refuse
+    s3.misdeed = refusing("shard-000001.tar")
     with pytest.raises(OSError, match=rf"{address}/shard-000001\.tar.*written, tried 4 times"):
         make_all(job)
     assert s3.count("PUT", "shard-000001.tar") == 4  # one layer of retries, not three
@@ -135,12 +137,7 @@ def test_a_tar_whose_record_was_not_written_is_listed_and_made_again(
     s3: Proxy, address: str, reference: Path
 ) -> None:
     job = sketch_job(address)
-
-    def refuse(handler: Any, body: bytes) -> bool:
-        wanted = handler.command == "PUT" and "shard-000000.json" in handler.path
-        return fail(handler, body) if wanted else False
-
-    s3.misdeed = refuse
+    s3.misdeed = refusing("shard-000000.json")
     with pytest.raises(OSError, match="shard-000000"):
         make_all(job)
     s3.misdeed = lambda handler, body: False
@@ -320,7 +317,7 @@ def test_no_credential_reaches_an_output(
     job = sketch_job(address)
     make_all(job)
     write_card(job)
-    carrying.print_summary(job, Outcome([0, 1, 2], seconds=1.0))
+    run.print_summary(job, Outcome([0, 1, 2], seconds=1.0))
     s3.misdeed = fail
     with pytest.raises(OSError) as caught:
         job.todo()

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import pytest
 from data_specs.io.cli import STOPPED, STOPPED_WORDS
 from data_specs.strict import HERE
 from tests.conftest import ROOT
+from tests.drills.drill_cluster import wait_for
 
 SAMPLES = ["--samples", "64"]  # 16 shards
 
@@ -37,10 +37,7 @@ def interrupt(
 ) -> None:
     """Begin a command, signal it once it is at work, and hold it to how it ends."""
     process = begin(arguments, log)
-    deadline = time.monotonic() + 200
-    while not begun():
-        assert process.poll() is None and time.monotonic() < deadline, log.read_text()
-        time.sleep(0.02)
+    wait_for(begun, 200, "it is not at work", process)
     children = psutil.Process(process.pid).children(recursive=True)
     (os.killpg if group else os.kill)(process.pid, number)
     assert process.wait(60) == STOPPED[number], log.read_text()
@@ -65,9 +62,6 @@ def tars(out: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(out.glob("shard-*"))}
 
 
-RAY = pytest.mark.slow
-
-
 @pytest.mark.parametrize(
     ("engine", "workers", "number", "group"),
     [
@@ -75,10 +69,10 @@ RAY = pytest.mark.slow
         ("local", 2, signal.SIGINT, True),
         pytest.param("local", 2, signal.SIGTERM, True, marks=pytest.mark.slow),
         pytest.param("local", 2, signal.SIGHUP, False, marks=pytest.mark.slow),
-        pytest.param("ray", 2, signal.SIGINT, True, marks=RAY),
-        pytest.param("ray", 2, signal.SIGTERM, True, marks=RAY),
-        pytest.param("ray", 2, signal.SIGHUP, True, marks=RAY),
-        pytest.param("ray", 2, signal.SIGTERM, False, marks=RAY),
+        pytest.param("ray", 2, signal.SIGINT, True, marks=pytest.mark.slow),
+        pytest.param("ray", 2, signal.SIGTERM, True, marks=pytest.mark.slow),
+        pytest.param("ray", 2, signal.SIGHUP, True, marks=pytest.mark.slow),
+        pytest.param("ray", 2, signal.SIGTERM, False, marks=pytest.mark.slow),
     ],
 )
 def test_a_signal_ends_shards_in_a_sentence_and_the_same_command_goes_on(
@@ -105,18 +99,8 @@ def test_a_signal_ends_a_maker_of_corpora_in_a_sentence(
 ) -> None:
     out, log = tmp_path / "rooms", tmp_path / "log"
     spec = min(path.stem for path in (HERE / "rooms").glob("*.yaml"))
-    command = [
-        "-m",
-        "pipeline",
-        "corpora",
-        "rooms",
-        "--spec",
-        spec,
-        "--out",
-        str(out),
-        "--count",
-        "5000",
-    ]
+    command = ["-m", "pipeline", "corpora", "rooms", "--spec", spec]
+    command += ["--out", str(out), "--count", "5000"]
     interrupt(command, number, True, log, lambda: bool(list(out.glob("*.flac"))))
     assert (out / "rooms.jsonl").is_file()
     assert list(out.rglob("*.tmp")) == []

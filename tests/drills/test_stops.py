@@ -17,6 +17,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from data_specs.io.cli import STOPPED, STOPPED_WORDS, run_command, signals_wait
+from tests.drills.test_train_kills import forked
 from tests.export_helpers import write_run
 from tests.train_helpers import write_dataset, write_rated
 from train.__main__ import main
@@ -106,22 +107,14 @@ def arguments(verb: str, top: Path, out: Path) -> list[str]:
     return [verb, "--model", str(top / "student"), *rounds, *shards, *device]
 
 
-def child(verb: str, top: Path, out: Path, prepare: Callable[[], None]) -> int:
+def child(verb: str, top: Path, out: Path, prepare: Callable[[], None]) -> int | None:
     """Exit status of a command in a process group of its own; what it says is in ``OUT.err``."""
-    process = os.fork()
-    if process:
-        return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
-    status = 1
-    try:
-        os.setsid()
-        said = os.open(f"{out}.err", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(said, 1)
-        os.dup2(said, 2)
+
+    def work() -> int:
         prepare()
-        status = main(arguments(verb, top, out))
-    finally:
-        sys.stderr.flush()
-        os._exit(status)
+        return main(arguments(verb, top, out))
+
+    return forked(work, Path(f"{out}.err"))
 
 
 def stop_and_go_on(verb: str, top: Path) -> None:

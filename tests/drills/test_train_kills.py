@@ -13,6 +13,7 @@ import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -85,18 +86,18 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def forked(words: Words, log: Path, limit_s: float | None = None) -> int | None:
-    """Exit status of the command in a process of its own; None where it was killed in time."""
+def forked(work: Callable[[], int], log: Path, limit_s: float | None = None) -> int | None:
+    """Exit status of work in a process group of its own; None where it was killed in time."""
     pid = os.fork()
     if not pid:
         status = 1
         try:
             os.setsid()
-            handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             os.dup2(handle, 1)
             os.dup2(handle, 2)
             sys.stdout = sys.stderr = os.fdopen(2, "w", closefd=False)
-            status = main(list(words))
+            status = work()
         except BaseException:
             traceback.print_exc()
         finally:
@@ -131,14 +132,15 @@ def test_kills_at_any_moment_leave_the_same_bytes(name: str, place: Path, tmp_pa
     words, log = command(place), tmp_path / "log"
     began = time.monotonic()
     (tmp_path / "whole").mkdir()
-    assert forked((*words, "--out", str(tmp_path / "whole" / out)), log) == 0, log.read_text()
+    whole = partial(main, [*words, "--out", str(tmp_path / "whole" / out)])
+    assert forked(whole, log) == 0, log.read_text()
     seconds = time.monotonic() - began
     expected = content(tmp_path / "whole" / out, files)
     draw, kills, number = random.Random(name), 0, 0
     while kills < KILLS // len(JOBS):
         folder = tmp_path / f"{number}"
         folder.mkdir()
-        again = (*words, "--out", str(folder / out))
+        again = partial(main, [*words, "--out", str(folder / out)])
         for _ in range(IN_A_ROW):
             if (status := forked(again, log, draw.uniform(0, seconds))) is not None:
                 break

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import psutil
 import pytest
+import ray
+import yaml
 
 from data_specs.recipe import Recipe
 from pipeline.__main__ import main
@@ -20,8 +23,8 @@ from pipeline.dataset.shards import find_shards, read_record, verify_shard
 from pipeline.engine import ray_cluster
 from pipeline.engine import run as engines
 from pipeline.render.row import Row
-from tests.conftest import ROOT, small_recipe
-from tests.drills.drill_cluster import kill_all, tars, wait_for, whole
+from tests.conftest import ROOT, small_recipe, talk, write
+from tests.drills.drill_cluster import contents, kill_all, tars, wait_for, whole
 
 SAMPLES = 18  # four shards of four and one of two
 SHARDS = [0, 1, 2, 3, 4]
@@ -37,8 +40,6 @@ def recipe(**changes: object) -> Recipe:
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
     """Ray as the engine itself starts it, once for all tests; a run uses what is there."""
-    import ray
-
     ray_cluster.start_ray(2)
     yield
     ray.shutdown()
@@ -110,25 +111,11 @@ def count_loads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return loads
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    """All files of a folder but those that tell of the run itself."""
-    files = (path for path in folder.rglob("*") if path.is_file())
-    found = {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
-    return {name: data for name, data in found.items() if "/attempts/" not in name}
-
-
 def test_running_again_makes_nothing_again(reference: Job, corpora: Corpora) -> None:
     before = {path: path.stat().st_mtime_ns for path in reference.out.glob("shard-*")}
     outcome = engines.run(reference, "local", 1, progress=False)
     assert (outcome.made, outcome.skipped) == ([], 5)
     assert before == {path: path.stat().st_mtime_ns for path in reference.out.glob("shard-*")}
-
-
-def test_fewer_samples_are_refused_and_destroy_nothing(reference: Job, corpora: Corpora) -> None:
-    before = tars(reference.out)
-    with pytest.raises(ValueError, match=f"has {SAMPLES} already; --samples is how many"):
-        prepare(recipe(), corpora, reference.out, SAMPLES - 2, progress=False)
-    assert tars(reference.out) == before
 
 
 def test_words_and_limits_are_not_the_data(reference: Job, corpora: Corpora) -> None:
@@ -181,8 +168,6 @@ def start(corpora: Corpora, out: Path, recipe: Path, engine: str) -> subprocess.
 
 
 def recipe_file(folder: Path, recipe: Recipe) -> Path:
-    import yaml
-
     path = folder / "small.yaml"
     path.write_text(yaml.safe_dump(recipe.model_dump(mode="json", exclude_none=True)))
     return path
@@ -257,8 +242,6 @@ def test_a_shard_that_kills_its_workers_fails_and_the_others_are_made(
 def test_a_recording_that_vanishes_fails_the_attempt_by_name(
     engine: str, corpora: Corpora, tmp_path: Path
 ) -> None:
-    import shutil
-
     copy = Path(shutil.copytree(corpora["speech"][0], tmp_path / "speech"))
     job = prepare(recipe(), corpora | {"speech": [copy]}, tmp_path / "out", SAMPLES)
     shutil.rmtree(copy)
@@ -272,8 +255,6 @@ def test_a_recording_that_vanishes_fails_the_attempt_by_name(
 def test_a_full_disk_stops_the_run_and_a_larger_one_goes_on(
     engine: str, corpora: Corpora, reference: Job, tmp_path: Path
 ) -> None:
-    import ray
-
     ray.shutdown()  # a run that starts Ray itself leaves no writer behind
     disk = tmp_path / "disk"
     disk.mkdir()
@@ -299,8 +280,6 @@ def test_a_full_disk_stops_the_run_and_a_larger_one_goes_on(
 
 def quiet(folder: Path) -> Corpora:
     """Noise of which a third is silent."""
-    from tests.conftest import talk, write
-
     for i in range(9):
         write(folder / "noise" / f"{i}.wav", talk(3, i) * (0 if i % 3 == 0 else 1))
     return {"noise": [folder / "noise"]}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -14,14 +13,13 @@ from typing import Any
 import pytest
 
 from data_specs.cluster.needs import EVERY
-from pipeline.__main__ import main
 from pipeline.dataset import attempts, prepare
-from pipeline.dataset import retry as failures
 from pipeline.dataset.description import WrongDataset, reopen
 from pipeline.dataset.job import Job
 from pipeline.dataset.merge import merge
 from pipeline.dataset.shards import ShardError, read_ledger, verify_shard
 from pipeline.engine import extend, run
+from tests.pipeline.conftest import Says
 from tests.sketches import make_all, manifests, sketch_job, tars
 
 NOT_ASKED = {"device": "cpu", "teacher_device": "", "time_limit": 60.0, "corpus": []}
@@ -56,20 +54,20 @@ def wrong(job: Job) -> list[str]:
 # ---------------------------------------------------------------- extend
 
 
-def test_extended_is_made_at_once_with_the_larger_number(corpora: Any, tmp_path: Path) -> None:
-    make_all(sketch_job(tmp_path / "grown", 8))
-    job = extend.extended(tmp_path / "grown", asked(18))
-    assert make_all(job) == [2, 3, 4]
-    make_all(sketch_job(tmp_path / "at-once", 18))
+@pytest.mark.parametrize(
+    ("before", "after", "made"),
+    [(8, 18, [2, 3, 4]), (10, 16, [2, 3])],
+    ids=["", "short last shard"],
+)
+def test_extended_is_made_at_once_with_the_larger_number(
+    before: int, after: int, made: list[int], corpora: Any, tmp_path: Path
+) -> None:
+    make_all(sketch_job(tmp_path / "grown", before))
+    job = extend.extended(tmp_path / "grown", asked(after))
+    assert make_all(job) == made
+    make_all(sketch_job(tmp_path / "at-once", after))
     assert tars(tmp_path / "grown") == tars(tmp_path / "at-once")
-    assert reopen(tmp_path / "grown", {}).samples == 18 and wrong(job) == []
-
-
-def test_a_short_last_shard_is_made_again_and_no_other(corpora: Any, tmp_path: Path) -> None:
-    make_all(sketch_job(tmp_path / "grown", 10))
-    assert make_all(extend.extended(tmp_path / "grown", asked(16))) == [2, 3]
-    make_all(sketch_job(tmp_path / "at-once", 16))
-    assert tars(tmp_path / "grown") == tars(tmp_path / "at-once")
+    assert reopen(tmp_path / "grown", {}).samples == after and wrong(job) == []
 
 
 def test_extending_again_goes_on(corpora: Any, tmp_path: Path) -> None:
@@ -228,20 +226,15 @@ def part(out: Path, shards: set[int], samples: int = 14, **changes: Any) -> Job:
     return job
 
 
-def test_merged_parts_are_the_whole(tmp_path: Path) -> None:
+def test_merged_parts_are_the_whole(tmp_path: Path, says: Says) -> None:
     part(tmp_path / "a", {0, 2})
     part(tmp_path / "b", {1, 3})
-    assert (
-        main(["merge", str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(tmp_path / "c")]) == 0
-    )
+    says(0, "merge", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "c")
     make_all(sketch_job(tmp_path / "at-once", 14))
     assert tars(tmp_path / "c") == tars(tmp_path / "at-once")
     assert wrong(reopen(tmp_path / "c", {})) == []
-    same = (
-        os.stat(tmp_path / "a" / "shard-000000.tar"),
-        os.stat(tmp_path / "c" / "shard-000000.tar"),
-    )
-    assert same[0].st_ino == same[1].st_ino  # linked, not copied
+    same = [(tmp_path / name / "shard-000000.tar").stat().st_ino for name in ("a", "c")]
+    assert same[0] == same[1]  # linked, not copied
 
 
 def test_a_linked_shard_that_is_made_again_leaves_the_other_alone(tmp_path: Path) -> None:
@@ -252,10 +245,11 @@ def test_a_linked_shard_that_is_made_again_leaves_the_other_alone(tmp_path: Path
     assert tars(tmp_path / "a") == before != tars(tmp_path / "c")
 
 
-def test_merging_says_what_is_missing(tmp_path: Path, capsys: Any) -> None:
+def test_merging_says_what_is_missing(tmp_path: Path, says: Says) -> None:
     part(tmp_path / "a", {0, 2})
-    assert main(["merge", str(tmp_path / "a"), "--out", str(tmp_path / "c")]) == 1
-    assert "2 shards are whole in no input, such as shard-000001" in capsys.readouterr().out
+    assert "2 shards are whole in no input, such as shard-000001" in says(
+        1, "merge", tmp_path / "a", "--out", tmp_path / "c"
+    )
 
 
 def test_ranges_of_different_length_give_the_longer_shard(tmp_path: Path) -> None:
@@ -266,12 +260,11 @@ def test_ranges_of_different_length_give_the_longer_shard(tmp_path: Path) -> Non
     assert tars(tmp_path / "c") == tars(tmp_path / "at-once")
 
 
-def test_other_recipes_are_refused_by_field(tmp_path: Path, capsys: Any) -> None:
+def test_other_recipes_are_refused_by_field(tmp_path: Path, says: Says) -> None:
     part(tmp_path / "a", {0})
     part(tmp_path / "b", {1}, seed=99)
     command = ["merge", str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(tmp_path / "c")]
-    assert main(command) == 2
-    assert "recipe.seed: 3 in the first, 99 here" in capsys.readouterr().err
+    assert "recipe.seed: 3 in the first, 99 here" in says(2, *command)
     assert not (tmp_path / "c").exists()
 
 
@@ -295,14 +288,14 @@ def test_only_what_failed_is_made_again(tmp_path: Path) -> None:
     job = sketch_job(tmp_path / "out", 18, max_dropped_share=0.5)
     first = replace(job, only=frozenset({0, 1, 2}))
     make_all(first, frozenset({5}))
-    failures.note(first, [0, 1, 2], {3: "GuardError: memory is short"})
-    assert failures.noted(job) == {3}
-    again = failures.again(job)
+    attempts.note(first, [0, 1, 2], {3: "GuardError: memory is short"})
+    assert attempts.noted(job) == {3}
+    again = attempts.again(job)
     assert again.todo() == [1, 3]  # a dropped sample, a failed attempt; shard 4 was never tried
     assert run.left_whole(again, EVERY, [1, 3]) == 2  # 0 and 2
     assert make_all(again) == [1, 3]
-    failures.note(again, [1, 3], {})
-    assert failures.noted(job) == set() and failures.again(job).todo() == []
+    attempts.note(again, [1, 3], {})
+    assert attempts.noted(job) == set() and attempts.again(job).todo() == []
     make_all(job)
     make_all(sketch_job(tmp_path / "undisturbed", 18))
     assert tars(tmp_path / "out") == tars(tmp_path / "undisturbed")
@@ -311,22 +304,22 @@ def test_only_what_failed_is_made_again(tmp_path: Path) -> None:
 def test_what_a_killed_run_had_in_flight_is_made_again(tmp_path: Path) -> None:
     job = sketch_job(tmp_path, 20, max_dropped_share=0.5)
     make_all(replace(job, only=frozenset({0, 1, 2})), frozenset({5}))
-    assert failures.again(job).todo() == [1]
+    assert attempts.again(job).todo() == [1]
     (tmp_path / "shard-000001.json").unlink()  # making it again began, and its driver was killed
-    assert failures.again(job).todo() == [1]
+    assert attempts.again(job).todo() == [1]
     told = {"run": attempts.new_run(), "began": 0.0, "updated": 0.0, "engine": "ray"}
     gone = attempts.Attempts(**told, workers=1, shards=5, running={3: 0.0}, failed={0: "mended"})
     attempts.write_attempts(tmp_path, gone)
-    assert failures.again(job).todo() == [1, 3]  # 0 is whole, 4 was never begun
+    assert attempts.again(job).todo() == [1, 3]  # 0 is whole, 4 was never begun
     attempts.write_attempts(tmp_path, gone.model_copy(update={"updated": time.time()}))
-    assert failures.again(job).todo() == [1]  # that driver is at work
+    assert attempts.again(job).todo() == [1]  # that driver is at work
 
 
 def test_a_failure_that_another_run_made_up_for_is_none(tmp_path: Path) -> None:
     job = sketch_job(tmp_path, 8)
-    failures.note(job, [], {1: "its worker died"})
+    attempts.note(job, [], {1: "its worker died"})
     make_all(job)
-    assert failures.again(job).todo() == []
+    assert attempts.again(job).todo() == []
 
 
 def test_making_again_a_shard_that_now_fails_keeps_the_old_one(tmp_path: Path) -> None:
@@ -334,5 +327,5 @@ def test_making_again_a_shard_that_now_fails_keeps_the_old_one(tmp_path: Path) -
     make_all(job, frozenset({5}))
     before = tars(tmp_path)
     with pytest.raises(RuntimeError, match="more than max_dropped_share allows"):
-        make_all(failures.again(job), frozenset({4, 5, 6}))
+        make_all(attempts.again(job), frozenset({4, 5, 6}))
     assert tars(tmp_path) == before and job.todo() == []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,7 +16,6 @@ from data_specs.corpus import find_corpus
 from data_specs.io.storage import LocalFolder
 from data_specs.recipe import Recipe
 from pipeline import audio
-from pipeline.__main__ import main
 from pipeline.corpora import manifest as manifests
 from pipeline.corpora.manifest import SCHEMA, CorpusError, Manifest, scan
 from pipeline.dataset import job as jobs
@@ -260,9 +258,6 @@ def test_no_changed_byte_of_a_manifest_goes_unnoticed(tmp_path: Path) -> None:
             assert found.table.equals(table), place
 
 
-# --- a dataset's description ----------------------------------------------------------------------
-
-
 def test_a_manifest_of_another_dataset_is_not_taken(
     recipe: Recipe, speech: Path, tmp_path: Path, opened: Opened, capsys: Any
 ) -> None:
@@ -277,74 +272,3 @@ def test_a_manifest_of_another_dataset_is_not_taken(
     assert load(tmp_path / "out" / "manifests" / "speech.parquet").sha256() == (
         first.manifests["speech"].sha256()
     )
-
-
-def described(out: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    path = out / "dataset.json"
-    told = json.loads(path.read_text())
-    change(told)
-    path.write_text(json.dumps(told))
-
-
-CHANGES: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
-    "recipe": (lambda told: told["recipe"].update(seed=4), "recipe.seed: 4 there, 3"),
-    "teacher": (lambda told: told.update(teacher="dnsmos"), 'teacher: "dnsmos" there'),
-    "weights": (
-        lambda told: told["identity"].update(teacher_sha256="b" * 64),
-        "recipe_hash",
-    ),
-    "format": (lambda told: told.update(format="1"), 'format: "1" there'),
-    "corpora": (lambda told: told["corpora"].update(speech=3.5), "corpora.speech: 3.5 there"),
-    "splits": (lambda told: told["splits"].update(speech="test"), "splits.speech"),
-    "hash": (lambda told: told.update(recipe_hash="0" * 64), "recipe_hash"),
-    "held out": (
-        lambda told: told["identity"]["assigned"]["speech"].update(x="test"),
-        "recipe_hash",
-    ),
-}
-
-
-@pytest.mark.parametrize("what", CHANGES)
-def test_verify_deep_notices_a_changed_description(
-    what: str, recipe: Recipe, speech: Path, tmp_path: Path, opened: Opened, capsys: Any
-) -> None:
-    make_all(prepared(recipe, speech, tmp_path / "out"))
-    assert main(["verify", str(tmp_path / "out"), "--deep"]) == 0
-    described(tmp_path / "out", CHANGES[what][0])
-    assert main(["verify", str(tmp_path / "out"), "--deep"]) == 1
-    said = capsys.readouterr().out
-    assert "dataset.json: was changed: " in said and CHANGES[what][1] in said
-
-
-def test_verify_deep_notices_another_manifest(
-    recipe: Recipe, speech: Path, tmp_path: Path, opened: Opened, capsys: Any
-) -> None:
-    make_all(prepared(recipe, speech, tmp_path / "out"))
-    saved(Manifest("speech", large(4)), tmp_path / "out" / "manifests")
-    assert main(["verify", str(tmp_path / "out"), "--deep"]) == 1
-    assert "speech.parquet: was changed: bring back" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        (lambda told: told.update(recipe={"name": 1}), "recipe.name"),
-        (lambda told: told["identity"].update(splits=3), "identity.splits"),
-        (lambda told: told.update(samples=10**12), "samples"),
-        (lambda told: told.update(samples="4"), "not a dataset description"),
-    ],
-)
-def test_a_description_that_is_none_is_one_sentence(
-    change: Callable[[dict[str, Any]], None],
-    said: str,
-    recipe: Recipe,
-    speech: Path,
-    tmp_path: Path,
-    opened: Opened,
-    capsys: Any,
-) -> None:
-    make_all(prepared(recipe, speech, tmp_path / "out"))
-    described(tmp_path / "out", change)
-    assert main(["verify", str(tmp_path / "out")]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: ") and "dataset.json" in error and said in error

@@ -45,7 +45,11 @@ def test_a_shard_that_is_not_whole_is_left_out(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("break_it", "message"),
-    [("nothing there", "not there"), ("no shard", "no whole shard"), ("truncated", "damaged")],
+    [
+        ("nothing there", "not a dataset folder"),
+        ("no shard", "no whole shard"),
+        ("truncated", "damaged"),
+    ],
 )
 def test_what_is_wrong_is_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], break_it: str, message: str

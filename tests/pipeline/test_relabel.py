@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import tarfile
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,7 +29,10 @@ from pipeline.engine import run as engines
 from pipeline.engine.relabel import Relabeller
 from pipeline.engine.relabel import prepare as prepare_again
 from pipeline.render import label
-from tests.conftest import small_recipe, talk, write
+from tests.conftest import small_recipe
+from tests.drills.drill_cluster import contents
+from tests.pipeline.conftest import Says
+from tests.pipeline.test_engines import quiet
 
 SAMPLES = 10  # two shards of four and one of two
 Corpora = dict[str, list[Path]]
@@ -41,10 +46,7 @@ def recipe(teacher: str = "mfcc") -> Recipe:
 @pytest.fixture(scope="module")
 def sources(corpora: Corpora, tmp_path_factory: pytest.TempPathFactory) -> Corpora:
     """The corpora with noise of which a part is silent, so that samples are dropped."""
-    folder = tmp_path_factory.mktemp("quiet")
-    for i in range(9):
-        write(folder / f"{i}.wav", talk(3, i) * (0 if i % 3 == 0 else 1))
-    return corpora | {"noise": [folder]}
+    return corpora | quiet(tmp_path_factory.mktemp("quiet"))
 
 
 def make(sources: Corpora, out: Path, teacher: str) -> Path:
@@ -67,31 +69,23 @@ def wanted(sources: Corpora, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make(sources, tmp_path_factory.mktemp("wanted") / "new", "distillmos")
 
 
-def again(source: Path, out: Path, *options: str, teacher: str = "distillmos") -> int:
+def again(source: Path, out: Path, *options: str, teacher: str = "distillmos") -> list[str]:
+    """The command that labels a dataset again."""
     verb = ["relabel", str(source), "--teacher", teacher, "--out", str(out), *options]
-    return main([*verb, "--engine", "local", "--workers", "1"])
+    return [*verb, "--engine", "local", "--workers", "1"]
 
 
 @pytest.fixture(scope="module")
 def made(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("made") / "out"
-    assert again(source, out) == 0
+    assert main(again(source, out)) == 0
     return out
 
 
 @pytest.fixture
 def copy(source: Path, tmp_path: Path) -> Path:
     """A source to be damaged."""
-    import shutil
-
     return Path(shutil.copytree(source, tmp_path / "copy"))
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """What the dataset is; who made it, and when (``attempts``), is of no two runs the same."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    paths = {path.relative_to(folder).as_posix(): path for path in files}
-    return {n: p.read_bytes() for n, p in paths.items() if not n.startswith("attempts/")}
 
 
 def records(folder: Path) -> dict[str, SampleRecord]:
@@ -117,19 +111,18 @@ def test_a_teacher_with_packages_of_its_own_is_in_the_identity(
     made: Path, source: Path, tmp_path: Path
 ) -> None:
     back = tmp_path / "back"
-    assert again(made, back, teacher="mfcc") == 0
+    assert main(again(made, back, teacher="mfcc")) == 0
     assert contents(back) == contents(source)
     versions = [reopen(folder, {}).identity["versions"] for folder in (made, back)]
     assert ["torchaudio" in packages for packages in versions] == [False, True]
 
 
 def test_the_new_folder_verifies_replays_and_can_be_listened_to(
-    made: Path, sources: Corpora, capsys: pytest.CaptureFixture[str]
+    made: Path, sources: Corpora, says: Says
 ) -> None:
     assert main(["verify", str(made), "--deep"]) == 0
     options = [f"--corpus={name}={folders[0]}" for name, folders in sources.items()]
-    assert main(["replay", min(records(made)), "--dataset", str(made), *options]) == 0
-    assert "the same audio" in capsys.readouterr().out
+    assert "the same audio" in says(0, "replay", min(records(made)), "--dataset", made, *options)
     assert page(made, 3).count("<audio") == 3
 
 
@@ -139,18 +132,13 @@ def test_shards_takes_it_for_its_own(made: Path, sources: Corpora) -> None:
     assert contents(made) == before
 
 
-def test_interrupted_it_goes_on(
-    made: Path, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    import shutil
-
+def test_interrupted_it_goes_on(made: Path, source: Path, tmp_path: Path, says: Says) -> None:
     out = Path(shutil.copytree(made, tmp_path / "out"))
     (out / "shard-000001.json").unlink()
     tar = out / "shard-000002.tar"
     tar.write_bytes(tar.read_bytes()[:-1000])
     kept = (out / "shard-000000.tar").stat().st_mtime_ns
-    assert again(source, out) == 0
-    last = capsys.readouterr().out
+    last = says(0, *again(source, out))
     assert re.search(r"2 shards made \(.* x real time\), 1 were whole already", last)
     assert contents(out) == contents(made)
     assert (out / "shard-000000.tar").stat().st_mtime_ns == kept
@@ -159,26 +147,17 @@ def test_interrupted_it_goes_on(
 # --- what is refused ------------------------------------------------------------------------------
 
 
-def refused(capsys: pytest.CaptureFixture[str], *arguments: object, **named: str) -> str:
-    assert again(*arguments, **named) == 2  # type: ignore[arg-type]
-    return capsys.readouterr().err
-
-
-def test_the_source_is_never_written_to(
-    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_source_is_never_written_to(source: Path, tmp_path: Path, says: Says) -> None:
     before = contents(source)
     (tmp_path / "link").symlink_to(source)
     for out in (source, source / ".." / source.name, tmp_path / "link"):
-        assert "is the source itself" in refused(capsys, source, out)
+        assert "is the source itself" in says(2, *again(source, out))
     assert contents(source) == before
 
 
-def test_a_folder_of_another_dataset_is_refused(
-    source: Path, made: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_folder_of_another_dataset_is_refused(source: Path, made: Path, says: Says) -> None:
     before = contents(made)
-    said = refused(capsys, source, made, "--precision", "bf16")
+    said = says(2, *again(source, made, "--precision", "bf16"))
     assert 'recipe.teacher.precision: "fp32" there, "bf16" asked for' in said
     assert contents(made) == before
 
@@ -199,22 +178,14 @@ def test_a_teacher_that_cannot_be_had_is_told_before_any_work(
     said: str,
     source: Path,
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    says: Says,
 ) -> None:
-    assert said in refused(capsys, source, tmp_path / "out", *options, teacher=teacher)
+    assert said in says(2, *again(source, tmp_path / "out", *options, teacher=teacher))
     assert not (tmp_path / "out").exists()
 
 
-def test_what_is_no_dataset_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "no dataset.json" in refused(capsys, tmp_path, tmp_path / "out")
-
-
-def lose(copy: Path) -> None:
-    (copy / "shard-000001.tar").unlink()
-
-
-def unfinish(copy: Path) -> None:
-    (copy / "shard-000001.json").unlink()
+def test_what_is_no_dataset_is_refused(tmp_path: Path, says: Says) -> None:
+    assert "no dataset.json" in says(2, *again(tmp_path, tmp_path / "out"))
 
 
 def cut(copy: Path) -> None:
@@ -222,32 +193,34 @@ def cut(copy: Path) -> None:
     tar.write_bytes(tar.read_bytes()[:-1000])
 
 
-def swap(copy: Path) -> None:
-    path = copy / "shard-000001.json"
-    path.write_text(json.dumps(json.loads(path.read_bytes()) | {"dataset_hash": "f" * 64}))
-
-
-def grow(copy: Path) -> None:
-    """As an extension that was interrupted leaves a folder."""
-    path = copy / DATASET_FILE
-    path.write_text(json.dumps(json.loads(path.read_bytes()) | {"samples": SAMPLES + 4}))
+def change(path: Path, **fields: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_bytes()) | fields))
 
 
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
-        (lose, "1 of 3 shards are not whole; first: .*shard-000001.tar: missing"),
-        (unfinish, "shard-000001.tar: no record"),
+        (
+            lambda copy: (copy / "shard-000001.tar").unlink(),
+            "1 of 3 shards are not whole; first: .*shard-000001.tar: missing",
+        ),
+        (lambda copy: (copy / "shard-000001.json").unlink(), "shard-000001.tar: no record"),
         (cut, "shard-000001.tar: .*truncated"),
-        (swap, "shard-000001.tar: its record belongs to another dataset"),
-        (grow, "2 of 4 shards are not whole; first: .*shard-000002.tar: 2 samples missing"),
+        (
+            lambda copy: change(copy / "shard-000001.json", dataset_hash="f" * 64),
+            "shard-000001.tar: its record belongs to another dataset",
+        ),
+        (  # as an extension that was interrupted leaves a folder
+            lambda copy: change(copy / DATASET_FILE, samples=SAMPLES + 4),
+            "2 of 4 shards are not whole; first: .*shard-000002.tar: 2 samples missing",
+        ),
     ],
 )
 def test_a_source_that_is_not_whole_is_refused(
-    damage: object, said: str, copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    damage: object, said: str, copy: Path, tmp_path: Path, says: Says
 ) -> None:
     damage(copy)  # type: ignore[operator]
-    told = refused(capsys, copy, tmp_path / "out")
+    told = says(2, *again(copy, tmp_path / "out"))
     assert re.search(said, told) and f"python -m pipeline shards ... --out {copy}" in told
     assert not (tmp_path / "out").exists()
 
@@ -260,16 +233,13 @@ def flip(path: Path, place: int) -> None:
 
 @pytest.mark.parametrize("member", ["flac", "json"])
 def test_a_corrupted_member_is_named_and_the_other_shards_are_made(
-    member: str, copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    member: str, copy: Path, tmp_path: Path, says: Says
 ) -> None:
-    import tarfile
-
     path = copy / "shard-000001.tar"
     with tarfile.open(path) as tar:
         info = next(info for info in tar if info.name.endswith(member))
     flip(path, info.offset_data + info.size // 2)
-    assert again(copy, tmp_path / "out") == 1
-    told = capsys.readouterr().out
+    told = says(1, *again(copy, tmp_path / "out"))
     failed = next(line for line in told.splitlines() if line.startswith("failed: shard-000001"))
     assert "content differs from its record's hash: corrupted" in failed
     assert "Remove shard-000001.json" in failed

@@ -19,6 +19,7 @@ from data_specs.strict import SpecError
 from pipeline.__main__ import main
 from pipeline.corpora import folder, rooms
 from pipeline.corpora.manifest import scan
+from tests.pipeline.conftest import Says
 
 
 def small(**changes: object) -> RoomSpec:
@@ -34,11 +35,11 @@ def small(**changes: object) -> RoomSpec:
     return RoomSpec.model_validate(values | changes)
 
 
-def hashes(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file below ``folder``, whatever it is."""
+def hashes(folder: Path, pattern: str = "*") -> dict[str, str]:
+    """SHA-256 of every file below ``folder`` whose name fits."""
     return {
         path.relative_to(folder).as_posix(): sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*"))
+        for path in sorted(folder.rglob(pattern))
         if path.is_file()
     }
 
@@ -212,15 +213,17 @@ def test_what_does_not_fit_is_drawn_again_and_at_last_told() -> None:
     ],
 )
 def test_a_wrong_spec_is_told_by_its_place(
-    change: dict[str, object], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    change: dict[str, object], message: str, tmp_path: Path, says: Says
 ) -> None:
     path = tmp_path / "r.yaml"
     values = load_rooms("simulated").model_dump(mode="json") | change
     path.write_text(yaml.safe_dump(values))
     with pytest.raises(SpecError, match=rf"r\.yaml: .*{message}"):
         load_rooms(path)
-    assert main(["corpora", "rooms", "--spec", str(path), "--out", str(tmp_path / "out")]) == 2
-    assert "r.yaml" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    assert (
+        "r.yaml" in says(2, "corpora", "rooms", "--spec", path, "--out", tmp_path / "out")
+        and not (tmp_path / "out").exists()
+    )
 
 
 def test_the_command_writes_the_shipped_spec_s_rooms_with_another_seed(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -9,18 +10,19 @@ import resource
 import subprocess
 import sys
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from data_specs.io.files import remove_leftovers
 from pipeline.audio import encode_flac, pcm_sha256, to_pcm
 from pipeline.dataset.shards import (
     Row,
     TooManyDropped,
     commit,
-    is_whole,
+    one_shard,
     samples,
     verify_shard,
 )
@@ -51,33 +53,26 @@ def folder(tmp_path: Path) -> Path:
 
 def test_a_committed_shard_is_whole_and_deeply_right(folder: Path) -> None:
     assert sorted(os.listdir(folder)) == ["shard-000000.json", "shard-000000.tar"]
-    assert is_whole(folder, 0, HASH, 3)
+    assert one_shard(folder, 0).is_whole(0, HASH, 3)
     assert verify_shard(folder, 0, HASH, range(3), deep=True) == []
 
 
 def test_the_tars_bytes_follow_from_the_samples_alone(folder: Path) -> None:
     """No time, owner or mode of a machine: a tar as Python writes it by default."""
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as tar:
-        for key, flac, record in samples(folder / "shard-000000.tar"):
-            for name, data in ((f"{key}.flac", flac), (f"{key}.json", record)):
-                info = tarfile.TarInfo(name)
-                info.size = len(data)
-                tar.addfile(info, io.BytesIO(data))
-    assert (folder / "shard-000000.tar").read_bytes() == buffer.getvalue()
+    assert (folder / "shard-000000.tar").read_bytes() == tar_of(members_of(folder))
 
 
 @pytest.mark.parametrize(
     ("hash_", "planned"), [("c" * 64, 3), (HASH, 4)], ids=["another dataset", "another length"]
 )
 def test_what_is_not_ours_is_not_whole(folder: Path, hash_: str, planned: int) -> None:
-    assert not is_whole(folder, 0, hash_, planned)
+    assert not one_shard(folder, 0).is_whole(0, hash_, planned)
 
 
 def test_a_truncated_tar_is_not_whole_and_is_told(folder: Path) -> None:
     tar = folder / "shard-000000.tar"
     tar.write_bytes(tar.read_bytes()[:-5000])
-    assert not is_whole(folder, 0, HASH, 3)
+    assert not one_shard(folder, 0).is_whole(0, HASH, 3)
     (line,) = verify_shard(folder, 0, HASH, range(3))
     assert str(tar) in line and "truncated" in line
 
@@ -112,56 +107,62 @@ def test_what_the_plan_does_not_say_is_told(folder: Path, rows: range, said: str
     assert any(said in line for line in verify_shard(folder, 0, HASH, rows))
 
 
-def rewrite(folder: Path, change: object) -> None:
-    """Replace the shard by one with changed members, and a record that fits it."""
+Members = dict[str, bytes]
+
+
+def members_of(folder: Path) -> Members:
     members = {}
     for key, flac, record in samples(folder / "shard-000000.tar"):
         members |= {f"{key}.flac": flac, f"{key}.json": record}
-    members = change(members)  # type: ignore[operator]
+    return members
+
+
+def tar_of(members: Members) -> bytes:
+    """As Python writes it by default."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
         for name, content in members.items():
             info = tarfile.TarInfo(name)
             info.size = len(content)
             tar.addfile(info, io.BytesIO(content))
-    data = buffer.getvalue()
+    return buffer.getvalue()
+
+
+def rewrite(folder: Path, change: Callable[[Members], Members]) -> None:
+    """Replace the shard by one with changed members, and a record that fits it."""
+    data = tar_of(change(members_of(folder)))
     (folder / "shard-000000.tar").write_bytes(data)
     path = folder / "shard-000000.json"
     record = json.loads(path.read_bytes())
     record["tar_bytes"] = len(data)
-    record["tar_sha256"] = __import__("hashlib").sha256(data).hexdigest()
+    record["tar_sha256"] = hashlib.sha256(data).hexdigest()
     path.write_text(json.dumps(record))
 
 
-def without_label(members: dict[str, bytes]) -> dict[str, bytes]:
-    record = json.loads(members["000000001.json"])
-    del record["mos"]
-    return members | {"000000001.json": json.dumps(record).encode()}
+def second(change: Callable[[dict[str, Any]], object]) -> Callable[[Members], Members]:
+    """Change the second sample's record."""
 
+    def changed(members: Members) -> Members:
+        record = json.loads(members["000000001.json"])
+        change(record)
+        return members | {"000000001.json": json.dumps(record).encode()}
 
-def with_nan(members: dict[str, bytes]) -> dict[str, bytes]:
-    record = json.loads(members["000000001.json"]) | {"mos": float("nan")}
-    return members | {"000000001.json": json.dumps(record).encode()}
-
-
-def without_audio(members: dict[str, bytes]) -> dict[str, bytes]:
-    return {name: c for name, c in members.items() if name != "000000001.flac"}
-
-
-def swapped(members: dict[str, bytes]) -> dict[str, bytes]:
-    return members | {"000000001.json": members["000000002.json"]}
+    return changed
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (without_label, "000000001.json: field 'mos'"),
-        (with_nan, "000000001.json: field 'mos'"),
-        (without_audio, "member 000000001.flac is missing"),
-        (swapped, "is the record of sample 000000002"),
+        (second(lambda r: r.pop("mos")), "000000001.json: field 'mos'"),
+        (second(lambda r: r.update(mos=float("nan"))), "000000001.json: field 'mos'"),
+        (second(lambda r: r.update(key="000000002")), "is the record of sample 000000002"),
+        (
+            lambda members: {n: c for n, c in members.items() if n != "000000001.flac"},
+            "member 000000001.flac is missing",
+        ),
     ],
 )
-def test_a_sample_without_label_or_audio_is_told(folder: Path, change: object, said: str) -> None:
+def test_a_sample_without_label_or_audio_is_told(folder: Path, change: Any, said: str) -> None:
     rewrite(folder, change)
     assert any(said in line for line in verify_shard(folder, 0, HASH, range(3)))
 
@@ -203,25 +204,6 @@ def test_an_error_midway_leaves_nothing_behind(tmp_path: Path) -> None:
     with pytest.raises((ValueError, TypeError, AssertionError)):
         commit(tmp_path, 0, [row(0), bad], HASH, 0.0)
     assert os.listdir(tmp_path) == []
-
-
-def test_leftovers_of_the_dead_are_removed_and_those_of_the_living_are_not(tmp_path: Path) -> None:
-    import socket
-
-    dead = subprocess.run(
-        [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True
-    ).stdout.strip()
-    host = socket.gethostname()
-    for process in (dead, os.getpid()):
-        (tmp_path / f".shard-000000.tar.{host}.{process}.0a1b2c3d.tmp").write_bytes(b"half")
-    (tmp_path / f".shard-000000.tar.another-host.{dead}.0a1b2c3d.tmp").write_bytes(b"half")
-    remove_leftovers(tmp_path)
-    assert sorted(os.listdir(tmp_path)) == sorted(
-        [
-            f".shard-000000.tar.{host}.{os.getpid()}.0a1b2c3d.tmp",
-            f".shard-000000.tar.another-host.{dead}.0a1b2c3d.tmp",
-        ]
-    )
 
 
 def test_numpy_is_not_needed_to_hash_pcm_the_same_on_big_endian() -> None:

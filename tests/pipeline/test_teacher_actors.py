@@ -14,21 +14,20 @@ import numpy as np
 import psutil
 import pytest
 
-from data_specs.cluster.needs import Stage
 from data_specs.recipe import Teacher as TeacherSpec
 from data_specs.sample import CROP_SAMPLES
-from pipeline.__main__ import main
 from pipeline.dataset.job import Job
 from pipeline.dataset.prepare import prepare
 from pipeline.dataset.shards import ShardError, find_shards
 from pipeline.engine import ray_cluster, teachers
 from pipeline.engine import run as engines
-from pipeline.engine.base import TeacherActors
+from pipeline.engine.base import EngineOptions
 from pipeline.engine.local import torch_threads_kept
 from pipeline.engine.relabel import Relabeller
 from pipeline.engine.relabel import prepare as prepare_again
 from tests.conftest import small_recipe
 from tests.drills.drill_cluster import kill_all, tars, titled, wait_for, whole
+from tests.pipeline.conftest import Says
 
 SAMPLES = 26  # six shards of four and one of two: long enough for a teacher to be killed midway
 Corpora = dict[str, list[Path]]
@@ -61,7 +60,7 @@ def test_workers_that_share_a_teacher_make_the_same_bytes(
     reference: Job, corpora: Corpora, tmp_path: Path
 ) -> None:
     job = job_in(corpora, tmp_path, 8)
-    outcome = engines.run(job, "ray", 2, progress=False, actors=TeacherActors(1))
+    outcome = engines.run(job, "ray", 2, progress=False, teacher_actors=1)
     assert outcome.failed == {} and find_shards(tmp_path) == [0, 1]
     assert tars(tmp_path) == {name: tars(reference.out)[name] for name in tars(tmp_path)}
 
@@ -100,7 +99,7 @@ def test_a_killed_teacher_is_started_again_and_nothing_is_lost(
 ) -> None:
     job = job_in(corpora, tmp_path)
     with one_killed(tmp_path):
-        outcome = engines.run(job, "ray", 2, progress=False, actors=TeacherActors(1))
+        outcome = engines.run(job, "ray", 2, progress=False, teacher_actors=1)
     assert outcome.failed == {} and len(outcome.made) == 7
     assert tars(tmp_path) == tars(reference.out)
 
@@ -112,12 +111,12 @@ def test_a_teacher_that_dies_for_good_fails_its_shards_by_name(
     monkeypatch.setattr(teachers, "RESTARTS", 0)
     job = job_in(corpora, tmp_path)
     with one_killed(tmp_path):
-        outcome = engines.run(job, "ray", 2, progress=False, actors=TeacherActors(1))
+        outcome = engines.run(job, "ray", 2, progress=False, teacher_actors=1)
     assert outcome.made and outcome.failed
     assert sorted([*outcome.made, *outcome.failed]) == list(range(7))
     assert all("'distillmos': its actor died" in reason for reason in outcome.failed.values())
     monkeypatch.undo()  # and the same command again makes the rest
-    again = engines.run(job, "ray", 2, progress=False, actors=TeacherActors(1))
+    again = engines.run(job, "ray", 2, progress=False, teacher_actors=1)
     assert sorted(again.made) == sorted(outcome.failed)
     assert tars(tmp_path) == tars(reference.out)
 
@@ -129,7 +128,7 @@ def test_two_teachers_label_a_dataset_again(
     source = replace(reference, samples=8)
     job = prepare_again(source, tmp_path / "out", TeacherSpec(precision="bf16"))
     factory = partial(Relabeller, source=source)
-    outcome = engines.run(job, "ray", 1, progress=False, factory=factory, actors=TeacherActors(2))
+    outcome = engines.run(job, "ray", 1, progress=False, factory=factory, teacher_actors=2)
     assert outcome.failed == {}
     assert find_shards(job.out) == [0, 1]
     assert tars(job.out) == {name: tars(reference.out)[name] for name in tars(job.out)}
@@ -137,7 +136,7 @@ def test_two_teachers_label_a_dataset_again(
 
 @pytest.mark.slow
 def test_a_teachers_own_error_comes_back_as_it_is(reference: Job) -> None:
-    with teachers.shared_teacher(reference, TeacherActors(1)) as (teacher, _):
+    with teachers.shared_teacher(reference, EngineOptions(teacher_actors=1)) as (teacher, _):
         assert teacher is not None
         assert teacher.name == "distillmos"
         assert teacher.weights_sha256 == reference.identity["teacher_sha256"]
@@ -187,7 +186,7 @@ def test_a_teacher_that_cannot_be_loaded_ends_the_run_in_its_own_words(reference
     other = replace(reference, identity=reference.identity | {"teacher_sha256": "f" * 64})
     with (
         pytest.raises(ShardError, match="'distillmos' has other weights on this machine"),
-        teachers.shared_teacher(other, TeacherActors(1)),
+        teachers.shared_teacher(other, EngineOptions(teacher_actors=1)),
     ):
         pass
 
@@ -195,12 +194,16 @@ def test_a_teacher_that_cannot_be_loaded_ends_the_run_in_its_own_words(reference
 @pytest.mark.parametrize(
     ("asked", "device", "said"),
     [
-        (TeacherActors(3), "cpu", "needs 4 CPUs and this Ray has 3"),
-        (TeacherActors(3, per_gpu=2), "cuda", "needs 2 GPUs and this Ray has 0: .*per-gpu"),
+        ({"teacher_actors": 3}, "cpu", "needs 4 CPUs and this Ray has 3"),
+        (
+            {"teacher_actors": 3, "teachers_per_gpu": 2},
+            "cuda",
+            "needs 2 GPUs and this Ray has 0: .*per-gpu",
+        ),
     ],
 )
 def test_more_teachers_than_there_is_room_for_are_refused(
-    asked: TeacherActors, device: str, said: str, corpora: Corpora, tmp_path: Path
+    asked: dict[str, int], device: str, said: str, corpora: Corpora, tmp_path: Path
 ) -> None:
     import ray
 
@@ -208,7 +211,7 @@ def test_more_teachers_than_there_is_room_for_are_refused(
         pytest.skip("there is a GPU")
     job = replace(job_in(corpora, tmp_path), teacher_device=device)
     with pytest.raises(ValueError, match=said):
-        engines.run(job, "ray", 1, progress=False, actors=asked)
+        engines.run(job, "ray", 1, progress=False, **asked)
     assert find_shards(tmp_path) == []
 
 
@@ -216,9 +219,9 @@ def test_teachers_that_fit_on_no_machine_are_refused(
     corpora: Corpora, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(teachers, "ROOM_S", 2.0)
-    asked = TeacherActors(1, needs=Stage(cores=1, memory_gb=100_000))
+    asked = {"teacher_actors": 1, "teacher_needs": "cores=1,memory_gb=100000"}
     with pytest.raises(ValueError, match=r"each needs .*'memory': 1000.* on one machine"):
-        engines.run(job_in(corpora, tmp_path), "ray", 1, progress=False, actors=asked)
+        engines.run(job_in(corpora, tmp_path), "ray", 1, progress=False, **asked)
     assert find_shards(tmp_path) == []
 
 
@@ -241,7 +244,7 @@ def test_an_autoscaler_sees_what_all_workers_take_that_have_no_place(
     thread = threading.Thread(target=look, daemon=True)
     thread.start()
     job = job_in(corpora, tmp_path, 20)  # five shards
-    assert engines.run(job, "ray", 7, progress=False, actors=TeacherActors(1)).failed == {}
+    assert engines.run(job, "ray", 7, progress=False, teacher_actors=1).failed == {}
     stop.set()
     thread.join()
     assert max(pending) == 3  # of five workers, beside the teacher two had a core
@@ -257,9 +260,8 @@ def test_an_autoscaler_sees_what_all_workers_take_that_have_no_place(
     ],
 )
 def test_what_cannot_be_is_told_before_anything_is_read(
-    options: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    options: list[str], said: str, tmp_path: Path, says: Says
 ) -> None:
     out = tmp_path / "out"
-    assert main(["shards", "demo", "--samples", "4", "--out", str(out), *options]) == 2
-    assert said in capsys.readouterr().err
+    assert said in says(2, "shards", "demo", "--samples", "4", "--out", out, *options)
     assert not out.exists()

