@@ -162,7 +162,7 @@ def _filled(name: str, teacher: Teacher | Identity) -> Identity:
     return Identity(name, digest(["repeat", teacher.weights_sha256]))
 
 
-def _shares(name: str, spec: object) -> dict[str, float] | None:
+def _shares(name: str, spec: TeacherSpec | None) -> dict[str, float] | None:
     """The parts of a mean and their weights; None for any other teacher."""
     if isinstance(spec, Mean):
         return spec.of
@@ -242,9 +242,9 @@ def _loaded(name: str, spec: TeacherSpec | None, device: str, precision: str) ->
     return StudentTeacher(folder.name, student, sha256_of(path), device, precision, left)
 
 
-def _folder(name: str, spec: TrainedHead | None) -> Path:
+def _folder(name: str, spec: TeacherSpec | None) -> Path:
     """Where a trained head or a whole model is; ``ValueError`` naming the teachers there are."""
-    if spec is not None:
+    if isinstance(spec, TrainedHead):
         try:
             return weights.find(spec.weights)
         except FileNotFoundError as error:

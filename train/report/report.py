@@ -146,7 +146,8 @@ def players(dataset: Dataset, evaluation: Evaluation | None, run: str) -> list[d
         for row in (evaluation.scores if evaluation else ())
         if row["set"] == dataset.folder.name and row["model"] == run
     }
-    return [_player(dataset.samples, *ranked[place], scores) for place in places]
+    chosen = (ranked[place] for place in places)
+    return [_player(dataset.samples, number, record, scores) for number, record in chosen]
 
 
 def _player(

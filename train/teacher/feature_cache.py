@@ -28,7 +28,7 @@ from torch import Tensor
 
 from data_specs.io.cli import signals_wait
 from data_specs.io.errors import UserError
-from data_specs.io.files import lock, wait_for_lock, write_text
+from data_specs.io.files import lock, write_text
 from data_specs.io.progress import progress_bar
 from data_specs.rated import RatedClip
 from data_specs.sample import SAMPLE_RATE
@@ -187,7 +187,7 @@ def _locked(folder: Path) -> Iterator[None]:
             lock(file, folder)
         except UserError:
             print(f"waiting: another process is at {folder}", file=sys.stderr, flush=True)
-            wait_for_lock(file, folder)
+            lock(file, folder, wait=True)
         yield
 
 

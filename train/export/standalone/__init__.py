@@ -145,7 +145,7 @@ def _filter(old: int, new: int) -> tuple[Wave, int]:
     """A filter for each of ``new`` phases, and how far it reaches, in samples that come in."""
     cutoff = min(old, new) * ROLLOFF
     width = math.ceil(LOBES * old / cutoff)
-    phases_N = np.float32(np.arange(new) / new)  # rounded, as torchaudio has them
+    phases_N = (np.arange(new) / new).astype(np.float32)  # rounded, as torchaudio has them
     times_NK = np.arange(-width, width + old) / old - phases_N[:, None]
     lobes_NK = np.clip(times_NK * cutoff, -LOBES, LOBES)
     hann_NK = np.cos(lobes_NK * np.pi / LOBES / 2) ** 2
