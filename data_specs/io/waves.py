@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,7 @@ FADE_SAMPLES = SAMPLE_RATE // 20
 """50 ms, over which one wave goes over into the next: a period of 20 Hz."""
 
 
-def audible_samples(wave_T: Wave) -> int:
+def audible_samples(wave_T: NDArray[Any]) -> int:
     """How many samples come before the digital silence at the end.
 
     All of them where that is shorter than a frame, or where there is nothing else: a last sample of

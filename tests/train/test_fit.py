@@ -25,6 +25,7 @@ from train.data.sources import open_sources
 from train.files import load_checkpoint
 from train.loop.loop import Host
 from train.models.calibration import Affine, Calibration
+from train.models.student import Student
 from train.scoring.score import load
 from train.student.fit import Trainer, fit
 from train.student.presets import PRESETS, FitConfig, learning_rate, make_config
@@ -278,6 +279,29 @@ def test_nothing_to_train_on(folder, tmp_path):
         open_sources(None)
     with pytest.raises(ValueError, match="--validation is a folder of shards"):
         open_sources(None, folder, write_rated(tmp_path))
+
+
+@pytest.mark.parametrize("augmented", [True, False])
+def test_a_student_that_hears_repetition_hears_no_silence(tmp_path, monkeypatch, augmented):
+    """In training, in validation, and wherever it is scored afterwards."""
+    rated = write_rated(tmp_path / "rated", 6, seconds=2.0)
+    heard = []
+    forward = Student.forward
+
+    def listens(self, waves_BT):
+        heard.append(waves_BT.detach().clone())
+        return forward(self, waves_BT)
+
+    monkeypatch.setattr(Student, "forward", listens)
+    sources = open_sources(None, rated=rated)
+    options = {"steps": 2, "batch": 2, "validate_every": 1, "warmup": 0, "precision": "fp32"}
+    config = make_config("v1", sources, "fast", augment=augmented, padding="repeat", **options)
+    fit(config, sources, tmp_path / "run", QUIET)
+    last_second = torch.cat(heard)[:, -16_000:]
+    assert (last_second.abs().mean(dim=1) > 0.01).all()
+    scorer, wave_T = load(tmp_path / "run"), tone(300, 24_000).numpy()
+    assert scorer.padding == "repeat"
+    assert scorer.score(wave_T, 16_000) == scorer.score(wave_T, 16_000, padding="repeat")
 
 
 def test_crops_need_augmentation(folder):

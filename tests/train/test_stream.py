@@ -62,6 +62,20 @@ def test_an_epoch_has_every_sample_once(counts, seed, epoch, buffer):
     assert np.array_equal(order, epoch_order(counts, seed, epoch, buffer))
 
 
+def test_the_silence_behind_a_short_sample_is_no_part_of_it(tmp_path):
+    """The pipeline pads short recordings: rotation must not move that into the speech."""
+    folder = write_dataset(tmp_path / "shards", 1, 1)
+    pcm_T = tone_pcm(1)
+    pcm_T[50_000:] = 0
+    members = [
+        ("00000000.flac", flac_bytes(pcm_T)),
+        ("00000000.json", json.dumps(record("00000000", 3.0, pcm_T)).encode()),
+    ]
+    write_tar(folder / "shard-000000.tar", members, 1)
+    (length, *_) = batches_of(folder, batch=2)[0].lengths_B.tolist()
+    assert 49_000 < length <= 50_000
+
+
 def test_epochs_and_seeds_differ():
     orders = {tuple(epoch_order([50, 50], *key, 100)) for key in [(0, 0), (0, 1), (1, 0)]}
     assert len(orders) == 3

@@ -7,13 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from data_specs.io.waves import FADE_SAMPLES, Padding
 from data_specs.sample import SAMPLE_RATE
 from train.data.order import generator
 
 SHORTEST_CROP_S = 1.0
-FADE_SAMPLES = SAMPLE_RATE // 20
-"""50 ms, over which the end of a repeated wave goes over into its beginning."""
-
 ROUGHNESS_ORDER = 4
 STREAM_AUGMENT, STREAM_CROPS = 1_000, 1_001
 """Which decision a random generator is for: one stream each, so that none moves another."""
@@ -27,6 +25,7 @@ def augment(
     crops: float = 0.0,
     rank: int = 0,
     world: int = 1,
+    padding: Padding = "zero",
 ) -> Tensor:
     """Flip the polarity of half of the waves, rotate each by a random time, and crop some.
 
@@ -34,10 +33,11 @@ def augment(
     nothing that a listener would tell, nor is rotation once the end goes over into the beginning
     without a click (``seamless``). ``crops`` is the share of clips that are cut to 1 s up to their
     length, and then repeated or (half of them) filled with zeros: a student that only saw whole
-    windows takes the silence behind a short clip for a fault of it. The rows are ``rank``,
-    ``rank + world``, ... of the joint batch, and get what they would get there.
+    windows takes the silence behind a short clip for a fault of it. With ``padding`` "repeat"
+    whatever is short is repeated. The rows are ``rank``, ``rank + world``, ... of the joint batch,
+    and get what they would get there.
     """
-    draws = _Draws(seed, step, len(waves_BT) * world, crops)
+    draws = _Draws(seed, step, len(waves_BT) * world, crops, padding == "repeat")
     rows = range(rank, len(waves_BT) * world, world)
     parts = [
         draws.part(wave_T[: int(length)], row)
@@ -55,14 +55,15 @@ def augment(
 class _Draws:
     """The random decisions for every row of a joint batch."""
 
-    def __init__(self, seed: int, step: int, rows: int, crops: float) -> None:
+    def __init__(self, seed: int, step: int, rows: int, crops: float, repeats: bool) -> None:
         draw = generator(seed, STREAM_AUGMENT, step)
         self.sign = draw.integers(0, 2, rows) * 2 - 1
         self.shift = draw.random(rows)
         cropped, self.length, self.start, zeros = generator(seed, STREAM_CROPS, step).random(
             (4, rows)
         )
-        self.cropped, self.zeros = cropped < crops, zeros < 0.5
+        self.cropped, self.repeats = cropped < crops, repeats
+        self.repeated = self.cropped & (zeros >= 0.5) | repeats
 
     def part(self, wave_T: Tensor, row: int) -> Tensor:
         """What is kept of a wave: all of it, or a crop."""
@@ -77,10 +78,9 @@ class _Draws:
     def applied(self, part_T: Tensor, loop_T: Tensor | None, row: int, samples: int) -> Tensor:
         """One part, rotated where there is a loop of it, turned, and filled up to ``samples``."""
         if loop_T is not None:
-            repeated = bool(self.cropped[row]) and not self.zeros[row]
             loop_T = loop_T.roll(int(self.shift[row] * len(loop_T)))
-            part_T = filled(loop_T, samples if repeated else len(part_T), zeros=False)
-        return filled(part_T * int(self.sign[row]), samples, zeros=True)
+            part_T = filled(loop_T, samples if self.repeated[row] else len(part_T), zeros=False)
+        return filled(part_T * int(self.sign[row]), samples, zeros=not self.repeats)
 
 
 def seamless(parts: Sequence[Tensor]) -> list[Tensor | None]:

@@ -26,6 +26,7 @@ from torch.utils.data import Dataset
 from data_specs.io.cache import CACHE_REMEDY, Descriptor, ReadAhead, RemoteFile
 from data_specs.io.errors import UserError
 from data_specs.io.tars import Span, audio_of, index_of
+from data_specs.io.waves import Padding, audible_samples, filled
 from data_specs.rated import RatedClip
 from data_specs.sample import CROP_SAMPLES, SampleRecord
 from train.audio import Wave, read_mono, to_16k
@@ -263,7 +264,7 @@ class Batches(Dataset[Batch]):
     def _read(self, item: Item, pcm_T: Pcm) -> tuple[float, int]:
         """Write an entry's audio to ``pcm_T``; its score and length."""
         if not item.rated:
-            return self.samples.read_into(item.number, pcm_T), CROP_SAMPLES
+            return self.samples.read_into(item.number, pcm_T), audible_samples(pcm_T)
         clip = self.rated[item.number]
         pcm_T[:], length = cropped(self._rated_wave(item.number), item.crop)
         return clip.mos, length
@@ -304,6 +305,14 @@ def _shards_for(places: int, ascending: list[int]) -> int:
 def batch_of(pcm_BT: Tensor, mos: list[float], lengths: list[int]) -> Batch:
     """A batch of plain numbers and audio."""
     return Batch(pcm_BT, torch.tensor(mos, dtype=torch.float32), torch.tensor(lengths))
+
+
+def padded(pcm_BT: Tensor, padding: Padding) -> Tensor:
+    """int16 clips with silence behind short ones to waves (B, T) with what is wanted there."""
+    waves = (pcm_BT.float() / PCM_SCALE).numpy()
+    if padding == "repeat":
+        waves = np.stack([filled(wave_T[: audible_samples(wave_T)], padding) for wave_T in waves])
+    return torch.from_numpy(waves)
 
 
 def to_waves(pcm_BT: Tensor, device: torch.device) -> Tensor:

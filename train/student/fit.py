@@ -28,7 +28,7 @@ from data_specs.sample import CROP_SAMPLES
 from train.data.augment import augment
 from train.data.shards import DatasetInfo
 from train.data.sources import Samples, Sources, open_sources
-from train.data.stream import Batch, to_waves
+from train.data.stream import Batch, padded, to_waves
 from train.files import run_folder, write_model
 from train.loop.launch import is_first_process
 from train.loop.loop import (
@@ -68,6 +68,7 @@ class Trainer(Task):
         self.device = self.fabric.device
         torch.manual_seed(config.seed)
         student = copy.deepcopy(start) if start else Student(variant(config.student))
+        student.config = student.config.model_copy(update={"padding": config.padding})
         student.requires_grad_(True)
         student.convolutions.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = copy.deepcopy(student).requires_grad_(False).eval().to(self.device)
@@ -84,10 +85,7 @@ class Trainer(Task):
 
     def update(self, batch: Batch) -> Tensor:
         """One optimiser step; returns the loss (a scalar tensor, MOS squared) of these rows."""
-        waves_BT = to_waves(batch.pcm_BT, self.device)
-        if self.config.augment:
-            options = (self.config.seed, self.step, self.config.crops, self.rank, self.world)
-            waves_BT = augment(waves_BT, batch.lengths_B, *options)
+        waves_BT = self._waves(batch)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.config, self.step)
         self._network.train()
@@ -102,6 +100,13 @@ class Trainer(Task):
         self.step += 1
         self._follow()
         return loss.detach()
+
+    def _waves(self, batch: Batch) -> Tensor:
+        config = self.config
+        if not config.augment:
+            return padded(batch.pcm_BT, config.padding).to(self.device, non_blocking=True)
+        options = (config.seed, self.step, config.crops, self.rank, self.world, config.padding)
+        return augment(to_waves(batch.pcm_BT, self.device), batch.lengths_B, *options)
 
     @torch.no_grad()
     def _follow(self) -> None:
@@ -127,8 +132,9 @@ class Trainer(Task):
         for start in range(0, len(rows), self.config.batch):
             read = [held.read(row) for row in rows[start : start + self.config.batch]]
             pcm_BT = torch.from_numpy(np.stack([pcm for pcm, _ in read]))
+            waves_BT = padded(pcm_BT, self.config.padding).to(self.device)
             with self.fabric.autocast():
-                predicted.append(self.average(to_waves(pcm_BT, self.device)).double())
+                predicted.append(self.average(waves_BT).double())
             truth += [mos for _, mos in read]
         mine = torch.cat(predicted) if predicted else torch.zeros(0, device=self.device)
         values = torch.stack([torch.tensor(truth, device=self.device).double(), mine.double()])

@@ -9,6 +9,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from data_specs.io.errors import UserError
+from data_specs.io.waves import Padding
 from data_specs.strict import checked
 from train.data.sources import Sources
 from train.models.precision import resolve_precision
@@ -38,6 +39,7 @@ class FitConfig(BaseModel):
     compile: bool | Literal["auto"] = Field(description="by torch.compile")
     augment: bool = Field(description="polarity and rotation")
     crops: float = Field(ge=0, le=1, description="share of clips cut to 1 s or more")
+    padding: Padding = Field(description="behind short clips")
     start: str | None = None
     """SHA-256 of the weights that it starts with; None: random ones."""
     seed: int = Field(default=0, ge=0, description="of weights and order")
@@ -65,6 +67,7 @@ PAPER: dict[str, Any] = {
     "compile": False,
     "augment": False,
     "crops": 0.0,
+    "padding": "zero",
     "validate_every": 5000,
     "rated_share": 0.2,
 }
@@ -80,6 +83,8 @@ FAST: dict[str, Any] = PAPER | {
     "precision": "auto",
     "compile": "auto",
     "augment": True,
+    "crops": 0.3,
+    "padding": "repeat",
     "validate_every": 500,
 }
 """A hundred times the paper's rate with warm-up and cosine: 5000 steps instead of 250 000. The rate
@@ -108,6 +113,8 @@ def make_config(
         # v6 (192 wide) learns nothing at what suits v2 (64).
         values["lr"] *= min(1.0, 64 / shape.dim)
     values["rated_share"] = _rated_share(sources, values["rated_share"], changes)
+    if changes.get("crops") is None and not values["augment"]:
+        values["crops"] = 0.0
     if values["crops"] and not values["augment"]:
         raise UserError("--crops is a part of --augment: give both, or neither")
     facts = {"student": student, "preset": preset, **sources.facts()}
