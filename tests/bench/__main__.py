@@ -12,6 +12,7 @@ from data_specs.io.cli import run_command
 NAMES = {
     "pipeline": "planning, processors without weights, engines, memory",
     "processors": "the paper's processors against the packages' own calls, on one core",
+    "codecs": "what each codec does to speech at each rate: DistillMOS, level, delay, speed",
     "machines": "what other thread counts and instruction sets make of the same samples",
     "scale": "a dataset of 4 million samples without its audio",
     "estimate": "the estimate of time against real runs",

@@ -15,7 +15,7 @@ from pipeline.render.plan import NoisePlan, RoomPlan, SamplePlan, SpeechPlan, St
 from pipeline.render.processors import PROCESSORS
 from pipeline.render.render import render_group
 from tests.conftest import talk, write
-from tests.pipeline.test_processors import NEURAL, drawn, weights
+from tests.pipeline.test_processors import OPTIONAL, drawn, weights
 
 __all__ = ["weights"]  # the fixture
 
@@ -71,7 +71,7 @@ def test_the_share_that_is_clipped_or_lost_is_of_what_is_heard(
 
 def test_the_shortest_clips_go_through() -> None:
     wave = speech(0.05)
-    for kind in sorted(set(PROCESSORS) - NEURAL):
+    for kind in sorted(set(PROCESSORS) - OPTIONAL):
         out = degrade.run(kind, padded(wave)[None], drawn(kind, 1))[0]
         assert out.any() and np.isfinite(out).all(), kind
     one_packet = {"share": 0.1, "packet_ms": 60.0, "pattern": 5.0}

@@ -36,6 +36,7 @@ from pipeline.render.processors import (
     hifigan,
     self_check,
 )
+from pipeline.render.processors.codec import CODECS
 from pipeline.render.render import _run_steps, _stage_order
 from tests.conftest import small_recipe, talk
 from tests.tolerance import rounding
@@ -46,7 +47,13 @@ NEURAL = {"deepfilternet3", "demucs", "hifigan", "lpcnet", "encodec", "nsnet2"}
 RANDOM = ("demucs", "encodec", "hifigan")
 """Run with random weights of the real architectures, in the real on-disk format."""
 
-UNTAUGHT = pytest.mark.parametrize("kind", sorted(set(KINDS) - set(RANDOM)))
+OPTIONAL = NEURAL | set(CODECS)
+"""What a package, a library or weights bring that may be missing: skipped there, by name."""
+
+MODELLED = {"amr_wb", "codec2", "speex_nb", "speex_wb"}
+"""At their lowest rates these keep no waveform: ``test_codecs`` says where their speech lies."""
+
+IN_PLACE = pytest.mark.parametrize("kind", sorted(set(KINDS) - set(RANDOM) - MODELLED))
 BATCHED = {
     "nsnet2": rounding(400, 0.5, layers=12),
     "deepfilternet3": rounding(400, 0.5, layers=12),
@@ -65,7 +72,7 @@ def weights(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     if kind == "deepfilternet3":
         shared = request.getfixturevalue("shared")
         monkeypatch.setenv("DEEPFILTERNET3_DIR", str(shared / "weights" / "DeepFilterNet3"))
-    if kind in NEURAL:
+    if kind in OPTIONAL:
         try:
             self_check(small_recipe(stages=(stage_of(kind),), allow_noncommercial=True))
         except SelfCheckError as error:
@@ -94,7 +101,7 @@ def some(kind: str, waves: np.ndarray) -> np.ndarray:
     return waves[:3, :12_345] if kind in RANDOM else waves
 
 
-@UNTAUGHT
+@IN_PLACE
 def test_same_count_and_length_finite_and_in_place(kind: str, waves: np.ndarray) -> None:
     out = degrade.run(kind, waves, drawn(kind, 4))
     assert out.shape == waves.shape and out.dtype == np.float32

@@ -17,12 +17,15 @@ from pipeline.audio import DropSample
 from pipeline.render.processors import (
     band_limit,
     clip,
+    codec,
     deepfilternet3,
     demucs,
     dropout,
     encodec,
     equalise,
     hifigan,
+    late_reverb,
+    level,
     lpcnet,
     mnru,
     nsnet2,
@@ -42,11 +45,14 @@ PROCESSORS: dict[str, Processor] = {
     "hifigan": hifigan.PROCESSOR,
     "lpcnet": lpcnet.PROCESSOR,
     "opus": opus.PROCESSOR,
+    **codec.PROCESSORS,
     "encodec": encodec.PROCESSOR,
     "band_limit": band_limit.PROCESSOR,
     "equalise": equalise.PROCESSOR,
     "clip": clip.PROCESSOR,
     "dropout": dropout.PROCESSOR,
+    "level": level.PROCESSOR,
+    "late_reverb": late_reverb.PROCESSOR,
     "mnru": mnru.PROCESSOR,
 }
 
@@ -103,6 +109,7 @@ def _problem(option: Option, using: Run | None) -> str | None:
     params = {name: float(values[0]) for name, values in columns.items()}
     tone = np.sin(np.arange(SAMPLE_RATE, dtype=np.float32) * 0.3) * 0.1
     try:
+        PROCESSORS[kind].require(option.use)
         PROCESSORS[kind].weights()  # of every network it may draw, not of the one run here alone
         (using or run)(kind, tone[None].astype(np.float32), [params])
     except (UserError, ImportError, OSError, DropSample) as error:
@@ -124,8 +131,8 @@ def versions(recipe: Recipe) -> dict[str, str]:
     """Versions of the packages that the recipe's audio and labels depend on: part of the data."""
     names = audio_packages(recipe) | packages_of(recipe.teacher.name)
     found = {name: importlib.metadata.version(name) for name in sorted(names)}
-    if "opus" in recipe.kinds():
-        found["libopus"] = opus.library_version()
+    for kind in recipe.kinds():
+        found |= PROCESSORS[kind].libraries()
     return found
 
 

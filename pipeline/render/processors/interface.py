@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_specs.distributions import Choice, Constant, LogUniform, Normal, Uniform
-from data_specs.io.rng import Floats
+from data_specs.io.rng import Floats, spelled_out
 from data_specs.io.rng import Uniform as UniformSource
 from data_specs.processors import Processor as Spec
 from pipeline.audio import Wave
@@ -51,6 +51,14 @@ def draw_pattern(spec: Spec, uniform: UniformSource, prefix: str) -> Columns:
     return draw_fields(spec, uniform, prefix) | {"pattern": pattern}
 
 
+def arrives(count: int, params: Params) -> NDArray[np.bool_]:
+    """Which of ``count`` packets (count,) arrive: a ``loss`` of them does not, each on its own."""
+    loss = params.get("loss", 0.0)
+    if not loss:
+        return np.ones(count, dtype=bool)
+    return spelled_out(params["pattern"]).random(count) >= loss
+
+
 def each(process_one: Callable[[Wave, Params], Wave]) -> Process:
     """Process a group one wave (T,) after the other, each with its own parameters."""
 
@@ -69,7 +77,9 @@ class Processor:
     length: finite float32, delay compensated, nothing drawn, no file touched. ``packages`` are the
     distributions whose versions its output depends on, ``weights`` finds the files whose content it
     depends on. ``licence`` is that of foreign code and weights together, as an SPDX
-    expression; empty where there are none.
+    expression; empty where there are none. ``libraries`` says which builds of libraries outside
+    of packages its output depends on; ``require`` raises ``UserError`` where those here lack what a
+    recipe asks for.
     """
 
     process: Process
@@ -77,3 +87,5 @@ class Processor:
     packages: tuple[str, ...] = ()
     licence: str = ""
     weights: Callable[[], Sequence[Path]] = tuple
+    libraries: Callable[[], dict[str, str]] = dict
+    require: Callable[[Any], object] = bool
