@@ -38,7 +38,9 @@ each = $(shell set -f; value=$(call q,$(2)); \
 corpus = $(if $(2),$(call each,--corpus $(1)=,$(2)),--corpus $(1)=$(call q,$(CORPORA)/$(1)))
 rated = $(if $(RATED),$(call each,$(1),$(RATED),csv,$(2)))
 # Of a recipe with other corpora: CORPUS="--corpus dns4_speech=DIR --corpus ..."
-CORPUS = $(call corpus,speech,$(SPEECH)) $(call corpus,noise,$(NOISE)) $(call corpus,rooms,$(ROOMS))
+studio = $(if $(SPEECH),,$(if $(shell [ ! -d $(call q,$(CORPORA)/studio) ] || echo there),--corpus \
+  speech=$(call q,$(CORPORA)/studio)))
+CORPUS = $(call corpus,speech,$(SPEECH)) $(studio) $(call corpus,noise,$(NOISE)) $(call corpus,rooms,$(ROOMS))
 
 export OMP_NUM_THREADS ?= 1
 export RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO ?= 0
@@ -170,8 +172,21 @@ submit-train: setup ##cluster train on a cluster: SITE=file ON=slurm|kubernetes|
 	$(if $(DRY),@)$(PY) -m train submit $(ON) --site $(call q,$(SITE)) $(if $(DRY),--dry-run) -- \
 	  --student $(STUDENT) --preset $(PRESET) --shards $(call q,$(SHARDS)) --out $(call q,$(OUT)) $(JOB)
 
+STUDIO := asterisk-core-sounds-{en,fr,it,ru}-g722
+
+.PHONY: studio
+studio: setup ##data an hour of real studio speech, 4 talkers, out of Debian's packages (40 MB, not installed)
+	debs=$$(mktemp -d) && trap 'rm -rf "$$debs"' EXIT && ( cd "$$debs" && \
+	timeout 120 apt-get download -qq -o Acquire::http::Timeout=10 -o APT::Sandbox::User=root $(STUDIO) && \
+	for deb in *.deb; do dpkg-deb -x "$$deb" .; done ) && \
+	$(PY) -m pipeline corpora studio --from "$$debs" --out $(call q,$(CORPORA)/studio)
+
+# What the first run took is taken again: another corpus would be another dataset.
 .PHONY: corpora
-corpora: setup ## the offline default corpora, where no folders are given
+corpora: setup ## the default corpora, where no folders are given
+	$(if $(SPEECH),,@[ -d $(call q,$(CORPORA)/speech) ] || $(MAKE) studio || echo "apt brings no studio speech here")
+	$(if $(SPEECH),,@[ ! -d $(call q,$(CORPORA)/studio) ] && echo "speech: flite and espeak-ng" || \
+	  echo "speech: studio prompts (Debian), flite and espeak-ng")
 	$(if $(SPEECH),,$(PY) -m pipeline corpora speech --out $(call q,$(CORPORA)/speech) --seed 1)
 	$(if $(NOISE),,$(PY) -m pipeline corpora noise --out $(call q,$(CORPORA)/noise) --seed 1 \
 	  $(if $(SPEECH),$(call each,--from ,$(SPEECH),,1),--from $(call q,$(CORPORA)/speech)))
