@@ -312,7 +312,7 @@ def test_the_real_voices_speak_well_and_loud_enough(engine: str, tmp_path: Path)
     models = [model for model in spec.models if model.engine == engine]
     order = speak.Order(spec, tmp_path, {k: sentences(spec.texts)[k] for k in spec.languages})
     voice, teacher, scores = speak.load_engine(models[0]), load("v7"), []
-    for clip in range(3):
+    for clip in (10, 12, 14):
         wave, path, record = speak.make_clip(order, models[0], voice, clip)
         again = speak.make_clip(order, models[0], voice, clip)[0]
         assert np.array_equal(wave, again), path
@@ -320,5 +320,5 @@ def test_the_real_voices_speak_well_and_loud_enough(engine: str, tmp_path: Path)
         assert -30 < 20 * np.log10(np.sqrt(np.mean(wave**2))) < -10
         soundfile.write(tmp_path / f"{clip}.wav", wave, 16_000)
         scores.append(teacher.score(wave.astype(np.float32), 16_000))
-    # Of 25 clips of both none had less than 3; recordings of people have 4 to 4.5, flite 2.6 to 3.1
+    # Measured: 4.4, 4.4, 4.7 of Kokoro; five of Piper's 3.6 to 4.6; flite has 2.6 to 3.1.
     assert np.mean(scores) > 3.3, scores
