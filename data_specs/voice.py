@@ -2,42 +2,57 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from functools import cache
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
-import yaml
-from pydantic import Field, model_validator
+from pydantic import Field, RootModel, model_validator
 
 from data_specs.io.errors import UserError
-from data_specs.strict import HERE, Name, Strict, load_named
+from data_specs.strict import HERE, Name, Strict, checked, load_named, read_yaml
 
 NOT_STATED = "not stated in the library's list"
 """The licence of a model for which the library states none."""
 
 FREE_LICENCES = {
+    *("Apache-2.0", "CC0-1.0"),
     *("Apache 2.0", "apache 2.0", "bsd-3-clause", "CC-BY-4.0", "CC-BY-SA 4.0", "MIT", "MPL"),
     *("openrail", NOT_STATED),
     "custom - see https://github.com/dioco-group/jenny-tts-dataset#important",
 }
-"""Licences of the library's list that permit commercial use, or do not say; all others do not."""
+"""Licences that permit commercial use, or of which Coqui's list does not say; no others do."""
 
 Language = Annotated[str, Field(pattern=r"^[a-z]{2}$")]
 
+COQUI_NAME = r"tts_models/[^/\s]+/[^/\s]+/[^/\s]+"
+PLAIN_NAME = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,79}"
+
 
 class VoiceModel(Strict):
-    """One model of the library's list, as it stands there.
+    """One model of an engine: of Coqui's list, as it stands there; Kokoro; a voice of Piper's.
 
-    ``languages`` are the two-letter ones it shall speak, ``vocoder`` the list's default for it and
-    ``weight`` its share of the clips against the others'.
+    ``languages`` are the two-letter ones it shall speak, ``vocoder`` the default of Coqui's list
+    for it and ``weight`` its share of the clips against the others'. A model with many languages
+    may stand in several entries, each with its weight.
     """
 
-    name: Annotated[str, Field(pattern=r"^tts_models/[^/\s]+/[^/\s]+/[^/\s]+$")]
+    engine: Literal["coqui", "kokoro", "piper"] = "coqui"
+    name: str
     languages: Annotated[tuple[Language, ...], Field(min_length=1)]
     licence: str
     vocoder: str | None = None
     vocoder_licence: str | None = None
     weight: Annotated[float, Field(gt=0)] = 1.0
+
+    @model_validator(mode="after")
+    def _name_is_the_engine_s(self) -> VoiceModel:
+        coqui = self.engine == "coqui"
+        if not re.fullmatch(COQUI_NAME if coqui else PLAIN_NAME, self.name):
+            form = "like tts_models/en/vctk/vits" if coqui else "a file's, without its ending"
+            raise UserError(f"name {self.name!r}: {self.engine} has names {form}")
+        return self
 
     @model_validator(mode="after")
     def _vocoder_has_a_licence(self) -> VoiceModel:
@@ -74,21 +89,23 @@ class VoiceSpec(Strict):
     """A corpus of synthetic speech: what ``python -m pipeline speak`` makes.
 
     A clip is one sentence after another until it has ``min_seconds``; a sentence that comes out
-    empty, silent or broken is replaced by the next draw, ``retries`` times in one clip.
+    empty, silent or broken is replaced by the next draw, ``retries`` times in one clip. ``texts``
+    names the sentences that are said where no file of texts is given.
     """
 
     name: Name
     about: str = ""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     sentences: Sentences = Sentences()
+    texts: Name = "sentences"
     min_seconds: Annotated[float, Field(ge=0, le=60)] = 8.2
     retries: Annotated[int, Field(ge=0, le=100)] = 3
     models: Annotated[tuple[VoiceModel, ...], Field(min_length=1)]
 
     @model_validator(mode="after")
     def _each_model_once(self) -> VoiceSpec:
-        names = [model.name for model in self.models]
-        twice = sorted({name for name in names if names.count(name) > 1})
+        said = Counter(f"{m.name} ({language})" for m in self.models for language in m.languages)
+        twice = sorted(name for name, count in said.items() if count > 1)
         if twice:
             raise UserError(f"models: {', '.join(twice)} is there more than once")
         return self
@@ -99,14 +116,17 @@ class VoiceSpec(Strict):
         return sorted({language for model in self.models for language in model.languages})
 
 
+class _Texts(RootModel[dict[Language, list[str]]]):
+    """A file of sentences: two-letter languages, and what is said in each."""
+
+
 def load_voices(path: Path | str) -> VoiceSpec:
     """Read a voice spec; a bare name means ``data_specs/voices/NAME.yaml``."""
     return load_named(VoiceSpec, "voices", path)
 
 
 @cache
-def demo_sentences() -> dict[str, list[str]]:
-    """A few everyday sentences, by language."""
-    text = (HERE / "voices" / "sentences.yaml").read_text(encoding="utf-8")
-    sentences: dict[str, list[str]] = yaml.safe_load(text)
-    return sentences
+def sentences(name: str = "sentences") -> dict[str, list[str]]:
+    """The project's own sentences ``data_specs/voices/NAME.yaml``, by language."""
+    path = HERE / "voices" / f"{name}.yaml"
+    return dict(checked(_Texts, read_yaml(path), path).root)

@@ -9,36 +9,16 @@ import os
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from data_specs import voice
 from data_specs.io.errors import UserError
 from data_specs.strict import SpecError, unknown
-from data_specs.voice import VoiceSpec
+from data_specs.voice import VoiceModel
 from pipeline.corpora.folder import Record
+from pipeline.corpora.voice_engine import Engine, Wave, first_line, require_package
 from train.models.weights import cache_folder
-
-Wave = NDArray[np.float32]
-
-
-class Engine(Protocol):
-    """A loaded model. ``speakers`` and ``languages`` are empty where it has but one."""
-
-    @property
-    def rate_hz(self) -> int: ...
-    @property
-    def speakers(self) -> Sequence[str]: ...
-    @property
-    def languages(self) -> Sequence[str]: ...
-    @property
-    def version(self) -> str: ...
-
-    def say(self, text: str, speaker: str | None, language: str | None, seed: int) -> Wave:
-        """Speech (T,) at ``rate_hz``; the same bits for the same arguments on one machine, device
-        and number of threads."""
 
 
 @cache
@@ -47,10 +27,9 @@ def listed() -> dict[str, Record]:
 
     Raises ``UserError`` where the library is not installed.
     """
-    found = importlib.util.find_spec("TTS")  # finds it without importing torch
-    if found is None or found.origin is None:
-        raise UserError("coqui-tts is not installed: run make setup")
-    path = Path(found.origin).parent / ".models.json"
+    require_package("coqui-tts", "TTS", "pipeline")
+    found = importlib.util.find_spec("TTS")
+    path = Path(str(found and found.origin)).parent / ".models.json"
     tree = json.loads(path.read_text(encoding="utf-8"))
     return {
         f"{kind}/{language}/{dataset}/{model}": entry
@@ -61,17 +40,15 @@ def listed() -> dict[str, Record]:
     }
 
 
-def check_listed(spec: VoiceSpec, where: str) -> None:
+def check_listed(model: VoiceModel, where: str) -> None:
     """Raise ``SpecError`` where a model is not the library's, or not with the licence it states."""
-    for index, model in enumerate(spec.models):
-        at = f"{where}: models[{index}]"
-        _check_entry(f"{at}.name", f"{at}.licence", model.name, model.licence)
-        vocoder = listed()[model.name].get("default_vocoder")
-        if model.vocoder != vocoder:
-            raise SpecError(f"{at}.vocoder: the library's default for {model.name} is {vocoder!r}")
-        if model.vocoder and model.vocoder_licence:
-            keys = (f"{at}.vocoder", f"{at}.vocoder_licence")
-            _check_entry(*keys, model.vocoder, model.vocoder_licence)
+    _check_entry(f"{where}.name", f"{where}.licence", model.name, model.licence)
+    vocoder = listed()[model.name].get("default_vocoder")
+    if model.vocoder != vocoder:
+        raise SpecError(f"{where}.vocoder: the library's default for {model.name} is {vocoder!r}")
+    if model.vocoder and model.vocoder_licence:
+        keys = (f"{where}.vocoder", f"{where}.vocoder_licence")
+        _check_entry(*keys, model.vocoder, model.vocoder_licence)
 
 
 def _check_entry(name_key: str, licence_key: str, name: str, licence: str) -> None:
@@ -84,7 +61,7 @@ def _check_entry(name_key: str, licence_key: str, name: str, licence: str) -> No
         raise SpecError(f"{licence_key}: the library's list says {stated!r}, not {licence!r}")
 
 
-def load_coqui(name: str, device: str = "cpu") -> Engine:
+def load_coqui(model: VoiceModel, device: str = "cpu") -> Engine:
     """Load a listed model, downloaded by the library where it is not in its cache.
 
     The cache is ``$TTS_HOME/tts``, else in the project's; a model in it (``config.json``,
@@ -98,6 +75,7 @@ def load_coqui(name: str, device: str = "cpu") -> Engine:
 
     home = Path(os.environ.get("TTS_HOME") or cache_folder()).expanduser()
     os.environ["TTS_HOME"] = str(home)
+    name = model.name
     folder = home / "tts" / name.replace("/", "--")
     if not ModelManager.tos_agreed(listed()[name], folder):
         raise UserError(
@@ -120,9 +98,11 @@ class _Coqui:
 
         self.tts = TTS(name, progress_bar=False).to(device)
         self.rate_hz = int(self.tts.synthesizer.output_sample_rate)
-        self.speakers = list(self.tts.speakers or ())
         self.languages = list(self.tts.languages or ())
         self.version = f"coqui-tts {importlib.metadata.version('coqui-tts')}"
+
+    def speakers(self, language: str) -> Sequence[str]:
+        return list(self.tts.speakers or ())
 
     def say(self, text: str, speaker: str | None, language: str | None, seed: int) -> Wave:
         import torch
@@ -131,9 +111,3 @@ class _Coqui:
         with fork_rng(), torch.inference_mode():
             torch.manual_seed(seed)  # VITS and the Tacotrons sample as they speak
             return np.asarray(self.tts.tts(text, speaker=speaker, language=language), np.float32)
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error, or its type's name where it says nothing."""
-    lines = str(error).strip().splitlines()
-    return lines[0].strip() if lines else type(error).__name__

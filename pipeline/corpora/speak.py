@@ -1,11 +1,11 @@
-"""Synthetic speech as a corpus, by Coqui TTS models: resumable, with text and licence a clip.
+"""Synthetic speech as a corpus, by any engine: resumable, with text and licence a clip.
 
 A voice spec (``data_specs/voices``) says which models speak. Model, language, speaker, texts and
-the network's own noise of clip ``k`` are drawn from the spec's seed and ``k`` alone. Clips are
-16 kHz, mono, FLAC of 16 bits, whatever the model's own rate (22.05 to 48 kHz), so that a recipe's
-speed of 0.9 leaves them empty above 7.2 kHz. Beside each lies its record, written first: a clip
-that is there is whole. ``clips.jsonl`` holds all records. To share the work, give each process its
-``--models`` and ``--out`` (a corpus takes several folders).
+the network's own noise, or the pace where it has none, of clip ``k`` are drawn from the spec's seed
+and ``k`` alone. Clips are 16 kHz, mono, FLAC of 16 bits, whatever the model's own rate (22.05 to 48
+kHz), so that a recipe's speed of 0.9 leaves them empty above 7.2 kHz. Beside each lies its record,
+written first: a clip that is there is whole. ``clips.jsonl`` holds all records. To share the work,
+give each process its ``--models`` and ``--out`` (a corpus takes several folders).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from data_specs.sample import SAMPLE_RATE
 from data_specs.strict import digest, unknown
 from data_specs.voice import VoiceModel, VoiceSpec, load_voices
 from pipeline.audio import resample
-from pipeline.corpora.coqui import Engine, check_listed, first_line, load_coqui
+from pipeline.corpora.coqui import check_listed, load_coqui
 from pipeline.corpora.folder import (
     PEAK,
     Record,
@@ -40,10 +40,10 @@ from pipeline.corpora.folder import (
     write_flac,
     write_record,
 )
+from pipeline.corpora.onnx_voices import Kokoro, Piper, check_kokoro, check_piper
 from pipeline.corpora.texts import Texts, parse_texts, texts_digest
+from pipeline.corpora.voice_engine import Engine, Wave, first_line
 from pipeline.draw import pick
-
-Wave = NDArray[np.float32]
 
 MANIFEST = "clips.jsonl"
 SINGLE = "single"
@@ -55,7 +55,30 @@ GIVE_UP = 3
 """After so many clips, and none of them good, a model is left alone."""
 
 
-Loader = Callable[[str], Engine]
+Loader = Callable[[VoiceModel], Engine]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """An engine: ``check`` names what a model lacks here before anything is said, ``load`` loads.
+
+    ``device`` is for those that can use another than the CPU.
+    """
+
+    check: Callable[[VoiceModel, str], None]
+    load: Callable[[VoiceModel, str], Engine]
+
+
+ENGINES = {
+    "coqui": Kind(check_listed, load_coqui),
+    "kokoro": Kind(check_kokoro, Kokoro),
+    "piper": Kind(check_piper, Piper),
+}
+
+
+def load_engine(model: VoiceModel, device: str = "cpu") -> Engine:
+    """Load a model by its engine."""
+    return ENGINES[model.engine].load(model, device)
 
 
 class NoSpeech(Exception):
@@ -142,7 +165,7 @@ def _speak_model(
 ) -> Iterator[int]:
     """Make the clips ``todo`` of one model; ``spoke`` where the folder has some of it already."""
     try:
-        engine = load(model.name)
+        engine = load(model)
     except Exception as error:  # whatever the library raises, the other models can speak
         outcome.failed_models[model.name] = first_line(error)
         return
@@ -173,7 +196,7 @@ def make_clip(
     """
     seed = order.spec.seed
     language = model.languages[_index(seed, "language", clip, len(model.languages))]
-    speakers = sorted(engine.speakers)
+    speakers = sorted(engine.speakers(language))
     speaker = speakers[_index(seed, "speaker", clip, len(speakers))] if speakers else None
     say = partial(engine.say, speaker=speaker, language=_own_name(engine, model, language))
     native, text = _sentence_by_sentence(order, engine.rate_hz, language, clip, say)
@@ -186,6 +209,7 @@ def make_clip(
         "language": language,
         "speaker": speaker.strip() if speaker else SINGLE,
         "model": model.name,
+        "engine": model.engine,
         "licence": model.licence,
         "vocoder": model.vocoder,
         "vocoder_licence": model.vocoder_licence,
@@ -260,7 +284,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="LANG=FILE",
         help="one sentence a line, or id TAB sentence (MultiSubs); else a few of the project's",
     )
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), default="cpu", help="of Coqui's; others use the CPU"
+    )
     parser.add_argument(
         "--models", nargs="+", default=[], metavar="NAME", help="make only these models' clips"
     )
@@ -296,10 +322,12 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--clips must not be negative, is {args.clips}")
     require_device(args.device)
     spec = load_voices(args.spec)
-    check_listed(spec, args.spec)
     models = choose_models(spec, args.models, args.allow_noncommercial)
+    for index, model in enumerate(spec.models):
+        if model in models:
+            ENGINES[model.engine].check(model, f"{args.spec}: models[{index}]")
     order = Order(spec, args.out, parse_texts(args.text, spec))
-    outcome = speak(order, args.clips, models, partial(load_coqui, device=args.device))
+    outcome = speak(order, args.clips, models, partial(load_engine, device=args.device))
     print(f"{args.out}: {outcome.made} clips made, {outcome.kept} were there already")
     for name, reason in outcome.failed_models.items():
         print(f"failed: {name}: {reason}")

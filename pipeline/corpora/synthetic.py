@@ -1,4 +1,4 @@
-"""Write the offline default corpora: synthetic speech, noise and simulated rooms, as folders.
+"""Write the demo's corpora: synthetic and studio speech, noise and simulated rooms, as folders.
 
 They hold FLAC files in a plain layout, which the corpora of ``data_specs/corpora/demo.yaml`` read
 like any user's own. Each is seeded (same seed, same bytes; a larger count only adds files) and
@@ -26,10 +26,11 @@ from data_specs.io.errors import UserError
 from data_specs.io.hardware import cpus
 from data_specs.room import load_rooms
 from data_specs.sample import SAMPLE_RATE
-from data_specs.voice import demo_sentences
+from data_specs.voice import sentences
 from pipeline.audio import DropSample, read_part
 from pipeline.corpora.folder import PEAK, Job, Wave, claimed, make_files, rng_of
 from pipeline.corpora.rooms import make_rooms
+from pipeline.corpora.studio import make_studio
 
 MIN_SPEECH_SECONDS = 8.2  # a crop of 7.68 s fits, with some left for a recipe's speed change
 AIM_SPEECH_SECONDS = 9.6
@@ -171,7 +172,7 @@ def _speak(voice: Voice, text: str) -> Wave:
 
 def _say(voice: Voice, seed: int, name: str) -> Wave:
     """Everyday sentences, enough of them for ``MIN_SPEECH_SECONDS``, levelled to -23 dBFS."""
-    lines = rng_of(seed, name).permutation(demo_sentences()[voice.language])
+    lines = rng_of(seed, name).permutation(sentences()[voice.language])
     letters = np.cumsum([len(line) + 8 for line in lines])
     take = 1 + int(np.searchsorted(letters, AIM_SPEECH_SECONDS * 17 / voice.stretch))
     wave = _speak(voice, " ".join(lines[:take]))
@@ -330,12 +331,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         kind.add_argument("--workers", type=int, default=cpus())
     babble = kinds.choices["noise"].add_argument("--from", dest="speech", type=path_here)
     babble.metavar, babble.help = "SPEECHDIR", "speech to make babble of"
+    studio = kinds.add_parser("studio", help="write a folder of Debian's studio prompts")
+    studio.add_argument("--out", type=path_here, required=True, metavar="DIR")
+    studio.add_argument("--from", dest="unpacked", type=path_here, required=True, metavar="DIR")
+    studio.add_argument("--workers", type=int, default=cpus())
+    studio.set_defaults(count=0)
     spec = kinds.choices["rooms"].add_argument("--spec", default="simulated", metavar="SPEC")
     spec.help = "YAML file, or the name of one in data_specs/rooms (default: %(default)s)"
 
 
 def run(args: argparse.Namespace) -> int:
-    """``python -m pipeline corpora speech|noise|rooms --out DIR [--count N] [--seed S]``.
+    """``python -m pipeline corpora speech|noise|rooms|studio --out DIR [--count N] [--seed S]``.
 
     Raises ``UserError`` for a missing synthesizer or wrong input.
     """
@@ -349,6 +355,8 @@ def run(args: argparse.Namespace) -> int:
 def _make(args: argparse.Namespace) -> list[Path]:
     if args.what == "speech":
         return make_speech(args.out, args.count, args.seed, args.workers)
+    if args.what == "studio":
+        return make_studio(args.unpacked, args.out, args.workers)
     if args.what == "noise":
         return make_noise(args.out, args.count, args.seed, args.speech, args.workers)
     return make_rooms(load_rooms(args.spec, args.seed), args.out, args.count, args.workers)

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from data_specs.io.errors import UserError
 from data_specs.strict import digest, unknown
-from data_specs.voice import Sentences, VoiceSpec, demo_sentences
+from data_specs.voice import Sentences, VoiceSpec, sentences
 
 MARKUP = re.compile(r"[\[\]{}<>|\\/@=_*#~♪♫]")
 """Lines with these are songs, sound effects or leftovers of a subtitle's markup."""
@@ -93,8 +93,8 @@ def parse_texts(options: Sequence[str], spec: VoiceSpec) -> dict[str, Texts]:
     for language in spec.languages:
         if language in files:
             texts[language] = TextFile(files[language], spec.sentences)
-        elif language in demo_sentences():
-            texts[language] = demo_sentences()[language]
+        elif language in sentences(spec.texts):
+            texts[language] = sentences(spec.texts)[language]
         else:
             raise UserError(f"no texts in language {language!r}: give --text {language}=FILE")
     return texts

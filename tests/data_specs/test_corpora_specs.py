@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
-from pathlib import PurePosixPath
+from hashlib import sha256
+from pathlib import Path, PurePosixPath
 
 import pytest
 
 from data_specs.corpus import Part, all_corpora
 from data_specs.recipe import load_recipe
+from pipeline.corpora.manifest import scan
 
 SLR26 = "datasets_fullband/impulse_responses/SLR26/simulated_rirs_48k"
 SLR28 = "datasets/impulse_responses/SLR28/RIRS_NOISES/real_rirs_isotropic_noises"
@@ -56,6 +58,31 @@ def _matches(path: str, glob: str) -> bool:
         ("coqui_voices", "de/thorsten-vits/thorsten/0.flac", "thorsten-vits/thorsten", "de"),
         ("coqui_voices", "en/vctk-vits/p225/0.flac", "vctk-vits/p225", "en"),
         ("coqui_voices", "fr/css10-vits/0.wav", "css10-vits", "fr"),
+        ("open_speech", "speech/train-clean-100/103-1240-0000.flac", "103", "en"),
+        ("open_speech", "more/speech-vctk/p225_003.flac", "p225", "en"),
+        ("open_speech", "more/speech-multilingual/leopard_test_de.flac", "de", "de"),
+        (
+            "open_speech",
+            "more/speech-multilingual/rhino_test_within_context.flac",
+            "speech-multilingual",
+            "en",
+        ),
+        ("open_voices", "pt/kokoro-82m/pf_dora/000000.flac", "kokoro-82m/pf_dora", "pt"),
+        (
+            "open_voices",
+            "en/en_US-joe-medium/single/000030.flac",
+            "en_US-joe-medium/single",
+            "en",
+        ),
+        (
+            "open_noise",
+            "noise/audiomentations_a_chunk83_aug2.flac",
+            "noise/audiomentations_a",
+            None,
+        ),
+        ("open_noise", "coloured-003.flac", None, None),
+        ("open_rooms", "rir/StPatricksPosition2.flac", "rir/StPatricks", None),
+        ("open_rooms", "room-003.flac", None, None),
         (
             "dns4_speech",
             f"{CLEAN}/read_speech/book_00000_chp_0009_reader_06709_3_seg_2.wav",
@@ -109,6 +136,40 @@ def test_vctk_is_taken_once() -> None:
     path = f"{CLEAN}/vctk_wav48_silence_trimmed/p225/p225_001_mic2.wav"
     globs = [glob for part in all_corpora()["dns4_speech"].parts for glob in part.include]
     assert not any(_matches(path, glob) for glob in globs)
+
+
+OPEN = ("open_speech", "open_noise", "open_rooms", "open_voices")
+JUDGES = ("speech/test-other", "mos", "pairs", "tasks", "faults")
+"""Folders of the shared recordings on which students are judged, or that are for tests alone."""
+
+
+@pytest.mark.parametrize("corpus", OPEN)
+def test_what_judges_is_in_no_part_of_the_open_corpora(corpus: str) -> None:
+    names = ("1688-142285-0000.flac", "p835ref_nb/sp0102_c1_sn0.flac", "noisy_snr0.wav", "a/b.ogg")
+    paths = [f"{folder}/{name}" for folder in JUDGES for name in names]
+    paths.append("noise/deepfilternet_noise.flac")  # which pairs/noisy_snr0.wav is made with
+    globs = [glob for part in all_corpora()[corpus].parts for glob in part.include]
+    assert not [path for path in paths for glob in globs if _matches(path, glob)]
+
+
+@pytest.mark.shared
+def test_no_speaker_and_no_recording_of_the_judges_is_in_the_open_corpora(shared: Path) -> None:
+    root = shared / "data"
+    judges = [path for folder in JUDGES for path in (root / folder).rglob("*.*")]
+    heard = {sha256(path.read_bytes()).digest() for path in judges}
+    others = {path.name.split("-")[0] for path in (root / "speech/test-other").iterdir()}
+    found = {
+        name: scan(name, all_corpora()[name], [root], progress=False).usable.to_pylist()
+        for name in OPEN[:3]
+    }
+    for rows in found.values():
+        assert len(rows) >= 20
+        for row in rows:
+            assert not row["path"].startswith(JUDGES), row["path"]
+            assert sha256((root / row["path"]).read_bytes()).digest() not in heard, row["path"]
+    speakers = {row["speaker"] for row in found["open_speech"]}
+    assert len(others) == 10 and not speakers & others
+    assert len(speakers) == 251 + 4 + 9  # of the device recordings a language is one
 
 
 @pytest.mark.parametrize("recipe", ["demo", "paper"])

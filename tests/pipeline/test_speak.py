@@ -27,10 +27,11 @@ import torch
 from data_specs.corpus import find_corpus
 from data_specs.io.errors import UserError
 from data_specs.strict import SpecError
-from data_specs.voice import NOT_STATED, VoiceSpec, load_voices
+from data_specs.voice import NOT_STATED, VoiceModel, VoiceSpec, load_voices
 from pipeline.__main__ import main
 from pipeline.corpora import coqui, speak, texts
 from pipeline.corpora.manifest import scan
+from pipeline.corpora.voice_engine import Engine
 from tests.conftest import ROOT
 from train.models.weights import cache_folder
 
@@ -76,8 +77,11 @@ class FakeEngine:
     version = "fake 1"
 
     def __init__(self, speakers: tuple[str, ...] = (), flaws: tuple[float, ...] = ()) -> None:
-        self.speakers, self.flaws = speakers, list(flaws)
+        self.named, self.flaws = speakers, list(flaws)
         self.calls: list[tuple[str, str | None, str | None, int]] = []
+
+    def speakers(self, language: str) -> tuple[str, ...]:
+        return self.named
 
     def say(self, text: str, speaker: str | None, language: str | None, seed: int) -> np.ndarray:
         self.calls.append((text, speaker, language, seed))
@@ -93,8 +97,8 @@ def test_the_seventeen_voices_are_as_the_library_lists_them() -> None:
     spec = load_voices("coqui")
     assert len(spec.models) == 17
     assert spec.languages == ["de", "en", "es", "fr", "pt"]
-    coqui.check_listed(spec, "coqui.yaml")
     for model in spec.models:
+        coqui.check_listed(model, "coqui.yaml")
         entry = coqui.listed()[model.name]
         assert model.licence == (entry["license"] or NOT_STATED)
         assert model.vocoder == entry["default_vocoder"]
@@ -107,7 +111,7 @@ def test_an_unlisted_model_is_named_with_the_nearest() -> None:
     with pytest.raises(
         SpecError, match=r"s\.yaml: models\[0\]\.name: .*vitz'; did you mean .*vits'"
     ):
-        coqui.check_listed(spec, "s.yaml")
+        coqui.check_listed(spec.models[0], "s.yaml: models[0]")
 
 
 @pytest.mark.parametrize(
@@ -134,9 +138,10 @@ def test_what_the_list_says_otherwise_is_named(key: str, value: str, message: st
         "vocoder": "vocoder_models/en/ljspeech/hifigan_v2",
         "vocoder_licence": "apache 2.0",
     }
-    coqui.check_listed(voices(models=[model]), "s.yaml")
+    coqui.check_listed(voices(models=[model]).models[0], "s.yaml: models[0]")
     with pytest.raises(SpecError, match=message):
-        coqui.check_listed(voices(models=[model | {key: value}]), "s.yaml")
+        wrong = voices(models=[model | {key: value}]).models[0]
+        coqui.check_listed(wrong, "s.yaml: models[0]")
 
 
 @pytest.mark.parametrize(
@@ -335,10 +340,10 @@ def test_a_sentence_that_a_fake_engine_cannot_take_is_drawn_again(tmp_path: Path
 def test_a_mute_or_missing_fake_model_fails_by_name_and_the_others_speak(tmp_path: Path) -> None:
     spec = voices()
 
-    def load(name: str) -> coqui.Engine:
-        if name == VCTK:
+    def load(model: VoiceModel) -> Engine:
+        if model.name == VCTK:
             raise OSError("no network\nand more")
-        return FakeEngine(flaws=(0.0,) * 1000 if name == THORSTEN else ())
+        return FakeEngine(flaws=(0.0,) * 1000 if model.name == THORSTEN else ())
 
     outcome = speak.speak(order(spec, tmp_path), 40, spec.models, load)
     ours = Counter(speak.models_of(spec, 40).tolist())
@@ -372,7 +377,7 @@ def test_terms_are_never_agreed_to_for_the_user(
     monkeypatch.delenv("COQUI_TOS_AGREED", raising=False)
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked at the keyboard"))
     with pytest.raises(UserError, match="set COQUI_TOS_AGREED=1"):
-        coqui.load_coqui("tts_models/multilingual/multi-dataset/xtts_v2")
+        coqui.load_coqui(voices("tts_models/multilingual/multi-dataset/xtts_v2").models[0])
     assert "COQUI_TOS_AGREED" not in os.environ and not list(tmp_path.iterdir())
 
 
@@ -384,7 +389,7 @@ def test_a_cut_off_download_names_the_folder_to_remove(
     (folder / "config.json").write_text("{}")
     monkeypatch.setenv("TTS_HOME", str(tmp_path))
     with pytest.raises(UserError, match=f"Model file not found.*cut off, remove {folder}"):
-        coqui.load_coqui(LJ)
+        coqui.load_coqui(voices(LJ).models[0])
     assert os.environ["TTS_HOME"] == str(tmp_path)
 
 
@@ -448,8 +453,8 @@ def at_home(vits_home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_random_weights_vits_says_the_same_again_and_moves_no_random_state(at_home: Path) -> None:
     state = torch.get_rng_state()
-    engine = coqui.load_coqui(VCTK)
-    assert (engine.rate_hz, engine.speakers) == (22_050, list(VCTK_SPEAKERS))
+    engine = coqui.load_coqui(voices(VCTK).models[0])
+    assert (engine.rate_hz, engine.speakers("en")) == (22_050, list(VCTK_SPEAKERS))
     say = partial(engine.say, "We missed the last bus.", language=None)
     wave = say("p225", seed=3)
     assert wave.dtype == np.float32 and np.isfinite(wave).all() and np.abs(wave).max() > 0.01
@@ -562,7 +567,7 @@ def test_random_weights_corpus_grows_by_files_only(
 
 
 def test_another_seed_spec_or_text_never_mixes_in(tmp_path: Path) -> None:
-    def load(name: str) -> coqui.Engine:
+    def load(model: VoiceModel) -> Engine:
         return FakeEngine()
 
     spec, out = voices(LJ), tmp_path / "out"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from hashlib import sha256
 from pathlib import Path
 
@@ -10,10 +11,13 @@ import numpy as np
 import pytest
 import soundfile
 
+from data_specs.corpus import find_corpus
 from data_specs.io.errors import UserError
-from data_specs.voice import demo_sentences
+from data_specs.voice import sentences
 from pipeline.__main__ import main
 from pipeline.corpora import synthetic
+from pipeline.corpora.manifest import scan
+from pipeline.corpora.studio import make_studio
 
 needs_synthesizers = pytest.mark.skipif(
     not (shutil.which("flite") and shutil.which("espeak-ng")),
@@ -58,7 +62,7 @@ def test_there_are_many_speakers_and_most_are_flite() -> None:
     assert len({(voice.language, voice.speaker) for voice in voices}) == len(voices) >= 45
     assert sum(voice.engine == "flite" for voice in voices) > 0.7 * len(voices)
     for language in {voice.language for voice in voices}:
-        assert len(demo_sentences()[language]) >= 10
+        assert len(sentences()[language]) >= 10
 
 
 def test_a_missing_synthesizer_names_its_package(
@@ -119,3 +123,62 @@ def test_the_command_says_what_is_wrong_in_one_line(
 ) -> None:
     assert main(["corpora", "noise", "--out", str(tmp_path), "--count", "-1"]) == 2
     assert capsys.readouterr().err == "error: --count must not be negative, is -1\n"
+
+
+def save_g722(path: Path, seconds: float) -> np.ndarray:
+    """A tone as a prompt of Debian's packages, by the encoder that the decoder is beside."""
+    av = pytest.importorskip("av")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tone = 0.3 * np.sin(2 * np.pi * 440 * np.arange(int(16_000 * seconds)) / 16_000)
+    with av.open(str(path), "w", format="g722") as file:
+        stream = file.add_stream("g722", rate=16_000, layout="mono")
+        samples = np.round(tone * 2**15).astype(np.int16)[None]
+        frame = av.AudioFrame.from_ndarray(samples, format="s16", layout="mono")
+        frame.sample_rate = 16_000
+        for packet in (*stream.encode(frame), *stream.encode(None)):
+            file.mux(packet)
+    return tone
+
+
+def test_studio_prompts_are_decoded_by_language_and_talker(tmp_path: Path) -> None:
+    sounds = tmp_path / "debs/usr/share/asterisk/sounds"
+    tone = save_g722(sounds / "en_US_f_Allison/digits/long.g722", 4.0)
+    save_g722(sounds / "it_IT_m_Carlo/vm-intro.g722", 3.5)
+    save_g722(sounds / "it_IT_m_Carlo/short.g722", 2.0)
+    save_g722(sounds / "it_IT_m_Carlo/silence/5.g722", 5.0)
+    argv = ["corpora", "studio", "--from", str(tmp_path / "debs"), "--out", str(tmp_path / "out")]
+    assert main(argv) == 0
+    made = sorted(
+        path.relative_to(tmp_path / "out").as_posix() for path in tmp_path.rglob("*.flac")
+    )
+    assert made == ["en/studio-allison/digits-long.flac", "it/studio-carlo/vm-intro.flac"]
+    wave, rate = soundfile.read(tmp_path / "out" / made[0])
+    assert rate == 16_000 and abs(len(wave) - len(tone)) <= 320
+    # 64 kbit/s G.722 of a tone: some 40 dB; it is 22 samples late (both filter banks)
+    late, lag = wave[22:60_022], tone[:60_000]
+    assert np.corrcoef(late, lag)[0, 1] > 0.99
+    before = hashes(tmp_path / "out")
+    assert main(argv) == 0 and hashes(tmp_path / "out") == before
+    rows = scan("speech", find_corpus("speech", "here"), [tmp_path / "out"], progress=False)
+    assert {(r["language"], r["speaker"], r["licence"]) for r in rows.usable.to_pylist()} == {
+        ("en", "studio-allison", "CC BY-SA 3.0"),
+        ("it", "studio-carlo", "CC BY 3.0"),
+    }
+
+
+def test_a_folder_without_prompts_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("av")
+    argv = ["corpora", "studio", "--from", str(tmp_path), "--out", str(tmp_path / "out")]
+    assert main(argv) == 2
+    assert "no prompts of asterisk-core-sounds-*-g722 below it" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_its_decoder_studio_speech_says_what_to_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(UserError, match=r"PyAV, .* is not installed: run make setup"):
+        make_studio(tmp_path, tmp_path / "out")
