@@ -28,7 +28,7 @@ from data_specs.io.errors import UserError
 from pipeline.audio import DropSample, read_part
 from pipeline.corpora.weights import FOLDER_VARIABLE
 from pipeline.render.mix import fit_length
-from pipeline.render.processors import demucs, lpcnet, runtime
+from pipeline.render.processors import demo_program, demucs, lpcnet, runtime
 from pipeline.render.processors.interface import Processor
 from pipeline.render.processors.runtime import Runtime
 from tests.bench.random_weights import demucs_network, seeded
@@ -259,7 +259,7 @@ class StandIn:
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.path = folder / "bin" / "lpcnet_demo"
         self.path.parent.mkdir()
-        monkeypatch.setenv(lpcnet.PATH_VARIABLE, str(self.path))
+        monkeypatch.setenv(lpcnet.PROGRAM.variable, str(self.path))
         monkeypatch.setenv("TMPDIR", str(folder / "tmp"))
         (folder / "tmp").mkdir()
         monkeypatch.chdir(folder / "tmp")
@@ -361,7 +361,7 @@ def test_lpcnet_stand_in_that_hangs_is_ended(
 ) -> None:
     note = tmp_path / "pid"
     stand_in.write(f"open({str(note)!r}, 'w').write(str(os.getpid())); time.sleep(200)")
-    monkeypatch.setattr(lpcnet, "LIMIT_SECONDS", 5.0)
+    monkeypatch.setattr(demo_program, "LIMIT_SECONDS", 5.0)
     began = time.monotonic()
     with pytest.raises(DropSample, match="-features took more than 5 s") as error:
         lpcnet.process(voices(0.2, 1), [{}])
@@ -393,10 +393,10 @@ def test_lpcnet_is_found_by_variable_then_path_then_cache(
     monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path / "cache"))
     monkeypatch.setenv("PATH", str(on_path.parent))
     assert lpcnet.PROCESSOR.weights() == [stand_in.path]
-    monkeypatch.delenv(lpcnet.PATH_VARIABLE)
-    assert lpcnet.executable() == on_path
+    monkeypatch.delenv(lpcnet.PROGRAM.variable)
+    assert lpcnet.PROGRAM.path() == on_path
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert lpcnet.executable() == cached
+    assert lpcnet.PROGRAM.path() == cached
 
 
 @pytest.mark.parametrize("given", ["variable", "nothing", "folder"])
@@ -405,10 +405,10 @@ def test_lpcnet_without_its_executable_says_what_to_run(
 ) -> None:
     monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path))
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.delenv(lpcnet.PATH_VARIABLE, raising=False)
+    monkeypatch.delenv(lpcnet.PROGRAM.variable, raising=False)
     where = {"variable": tmp_path / "no", "folder": tmp_path}.get(given)
     if where:
-        monkeypatch.setenv(lpcnet.PATH_VARIABLE, str(where))
+        monkeypatch.setenv(lpcnet.PROGRAM.variable, str(where))
     with pytest.raises(
         FileNotFoundError, match="run make lpcnet LPCNET_REF=COMMIT, or set LPCNET_DEMO"
     ) as error:
@@ -432,7 +432,7 @@ def envelope(wave: np.ndarray) -> np.ndarray:
 def test_lpcnet_real_executable_speaks_in_time(shared: Path) -> None:
     """A vocoder keeps no phases: what must be in place are the envelope's rises and falls."""
     try:
-        lpcnet.executable()
+        lpcnet.PROGRAM.path()
     except OSError as error:
         pytest.skip(str(error))
     talkers = sorted((SHARED / "data" / "speech" / "test-other").rglob("*.flac"))[:20:5]
