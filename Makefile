@@ -293,6 +293,28 @@ lpcnet: ##data build xiph's lpcnet_demo: LPCNET_REF=commit (40 digits) [LPCNET_D
 	install -m 755 lpcnet_demo "$$to/lpcnet_demo" && git rev-parse HEAD > "$$to/COMMIT" && \
 	echo "from $$(cat "$$to/COMMIT"), by its SHA-256:" && sha256sum "$$to/lpcnet_demo"
 
+# FARGAN is built from the sources of Opus 1.6.1 as Debian has them (apt-get source --download-only
+# opus); nothing of another archive is unpacked.
+FARGAN_SOURCES ?= $(SHARED)/weights/fargan
+OPUS_ARCHIVE = $(FARGAN_SOURCES)/opus_1.6.1.orig.tar.xz
+OPUS_SHA256 := 001ac615b9f8f8994b229ad2b1a5969ed12ab48b0d154d0af1016a5899cd6ba1
+
+.PHONY: fargan
+fargan: ##data build fargan_demo from the pinned Opus sources: [FARGAN_SOURCES=folder of the archive]
+	@missing=""; \
+	for tool in cc make tar xz sha256sum; do command -v $$tool >/dev/null || missing="$$missing $$tool"; done; \
+	[ -z "$$missing" ] || { echo "missing:$$missing (Debian: apt-get install gcc libc6-dev make xz-utils)"; exit 1; }
+	@[ -f $(call q,$(OPUS_ARCHIVE)) ] || { echo "no" $(call q,$(OPUS_ARCHIVE))": put Debian's source archive" \
+	  "of opus 1.6.1 there, or say where it is: make fargan FARGAN_SOURCES=DIR"; exit 1; }
+	@sha256sum -c --quiet <<<'$(OPUS_SHA256)  '$(call q,$(OPUS_ARCHIVE)) || { echo "not unpacked:" \
+	  $(call q,$(OPUS_ARCHIVE)) "is not the archive whose SHA-256 the Makefile has"; exit 1; }
+	to=$$(realpath -m $(call q,$(WEIGHTS)/fargan)) && \
+	build=$$(mktemp -d) && trap 'rm -rf "$$build"' EXIT && \
+	tar -xJf $(call q,$(OPUS_ARCHIVE)) -C "$$build" --strip-components=1 --no-same-owner && cd "$$build" && \
+	./configure -q --enable-deep-plc --enable-dred --enable-osce --disable-shared --disable-doc CFLAGS=-O2 && \
+	$(MAKE) -s -j$(WORKERS) fargan_demo && mkdir -p "$$to" && \
+	install -m 755 fargan_demo "$$to/fargan_demo" && echo "by its SHA-256:" && sha256sum "$$to/fargan_demo"
+
 # --- checks --------------------------------------------------------------------------------------
 
 # A file's tests stay in one process: they share what is slow to make.

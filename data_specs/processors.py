@@ -115,6 +115,12 @@ class LpcNet(Strict):
     kind: Literal["lpcnet"] = "lpcnet"
 
 
+class Fargan(Strict):
+    """FARGAN, LPCNet's successor: feature extraction and resynthesis."""
+
+    kind: Literal["fargan"] = "fargan"
+
+
 class Opus(Strict):
     """Opus, encoded and decoded frame by frame at 16 kHz (the ``opuslib`` package).
 
@@ -191,6 +197,7 @@ Processor = Annotated[
     | Demucs
     | HifiGan
     | LpcNet
+    | Fargan
     | Opus
     | EnCodec
     | BandLimit
