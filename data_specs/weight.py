@@ -54,6 +54,8 @@ class _Entry(Strict):
     about: str
     homepage: Address
     licence: Annotated[str, Field(min_length=1)]
+    or_run: str = ""
+    """Another command that brings weights of the same kind."""
     by_default: bool = False
     """Whether ``make weights`` without names fetches it: what the paper's processors read."""
 

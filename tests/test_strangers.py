@@ -130,14 +130,14 @@ def test_an_index_page_that_leads_outside_writes_nothing(
     link: str, home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def answer(asked: BaseHTTPRequestHandler) -> None:
-        if asked.path.endswith(("/deepfilternet3", "/deepfilternet3/")):
+        if asked.path.endswith(("/demucs-dns48", "/demucs-dns48/")):
             give(asked, f'<a href="{link}">x</a>'.encode(), "text/html")
         else:
             give(asked, b"evil")
 
     with server(answer) as address:
         monkeypatch.setenv("SPEECH_WEIGHTS", f"{address}/cache")
-        assert main(["weights", "--list", "deepfilternet3"]) == 2
+        assert main(["weights", "--list", "demucs-dns48"]) == 2
     assert "not a path inside" in capsys.readouterr().err
     assert not [path for path in home.parent.rglob("*") if path.is_file()]
 

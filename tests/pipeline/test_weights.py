@@ -35,7 +35,6 @@ from data_specs.strict import HERE, SpecError, load
 from data_specs.weight import Archive, Build, HuggingFace, Plain, WeightTable, Wheel, all_weights
 from pipeline.__main__ import main
 from pipeline.corpora import weights
-from pipeline.render.processors import deepfilternet3
 from tests.conftest import ROOT
 from train.models.weights import find
 
@@ -603,7 +602,7 @@ def test_every_entry_has_an_official_address_and_a_licence() -> None:
             url = getattr(file, "url", None)
             assert url is None or url.startswith("https://"), name
     assert {name for name, entry in table.items() if entry.by_default} == {
-        *("deepfilternet3", "demucs-dns48", "demucs-dns64"),
+        *("demucs-dns48", "demucs-dns64"),
         *("hifigan-speecht5", "hifigan-coqui", "encodec-24khz"),
     }
 
@@ -657,22 +656,6 @@ def test_a_wrong_table_is_told_by_path(file: dict[str, object], said: str, tmp_p
     with pytest.raises(SpecError, match=said) as error:
         load(WeightTable, path)
     assert "weights.net" in str(error.value)
-
-
-# --- who reads them -------------------------------------------------------------------------------
-
-
-def test_deepfilternet3_is_found_in_the_cache_after_the_variable(
-    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv(deepfilternet3.FOLDER_VARIABLE, raising=False)
-    for folder in (cache / "deepfilternet3" / "DeepFilterNet3", tmp_path / "mine"):
-        for name in ("config.ini", "checkpoints/model_120.ckpt.best"):
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_bytes(b"1")
-    assert deepfilternet3.weights_folder() == cache / "deepfilternet3" / "DeepFilterNet3"
-    monkeypatch.setenv(deepfilternet3.FOLDER_VARIABLE, str(tmp_path / "mine"))
-    assert deepfilternet3.weights_folder() == tmp_path / "mine"
 
 
 REAL_CACHE = os.environ.get(weights.FOLDER_VARIABLE)

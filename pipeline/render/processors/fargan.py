@@ -29,4 +29,4 @@ def process(waves_BT: Waves, params: Sequence[Params]) -> Waves:
     return np.stack([PROGRAM.resynthesise(path, wave_T) for wave_T in waves_BT])
 
 
-PROCESSOR = Processor(process, licence="BSD-3-Clause", weights=lambda: [PROGRAM.path()])
+PROCESSOR = Processor(process, licence="BSD-3-Clause", weights=lambda spec: [PROGRAM.path()])

@@ -68,12 +68,12 @@ class Processor:
     ``process`` takes a group of waves (B, T) and their parameters and returns as many of the same
     length: finite float32, delay compensated, nothing drawn, no file touched. ``packages`` are the
     distributions whose versions its output depends on, ``weights`` finds the files whose content it
-    depends on. ``licence`` is that of foreign code and weights together, as an SPDX
-    expression; empty where there are none.
+    depends on, of what ``spec`` may draw. ``licence`` is that of foreign code and weights together,
+    as an SPDX expression; empty where there are none.
     """
 
     process: Process
     draw: Draw = draw_fields
     packages: tuple[str, ...] = ()
     licence: str = ""
-    weights: Callable[[], Sequence[Path]] = tuple
+    weights: Callable[[Any], Sequence[Path]] = lambda spec: ()

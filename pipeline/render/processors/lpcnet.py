@@ -53,4 +53,4 @@ def _delay(path: Path) -> int:
     return int(np.argmax(sounds)) * FRAME + CENTRING
 
 
-PROCESSOR = Processor(process, licence="BSD-3-Clause", weights=lambda: [PROGRAM.path()])
+PROCESSOR = Processor(process, licence="BSD-3-Clause", weights=lambda spec: [PROGRAM.path()])
