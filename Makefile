@@ -371,6 +371,14 @@ bench-cluster: setup ##bench 4 million samples in 8000 shards without audio; the
 bench-degrade: setup ##bench the paper's processors against the packages' own calls, on one core
 	SPEECH_SHARED=$(call q,$(SHARED)) $(PY) -W ignore -m tests.bench processors --samples 100
 
+BENCH_RECIPE ?= open
+
+.PHONY: bench-recipe
+bench-recipe: setup ##bench a whole recipe (BENCH_RECIPE=open) on one core: times real time, share of each processor
+	$(PY) -W ignore -m pipeline estimate $(call q,$(BENCH_RECIPE)) --workers 1 --cores 1 --nodes 1 --measure 400 \
+	  --corpus speech=$(call q,$(LIBRI)/train-clean-100) --corpus noise=$(call q,$(SHARED)/data/noise) \
+	  --corpus rooms=$(call q,$(SHARED)/data/rir)
+
 .PHONY: bench-train
 bench-train: setup ##bench reading shards against decoding alone; the fast preset against the paper's
 	$(PY) -m tests.bench loader --shards $(REAL)/shards/train --clips 13000

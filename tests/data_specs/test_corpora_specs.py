@@ -136,7 +136,7 @@ def test_vctk_is_taken_once() -> None:
     assert not any(_matches(path, glob) for glob in globs)
 
 
-@pytest.mark.parametrize("recipe", ["demo", "paper"])
+@pytest.mark.parametrize("recipe", ["demo", "open", "paper"])
 def test_every_source_of_a_recipe_is_a_corpus_of_its_kind(recipe: str) -> None:
     for role, source in load_recipe(recipe).sources.present().items():
         assert all_corpora()[source.corpus].kind == role

@@ -81,14 +81,24 @@ def test_without_the_program_it_says_what_brings_it(
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
-@pytest.mark.parametrize("content", [None, b"another archive"])
-def test_make_builds_the_pinned_archive_alone(content: bytes | None, tmp_path: Path) -> None:
-    archive = tmp_path / "opus_1.6.1.orig.tar.xz"
+@pytest.mark.parametrize("content", [None, b"another file"])
+@pytest.mark.parametrize(
+    ("target", "variable", "name"),
+    [
+        ("fargan", "FARGAN_SOURCES", "opus_1.6.1.orig.tar.xz"),
+        ("hifigan", "HIFIGAN_SOURCE", "model_file.pth"),
+    ],
+)
+def test_make_takes_the_pinned_file_alone(
+    target: str, variable: str, name: str, content: bytes | None, tmp_path: Path
+) -> None:
+    file = tmp_path / name
     if content:
-        archive.write_bytes(content)
-    command = ["make", "-f", str(ROOT / "Makefile"), "fargan", f"FARGAN_SOURCES={tmp_path}"]
+        file.write_bytes(content)
+    command = ["make", "-f", str(ROOT / "Makefile"), target, f"{variable}={tmp_path}"]
     command.append(f"WEIGHTS={tmp_path / 'weights'}")
     run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=60)
-    assert run.returncode and str(archive) in run.stdout + run.stderr
-    assert ("not unpacked" if content else "FARGAN_SOURCES=DIR") in run.stdout + run.stderr
-    assert sorted(tmp_path.iterdir()) == ([archive] if content else [])
+    assert run.returncode and str(tmp_path) in run.stdout + run.stderr
+    said = "not unpacked" if content and target == "fargan" else f"{variable}=DIR"
+    assert said in run.stdout + run.stderr
+    assert sorted(tmp_path.iterdir()) == ([file] if content else [])
