@@ -67,7 +67,7 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 system: ##develop say which system libraries are missing, and install them with apt where allowed
 	@missing=""; \
 	$(PYTHON) -c 'import ctypes; ctypes.CDLL("libopus.so.0")' 2>/dev/null || missing=" libopus0"; \
-	$(if $(filter open,$(RECIPE)),for library in libspeex.so.1 libvo-amrwbenc.so.0; do \
+	$(if $(filter release,$(RECIPE)),for library in libspeex.so.1 libvo-amrwbenc.so.0; do \
 	  $(PYTHON) -c "import ctypes; ctypes.CDLL('$$library')" 2>/dev/null || \
 	  missing="$$missing $${library/.so./}"; done;) \
 	$(if $(SPEECH),,for voice in flite espeak-ng; do \
@@ -334,6 +334,40 @@ lpcnet: ##data build xiph's lpcnet_demo: LPCNET_REF=commit (40 digits) [LPCNET_D
 	install -m 755 lpcnet_demo "$$to/lpcnet_demo" && git rev-parse HEAD > "$$to/COMMIT" && \
 	echo "from $$(cat "$$to/COMMIT"), by its SHA-256:" && sha256sum "$$to/lpcnet_demo"
 
+# FARGAN is built from the sources of Opus 1.6.1 as Debian has them (apt-get source --download-only
+# opus); nothing of another archive is unpacked.
+FARGAN_SOURCES ?= $(SHARED)/weights/fargan
+OPUS_ARCHIVE = $(FARGAN_SOURCES)/opus_1.6.1.orig.tar.xz
+OPUS_SHA256 := 001ac615b9f8f8994b229ad2b1a5969ed12ab48b0d154d0af1016a5899cd6ba1
+
+.PHONY: fargan
+fargan: ##data build fargan_demo from the pinned Opus sources: [FARGAN_SOURCES=folder of the archive]
+	@missing=""; \
+	for tool in cc make tar xz sha256sum; do command -v $$tool >/dev/null || missing="$$missing $$tool"; done; \
+	[ -z "$$missing" ] || { echo "missing:$$missing (Debian: apt-get install gcc libc6-dev make xz-utils)"; exit 1; }
+	@[ -f $(call q,$(OPUS_ARCHIVE)) ] || { echo "no" $(call q,$(OPUS_ARCHIVE))": put Debian's source archive" \
+	  "of opus 1.6.1 there, or say where it is: make fargan FARGAN_SOURCES=DIR"; exit 1; }
+	@sha256sum -c --quiet <<<'$(OPUS_SHA256)  '$(call q,$(OPUS_ARCHIVE)) || { echo "not unpacked:" \
+	  $(call q,$(OPUS_ARCHIVE)) "is not the archive whose SHA-256 the Makefile has"; exit 1; }
+	to=$$(realpath -m $(call q,$(WEIGHTS)/fargan)) && \
+	build=$$(mktemp -d) && trap 'rm -rf "$$build"' EXIT && \
+	tar -xJf $(call q,$(OPUS_ARCHIVE)) -C "$$build" --strip-components=1 --no-same-owner && cd "$$build" && \
+	./configure -q --enable-deep-plc --enable-dred --enable-osce --disable-shared --disable-doc CFLAGS=-O2 && \
+	$(MAKE) -s -j$(WORKERS) fargan_demo && mkdir -p "$$to" && \
+	install -m 755 fargan_demo "$$to/fargan_demo" && echo "by its SHA-256:" && sha256sum "$$to/fargan_demo"
+
+# HiFi-GAN's own V2 in Coqui's format, for the 22.05 kHz network; `make weights NAMES=hifigan-coqui`
+# fetches Coqui's instead.
+HIFIGAN_SOURCE ?= $(SHARED)/weights/hifigan-v2
+HIFIGAN_SHA256 := f9982862c73915bb22e51796107779cb61e56e488191b3beb62493e658ad846b
+
+.PHONY: hifigan
+hifigan: ##data put HiFi-GAN V2's pinned weights in the cache: [HIFIGAN_SOURCE=folder of config.json, model_file.pth]
+	@sha256sum -c --quiet <<<'$(HIFIGAN_SHA256)  '$(call q,$(HIFIGAN_SOURCE)/model_file.pth) || { \
+	  echo "HiFi-GAN V2 is not in" $(call q,$(HIFIGAN_SOURCE))": say where: make hifigan HIFIGAN_SOURCE=DIR"; exit 1; }
+	mkdir -p $(call q,$(WEIGHTS)/hifigan-coqui) && install -m 644 $(call q,$(HIFIGAN_SOURCE)/config.json) \
+	  $(call q,$(HIFIGAN_SOURCE)/model_file.pth) $(call q,$(WEIGHTS)/hifigan-coqui)
+
 # --- checks --------------------------------------------------------------------------------------
 
 # A file's tests stay in one process: they share what is slow to make.
@@ -380,6 +414,14 @@ DEEPFILTERNET3_DIR ?= $(shell realpath -qe $(call q,$(SHARED)/weights/DeepFilter
 bench-degrade: setup ##bench the paper's processors against the packages' own calls, on one core
 	SPEECH_SHARED=$(call q,$(SHARED)) DEEPFILTERNET3_DIR=$(call q,$(DEEPFILTERNET3_DIR)) \
 	  $(PY) -W ignore -m tests.bench processors --samples 100
+
+BENCH_RECIPE ?= open
+
+.PHONY: bench-recipe
+bench-recipe: setup ##bench a whole recipe (BENCH_RECIPE=open) on one core: times real time, share of each processor
+	$(PY) -W ignore -m pipeline estimate $(call q,$(BENCH_RECIPE)) --workers 1 --cores 1 --nodes 1 --measure 400 \
+	  --corpus speech=$(call q,$(LIBRI)/train-clean-100) --corpus noise=$(call q,$(SHARED)/data/noise) \
+	  --corpus rooms=$(call q,$(SHARED)/data/rir)
 
 .PHONY: bench-train
 bench-train: setup ##bench reading shards against decoding alone; the fast preset against the paper's

@@ -93,6 +93,15 @@ Distribution = Annotated[
 """A number (constant), or a mapping with the key ``distribution``."""
 
 
+def values(
+    distribution: Constant | Uniform | LogUniform | Normal | Choice,
+) -> tuple[float, ...]:
+    """All that a constant or a choice can draw, lowest first; of any other nothing."""
+    if isinstance(distribution, Constant):
+        return (distribution.value,)
+    return tuple(sorted(set(distribution.values))) if isinstance(distribution, Choice) else ()
+
+
 def support(distribution: Constant | Uniform | LogUniform | Normal | Choice) -> tuple[float, float]:
     """Lowest and highest value that can be drawn."""
     if isinstance(distribution, Constant):

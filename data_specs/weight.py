@@ -55,6 +55,8 @@ class _Entry(Strict):
     homepage: Address
     licence: Annotated[str, Field(min_length=1)]
     files: Annotated[tuple[WeightFile, ...], Field(min_length=1)]
+    or_run: str = ""
+    """Another command that brings weights of the same kind."""
     by_default: bool = False
     """Whether ``make weights`` without names fetches it: what the paper's processors read."""
 

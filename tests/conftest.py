@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -14,6 +16,7 @@ import soundfile
 import torch
 import yaml
 
+from data_specs.io.files import one_at_a_time
 from data_specs.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -59,6 +62,24 @@ def shared() -> Path:
     if not (SHARED / "data").is_dir():
         pytest.skip(f"shared recordings are not at {SHARED} (set SPEECH_SHARED)")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def fargan_demo(shared: Path) -> Path:
+    """The real program: ``make fargan`` builds it once, in a cache outside of the repository."""
+    archive = shared / "weights" / "fargan" / "opus_1.6.1.orig.tar.xz"
+    lacking = [tool for tool in ("make", "cc", "tar", "xz") if shutil.which(tool) is None]
+    if lacking or not archive.is_file():
+        pytest.skip(f"fargan_demo cannot be built here: no {', '.join(lacking) or archive}")
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    cache = home / "distill-mos-factory-tests"
+    cache.mkdir(parents=True, exist_ok=True)
+    program = cache / "fargan" / "fargan_demo"
+    with one_at_a_time(cache / ".lock"):
+        if not program.is_file():
+            command = ["make", "-C", str(ROOT), "fargan", f"WEIGHTS={cache}"]
+            subprocess.run([*command, f"FARGAN_SOURCES={archive.parent}"], check=True, timeout=280)
+    return program
 
 
 def talk(seconds: float, seed: int, rate_hz: int = RATE_HZ) -> np.ndarray:

@@ -92,7 +92,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "home"
     folder.mkdir()
     monkeypatch.setenv("HOME", str(folder))
-    for name in (lpcnet.PATH_VARIABLE, lpcnet.HASH_VARIABLE):
+    for name in (lpcnet.PROGRAM.variable, lpcnet.PROGRAM.hash_variable):
         monkeypatch.delenv(name, raising=False)
     return folder
 
@@ -105,7 +105,7 @@ def test_an_index_page_that_leads_outside_writes_nothing(
     link: str, home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def answer(asked: BaseHTTPRequestHandler) -> None:
-        if asked.path.endswith(("/deepfilternet3", "/deepfilternet3/")):
+        if asked.path.endswith(("/demucs-dns48", "/demucs-dns48/")):
             give(asked, f'<a href="{link}">x</a>'.encode(), "text/html")
         else:
             give(asked, b"evil")
@@ -152,16 +152,16 @@ def test_a_program_from_an_address_is_run_only_with_its_hash(
     monkeypatch.setenv("SPEECH_WEIGHTS", "memory://strangers-program")
     monkeypatch.setenv("PATH", "/nowhere")
     fsspec.filesystem("memory").pipe_file("/strangers-program/lpcnet/lpcnet_demo", PROGRAM)
-    with pytest.raises(PermissionError, match=lpcnet.HASH_VARIABLE):
-        lpcnet.executable()
+    with pytest.raises(PermissionError, match=lpcnet.PROGRAM.hash_variable):
+        lpcnet.PROGRAM.path()
     path = places.cached("lpcnet") / "lpcnet_demo"
     assert path.stat().st_mode & 0o111 == 0
-    monkeypatch.setenv(lpcnet.HASH_VARIABLE, "0" * 64)
+    monkeypatch.setenv(lpcnet.PROGRAM.hash_variable, "0" * 64)
     with pytest.raises(PermissionError, match="is not run"):
-        lpcnet.executable()
+        lpcnet.PROGRAM.path()
     assert path.stat().st_mode & 0o111 == 0
-    monkeypatch.setenv(lpcnet.HASH_VARIABLE, hashlib.sha256(PROGRAM).hexdigest())
-    assert lpcnet.executable() == path and os.access(path, os.X_OK)
+    monkeypatch.setenv(lpcnet.PROGRAM.hash_variable, hashlib.sha256(PROGRAM).hexdigest())
+    assert lpcnet.PROGRAM.path() == path and os.access(path, os.X_OK)
 
 
 def test_hashes_beside_the_files_at_an_address_are_no_trust(

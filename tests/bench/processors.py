@@ -148,7 +148,8 @@ def _recipe(options: argparse.Namespace, folder: Path) -> tuple[Recipe, Roots, l
     changes = {"sources": sources, "voices": None, "group_samples": group}
     recipe = recipe.model_copy(update=changes)
     roots = parse_roots(options.corpus, recipe) or _default_corpora(folder)
-    missing = {kind: why for kind in recipe.kinds() if (why := _why_not(kind, options.device))}
+    uses = [option.use for stage in recipe.all_stages() for option in stage.choices]
+    missing = {use.kind: why for use in uses if (why := _why_not(use, options.device))}
     recipe = recipe.model_copy(update={"stages": tuple(without(recipe, set(missing)))})
     return (
         recipe,
@@ -157,10 +158,10 @@ def _recipe(options: argparse.Namespace, folder: Path) -> tuple[Recipe, Roots, l
     )
 
 
-def _why_not(kind: str, device: str) -> str:
+def _why_not(use: Spec, device: str) -> str:
     try:
-        PROCESSORS[kind].weights()
-        naive(kind, device)
+        PROCESSORS[use.kind].weights(use)
+        naive(use.kind, device)
     except (UserError, ImportError, OSError) as error:
         return textwrap.shorten(str(error), 70, placeholder="...")
     return ""

@@ -172,7 +172,7 @@ def test_no_speaker_and_no_recording_of_the_judges_is_in_the_open_corpora(shared
     assert len(speakers) == 251 + 4 + 9  # of the device recordings a language is one
 
 
-@pytest.mark.parametrize("recipe", ["demo", "paper"])
+@pytest.mark.parametrize("recipe", ["demo", "open", "paper", "release"])
 def test_every_source_of_a_recipe_is_a_corpus_of_its_kind(recipe: str) -> None:
     for role, source in load_recipe(recipe).sources.present().items():
         assert all_corpora()[source.corpus].kind == role

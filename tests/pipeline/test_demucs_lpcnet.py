@@ -25,10 +25,11 @@ import pytest
 import torch
 
 from data_specs.io.errors import UserError
+from data_specs.processors import Demucs
 from pipeline.audio import DropSample, read_part
 from pipeline.corpora.weights import FOLDER_VARIABLE
 from pipeline.render.mix import fit_length
-from pipeline.render.processors import demucs, lpcnet, runtime
+from pipeline.render.processors import demo_program, demucs, lpcnet, runtime
 from pipeline.render.processors.interface import Processor
 from pipeline.render.processors.runtime import Runtime
 from tests.bench.random_weights import demucs_network, seeded
@@ -196,7 +197,9 @@ def test_demucs_file_names_are_those_the_package_loads() -> None:
 def test_demucs_random_weights_count_as_part_of_the_data(
     use_random_weights: dict[int, Any], random_weights: Path
 ) -> None:
-    names = [path.relative_to(random_weights).as_posix() for path in demucs.PROCESSOR.weights()]
+    names = [
+        path.relative_to(random_weights).as_posix() for path in demucs.PROCESSOR.weights(Demucs())
+    ]
     assert names == [f"demucs-dns{hidden}/{name}" for hidden, name in demucs.FILES.items()]
 
 
@@ -259,7 +262,7 @@ class StandIn:
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.path = folder / "bin" / "lpcnet_demo"
         self.path.parent.mkdir()
-        monkeypatch.setenv(lpcnet.PATH_VARIABLE, str(self.path))
+        monkeypatch.setenv(lpcnet.PROGRAM.variable, str(self.path))
         monkeypatch.setenv("TMPDIR", str(folder / "tmp"))
         (folder / "tmp").mkdir()
         monkeypatch.chdir(folder / "tmp")
@@ -361,7 +364,7 @@ def test_lpcnet_stand_in_that_hangs_is_ended(
 ) -> None:
     note = tmp_path / "pid"
     stand_in.write(f"open({str(note)!r}, 'w').write(str(os.getpid())); time.sleep(200)")
-    monkeypatch.setattr(lpcnet, "LIMIT_SECONDS", 5.0)
+    monkeypatch.setattr(demo_program, "LIMIT_SECONDS", 5.0)
     began = time.monotonic()
     with pytest.raises(DropSample, match="-features took more than 5 s") as error:
         lpcnet.process(voices(0.2, 1), [{}])
@@ -392,11 +395,11 @@ def test_lpcnet_is_found_by_variable_then_path_then_cache(
         shutil.copy(stand_in.path, path)
     monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path / "cache"))
     monkeypatch.setenv("PATH", str(on_path.parent))
-    assert lpcnet.PROCESSOR.weights() == [stand_in.path]
-    monkeypatch.delenv(lpcnet.PATH_VARIABLE)
-    assert lpcnet.executable() == on_path
+    assert lpcnet.PROCESSOR.weights(None) == [stand_in.path]
+    monkeypatch.delenv(lpcnet.PROGRAM.variable)
+    assert lpcnet.PROGRAM.path() == on_path
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert lpcnet.executable() == cached
+    assert lpcnet.PROGRAM.path() == cached
 
 
 @pytest.mark.parametrize("given", ["variable", "nothing", "folder"])
@@ -405,10 +408,10 @@ def test_lpcnet_without_its_executable_says_what_to_run(
 ) -> None:
     monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path))
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.delenv(lpcnet.PATH_VARIABLE, raising=False)
+    monkeypatch.delenv(lpcnet.PROGRAM.variable, raising=False)
     where = {"variable": tmp_path / "no", "folder": tmp_path}.get(given)
     if where:
-        monkeypatch.setenv(lpcnet.PATH_VARIABLE, str(where))
+        monkeypatch.setenv(lpcnet.PROGRAM.variable, str(where))
     with pytest.raises(
         FileNotFoundError, match="run make lpcnet LPCNET_REF=COMMIT, or set LPCNET_DEMO"
     ) as error:
@@ -432,7 +435,7 @@ def envelope(wave: np.ndarray) -> np.ndarray:
 def test_lpcnet_real_executable_speaks_in_time(shared: Path) -> None:
     """A vocoder keeps no phases: what must be in place are the envelope's rises and falls."""
     try:
-        lpcnet.executable()
+        lpcnet.PROGRAM.path()
     except OSError as error:
         pytest.skip(str(error))
     talkers = sorted((SHARED / "data" / "speech" / "test-other").rglob("*.flac"))[:20:5]

@@ -20,9 +20,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy.signal import butter, sosfiltfilt
 
+from data_specs import processors as specs
+from data_specs.io.files import sha256_of
 from data_specs.weight import all_weights
-from pipeline.audio import resample
+from pipeline.audio import read_part, resample
+from pipeline.render.mix import fit_length
 from pipeline.render.processors import demucs, encodec, hifigan, runtime
 from pipeline.render.processors.interface import noncommercial
 from pipeline.render.processors.networks import load_weights, read_checkpoint
@@ -136,6 +140,9 @@ LOADED = {
 """By the name of their weights: module, checkpoint, and parameters that ask for them."""
 
 
+SPECS = {demucs: specs.Demucs(), encodec: specs.EnCodec(), hifigan: specs.HifiGan()}
+
+
 def copied(source: Path, target: Path) -> Path:
     target.mkdir(parents=True)
     for path in source.iterdir():
@@ -150,11 +157,11 @@ def test_missing_weights_say_what_to_run(
     module, _, given = LOADED[name]
     monkeypatch.setenv(weights.FOLDER_VARIABLE, str(tmp_path))
     for _ in ("no folder", "no file in it"):
-        with pytest.raises(FileNotFoundError, match=f"run make weights NAMES={name}$"):
+        with pytest.raises(FileNotFoundError, match=rf"run make weights NAMES={name}\b"):
             module.process(np.zeros((1, 16_000), np.float32), [given])
         (tmp_path / name).mkdir(exist_ok=True)
     with pytest.raises(FileNotFoundError, match="make weights"):
-        module.PROCESSOR.weights()
+        module.PROCESSOR.weights(SPECS[module])
 
 
 @pytest.mark.parametrize("name", LOADED)
@@ -378,6 +385,21 @@ def test_hifigan_random_weights_frame_n_moves_the_samples_around_its_own(
     assert (reached[0] + reached[-1]) / 2 == pytest.approx(40 * 256 + 127.5, abs=MAX_LAG)
 
 
+def test_hifigan_random_weights_of_its_own_frames_are_moved_back_by_half_a_hop(
+    random_vocoders: Path, waves: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Known by their hash alone: any other checkpoint is Coqui's, whose frames are in place."""
+    _, checkpoint = hifigan.weight_paths(hifigan.COQUI)
+    coqui_s = vocoder_of(hifigan.COQUI)
+    padded = np.pad(waves[:1], ((0, 0), (0, 128)))
+    monkeypatch.setattr(hifigan, "HALF_HOP_LATE", {sha256_of(checkpoint)})
+    hifigan._vocoder.cache_clear()
+    moved = vocoder_of(hifigan.COQUI)
+    hifigan._vocoder.cache_clear()
+    assert (coqui_s.late, moved.late) == (0, 128)
+    assert np.array_equal(moved.run(waves[:1]), coqui_s.run(padded)[:, 128:])
+
+
 def test_hifigan_random_weights_in_bf16_stay_close(
     random_vocoders: Path, waves: np.ndarray, request: pytest.FixtureRequest
 ) -> None:
@@ -428,6 +450,43 @@ def test_encodec_with_real_weights(clips: np.ndarray) -> None:
         errors_db.append(difference_db(out, clips))
     assert errors_db == sorted(errors_db, reverse=True)  # more bits, less error
     assert errors_db[-1] < -3
+
+
+def bands_lag(before: np.ndarray, after: np.ndarray) -> int:
+    """By how many samples ``after`` is late, by the log envelopes of four bands together.
+
+    Of a band's wave a vocoder keeps the envelope, not the phase. Logarithms weigh soft onsets as
+    loud ones, and four bands leave out what one pitch does to one of them.
+    """
+    total = np.zeros(641)
+    for low_hz, high_hz in ((300, 700), (700, 1_500), (1_500, 3_000), (3_000, 6_000)):
+        band = butter(2, (low_hz, high_hz), "bandpass", fs=16_000, output="sos")
+        smooth = butter(2, 60, fs=16_000, output="sos")
+        spectra = []
+        for wave in (after, before):
+            level = np.log(np.maximum(sosfiltfilt(smooth, np.abs(sosfiltfilt(band, wave))), 1e-4))
+            level -= level.mean()
+            spectra.append(np.fft.rfft(level / np.linalg.norm(level), 1 << 18))
+        total += np.roll(np.fft.irfft(spectra[0] * np.conj(spectra[1])), 320)[:641]
+    return int(np.argmax(total)) - 320
+
+
+@pytest.mark.shared
+def test_hifigan_s_own_v2_speaks_in_time(
+    shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("TTS")
+    source = shared / "weights" / "hifigan-v2"
+    if not source.is_dir():
+        pytest.skip(f"no HiFi-GAN V2 at {source}")
+    copied(source, tmp_path / hifigan.COQUI)
+    monkeypatch.setenv(weights.FOLDER_VARIABLE, str(tmp_path))
+    paths = sorted((shared / "data" / "speech" / "test-other").rglob("*.flac"))
+    picked = paths[:: len(paths) // 6][:6]
+    speech = np.stack([fit_length(read_part(path, 0, 48_000), 48_000) for path in picked])
+    out = hifigan.process(speech, [{"rate_hz": 22_050.0}] * 6)
+    lags = [bands_lag(a, b) for a, b in zip(speech, out, strict=True)]
+    assert abs(np.median(lags)) <= 24 and np.abs(lags).max() <= 48, lags
 
 
 @pytest.mark.parametrize("rate_hz", RATES_HZ)

@@ -298,6 +298,7 @@ import sys, yaml
 from data_specs import weight
 from pipeline.__main__ import main
 from pipeline.corpora import weights
+from pipeline.render.processors import deepfilternet3
 weights.PIECE_BYTES = 1 << 20
 table = weight.WeightTable.model_validate(yaml.safe_load(open(sys.argv[1]))).weights
 weight.all_weights = lambda: table

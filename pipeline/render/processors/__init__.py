@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -19,10 +20,12 @@ from pipeline.render.processors import (
     clip,
     codec,
     deepfilternet3,
+    deepfilternet3_onnx,
     demucs,
     dropout,
     encodec,
     equalise,
+    fargan,
     hifigan,
     late_reverb,
     level,
@@ -40,10 +43,12 @@ PROCESSORS: dict[str, Processor] = {
     "none": untouched.PROCESSOR,
     "spectral_gating": spectral_gating.PROCESSOR,
     "deepfilternet3": deepfilternet3.PROCESSOR,
+    "deepfilternet3_onnx": deepfilternet3_onnx.PROCESSOR,
     "nsnet2": nsnet2.PROCESSOR,
     "demucs": demucs.PROCESSOR,
     "hifigan": hifigan.PROCESSOR,
     "lpcnet": lpcnet.PROCESSOR,
+    "fargan": fargan.PROCESSOR,
     "opus": opus.PROCESSOR,
     **codec.PROCESSORS,
     "encodec": encodec.PROCESSOR,
@@ -110,7 +115,7 @@ def _problem(option: Option, using: Run | None) -> str | None:
     tone = np.sin(np.arange(SAMPLE_RATE, dtype=np.float32) * 0.3) * 0.1
     try:
         PROCESSORS[kind].require(option.use)
-        PROCESSORS[kind].weights()  # of every network it may draw, not of the one run here alone
+        PROCESSORS[kind].weights(option.use)  # of all it may draw, not of the one run here alone
         (using or run)(kind, tone[None].astype(np.float32), [params])
     except (UserError, ImportError, OSError, DropSample) as error:
         return str(error).removeprefix(f"{kind}: ")
@@ -138,13 +143,18 @@ def versions(recipe: Recipe) -> dict[str, str]:
 
 def weights_sha256(recipe: Recipe) -> dict[str, str]:
     """Hash of the weights of each processor of the recipe that has any: part of the data."""
-    found = {}
-    for kind in recipe.kinds():
-        digest = hashlib.sha256()
-        for path in PROCESSORS[kind].weights():
-            digest.update(path.read_bytes())
-            found[kind] = digest.hexdigest()
-    return found
+    paths: dict[str, dict[Path, None]] = {}
+    for stage in recipe.all_stages():
+        for use in (option.use for option in stage.choices):
+            paths.setdefault(use.kind, {}).update(dict.fromkeys(PROCESSORS[use.kind].weights(use)))
+    return {kind: _sha256(found) for kind, found in sorted(paths.items()) if found}
+
+
+def _sha256(paths: Iterable[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def run(kind: str, waves_BT: Waves, params: Sequence[Params]) -> Waves:
@@ -176,7 +186,10 @@ def _run(kind: str, waves_BT: Waves, params: Sequence[Params]) -> Waves:
 def _process(kind: str, waves_BT: Waves, params: Sequence[Params]) -> Waves:
     try:
         return PROCESSORS[kind].process(waves_BT, params)
-    except (DropSample, UserError, OSError, ImportError, MemoryError):
+    except ImportError as error:
+        packages = " ".join(PROCESSORS[kind].packages)
+        raise UserError(f"{kind}: {error}: pip install {packages}") from error
+    except (DropSample, UserError, OSError, MemoryError):
         raise
     except Exception as error:  # opuslib raises a bare Exception, networks what they like
         if "out of memory" in str(error) or "can't allocate memory" in str(error):

@@ -190,5 +190,5 @@ PROCESSOR = Processor(
     process,
     packages=("deepfilternet", "deepfilterlib", "torch", "soxr"),
     licence="MIT OR Apache-2.0",
-    weights=lambda: [weights_folder() / "config.ini", _checkpoints(weights_folder())[-1]],
+    weights=lambda spec: [weights_folder() / "config.ini", _checkpoints(weights_folder())[-1]],
 )

@@ -19,7 +19,9 @@ from typing import Any
 
 import numpy as np
 
+from data_specs.distributions import values
 from data_specs.io.hardware import keep_freed_memory
+from data_specs.processors import Demucs as Spec
 from data_specs.sample import SAMPLE_RATE
 from pipeline.render.processors import runtime
 from pipeline.render.processors.interface import Params, Processor, Waves
@@ -165,6 +167,12 @@ def weights_path(hidden: int) -> Path:
     return weights.find(f"demucs-dns{hidden}") / FILES[hidden]
 
 
+def _weights(spec: Spec) -> list[Path]:
+    widths = [int(hidden) for hidden in values(spec.hidden)]
+    weights.find_all(f"demucs-dns{hidden}" for hidden in widths)
+    return [weights_path(hidden) for hidden in widths]
+
+
 @cache
 def _network(path: Path, hidden: int, device: Any, precision: str) -> Network:
     with building(f"Demucs needs the denoiser package: {INSTALL}"):
@@ -191,5 +199,5 @@ PROCESSOR = Processor(
     process,
     packages=("denoiser", "torch"),
     licence="CC-BY-NC-4.0",
-    weights=lambda: [weights_path(hidden) for hidden in FILES],
+    weights=_weights,
 )

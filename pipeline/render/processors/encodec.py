@@ -171,5 +171,5 @@ PROCESSOR = Processor(
     process,
     packages=("encodec", "torch", "soxr"),
     licence="CC-BY-NC-4.0",  # of the package's wheel, and of the weights
-    weights=lambda: [weights_path()],
+    weights=lambda spec: [weights_path()],
 )

