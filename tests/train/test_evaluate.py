@@ -231,6 +231,7 @@ def test_the_page_shows_everything_and_asks_nothing_of_the_network(html):
     WholePage(html)
     outside = [part for part in re.findall(r"https?://[^\s\"'<]+", html) if "w3.org" not in part]
     assert not outside and "default-src 'none'" in html
+    assert set(re.findall(r'<td(?: class="([^"]*)")? title=', html)) <= {"", "above", "below"}
     assert "made<b>" not in html and "made&lt;b&gt;" in html
     sets = json.loads(re.search(r'id="clips">(.*?)</script>', html, re.DOTALL)[1])
     sound = json.loads(re.search(r'id="sound">(.*?)</script>', html, re.DOTALL)[1])

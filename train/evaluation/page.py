@@ -150,7 +150,7 @@ def matrix(clips: CommonClips, pairs: Sequence[Pair]) -> list[list[dict[str, Any
 
 def _cell(pair: Pair, sign: int) -> dict[str, Any]:
     if pair.difference is None:
-        return {"text": "–", "clear": "", "title": pair.reason}
+        return {"text": "–", "side": "", "title": pair.reason}
     said = f"p {p_text(pair.p)}, Holm {p_text(pair.p_holm)}, Williams {p_text(pair.williams_p)}"
     if pair.difference_low is not None and pair.difference_high is not None:
         low, high = sorted((sign * pair.difference_low, sign * pair.difference_high))
@@ -159,7 +159,7 @@ def _cell(pair: Pair, sign: int) -> dict[str, Any]:
     clear = pair.p_holm is not None and pair.p_holm < LEVEL
     return {
         "text": f"{above:+.3f}" if abs(above) >= 0.0005 else "0.000",
-        "clear": ("above" if above > 0 else "below") if clear else "",
+        "side": ("above" if above > 0 else "below") if clear else "",
         "title": pair.reason if pair.p is None and pair.reason else said,
     }
 
