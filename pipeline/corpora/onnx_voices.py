@@ -194,7 +194,8 @@ def with_noise_inputs(path: Path) -> tuple[bytes, list[str]]:
     from onnx.helper import make_node, make_tensor_value_info
 
     network = onnx.load(path)
-    graph, nodes, names = network.graph, [], []
+    graph, nodes = network.graph, []
+    names: list[str] = []
     graph.initializer.append(onnx.numpy_helper.from_array(np.zeros(1, np.int64), "noise_start"))
     for node in graph.node:
         if node.op_type != "RandomNormalLike":

@@ -116,8 +116,8 @@ def _features(spectra_NF: Spectra) -> tuple[NDArray[np.float32], NDArray[np.floa
     bands_NE = 10 * np.log10(power_NE + 1e-10)
     bands_NE = (bands_NE - _running_mean(bands_NE, -60, -90)) / 40
     low_NF = spectra_NF[:, :LOW_BINS]
-    low_NF = low_NF / np.sqrt(_running_mean(np.abs(low_NF), 1e-3, 1e-4))
-    early = [np.pad(x[LOOK_AHEAD:], ((0, LOOK_AHEAD), (0, 0))) for x in (bands_NE, low_NF)]
+    unit_NF = low_NF / np.sqrt(_running_mean(np.abs(low_NF), 1e-3, 1e-4))
+    early = [np.pad(x[LOOK_AHEAD:], ((0, LOOK_AHEAD), (0, 0))) for x in (bands_NE, unit_NF)]
     parts = np.stack([early[1].real, early[1].imag])
     return early[0][None, None].astype(np.float32), parts[None].astype(np.float32)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from data_specs.distributions import Choice, Constant
+from data_specs.distributions import Constant, values
 from data_specs.io.errors import UserError
 from data_specs.io.rng import Uniform
 from data_specs.processors import Opus
@@ -138,8 +138,7 @@ def require_network(decoder_complexity: int) -> None:
 
 def require(spec: Opus) -> None:
     """Raise ``UserError`` where the library lacks a network that the recipe may draw."""
-    asked = spec.decoder_complexity
-    for value in asked.values if isinstance(asked, Choice) else (asked.value,):
+    for value in values(spec.decoder_complexity):
         require_network(int(value))
 
 
