@@ -107,7 +107,7 @@ real: setup ##real the job on real recordings, judged on other people, noise and
 	$(MAKE) real-judge
 	OMP_NUM_THREADS=$(WORKERS) $(PY) -m train evaluate --model $(REAL)/model --model v7 \
 	  --shards $(REAL)/shards/judge \
-	  --rated $(call q,$(SHARED)/data/mos/labels.csv) --out $(REAL)/evaluation --short both
+	  --rated $(call q,$(SHARED)/data/mos/labels.csv) --out $(REAL)/evaluation --padding both
 	$(PY) -m train report --run $(REAL)/model --shards $(REAL)/shards/train \
 	  --held-out $(REAL)/shards/judge \
 	  --evaluation $(REAL)/evaluation --out $(REAL)/report.html
@@ -148,7 +148,7 @@ experiment: setup ##real students on labels against students on ratings, by size
 	  --shards $(REAL)/shards/train --validation $(REAL)/shards/validation \
 	  --rated $(call q,$(SHARED)/data/mos/labels.csv) --rated-set p835ref_wb16 \
 	  --test-rated $(call q,$(SHARED)/data/mos/labels.csv) --test-rated-set p835ref_nb \
-	  --test-shards $(REAL)/shards/judge --steps $(EXPERIMENT_STEPS) --warmup 50 --crops .3 --short both \
+	  --test-shards $(REAL)/shards/judge --steps $(EXPERIMENT_STEPS) --warmup 50 --crops .3 --score-padding both \
 	  $(if $(PRUNED),--pruned $(PRUNED)) --out $(call q,$(EXPERIMENT))
 
 # --- on a cluster --------------------------------------------------------------------------------
@@ -219,7 +219,7 @@ evaluate: setup ## compare scorers: MODELS="v7 dnsmos ..." RATED=labels.csv [SHA
 	  $(if $(MODELS),$(MODELS:%=--model %),--model $(call q,$(OUT)/model) --model v7) \
 	  $(if $(SHARDS),$(call each,--shards ,$(SHARDS)),$(if $(MODELS),,--shards $(call q,$(OUT)/shards/test))) \
 	  $(call rated,--rated ) $(if $(CLEAN),--clean-speech $(call q,$(CLEAN))) \
-	  --out $(call q,$(OUT)/evaluation) --short both
+	  --out $(call q,$(OUT)/evaluation) --padding both
 
 EXPORT_OUT ?= runs/export
 CALIBRATE ?=

@@ -56,7 +56,7 @@ def test_a_cut_file_keeps_its_whole_lines_and_goes_on(tmp_path_factory, cut):
 
 def test_lines_that_are_none_are_left_out(tmp_path):
     path = tmp_path / "cache.jsonl"
-    good = {"weights": "w", "version": "v", "short": "s", "clip": "c", "scores": {"a": 1}}
+    good = {"weights": "w", "version": "v", "padding": "s", "clip": "c", "scores": {"a": 1}}
     lines = ["[]", "{}", "\u0000", json.dumps(good | {"scores": 3}), json.dumps(good)]
     path.write_text("\n".join(lines))
     assert ScoreCache(path).get(("w", "v", "s", "c"), ("a",)) == {"a": 1.0}
@@ -65,9 +65,9 @@ def test_lines_that_are_none_are_left_out(tmp_path):
 # --- clips in common ------------------------------------------------------------------------------
 
 
-def rows_of(model, keys, short="zero", **changes):
+def rows_of(model, keys, padding="zero", **changes):
     return [
-        ClipScore(model, "set", key, 3.0, 1.0 + n, short, **changes) for n, key in enumerate(keys)
+        ClipScore(model, "set", key, 3.0, 1.0 + n, padding, **changes) for n, key in enumerate(keys)
     ]
 
 

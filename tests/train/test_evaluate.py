@@ -33,15 +33,16 @@ class Fake:
         self.name, self.noise, self.broken = name, noise, broken
         self.weights_sha256 = hashlib.sha256(name.encode()).hexdigest()
         self.parameters, self.version, self.precision = 10_010, "1.0", "fp32"
+        self.padding = "zero"
         self.scored = []
 
-    def score_files(self, paths, short="zero", batch=8):
+    def score_files(self, paths, padding="zero", batch=8):
         for path in paths:
             self.scored.append(path.name)
             if path.name in self.broken:
                 yield Score(path, None, None, f"{path}: cannot be read as audio: made so")
                 continue
-            draw = np.random.default_rng([ord(c) for c in self.name + path.stem + short])
+            draw = np.random.default_rng([ord(c) for c in self.name + path.stem + padding])
             level = float(np.abs(soundfile.read(path)[0]).max()) * 5
             yield Score(path, float(np.clip(level + draw.normal(0, self.noise), 1, 5)), 1.0)
 
@@ -98,7 +99,7 @@ def test_scorers_are_compared_and_one_that_cannot_be_had_is_named(fakes, tmp_pat
     labels, out = write_labels(tmp_path / "rated"), tmp_path / "out"
     assert evaluate(*models("v7", "run", "nisqa", "utmos"), "--rated", labels, "--out", out) == 0
     results = json.loads((out / "results.json").read_text())
-    assert [(row["model"], row["short"], row["clips"]) for row in results["sets"]] == [
+    assert [(row["model"], row["padding"], row["clips"]) for row in results["sets"]] == [
         *(("v7", "zero", 24), ("run", "zero", 24), ("nisqa", "own", 24))
     ]
     assert [row["level"] for row in results["levels"]] == ["condition"] * 3
@@ -191,8 +192,8 @@ def test_ctrl_c_keeps_what_was_scored(fakes, tmp_path, monkeypatch, capsys):
     labels, out = write_labels(tmp_path / "rated"), tmp_path / "out"
     whole = Fake.score_files
 
-    def pressed(self, paths, short="zero", batch=8):
-        for number, score in enumerate(whole(self, paths, short)):
+    def pressed(self, paths, padding="zero", batch=8):
+        for number, score in enumerate(whole(self, paths, padding)):
             if number == 5:
                 raise KeyboardInterrupt
             yield score
@@ -221,7 +222,7 @@ def html(fakes, tmp_path):
     labels = write_labels(tmp_path / "rated", name="nisqa_p501")
     shards = write_dataset(tmp_path / "made<b>", 1, 4)
     fakes["run"].broken = ("03.flac",)
-    asked = [*models("v7", "run", "nisqa", "utmos"), "--short", "both"]
+    asked = [*models("v7", "run", "nisqa", "utmos"), "--padding", "both"]
     asked += ["--rated", labels, "--shards", shards]
     assert evaluate(*asked, "--out", tmp_path / "out") == 1
     return (tmp_path / "out" / "evaluation.html").read_text("utf-8")

@@ -156,7 +156,7 @@ def gap_of(name, difference=0.1, share=0.6):
 
 
 NONE = replace(gap_of("v1"), difference=Interval(None, reason="why"), share=Interval(None))
-SET = replace(simulated({}), short="none")
+SET = replace(simulated({}), padding="none")
 BEATS = "distilled beats labelled-only at every size on nb (people): "
 CLOSES = "closes half of the gap at a tenth of the teacher's size"
 CLOSES_AT = f"{CLOSES} (<= 0.41 M parameters) on nb (people): "
@@ -380,14 +380,14 @@ def stub_fit(monkeypatch, stub_teacher):
 
 def test_the_whole_experiment(data, tmp_path, stub_teacher, monkeypatch, capsys):
     out = tmp_path / "out"
-    common = data, out, "--short", "both", "--validate-every", "2", "--warmup", "1"
+    common = data, out, "--score-padding", "both", "--validate-every", "2", "--warmup", "1"
     args = arguments(*common)
     assert experiment.run(args) == 0
     told = capsys.readouterr().out
     assert all(part in told for part in ("v1-labelled", "multiply-adds", "beats labelled-only"))
 
     content = json.loads((out / "results.json").read_text())
-    sets = {(row["set"], row["short"]) for row in content["sets"]}
+    sets = {(row["set"], row["padding"]) for row in content["sets"]}
     assert sets == {("nb", "zero"), ("nb", "repeat"), ("judge", "none")}
     by_model = {row["model"]: row for row in content["sets"] if row["set"] == "judge"}
     assert by_model["stub"]["by_definition"]

@@ -260,7 +260,7 @@ def test_the_card_of_v7_and_of_results(tmp_path: Path) -> None:
         "model": "v7",
         "set": "a|b",
         "kind": "rated",
-        "short": "zero",
+        "padding": "zero",
         "clips": 78,
         "pcc": 0.9064,
     }

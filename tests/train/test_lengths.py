@@ -26,8 +26,8 @@ class Energy:
         self.name = name
         self.scored = []
 
-    def windows(self, wave_T, short):
-        return windows(wave_T, short)
+    def windows(self, wave_T, padding):
+        return windows(wave_T, padding)
 
     def score_windows(self, waves):
         self.scored += list(waves)
@@ -105,10 +105,10 @@ def test_all_models_hear_the_same_crops(folder):
     results = lengths.measure([one, two], folder, [2, 1], seed=0)
     assert len(one.scored) == 10 * (2 + 2 + 1)
     assert all(np.array_equal(a, b) for a, b in zip(one.scored, two.scored, strict=True))
-    assert [(row.model, row.seconds, row.short) for row in results] == [
-        (name, seconds, short)
+    assert [(row.model, row.seconds, row.padding) for row in results] == [
+        (name, seconds, padding)
         for name in ("one", "two")
-        for seconds, short in (
+        for seconds, padding in (
             *((1, "zero"), (1, "repeat"), (2, "zero"), (2, "repeat")),
             (lengths.FULL, "none"),
         )
@@ -146,7 +146,7 @@ def test_the_command(folder, tmp_path, monkeypatch, capsys):
     assert len(content["results"]) == 10 and content["results"][0]["clips"] == 6
     assert "--seconds 1.0 4.0" in content["about"]["command"]
     rows = csv_rows(tmp_path / "out" / "lengths.csv")
-    assert {(row["model"], row["seconds"], row["short"]) for row in rows} >= {
+    assert {(row["model"], row["seconds"], row["padding"]) for row in rows} >= {
         *(("before", "1.0", "zero"), ("after", "4.0", "repeat"), ("after", "7.68", "none"))
     }
     table = (tmp_path / "out" / "lengths.md").read_text()

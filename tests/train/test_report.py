@@ -75,15 +75,15 @@ def write_evaluation(folder: Path, model: str, shards: str) -> Path:
     folder.mkdir()
     common = {"clips": 10, "pcc": 0.876, "spearman": None, "rmse": 0.4}
     sets = [
-        {"model": f"runs/{model}", "set": "wb", "short": "zero", "kind": "rated", **common},
-        {"model": "v7", "set": "wb", "short": "zero", "kind": "rated", **common},
-        {"model": f"runs/{model}", "set": shards, "short": "none", "kind": "shards", **common},
+        {"model": f"runs/{model}", "set": "wb", "padding": "zero", "kind": "rated", **common},
+        {"model": "v7", "set": "wb", "padding": "zero", "kind": "rated", **common},
+        {"model": f"runs/{model}", "set": shards, "padding": "none", "kind": "shards", **common},
     ]
     for row in sets:
         row["weights_sha256"] = "b" * 64 if row["model"] == "v7" else OWN
     (folder / "results.json").write_text(json.dumps({"sets": sets}))
     rows = [
-        {name: row[name] for name in ("model", "set", "short")}
+        {name: row[name] for name in ("model", "set", "padding")}
         | {"path_or_key": f"{index:09d}", "truth": 3, "score": 2 + index / 10}
         for row in sets
         for index in range(10)

@@ -107,9 +107,9 @@ def test_evaluate_command(small, tmp_path, monkeypatch):
     labels, shards = write_rated(tmp_path / "rated"), write_dataset(tmp_path / "shards", 1, 3)
     out = tmp_path / "out"
     arguments = ["--model", "v7", "--rated", str(labels), "--shards", str(shards)]
-    assert main(["evaluate", *arguments, "--out", str(out), "--short", "both"]) == 0
+    assert main(["evaluate", *arguments, "--out", str(out), "--padding", "both"]) == 0
     results = json.loads((out / "results.json").read_text())
-    found = [(row["set"], row["short"], row["clips"]) for row in results["sets"]]
+    found = [(row["set"], row["padding"], row["clips"]) for row in results["sets"]]
     assert found == [
         *(("set0", "zero", 3), ("set1", "zero", 3)),
         *(("set0", "repeat", 3), ("set1", "repeat", 3)),
@@ -124,7 +124,7 @@ def test_evaluate_command(small, tmp_path, monkeypatch):
         "path_or_key",
         "truth",
         "score",
-        "short",
+        "padding",
         "weights_sha256",
     ]
     assert main(["evaluate", "--model", "v7", "--out", str(out)]) == 2

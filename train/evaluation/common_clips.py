@@ -24,12 +24,12 @@ def entries_of(
     A label names the padding where a model is there with several.
     """
     entries: dict[tuple[str, str], Entry] = {}
-    weights = {(row.model, row.short): row.weights_sha256 for row in records}
-    for (model, short), sha256 in weights.items():
+    weights = {(row.model, row.padding): row.weights_sha256 for row in records}
+    for (model, padding), sha256 in weights.items():
         several = sum(one == model for one, _ in weights) > 1
-        label = f"{model} ({short})" if several else model
+        label = f"{model} ({padding})" if several else model
         mos_scale = model not in other_scales
-        entries[model, short] = Entry(label, model, short, sha256, sizes.get(model), mos_scale)
+        entries[model, padding] = Entry(label, model, padding, sha256, sizes.get(model), mos_scale)
     return entries
 
 
@@ -46,7 +46,7 @@ def common_clips(
     """
     tables: dict[str, dict[str, ClipScore]] = {entry.label: {} for entry in entries.values()}
     for row in records:
-        tables[entries[row.model, row.short].label][row.path_or_key] = row
+        tables[entries[row.model, row.padding].label][row.path_or_key] = row
     name = records[0].set
     few = [label for label, table in tables.items() if len(table) < LEAST_SHARE * len(keys)]
     notes = [

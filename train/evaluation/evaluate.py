@@ -166,7 +166,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--shards", default=[], type=path_here, help="folder; or several", **several)
     results = "folder for the results; continued if it exists"
     add("--out", type=path_here, required=True, help=results)
-    add("--short", choices=sorted(PADDINGS), default="zero", help="how ours pad short clips")
+    add("--padding", choices=sorted(PADDINGS), default="own", help="of short clips, by our models")
     add("--fresh", action="store_true", help="score everything again, whatever is known")
     clean = "a recording, any, that SQUIM's subjective model needs"
     add("--clean-speech", type=path_here, help=clean)
@@ -182,7 +182,7 @@ def run(args: argparse.Namespace) -> int:
     host = host_of(args, Host)
     sets = read_sets(args.rated, args.shards)
     scorers, unavailable = load_scorers(args.model, Options(host.device, args.clean_speech))
-    found, paddings = Comparison(unavailable), PADDINGS[args.short]
+    found, paddings = Comparison(unavailable), PADDINGS[args.padding]
     with ScoreCache(args.out / "cache.jsonl", args.fresh) as cache:
         for scorer in scorers:
             scored = score_sets(scorer, sets.clips, sets.hashes, sets.shards, paddings, cache)
@@ -211,7 +211,7 @@ def print_results(found: Comparison, out: Path) -> None:
     print(text_table(found.results))
     for mean in means(found.results):
         print(
-            f"{mean['model']} ({mean['short']}): mean PCC over {mean['sets']} rated sets "
+            f"{mean['model']} ({mean['padding']}): mean PCC over {mean['sets']} rated sets "
             f"{decimals(mean['pcc_unweighted'])}, by clips {decimals(mean['pcc_weighted'])}"
         )
     for note in found.notes:

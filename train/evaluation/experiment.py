@@ -266,7 +266,7 @@ def score_all(
     for name in [*folders, teacher.name]:
         scorer = load(folders[name], args.device) if name in folders else teacher
         scorer.name = name
-        own, paddings, most = OwnScorer(scorer), PADDINGS[args.short], args.test_samples
+        own, paddings, most = OwnScorer(scorer), PADDINGS[args.score_padding], args.test_samples
         found, failures = score_sets(own, clips, hashes, args.test_shards, paddings, count=most)
         if failures:
             raise UserError(failures[0].error)
@@ -332,7 +332,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--variants", nargs="+", default=["v1", "v2", "v4", "v6"], help="sizes to train")
     add("--teacher", default="v7", help="what is closed up to: v7, a teacher, a run (default v7)")
     add("--out", type=path_here, required=True, help="folder; continued if it exists")
-    add("--short", choices=sorted(PADDINGS), default="zero", help="how short clips are padded")
+    add(
+        "--score-padding", choices=("both", "repeat", "zero"), default="zero", help="of short clips"
+    )
     add("--preset", choices=sorted(PRESETS), default="fast", help="of what follows")
     add_options(parser, FitConfig, FitConfig.model_fields.keys() - CHANGES)
     add_options(parser, Host, Host.model_fields.keys() - HOST)

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from data_specs.io.errors import UserError
 from train.evaluation.bootstrap import Doubles, Interval, difference, draws, pearson, share_of_gap
 from train.evaluation.common_clips import clips_of
-from train.evaluation.records import SHARDS_SHORT, ClipScore, CommonClips
+from train.evaluation.records import SHARDS_PADDING, ClipScore, CommonClips
 from train.evaluation.statistics import with_intervals
 
 Kind = Literal["labelled", "distilled"]
@@ -26,7 +26,11 @@ SMALL = 0.1
 """Share of the teacher's parameters up to which half of the gap is asked for."""
 
 HALF = 0.5
-PADDED = {"zero": ", short clips zero-padded", "repeat": ", short clips repeated", SHARDS_SHORT: ""}
+PADDED = {
+    "zero": ", short clips zero-padded",
+    "repeat": ", short clips repeated",
+    SHARDS_PADDING: "",
+}
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,7 @@ class TestSet:
     __test__ = False  # not a test, whatever its name says to pytest
 
     clips: CommonClips
-    short: str
+    padding: str
     by_definition: bool = False
 
     @property
@@ -62,12 +66,12 @@ class TestSet:
     def heading(self) -> str:
         """The set in words."""
         whom = "people" if self.truth == "people" else "the teacher's labels"
-        return f"{self.clips.name} ({whom}{PADDED[self.short]})"
+        return f"{self.clips.name} ({whom}{PADDED[self.padding]})"
 
     @property
     def named(self) -> dict[str, str]:
         """The set in records."""
-        return {"set": self.clips.name, "truth": self.truth, "short": self.short}
+        return {"set": self.clips.name, "truth": self.truth, "padding": self.padding}
 
     @property
     def size(self) -> str:
@@ -159,7 +163,7 @@ class Verdict:
     """A question of the experiment on one set; ``answer`` is None where there is none."""
 
     set: str
-    short: str
+    padding: str
     answer: bool | None
     text: str
 
@@ -200,27 +204,27 @@ def test_sets(scores: Sequence[ClipScore], models: Sequence[Model]) -> list[Test
     """The sets in order of appearance. ``ValueError`` if a model's scores are not all there."""
     tables: dict[tuple[str, str], dict[str, dict[str, ClipScore]]] = {}
     for row in scores:
-        table = tables.setdefault((row.set, row.short), {})
+        table = tables.setdefault((row.set, row.padding), {})
         table.setdefault(row.model, {})[row.path_or_key] = row
     return [_test_set(*key, table, models) for key, table in tables.items()]
 
 
 def _test_set(
-    name: str, short: str, table: Mapping[str, Mapping[str, ClipScore]], models: Sequence[Model]
+    name: str, padding: str, table: Mapping[str, Mapping[str, ClipScore]], models: Sequence[Model]
 ) -> TestSet:
     first = next(iter(table.values()))
     scores: dict[str, Mapping[str, ClipScore]] = {}
     for model in models:
         own = table.get(model.name)
-        if own is None and model.kind == "teacher" and short == SHARDS_SHORT:
+        if own is None and model.kind == "teacher" and padding == SHARDS_PADDING:
             own = {key: replace(row, score=row.truth) for key, row in first.items()}
         elif own is None or own.keys() != first.keys():
             raise UserError(f"scores of {model.name} on {name} are missing: score again")
         elif {row.weights_sha256 for row in own.values()} != {model.weights_sha256}:
             raise UserError(f"scores of {model.name} are of other weights: score again")
         scores[model.name] = own
-    clips = clips_of(list(first), "shards" if short == SHARDS_SHORT else "rated", scores)
-    return TestSet(clips, short, any(model.name not in table for model in models))
+    clips = clips_of(list(first), "shards" if padding == SHARDS_PADDING else "rated", scores)
+    return TestSet(clips, padding, any(model.name not in table for model in models))
 
 
 # --- models on a set ------------------------------------------------------------------------------
@@ -273,7 +277,7 @@ def _gap(model: Model, pcc: Sequence[float | None], resampled: Sequence[Doubles]
 def beats(test: TestSet, gaps: Sequence[Gap]) -> Verdict:
     """Whether the distilled student is above its counterpart at every size."""
     question = f"distilled beats labelled-only at every size on {test.heading}"
-    verdict = partial(Verdict, test.clips.name, test.short)
+    verdict = partial(Verdict, test.clips.name, test.padding)
     for gap in gaps:
         if gap.difference.value is None:
             return verdict(None, f"{question}: not defined ({gap.variant}: {gap.reason})")
@@ -290,7 +294,7 @@ def beats(test: TestSet, gaps: Sequence[Gap]) -> Verdict:
 def closes_half(test: TestSet, gaps: Sequence[Gap], teacher: Model) -> Verdict:
     """Whether half of the gap is closed by a student of a tenth of the teacher's size or less."""
     question = "closes half of the gap at a tenth of the teacher's size"
-    verdict = partial(Verdict, test.clips.name, test.short)
+    verdict = partial(Verdict, test.clips.name, test.padding)
     if teacher.parameters is None:
         unknown = f"how large {teacher.name} is is not known"
         return verdict(None, f"{question} on {test.heading}: not defined ({unknown})")

@@ -20,6 +20,7 @@ from data_specs.io.addresses import path_here
 from data_specs.io.errors import UserError
 from data_specs.io.options import add_options
 from data_specs.io.progress import progress_bar
+from data_specs.io.waves import Padding
 from data_specs.sample import CROP_SAMPLES, SAMPLE_RATE
 from train.audio import Wave
 from train.command import made_by
@@ -34,7 +35,6 @@ from train.metrics import agreement
 from train.pages import decimals, ranged
 from train.scoring.base import WINDOWS_A_BATCH, Scorer
 from train.scoring.score import load
-from train.scoring.windows import Short
 
 SILENT_DB = -60.0
 """A crop whose level is this far below its clip's is silent: nobody could rate it."""
@@ -44,7 +44,7 @@ ATTEMPTS = 10
 
 FULL = CROP_SAMPLES / SAMPLE_RATE
 WHOLE = "none"
-"""What stands in the column ``short`` for whole clips: nothing is padded."""
+"""What stands in the column ``padding`` for whole clips: nothing is padded."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class LengthResult:
 
     model: str
     seconds: float
-    short: str
+    padding: str
     clips: int
     pcc: float | None
     pcc_low: float | None
@@ -109,20 +109,20 @@ def crops(
             yield Crop(label, start, wave_T[start : start + length])
 
 
-def padded(scorer: Scorer, crop: Crop, short: str) -> Wave:
+def padded(scorer: Scorer, crop: Crop, padding: str) -> Wave:
     """What the scorer is given for a crop: one window."""
-    return next(iter(scorer.windows(crop.wave, "repeat" if short == "repeat" else "zero")))
+    return next(iter(scorer.windows(crop.wave, "repeat" if padding == "repeat" else "zero")))
 
 
 def result_of(
-    name: str, seconds: float, short: str, labels: Sequence[float], scores: Sequence[float]
+    name: str, seconds: float, padding: str, labels: Sequence[float], scores: Sequence[float]
 ) -> LengthResult:
     """Agreement of the crops' scores with the labels of their whole clips."""
     agreed = agreement(labels, scores)
     resampled_R = pearson(draws([str(row) for row in range(len(labels))], 0), labels, scores)
     pcc = interval(agreed.pcc, resampled_R, agreed.reason or "not defined")
     return LengthResult(
-        name, seconds, short, len(labels), **pcc.named("pcc"), rmse=agreed.rmse, reason=pcc.reason
+        name, seconds, padding, len(labels), **pcc.named("pcc"), rmse=agreed.rmse, reason=pcc.reason
     )
 
 
@@ -137,9 +137,9 @@ def measure_length(
 
     ``ValueError`` if all of the crops are silent.
     """
-    paddings: tuple[str, ...] = get_args(Short) if seconds < FULL else (WHOLE,)
+    paddings: tuple[str, ...] = get_args(Padding) if seconds < FULL else (WHOLE,)
     scores: dict[tuple[str, str], list[float]] = {
-        (scorer.name, short): [] for scorer in scorers for short in paddings
+        (scorer.name, padding): [] for scorer in scorers for padding in paddings
     }
     labels: list[float] = []
     for start in progress_bar(
@@ -149,12 +149,14 @@ def measure_length(
         kept = list(crops(samples, part, seconds, seed))
         labels += [crop.label for crop in kept]
         for scorer in scorers if kept else ():
-            for short in paddings:
-                waves = [padded(scorer, crop, short) for crop in kept]
-                scores[scorer.name, short] += scorer.score_windows(waves)
+            for padding in paddings:
+                waves = [padded(scorer, crop, padding) for crop in kept]
+                scores[scorer.name, padding] += scorer.score_windows(waves)
     if not labels:
         raise UserError(f"all crops of {seconds:g} s are silent: give longer --seconds")
-    return [result_of(name, seconds, short, labels, mos) for (name, short), mos in scores.items()]
+    return [
+        result_of(name, seconds, padding, labels, mos) for (name, padding), mos in scores.items()
+    ]
 
 
 def measure(
@@ -181,7 +183,7 @@ def table(results: Sequence[LengthResult]) -> str:
         (
             one.model,
             "whole" if one.seconds >= FULL else f"{one.seconds:g} s",
-            padding[one.short],
+            padding[one.padding],
             str(one.clips),
             ranged(one.pcc, one.pcc_low, one.pcc_high),
             decimals(one.rmse),

@@ -8,10 +8,10 @@ from typing import Literal
 
 from train.evaluation.bootstrap import Doubles
 
-SHARDS_SHORT = "none"
-"""What stands in the column ``short`` for shards: their clips are never short."""
+SHARDS_PADDING = "none"
+"""What stands in the column ``padding`` for shards: their clips are never short."""
 
-OWN_SHORT = "own"
+OWN_PADDING = "own"
 """What stands there for external scorers: they pad short clips in their own way."""
 
 Kind = Literal["rated", "shards"]
@@ -27,7 +27,7 @@ class ClipScore:
     path_or_key: str
     truth: float
     score: float
-    short: str
+    padding: str
     weights_sha256: str = ""
     condition: str = ""
     system: str = ""
@@ -49,7 +49,7 @@ class SetResult:
     pcc: float | None
     spearman: float | None
     rmse: float | None
-    short: str
+    padding: str
     kind: str
     reason: str | None = None
     weights_sha256: str = ""
@@ -81,7 +81,7 @@ class Entry:
 
     label: str
     model: str
-    short: str
+    padding: str
     weights_sha256: str
     parameters: int | None = None
     mos_scale: bool = True
@@ -199,7 +199,7 @@ class Comparison:
     @property
     def per_clip(self) -> list[SetResult]:
         """The results at the level of clips, in the order in which they were scored."""
-        scored = dict.fromkeys((one.model, one.short, one.set) for one in self.scores)
+        scored = dict.fromkeys((one.model, one.padding, one.set) for one in self.scores)
         order = {key: place for place, key in enumerate(scored)}
         found = [result for result in self.results if result.level == "clip"]
-        return sorted(found, key=lambda r: order[r.model, r.short, r.set])
+        return sorted(found, key=lambda r: order[r.model, r.padding, r.set])

@@ -15,7 +15,7 @@ from typing import IO, Any
 Key = tuple[str, str, str, str]
 """SHA-256 of the weights, the scorer's version, padding, SHA-256 of the clip."""
 
-FIELDS = ("weights", "version", "short", "clip")
+FIELDS = ("weights", "version", "padding", "clip")
 
 
 class ScoreCache:
@@ -60,8 +60,8 @@ def _entry(line: str) -> tuple[Key, dict[str, float]] | None:
     """A line's key and scores; None for a line that a crash cut."""
     try:
         content: dict[str, Any] = json.loads(line)
-        weights, version, short, clip = (str(content[name]) for name in FIELDS)
+        weights, version, padding, clip = (str(content[name]) for name in FIELDS)
         scores = {str(name): float(value) for name, value in content["scores"].items()}
-        return (weights, version, short, clip), scores
+        return (weights, version, padding, clip), scores
     except (ValueError, KeyError, TypeError, AttributeError):
         return None

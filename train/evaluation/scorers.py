@@ -16,6 +16,7 @@ import numpy as np
 
 from data_specs.io.errors import UserError
 from data_specs.io.progress import progress_bar
+from data_specs.io.waves import Padding
 from data_specs.rated import RatedClip
 from data_specs.teacher import MEAN, teacher_table
 from train.audio import Wave
@@ -29,8 +30,8 @@ from train.evaluation.external_scorers import (
     outputs_named,
 )
 from train.evaluation.records import (
-    OWN_SHORT,
-    SHARDS_SHORT,
+    OWN_PADDING,
+    SHARDS_PADDING,
     ClipScore,
     Failure,
     Output,
@@ -40,14 +41,14 @@ from train.evaluation.records import (
 from train.evaluation.score_cache import Key, ScoreCache
 from train.scoring.base import WINDOWS_A_BATCH, Scorer
 from train.scoring.score import load
-from train.scoring.windows import Short
 
-PADDINGS: dict[str, tuple[Short, ...]] = {
+PADDINGS: dict[str, tuple[Padding, ...]] = {
+    "own": (),
     "zero": ("zero",),
     "repeat": ("repeat",),
     "both": ("zero", "repeat"),
 }
-"""By ``--short``: how short clips are padded."""
+"""By ``--padding``: behind short clips; none is what each model was trained to hear."""
 
 Scores = tuple[list[ClipScore], list[Failure]]
 
@@ -59,7 +60,7 @@ class OwnScorer:
         self.scorer = scorer
         self.name, self.weights_sha256 = scorer.name, scorer.weights_sha256
         self.version = f"distill-mos-factory {scorer.version} {scorer.precision}"
-        self.parameters = scorer.parameters
+        self.parameters, self.padding = scorer.parameters, scorer.padding
         self.outputs = (Output(self.name, self.name, "overall quality"),)
 
     def score_files(self, paths: Sequence[Path], padding: str) -> Iterator[Scored]:
@@ -124,7 +125,7 @@ def score_sets(
     clips: Sequence[RatedClip],
     hashes: Sequence[str],
     folders: Sequence[Path],
-    paddings: Sequence[Short],
+    paddings: Sequence[Padding],
     cache: ScoreCache | None = None,
     count: int | None = None,
 ) -> Scores:
@@ -136,7 +137,8 @@ def score_sets(
     cache = cache or ScoreCache()
     found: list[ClipScore | Failure] = []
     if clips:
-        for padding in paddings if isinstance(scorer, OwnScorer) else (OWN_SHORT,):
+        own = scorer.padding if isinstance(scorer, OwnScorer) else OWN_PADDING
+        for padding in (paddings if isinstance(scorer, OwnScorer) else ()) or (own,):
             found += _score_rated(scorer, clips, hashes, padding, cache)
     for folder in folders:
         samples = ShardSamples(list_shards(folder))
@@ -179,7 +181,7 @@ def _score_shards(
     """All samples or ``count`` spread evenly."""
     most = min(count or len(samples), len(samples))
     chosen = np.linspace(0, len(samples) - 1, most, dtype=int).tolist()
-    blank = replace(_blank(scorer, SHARDS_SHORT), set=name)
+    blank = replace(_blank(scorer, SHARDS_PADDING), set=name)
     blanks = [
         replace(blank, path_or_key=one.key, truth=one.mos, clip_sha256=one.pcm_sha256)
         for one in map(samples.record, chosen)
@@ -194,9 +196,9 @@ def _score_shards(
     return _score(scorer, blanks, score, cache, name)
 
 
-def _blank(scorer: ComparedScorer, short: str) -> ClipScore:
+def _blank(scorer: ComparedScorer, padding: str) -> ClipScore:
     """A record whose clip, model and score are to be filled in."""
-    return ClipScore("", "", "", math.nan, math.nan, short, scorer.weights_sha256)
+    return ClipScore("", "", "", math.nan, math.nan, padding, scorer.weights_sha256)
 
 
 def _score(
@@ -212,7 +214,7 @@ def _score(
     """
     names = tuple(output.name for output in scorer.outputs)
     keys: list[Key] = [
-        (one.weights_sha256, scorer.version, one.short, one.clip_sha256) for one in blanks
+        (one.weights_sha256, scorer.version, one.padding, one.clip_sha256) for one in blanks
     ]
     missing = {key: n for n, key in enumerate(keys) if cache.get(key, names) is None}
     scored, about = score(list(missing.values())), f"{scorer.name}, {about}"

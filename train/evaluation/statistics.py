@@ -148,7 +148,7 @@ def _of_level(clips: CommonClips, level: Level, seed: int, resamples: int) -> li
                 model=entry.model,
                 set=clips.name,
                 clips=len(clips.keys),
-                short=entry.short,
+                padding=entry.padding,
                 kind=clips.kind,
                 reason=reason,
                 weights_sha256=entry.weights_sha256,

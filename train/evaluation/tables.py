@@ -37,7 +37,7 @@ def write_tables(
 
 
 def means(results: Sequence[SetResult]) -> list[dict[str, Any]]:
-    """Per (model, short): means over the rated sets at clip level, unweighted and by clips.
+    """Per (model, padding): means over the rated sets at clip level, unweighted and by clips.
 
     A set where a metric is not defined is left out of both means of that metric;
     ``undefined_sets`` counts those without a PCC.
@@ -45,15 +45,15 @@ def means(results: Sequence[SetResult]) -> list[dict[str, Any]]:
     groups: dict[tuple[str, str], list[SetResult]] = {}
     for result in results:
         if result.kind == "rated" and result.level == "clip":
-            groups.setdefault((result.model, result.short), []).append(result)
-    return [_mean(model, short, group) for (model, short), group in groups.items()]
+            groups.setdefault((result.model, result.padding), []).append(result)
+    return [_mean(model, padding, group) for (model, padding), group in groups.items()]
 
 
-def _mean(model: str, short: str, group: Sequence[SetResult]) -> dict[str, Any]:
+def _mean(model: str, padding: str, group: Sequence[SetResult]) -> dict[str, Any]:
     defined = [result for result in group if result.pcc is not None]
     row: dict[str, Any] = {
         "model": model,
-        "short": short,
+        "padding": padding,
         "sets": len(defined),
         "undefined_sets": len(group) - len(defined),
         "clips": sum(result.clips for result in defined),
@@ -68,11 +68,11 @@ def _mean(model: str, short: str, group: Sequence[SetResult]) -> dict[str, Any]:
 
 def text_table(results: Sequence[SetResult]) -> str:
     """The clip level's results as text."""
-    rows = [["model", "set", "short", "clips", *TITLES.values(), ""]]
+    rows = [["model", "set", "padding", "clips", *TITLES.values(), ""]]
     for r in results:
         if r.level == "clip":
             metrics = [decimals(getattr(r, name)) for name in METRICS]
-            rows.append([r.model, r.set, r.short, str(r.clips), *metrics, r.reason or ""])
+            rows.append([r.model, r.set, r.padding, str(r.clips), *metrics, r.reason or ""])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     sides = "<<<" + ">" * (1 + len(METRICS)) + "<"
     lines = [
@@ -115,7 +115,7 @@ def _of_set(name: str, results: Sequence[SetResult]) -> list[str]:
     found = [result for result in results if result.set == name]
     rows = [
         (
-            *(r.model, r.short, r.level, f"{r.points}"),
+            *(r.model, r.padding, r.level, f"{r.points}"),
             *(_ranged(r, metric) for metric in METRICS),
             r.reason or "",
         )
@@ -125,7 +125,7 @@ def _of_set(name: str, results: Sequence[SetResult]) -> list[str]:
         (row.model, MARK, "clip", "", f"{pcc:.2f}", *[""] * (len(METRICS) - 1), MARK)
         for row, pcc in (published_for(name) if found[0].kind == "rated" else ())
     ]
-    return markdown(("model", "short", "level", "points", *TITLES.values(), "note"), rows, 3)
+    return markdown(("model", "padding", "level", "points", *TITLES.values(), "note"), rows, 3)
 
 
 def _ranged(result: SetResult, name: str) -> str:
@@ -139,8 +139,8 @@ def _means_md(results: Sequence[SetResult]) -> list[str]:
             f"{decimals(row[f'{name}_unweighted'])} / {decimals(row[f'{name}_weighted'])}"
             for name in METRICS
         ]
-        rows.append([row["model"], row["short"], f"{row['sets']}", f"{row['clips']}", *both])
-    head = ("model", "short", "sets", "clips", *TITLES.values())
+        rows.append([row["model"], row["padding"], f"{row['sets']}", f"{row['clips']}", *both])
+    head = ("model", "padding", "sets", "clips", *TITLES.values())
     return ["Unweighted / weighted by clips.", "", *markdown(head, rows, 2)]
 
 

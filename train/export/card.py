@@ -27,7 +27,7 @@ NO_LICENCE = (
     "bound by the terms of those. Whoever publishes this model fills in `license` above and this "
     "paragraph."
 )
-RESULT_COLUMNS = ("model", "set", "kind", "short", "clips", "pcc", "spearman", "rmse")
+RESULT_COLUMNS = ("model", "set", "kind", "padding", "clips", "pcc", "spearman", "rmse")
 
 
 def card_text(

@@ -92,7 +92,7 @@ class _Result(_Checked):
     spearman: float | None
     rmse: float | None
     kind: str = ""
-    short: str | None = None
+    padding: str | None = None
 
 
 class _Results(BaseModel):

@@ -68,25 +68,25 @@ def scatters(evaluation: Evaluation) -> list[dict[str, Any]]:
     """A chart for every model and set, with its figures beneath."""
     groups: dict[tuple[str, str, str], list[tuple[float, float]]] = defaultdict(list)
     for row in evaluation.scores:
-        key = (row["set"], row["model"], row.get("short", ""))
+        key = (row["set"], row["model"], row.get("padding", ""))
         groups[key].append((float(row["truth"]), float(row["score"])))
-    results = {(r["set"], r["model"], r.get("short", "")): r for r in evaluation.sets}
+    results = {(r["set"], r["model"], r.get("padding", "")): r for r in evaluation.sets}
     found = []
     for key, points in groups.items():
-        name, model, short = key
-        if _matters(short) and any(key[:2] == other[:2] for other in groups if other != key):
+        name, model, padding = key
+        if _matters(padding) and any(key[:2] == other[:2] for other in groups if other != key):
             continue  # in the table; a chart of its own would look the same
         result = results.get(key, {})
         truth = "teacher's score" if _is_teachers(result) else "people's mean opinion score"
-        title = f"{model} on {name}" + (f", short clips: {short}" if _matters(short) else "")
+        title = f"{model} on {name}" + (f", short clips: {padding}" if _matters(padding) else "")
         x, y = zip(*points, strict=True)
         svg = charts.scatter(title, (f"{truth} (MOS)", f"score of {model} (MOS)"), (x, y))
         found.append({"title": title, "svg": svg, "result": result, "clips": len(points)})
     return found
 
 
-def _matters(short: str) -> bool:
-    return short not in ("", "none", "zero")
+def _matters(padding: str) -> bool:
+    return padding not in ("", "none", "zero")
 
 
 def _is_teachers(result: Mapping[str, Any]) -> bool:
@@ -105,7 +105,7 @@ def headlines(
             note = f"to the teacher, {row['clips']} samples of {row['set']}"
             found += [(decimals(row["pcc"]), "PCC", note)]
             found += [(decimals(row["rmse"]), "RMSE (MOS)", note)]
-        elif not _matters(str(row.get("short", ""))):
+        elif not _matters(str(row.get("padding", ""))):
             found += [(decimals(row["pcc"]), "PCC", _beside(row, sets))]
     metrics = model.get("metrics") or {}
     if not mine and metrics:
@@ -127,7 +127,7 @@ def _beside(row: Mapping[str, Any], sets: Sequence[Mapping[str, Any]]) -> str:
         for other in sets
         if other["set"] == row["set"]
         and other["model"] != row["model"]
-        and other.get("short") == row.get("short")
+        and other.get("padding") == row.get("padding")
     ]
     beside = f" ({', '.join(others)})" if others else ""
     return f"to people, {row['clips']} clips of {row['set']}{beside}"

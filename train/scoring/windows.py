@@ -14,9 +14,6 @@ from data_specs.io.waves import Padding, filled
 from data_specs.sample import CROP_SAMPLES
 from train.audio import Clip, Wave
 
-Short = Padding
-"""As evaluation and the option ``--short`` call it."""
-
 Mode = Literal["exact", "fast"]
 
 MAX_HOP_SAMPLES = 16_000
