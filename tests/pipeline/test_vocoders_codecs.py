@@ -475,6 +475,8 @@ def bands_lag(before: np.ndarray, after: np.ndarray) -> int:
 def test_hifigan_s_own_v2_speaks_in_time(
     shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Half a hop is 93 samples at 16 kHz: without it the lags of eight clips were 66 to 87, with it
+    -16 to 0. A third of it is allowed for one clip, for what the network makes of an onset."""
     pytest.importorskip("TTS")
     source = shared / "weights" / "hifigan-v2"
     if not source.is_dir():
@@ -486,7 +488,7 @@ def test_hifigan_s_own_v2_speaks_in_time(
     speech = np.stack([fit_length(read_part(path, 0, 48_000), 48_000) for path in picked])
     out = hifigan.process(speech, [{"rate_hz": 22_050.0}] * 6)
     lags = [bands_lag(a, b) for a, b in zip(speech, out, strict=True)]
-    assert abs(np.median(lags)) <= 24 and np.abs(lags).max() <= 48, lags
+    assert abs(np.median(lags)) <= 12 and np.abs(lags).max() <= 31, lags
 
 
 @pytest.mark.parametrize("rate_hz", RATES_HZ)
