@@ -172,8 +172,20 @@ class Codec(Strict):
     """
 
     kind: Literal[
-        *("g711_alaw", "g711_ulaw", "g722", "g723_1", "g726", "gsm", "amr_nb", "amr_wb"),
-        *("speex_nb", "speex_wb", "codec2", "mp3", "aac", "vorbis"),
+        "g711_alaw",
+        "g711_ulaw",
+        "g722",
+        "g723_1",
+        "g726",
+        "gsm",
+        "amr_nb",
+        "amr_wb",
+        "speex_nb",
+        "speex_wb",
+        "codec2",
+        "mp3",
+        "aac",
+        "vorbis",
     ]
     bitrate_bps: Distribution | None = None
     loss: Annotated[Distribution, _within(0, 0.5, "")] = Constant(value=0)
