@@ -28,7 +28,7 @@ from train.models.tensors import require_finite
 NORMAL_FLOOR = 1e-7
 """Added to the variance of a wave (transformers, ``Wav2Vec2FeatureExtractor``)."""
 
-PORTION = 4
+PORTION = 2
 """Tensors: a checkpoint is mapped anew for each portion, for until then its pages count as ours."""
 
 INDEX_ENDING = ".index.json"
