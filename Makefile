@@ -368,6 +368,36 @@ hifigan: ##data put HiFi-GAN V2's pinned weights in the cache: [HIFIGAN_SOURCE=f
 	mkdir -p $(call q,$(WEIGHTS)/hifigan-coqui) && install -m 644 $(call q,$(HIFIGAN_SOURCE)/config.json) \
 	  $(call q,$(HIFIGAN_SOURCE)/model_file.pth) $(call q,$(WEIGHTS)/hifigan-coqui)
 
+# --- the released students -------------------------------------------------------------------------
+
+RELEASE ?= runs/release
+RELEASE_CLIPS ?= 800
+RELEASE_SAMPLES ?= 12000
+RELEASE_STEPS ?= 16000
+DATA = $(call q,$(SHARED)/data)
+OPEN = --corpus open_speech=$(DATA) --corpus open_voices=$(RELEASE)/voices \
+  --corpus open_noise=$(DATA) --corpus open_noise=$(RELEASE)/noise \
+  --corpus open_rooms=$(DATA) --corpus open_rooms=$(RELEASE)/rooms
+
+.PHONY: release
+release: release-shards ##models the released students out of ../shared alone: 5 hours on two cores, resumable
+	for pair in tiny=v1 small=v2; do name=$${pair%=*}; \
+	  OMP_NUM_THREADS=$(WORKERS) $(PY) -m train fit --student $${pair#*=} --preset fast --steps $(RELEASE_STEPS) \
+	    --shards $(RELEASE)/shards --validation $(RELEASE)/validation --validate-every 500 --out $(RELEASE)/$$name && \
+	  $(PY) -m train export --model $(RELEASE)/$$name --out $(RELEASE)/bundles/$$name --wheel mos_$$name; done
+
+.PHONY: release-shards
+release-shards: setup ##models what the released students learn from
+	$(MAKE) system RECIPE=release
+	[ -f $(call q,$(WEIGHTS)/fargan/fargan_demo) ] || $(MAKE) fargan
+	[ -f $(call q,$(WEIGHTS)/hifigan-coqui/model_file.pth) ] || $(MAKE) hifigan
+	[ -f $(call q,$(WEIGHTS)/kokoro/config.json) ] || $(MAKE) voices
+	SPEECH_WEIGHTS=$(call q,$(WEIGHTS)) $(PY) -m pipeline speak open --out $(RELEASE)/voices --clips $(RELEASE_CLIPS)
+	$(PY) -m pipeline corpora noise --out $(RELEASE)/noise --count 120 --seed 3 --from $(DATA)/speech/train-clean-100
+	$(PY) -m pipeline corpora rooms --out $(RELEASE)/rooms --count 200 --seed 3
+	SPEECH_WEIGHTS=$(call q,$(WEIGHTS)) $(PY) -m pipeline shards release $(OPEN) --out $(RELEASE)/shards \
+	  --samples $(RELEASE_SAMPLES) --workers $(WORKERS) --and validation=600:$(RELEASE)/validation
+
 # --- checks --------------------------------------------------------------------------------------
 
 # A file's tests stay in one process: they share what is slow to make.
