@@ -199,7 +199,8 @@ def test_what_is_not_here_is_an_error_that_names_the_command_and_no_network(
     for name, entry in all_weights().items():
         if isinstance(entry, Wheel):
             continue
-        run = entry.command if isinstance(entry, Build) else f"make weights NAMES={name}$"
+        other = f", or {entry.or_run}" if entry.or_run else ""
+        run = entry.command if isinstance(entry, Build) else f"make weights NAMES={name}{other}$"
         with pytest.raises(FileNotFoundError, match=f"no weights '{name}' in {cache}.*run {run}"):
             find(name)
     with pytest.raises(FileNotFoundError, match=r"unknown weights.*did you mean 'lpcnet'"):
