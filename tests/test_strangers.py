@@ -112,8 +112,18 @@ def test_an_index_page_that_leads_outside_writes_nothing(
 
     with serving(answering(answer)) as host:
         monkeypatch.setenv("SPEECH_WEIGHTS", f"http://{host}/cache")
-        assert main(["weights", "--list", "deepfilternet3"]) == 2
+        assert main(["weights", "--list", "demucs-dns48"]) == 2
     assert "not a path inside" in capsys.readouterr().err
+    assert not [path for path in home.parent.rglob("*") if path.is_file()]
+
+
+def test_an_address_without_an_index_has_no_weights(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with serving(answering(lambda asked: give(asked, b"no page"))) as host:
+        monkeypatch.setenv("SPEECH_WEIGHTS", f"http://{host}/cache")
+        assert main(["weights", "--list", "demucs-dns48"]) == 0
+    assert "missing" in capsys.readouterr().out
     assert not [path for path in home.parent.rglob("*") if path.is_file()]
 
 

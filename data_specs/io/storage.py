@@ -217,7 +217,7 @@ class RemoteFolder:
         listed = {}
         for name, entry in found.items():
             path = re.sub(r"^[a-z0-9]+://", "", name.partition("?")[0]).strip("/")
-            if entry["type"] == "file" and path.startswith(f"{top}/"):
+            if entry.get("type") == "file" and path.startswith(f"{top}/"):
                 below = path.removeprefix(f"{top}/")
                 encoded = not self.over_http or ENCODED.search(below)
                 listed[below if encoded else unquote(below)] = (entry.get("size"), _tag(entry))

@@ -3,9 +3,8 @@
 Naive: one clip at a time, fp32, through the package's own documented call, with its models loaded
 once. Ours: groups, in the recipe's precision, in a child process as a worker has it. Both ways take
 turns within a run, and medians are quoted. Then samples of the whole recipe, both ways, with
-reading, rooms, noise and resampling in both.
-
-Where no weights are, random ones are written (``tests.bench.random_weights``): speed only.
+reading, rooms, noise and resampling in both. Where no weights are, random ones are written
+(``tests.bench.random_weights``): speed only.
 """
 
 from __future__ import annotations

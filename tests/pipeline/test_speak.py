@@ -165,8 +165,9 @@ def test_a_wrong_spec_is_told_by_its_place(tmp_path: Path) -> None:
     path.write_text(text.replace("languages: [pt]", "language: [pt]"))
     with pytest.raises(SpecError, match=r"v\.yaml: models\[16\]: .*'language'; did you mean 'lang"):
         load_voices(path)
-    path.write_text(text.replace("cv/vits", "css10/vits").replace("models/pt", "models/es"))
-    with pytest.raises(SpecError, match="tts_models/es/css10/vits is there more than once"):
+    twice = text.replace("models/pt/cv/vits", "models/es/css10/vits").replace("[pt]", "[es]")
+    path.write_text(twice)
+    with pytest.raises(SpecError, match=r"tts_models/es/css10/vits \(es\) is there more than once"):
         load_voices(path)
 
 
