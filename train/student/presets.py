@@ -83,8 +83,6 @@ FAST: dict[str, Any] = PAPER | {
     "precision": "auto",
     "compile": "auto",
     "augment": True,
-    "crops": 0.3,
-    "padding": "repeat",
     "validate_every": 500,
 }
 """A hundred times the paper's rate with warm-up and cosine: 5000 steps instead of 250 000. The rate
@@ -113,8 +111,6 @@ def make_config(
         # v6 (192 wide) learns nothing at what suits v2 (64).
         values["lr"] *= min(1.0, 64 / shape.dim)
     values["rated_share"] = _rated_share(sources, values["rated_share"], changes)
-    if changes.get("crops") is None and not values["augment"]:
-        values["crops"] = 0.0
     if values["crops"] and not values["augment"]:
         raise UserError("--crops is a part of --augment: give both, or neither")
     facts = {"student": student, "preset": preset, **sources.facts()}
