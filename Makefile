@@ -383,7 +383,7 @@ OPEN = --corpus open_speech=$(DATA) --corpus open_voices=$(RELEASE)/voices \
 release: release-shards ##models the released students out of ../shared alone: 5 hours on two cores, resumable
 	for pair in tiny=v1 small=v2; do name=$${pair%=*}; \
 	  OMP_NUM_THREADS=$(WORKERS) $(PY) -m train fit --student $${pair#*=} --preset fast --steps $(RELEASE_STEPS) \
-	    --shards $(RELEASE)/shards --validation $(RELEASE)/validation --validate-every 500 --out $(RELEASE)/$$name && \
+	    --shards $(RELEASE)/shards --validation $(RELEASE)/validation --validate-every 500 --out $(RELEASE)/$$name; \
 	  $(PY) -m train export --model $(RELEASE)/$$name --out $(RELEASE)/bundles/$$name --wheel mos_$$name; done
 
 .PHONY: release-shards
@@ -396,7 +396,7 @@ release-shards: setup ##models what the released students learn from
 	$(PY) -m pipeline corpora noise --out $(RELEASE)/noise --count 120 --seed 3 --from $(DATA)/speech/train-clean-100
 	$(PY) -m pipeline corpora rooms --out $(RELEASE)/rooms --count 200 --seed 3
 	SPEECH_WEIGHTS=$(call q,$(WEIGHTS)) $(PY) -m pipeline shards release $(OPEN) --out $(RELEASE)/shards \
-	  --samples $(RELEASE_SAMPLES) --workers $(WORKERS) --and validation=600:$(RELEASE)/validation
+	  --samples $(RELEASE_SAMPLES) --engine $(ENGINE) --workers $(WORKERS) --and validation=600:$(RELEASE)/validation
 
 # --- checks --------------------------------------------------------------------------------------
 

@@ -25,7 +25,7 @@ from train.data.sources import open_sources
 from train.files import load_checkpoint
 from train.loop.loop import Host
 from train.models.calibration import Affine, Calibration
-from train.models.student import Student
+from train.models.student import Student, variant
 from train.scoring.score import load
 from train.student.fit import Trainer, fit
 from train.student.presets import PRESETS, FitConfig, learning_rate, make_config
@@ -302,6 +302,13 @@ def test_a_student_that_hears_repetition_hears_no_silence(tmp_path, monkeypatch,
     scorer, wave_T = load(tmp_path / "run"), tone(300, 24_000).numpy()
     assert scorer.padding == "repeat"
     assert scorer.score(wave_T, 16_000) == scorer.score(wave_T, 16_000, padding="repeat")
+
+
+def test_going_on_keeps_what_a_student_hears_behind_short_clips(folder):
+    shape, sources = variant("v1").model_copy(update={"padding": "repeat"}), open_sources(folder)
+    assert make_config("v1", sources, "fast", shape).padding == "repeat"
+    assert make_config("v1", sources, "fast", shape, padding="zero").padding == "zero"
+    assert make_config("v1", sources, "fast").padding == "zero"
 
 
 def test_crops_need_augmentation(folder):

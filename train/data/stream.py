@@ -307,12 +307,13 @@ def batch_of(pcm_BT: Tensor, mos: list[float], lengths: list[int]) -> Batch:
     return Batch(pcm_BT, torch.tensor(mos, dtype=torch.float32), torch.tensor(lengths))
 
 
-def padded(pcm_BT: Tensor, padding: Padding) -> Tensor:
-    """int16 clips with silence behind short ones to waves (B, T) with what is wanted there."""
+def padded(pcm_BT: Tensor, padding: Padding, device: torch.device) -> Tensor:
+    """``to_waves`` of clips with silence behind short ones; with what is wanted there instead."""
+    if padding == "zero":
+        return to_waves(pcm_BT, device)
     waves = (pcm_BT.float() / PCM_SCALE).numpy()
-    if padding == "repeat":
-        waves = np.stack([filled(wave_T[: audible_samples(wave_T)], padding) for wave_T in waves])
-    return torch.from_numpy(waves)
+    filled_BT = np.stack([filled(wave_T[: audible_samples(wave_T)], padding) for wave_T in waves])
+    return torch.from_numpy(filled_BT).to(device)
 
 
 def to_waves(pcm_BT: Tensor, device: torch.device) -> Tensor:

@@ -104,7 +104,7 @@ class Trainer(Task):
     def _waves(self, batch: Batch) -> Tensor:
         config = self.config
         if not config.augment:
-            return padded(batch.pcm_BT, config.padding).to(self.device, non_blocking=True)
+            return padded(batch.pcm_BT, config.padding, self.device)
         options = (config.seed, self.step, config.crops, self.rank, self.world, config.padding)
         return augment(to_waves(batch.pcm_BT, self.device), batch.lengths_B, *options)
 
@@ -132,7 +132,7 @@ class Trainer(Task):
         for start in range(0, len(rows), self.config.batch):
             read = [held.read(row) for row in rows[start : start + self.config.batch]]
             pcm_BT = torch.from_numpy(np.stack([pcm for pcm, _ in read]))
-            waves_BT = padded(pcm_BT, self.config.padding).to(self.device)
+            waves_BT = padded(pcm_BT, self.config.padding, self.device)
             with self.fabric.autocast():
                 predicted.append(self.average(waves_BT).double())
             truth += [mos for _, mos in read]

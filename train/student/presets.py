@@ -110,6 +110,8 @@ def make_config(
     if preset == "fast" and changes.get("lr") is None:
         # v6 (192 wide) learns nothing at what suits v2 (64).
         values["lr"] *= min(1.0, 64 / shape.dim)
+    if changes.get("padding") is None:
+        values["padding"] = shape.padding  # what a student that it starts from was trained to hear
     values["rated_share"] = _rated_share(sources, values["rated_share"], changes)
     if values["crops"] and not values["augment"]:
         raise UserError("--crops is a part of --augment: give both, or neither")
