@@ -27,13 +27,14 @@ from data_specs.io.errors import UserError
 from data_specs.io.files import write_text
 from data_specs.io.options import add_options, options_of
 from data_specs.io.progress import progress_bar
+from data_specs.io.waves import Padding
 from data_specs.rated import read_rated, require_heard
 from data_specs.sample import CROP_SAMPLES
 from data_specs.strict import checked
 from train.data.order import generator
 from train.data.shards import list_shards
 from train.data.sources import RatedSamples, Samples
-from train.data.stream import ShardSamples, to_waves
+from train.data.stream import ShardSamples, padded
 from train.files import run_folder, write_model
 from train.loop.loop import Host, host_of
 from train.models.front_end import XlsrFrontEnd
@@ -77,10 +78,13 @@ class Settings(BaseModel):
 # --- clips ----------------------------------------------------------------------------------------
 
 
-def clips_of(where: Path | str | None, count: int, seed: int = 0) -> Tensor:
+def clips_of(
+    where: Path | str | None, count: int, seed: int = 0, padding: Padding = "zero"
+) -> Tensor:
     """Up to ``count`` clips, float32 (B, 122880) within -1 to 1, drawn from all of a source.
 
     A CSV of rated clips, a folder of shards, or None: noise of different loudness over time.
+    ``padding`` stands behind short ones.
     """
     draw = generator(seed)
     if where is None:
@@ -90,7 +94,7 @@ def clips_of(where: Path | str | None, count: int, seed: int = 0) -> Tensor:
     samples = _samples(where)
     numbers = sorted(draw.permutation(len(samples))[:count].tolist())
     pcm_BT = torch.from_numpy(np.stack([samples.read(number)[0] for number in numbers]))
-    return to_waves(pcm_BT, torch.device("cpu"))
+    return padded(pcm_BT, padding, torch.device("cpu"))
 
 
 def _samples(where: Path | str) -> Samples:
@@ -210,7 +214,8 @@ def _least(
         print(f"without dead units it has less than {settings.keep_macs:.0%}: nothing is chosen")
         return {}
     device = next(student.parameters()).device
-    waves_BT = clips_of(args.importance_from, settings.importance_clips, seed=1)
+    heard = student.config.padding
+    waves_BT = clips_of(args.importance_from, settings.importance_clips, 1, heard)
     bar = progress_bar(torch.split(waves_BT, 1), unit="clip", desc="importance")
     importance = unit_importance(student, (wave_1T.to(device) for wave_1T in bar))
     return choose_units(student, importance, share)
