@@ -8,7 +8,6 @@ the test split: ``results.json`` and ``results.csv``, with bootstrap intervals o
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -53,7 +52,7 @@ from train.loop.loop import (
     load_best,
     train,
 )
-from train.models.encoders.interface import SpeechEncoder, States
+from train.models.encoders.interface import SpeechEncoder, States, weights_sha256
 from train.models.encoders.loading import load_encoder
 from train.pages import ranged
 
@@ -237,15 +236,6 @@ def judged(run: Finetuning, data: TaskClips) -> dict[str, Any]:
                 row["speakers"] = len({clip.speaker for clip in clips if clip.speaker})
                 rows.append(row | {"figure": figure, **value.named("value")})
     return {"step": (run.best or {}).get("step"), **run.encoder.sizes(), "rows": rows}
-
-
-def weights_sha256(encoder: SpeechEncoder) -> str:
-    """Of all tensors, by name."""
-    state = hashlib.sha256()
-    for name, tensor in sorted(encoder.state_dict().items()):
-        state.update(f"{name} {tuple(tensor.shape)}".encode())
-        state.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
-    return state.hexdigest()
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple, Self
@@ -75,3 +76,12 @@ class SpeechEncoder(nn.Module, ABC):
             "parameters": sum(parameter.numel() for parameter in self.parameters()),
             "macs_per_second": int(counted.get_total_flops() / 2 / seconds),
         }
+
+
+def weights_sha256(encoder: SpeechEncoder) -> str:
+    """Of all tensors, by name."""
+    state = hashlib.sha256()
+    for name, tensor in sorted(encoder.state_dict().items()):
+        state.update(f"{name} {tuple(tensor.shape)}".encode())
+        state.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+    return state.hexdigest()
