@@ -1,0 +1,1 @@
+"""Speech encoders behind one interface."""
