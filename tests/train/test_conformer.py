@@ -43,7 +43,7 @@ def noise(samples: int, clips: int = 1) -> Tensor:
 def all_states(made: Conformer, waves_BT: Tensor, lengths: list[int] | None = None) -> Tensor:
     lengths_B = torch.tensor(lengths or [waves_BT.shape[1]] * len(waves_BT))
     with torch.inference_mode():
-        return torch.stack(made(waves_BT, lengths_B, tuple(range(TINY.layers + 1))).layers)
+        return torch.stack(made(waves_BT, lengths_B).layers)
 
 
 def test_log_mels_are_those_of_a_tone_and_end_where_they_say() -> None:
@@ -64,8 +64,8 @@ def test_a_clip_does_not_depend_on_its_neighbours(chunk: int) -> None:
     made = conformer(chunk=chunk)
     waves_BT = noise(9000, clips=2)
     with torch.inference_mode():
-        both = made(waves_BT, torch.tensor([9000, 5000]), (1, 2))
-        alone = made(waves_BT[1:, :5000], torch.tensor([5000]), (1, 2))
+        both = made(waves_BT, torch.tensor([9000, 5000]))
+        alone = made(waves_BT[1:, :5000], torch.tensor([5000]))
     assert both.lengths_B.tolist() == [14, 8] and alone.lengths_B.tolist() == [8]
     for many_BFD, one_BFD in zip(both.layers, alone.layers, strict=True):
         assert torch.allclose(many_BFD[1, :8], one_BFD[0], rtol=0, atol=ROUNDING)
@@ -104,7 +104,7 @@ def test_multiply_adds_are_those_that_pytorch_counts() -> None:
     for config in (TINY, TINY.model_copy(update={"kept": kept, "factor": 8})):
         made, mels_1MK = Conformer(config).eval(), torch.zeros(1, 48, 16)
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            made.states(mels_1MK, torch.tensor([48]), (2,))
+            made.states(mels_1MK, torch.tensor([48]))
         assert counter.get_total_flops() == 2 * conformer_macs(config, 48 * HOP_SAMPLES)
 
 

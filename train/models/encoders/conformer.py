@@ -81,27 +81,26 @@ class Conformer(nn.Module):
         self.positions = parakeet.ParakeetEncoderRelPositionalEncoding(theirs)
         self.layers = nn.ModuleList(_layer(config, number) for number in range(config.layers))
 
-    def forward(self, waves_BT: Tensor, lengths_B: Tensor, layers: tuple[int, ...]) -> States:
-        """States of the wanted layers; ``lengths_B`` are samples of each wave."""
-        return self.states(*self.features(waves_BT, lengths_B), layers)
+    def forward(self, waves_BT: Tensor, lengths_B: Tensor) -> States:
+        return self.states(*self.features(waves_BT, lengths_B))
 
     def features(self, waves_BT: Tensor, lengths_B: Tensor) -> tuple[Tensor, Tensor]:
         """Log-mels (B, M, mels), about normal, and how many frames of 10 ms are a clip's (B)."""
         mels_BMK = (log_mels(waves_BT, self.config.mels) - MEL_MEAN) / MEL_SPREAD
         return mels_BMK, lengths_B.to(waves_BT.device) // HOP_SAMPLES
 
-    def states(self, mels_BMK: Tensor, lengths_B: Tensor, layers: tuple[int, ...]) -> States:
-        """States of the wanted layers, of features."""
+    def states(self, mels_BMK: Tensor, lengths_B: Tensor) -> States:
+        """States of all layers, of features."""
         heard_BM = torch.arange(mels_BMK.shape[1], device=mels_BMK.device) < lengths_B[:, None]
         hidden_BFD = self.subsampling(mels_BMK * heard_BM[..., None], heard_BM)
         lengths_B = -(-lengths_B // self.config.factor)
         hidden_BFD = functional.dropout(hidden_BFD, self.config.dropout, self.training)
         about: Any = {"attention_mask": self._mask(lengths_B, hidden_BFD.shape[1])}
         about["position_embeddings"] = self.positions(hidden_BFD)
-        found = {0: hidden_BFD}
-        for number, layer in enumerate(self.layers[: max(layers)], 1):
-            found[number] = layer(found[number - 1], **about)
-        return States(tuple(found[number] for number in layers), lengths_B)
+        found = [hidden_BFD]
+        for layer in self.layers:
+            found.append(layer(found[-1], **about))
+        return States(tuple(found), lengths_B)
 
     def _mask(self, lengths_B: Tensor, frames: int) -> Tensor:
         """Which state (third) hears which (last): bool (B, 1, F, F)."""

@@ -1,0 +1,1 @@
+"""Encoders of speech trained on labelled clips: tasks, distillation, budgets."""

@@ -1,0 +1,1 @@
+"""What an encoder is trained and judged on: a file each."""
