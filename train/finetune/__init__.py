@@ -1,1 +1,1 @@
-"""Encoders of speech trained on labelled clips: tasks, distillation, budgets."""
+"""Finetuning of an encoder of speech on tasks: distillation and pruning within the same updates."""

@@ -1,1 +1,1 @@
-"""What an encoder is trained and judged on: a file each."""
+"""What an encoder learns to do: a file each, and ``train.finetune.tasks.table`` of them."""

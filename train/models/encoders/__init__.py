@@ -1,1 +1,1 @@
-"""Speech encoders behind one interface."""
+"""Encoders of speech behind one interface: waves to the states of their layers."""
