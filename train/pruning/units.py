@@ -3,7 +3,8 @@
 Units are a convolution's output channels, attention heads, feed-forward units, hidden units of the
 pooling, coordinates of the tokens' width. Of a student all of these; of one of low rank the ranks
 of its convolutions instead; of an XLS-R encoder heads and feed-forward units (its convolutions and
-its width run through layer norms over all channels and a grouped convolution).
+its width run through layer norms over all channels and a grouped convolution); of a conformer these
+and the channels of its layers' convolutions.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from data_specs.sample import CROP_SAMPLES
+from train.models.encoders.conformer import Conformer, ConformerConfig, conformer_macs
 from train.models.head import Slim
 from train.models.student import LEAK, Student, StudentConfig, macs_with
 from train.models.xlsr import Encoder, encoder_of, flops
@@ -115,10 +117,12 @@ class Layout:
         return sum(prod(shape) for shape in shapes.values())
 
 
-def layout_of(model: Student | Encoder) -> Layout:
-    """Where the units of a student or an XLS-R encoder are."""
+def layout_of(model: Student | Encoder | Conformer) -> Layout:
+    """Where the units of a student, an XLS-R encoder or a conformer are."""
     if isinstance(model, Encoder):
         return _encoder_layout(model)
+    if isinstance(model, Conformer):
+        return _conformer_layout(model)
     config = model.config
 
     def build(state: dict[str, Tensor], counts: Mapping[str, int]) -> Student:
@@ -316,3 +320,58 @@ def _encoder_macs(encoder: Encoder, counts: Mapping[str, int]) -> float:
         hidden = counts[f"layers.{number}.feedforward"]
         macs += steps * width * (4 * inner + 2 * hidden) + 2 * steps**2 * inner
     return macs
+
+
+def _conformer_layout(conformer: Conformer) -> Layout:
+    config = conformer.config
+    groups = []
+    for number in range(config.layers):
+        units, name = config.units(number), f"layers.{number}."
+        groups += [
+            _relative_heads(f"{name}heads", units["heads"], config, f"{name}self_attn."),
+            _conv_channels(f"{name}channels", units["channels"], f"{name}conv."),
+        ]
+        for part in "12":
+            prefix, ends = f"{name}feed_forward{part}.", ("linear1", "linear2")
+            count = units[f"feedforward{part}"]
+            groups.append(
+                _hidden(f"{name}feedforward{part}", count, prefix, *ends, functional.silu)
+            )
+
+    def smaller(counts: Mapping[str, int]) -> ConformerConfig:
+        return config.model_copy(update={"kept": dict(counts)})
+
+    def build(state: dict[str, Tensor], counts: Mapping[str, int]) -> Conformer:
+        found = Conformer(smaller(counts))
+        found.load_state_dict(state)
+        return found.train(conformer.training)
+
+    return Layout(groups, lambda counts: conformer_macs(smaller(counts), CROP_SAMPLES), build)
+
+
+def _relative_heads(name: str, count: int, config: ConformerConfig, prefix: str) -> Group:
+    """Heads with a key of relative positions and two biases each."""
+    size = config.width // config.heads
+    ends = [(f"{letter}_proj", what) for letter in "qkv" for what in ("weight", "bias")]
+    parts = [Slices(f"{prefix}{end}.{what}", 0, size) for end, what in ends]
+    own = [Slices(f"{prefix}bias_{letter}", 0) for letter in "uv"]
+    own.append(Slices(f"{prefix}relative_k_proj.weight", 0, size))
+    reads = Slices(f"{prefix}o_proj.weight", 1, size)
+    return _heads(name, count, [*own, *parts], parts[-2:], reads)
+
+
+def _conv_channels(name: str, count: int, prefix: str) -> Group:
+    """Channels between a gated linear unit and the batch norm behind the depthwise convolution.
+
+    What the gate lets through is not constant where no weight makes it; where the norm scales it by
+    zero it is.
+    """
+    kinds = ("weight", "bias")
+    parts = [Slices(f"{prefix}pointwise_conv1.{what}", 0, 1, (0, count)) for what in kinds]
+    parts += [Slices(f"{prefix}depthwise_conv.{what}", 0) for what in kinds]
+    norm = [Slices(f"{prefix}norm.{what}", 0) for what in NORM_TENSORS]
+    reads = Slices(f"{prefix}pointwise_conv2.weight", 1)
+    return Group(
+        name, count, "units", (*parts, *norm, reads), makes=(norm[0],), reads=(reads,),
+        gates=(reads,), bias=norm[1], act=functional.silu, block=_block(count),
+    )  # fmt: skip
