@@ -27,7 +27,7 @@ AHEAD = 4
 
 
 class Batch(NamedTuple):
-    """Clips of one task, zeros behind each; ``clean_BT`` are their clean twins, where all have one."""
+    """Clips of one task, zeros behind each; ``clean_BT``: their clean twins, where all have one."""
 
     task: str
     clips: list[LabelledClip]
