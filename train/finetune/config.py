@@ -75,10 +75,8 @@ class Settings(BaseModel):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Settings:
-        if self.frozen and (self.keep or self.distil_from or self.start == "random"):
-            raise UserError(
-                "--frozen leaves the encoder as it is: no --keep, --distil-from, --start"
-            )
+        if self.frozen and (self.keep or self.distil_from):
+            raise UserError("--frozen leaves the encoder as it is: no --keep, no --distil-from")
         return self
 
 

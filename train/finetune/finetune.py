@@ -38,8 +38,10 @@ from train.finetune.clips import (
 )
 from train.finetune.config import FinetuneConfig, Settings
 from train.finetune.saved import save_model
+from train.finetune.tasks.speakers import Speakers
 from train.finetune.tasks.table import TASKS
 from train.finetune.tasks.task import SpeechTask
+from train.finetune.tasks.trials import read_trials
 from train.finetune.terms import Term
 from train.loop.loop import (
     ONE_PROCESS,
@@ -191,11 +193,17 @@ def make_terms(config: FinetuneConfig, encoder: SpeechEncoder) -> list[Term]:
 
 
 def finetune(
-    config: FinetuneConfig, encoder: SpeechEncoder, data: TaskClips, out: Path, host: Host
+    config: FinetuneConfig,
+    encoder: SpeechEncoder,
+    data: TaskClips,
+    out: Path,
+    host: Host,
+    pairs: Sequence[tuple[Path, Path]] = (),
 ) -> dict[str, Any]:
-    """Train, or continue the run in ``out``; write the model and its results, which are returned.
+    """Train, or continue the run in ``out``; write the model, and return its results.
 
-    What a signal does, and errors, as of ``train.loop.loop.train``.
+    ``pairs`` are the trials by which speakers are judged (none: every pair). What a signal does,
+    and errors, as of ``train.loop.loop.train``.
     """
     torch.manual_seed(config.seed)
     if config.chunk_ms:
@@ -203,6 +211,8 @@ def finetune(
     if config.start == "random":
         encoder = encoder.fresh()
     tasks = {name: TASKS[name].new(encoder, data.clips[name]["train"]) for name in config.shares}
+    if pairs and isinstance(speakers := tasks.get("speakers"), Speakers):
+        speakers.pairs = pairs
     for name, task in tasks.items():
         for split in ("validation", "test"):
             task.require(data.clips[name][split])
@@ -257,6 +267,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "CSV of labelled clips: path, split, and any of keyword, speaker, mos, text; repeatable"
     )
     add("--clips", type=path_here, action="append", required=True, help=labels)
+    trials = "list of 1|0 path path by which speakers are judged (default: every pair); repeatable"
+    add("--trials", type=path_here, action="append", default=[], help=trials)
     add("--out", type=path_here, required=True, help="run folder; continued if it exists")
     add_options(parser, Settings)
     add_options(parser, Host, [*ONE_PROCESS, "workers"])
@@ -285,7 +297,8 @@ def run(args: argparse.Namespace) -> int:
             require_heard(clips)
         waves = Waves(host.cache_gb * 1e9)
         data = TaskClips(split, waves, seconds_to_samples(settings.seconds))
-        results = finetune(config, encoder, data, args.out, host)
+        pairs = [pair for path in args.trials for pair in read_trials(path)]
+        results = finetune(config, encoder, data, args.out, host, pairs)
         about = {**made_by("finetune", args, add_arguments), **results}
         write_text(args.out / "results.json", json.dumps(about, indent=2) + "\n")
         write_text(args.out / "results.csv", csv_text(results["rows"]))

@@ -79,7 +79,7 @@ def _dead(state: State, group: Group) -> Tensor:
     if group.kind == "width":
         return ~reached_U
     unread_U = ~_any(state, group.reads, group.count)
-    if group.kind == "units":
+    if group.kind in ("units", "rank"):
         return unread_U | ~reached_U
     left_U = ~reached_U & ~unread_U
     carrier = _carrier(state, group, left_U)
@@ -111,7 +111,7 @@ def _release(state: State, group: Group, gone_U: Tensor) -> None:
         _fold_width(state, group, gone_U)
     elif group.kind == "units":
         _fold_into_bias(state, group, constant_U)
-    else:
+    elif group.kind == "channels":
         _fold_into_channel(state, group, constant_U, gone_U)
     numbers = gone_U.nonzero().flatten()
     for part in group.parts:

@@ -1,16 +1,18 @@
 """Where the units of a network are, which structured pruning removes whole.
 
 Units are a convolution's output channels, attention heads, feed-forward units, hidden units of the
-pooling, coordinates of the tokens' width. Of a student all of these; of an XLS-R encoder heads and
-feed-forward units (its convolutions and its width run through layer norms over all channels and a
-grouped convolution); of a conformer these and the channels of its layers' convolutions.
+pooling, coordinates of the tokens' width. Of a student all of these; of one of low rank the ranks
+of its convolutions instead; of an XLS-R encoder heads and feed-forward units (its convolutions and
+its width run through layer norms over all channels and a grouped convolution); of a conformer these
+and the channels of its layers' convolutions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from math import prod
 from typing import Any, Literal
 
 import torch
@@ -20,7 +22,7 @@ from torch.nn import functional
 from data_specs.sample import CROP_SAMPLES
 from train.models.encoders.conformer import Conformer, ConformerConfig, conformer_macs
 from train.models.head import Slim
-from train.models.student import LEAK, Student, StudentConfig, macs_of
+from train.models.student import LEAK, Student, StudentConfig, macs_with
 from train.models.xlsr import Encoder, encoder_of, flops
 
 State = MutableMapping[str, Tensor]
@@ -30,8 +32,9 @@ LARGEST_BLOCK = 16
 
 NORM_TENSORS = ("weight", "bias", "running_mean", "running_var")
 
-Kind = Literal["units", "channels", "width"]
-"""How a constant unit is made up for: in a bias; in another constant channel; it is zero anyway."""
+Kind = Literal["units", "channels", "width", "rank"]
+"""How a constant unit is made up for: in a bias; in another constant channel; the others are zero
+anyway."""
 
 
 @dataclass(frozen=True)
@@ -91,17 +94,27 @@ class Layout:
     """A model's groups from input to output, and what it is with other numbers of units.
 
     ``macs`` gives multiply-adds a clip of 7.68 s, ``build`` the model of a sliced state dict; both
-    of units left by group name.
+    of units left by group name. For ``macs`` these may be tensors: it is then one too.
     """
 
     groups: list[Group]
-    macs: Callable[[Mapping[str, int]], float]
+    macs: Callable[[Mapping[str, Any]], Any]
     build: Callable[[dict[str, Tensor], Mapping[str, int]], Any]
 
     @property
     def counts(self) -> dict[str, int]:
         """Units by group name, all of them."""
         return {group.name: group.count for group in self.groups}
+
+    def parameters(self, model: nn.Module, counts: Mapping[str, Any]) -> Any:
+        """How many of a model's parameters are left with such counts, which may be tensors."""
+        shapes: dict[str, list[Any]] = {n: list(p.shape) for n, p in model.named_parameters()}
+        for group in self.groups:
+            for part in group.parts:
+                if part.tensor in shapes:  # all of such a side belongs to the group's units
+                    values = part.size * len(part.starts)
+                    shapes[part.tensor][part.side] = counts[group.name] * values
+        return sum(prod(shape) for shape in shapes.values())
 
 
 def layout_of(model: Student | Encoder | Conformer) -> Layout:
@@ -117,14 +130,20 @@ def layout_of(model: Student | Encoder | Conformer) -> Layout:
         student.load_state_dict(state)
         return student.train(model.training)
 
-    groups = [*_channel_groups(config), *_head_groups(config)]
-    return Layout(groups, lambda counts: macs_of(_config(config, counts)), build)
+    groups = _rank_groups(config.ranks)
+    if not groups:
+        groups = [*_channel_groups(config), *_head_groups(config)]
+    return Layout(groups, lambda counts: macs_with(config, *_sizes(config, counts)), build)
 
 
-def _config(config: StudentConfig, counts: Mapping[str, int]) -> StudentConfig:
-    """The configuration with so many units left."""
-    channels = tuple(counts[f"convolutions.{n}"] for n in range(len(config.channels)))
-    before, layers = config.slim, range(config.layers)
+def _sizes(config: StudentConfig, counts: Mapping[str, Any]) -> tuple[Any, Any, Any, Slim]:
+    """Channels, ranks, width and the head's dimensions with so many units left."""
+    numbers, before = range(len(config.channels)), config.slim
+    if config.ranks:
+        ranks = tuple(counts[f"convolutions.{n}.rank"] for n in numbers)
+        return config.channels, ranks, config.dim, before
+    channels = tuple(counts[f"convolutions.{n}"] for n in numbers)
+    layers = range(config.layers)
     now = Slim(
         tuple(counts[f"layers.{n}.heads"] for n in layers),
         before.head_dim,
@@ -132,10 +151,31 @@ def _config(config: StudentConfig, counts: Mapping[str, int]) -> StudentConfig:
         before.norm_width,
         counts["pool"],
     )
-    values = config.model_dump() | {"channels": channels}
-    if (counts["width"], now) != (config.dim, before):
-        values |= {"dim": counts["width"], **vars(now)}
+    return channels, None, counts["width"], now
+
+
+def _config(config: StudentConfig, counts: Mapping[str, int]) -> StudentConfig:
+    """The configuration with so many units left."""
+    channels, ranks, width, now = _sizes(config, counts)
+    values = config.model_dump() | {"channels": channels, "ranks": ranks}
+    if (width, now) != (config.dim, config.slim):
+        values |= {"dim": width, **vars(now)}
     return StudentConfig.model_validate(values)
+
+
+def _rank_groups(ranks: Sequence[int] | None) -> list[Group]:
+    """What is between the two convolutions that one was split into."""
+    groups = []
+    for number, count in enumerate(ranks or ()):
+        names = (f"convolutions.{2 * number}.{n}.weight" for n in range(2))
+        makes, reads = (Slices(name, side) for side, name in enumerate(names))
+        groups.append(
+            Group(
+                f"convolutions.{number}.rank", count, "rank", (makes, reads), makes=(makes,),
+                reads=(reads,), gates=(reads,), bias=reads, block=_block(count),
+            )
+        )  # fmt: skip
+    return groups
 
 
 def _block(count: int) -> int:

@@ -77,10 +77,11 @@ class SpeechEncoder(nn.Module, ABC):
 
     def sizes(self) -> dict[str, int]:
         """Parameters, and multiply-adds a second of audio (products of matrices, convolutions)."""
-        samples = int(self.counted_s * self.rate)
+        seconds = min(self.counted_s, self.longest_s)
+        samples = int(seconds * self.rate)
         with FlopCounterMode(display=False) as counted, torch.no_grad():
             self(torch.zeros(1, samples), torch.tensor([samples]))
         return {
             "parameters": sum(parameter.numel() for parameter in self.parameters()),
-            "macs_per_second": int(counted.get_total_flops() / 2 / self.counted_s),
+            "macs_per_second": int(counted.get_total_flops() / 2 / seconds),
         }

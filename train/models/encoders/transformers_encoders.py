@@ -25,6 +25,12 @@ from train.models.xlsr import NORMAL_FLOOR, read_tensors
 WAVE_KINDS = ("wav2vec2", "hubert", "wavlm")
 """``model_type`` of those that hear waves; XLS-R is a wav2vec2."""
 
+NORM_NAMES = {
+    **{"weight_g": "gain", "original0": "gain"},
+    **{"weight_v": "direction", "original1": "direction"},
+}
+"""Weight norm's two tensors, as they were and are called."""
+
 TRAINING_ONLY = {
     "layerdrop": 0.0,
     "encoder_layerdrop": 0.0,
@@ -223,11 +229,10 @@ def _read(
         if name in wanted:
             found[name] = tensor.to(torch.float32, copy=True)
         elif "pos_conv_embed" in name:
-            norm[name.rpartition(".")[2]] = tensor.float().clone()
-    if norm.keys() >= {"weight_g", "weight_v"}:
-        direction = norm["weight_v"]
-        gain = norm["weight_g"] / direction.norm(dim=(0, 1), keepdim=True)
-        found["model.encoder.pos_conv_embed.conv.weight"] = direction * gain
+            norm[NORM_NAMES.get(name.rpartition(".")[2], name)] = tensor.float().clone()
+    if norm.keys() >= {"gain", "direction"}:
+        gain = norm["gain"] / norm["direction"].norm(dim=(0, 1), keepdim=True)
+        found["model.encoder.pos_conv_embed.conv.weight"] = norm["direction"] * gain
     for name, shape in wanted.items():
         if name not in found or found[name].shape != shape:
             have = tuple(found[name].shape) if name in found else "nothing"
