@@ -15,6 +15,7 @@ VERBS = {
     "lengths": ("train.evaluation.lengths", "how well models score short crops"),
     "prune": ("train.pruning.prune", "prune a trained network round by round, or continue a run"),
     "prune-structured": ("train.pruning.prune_structured", "take whole units out of a model"),
+    "finetune": ("train.finetune.finetune", "an encoder on tasks: joint, distilled, pruned"),
     "evaluate": ("train.evaluation.evaluate", "compare models with ratings and shards' labels"),
     "score": ("train.scoring.score", "score files, folders or lists to a CSV"),
     "export": ("train.export.export", "write ONNX, int8, a model card, a bundle, a web page"),
@@ -23,7 +24,7 @@ VERBS = {
     "variants": ("train.student.variants", "list the students and what they cost"),
 }
 
-ONE_WRITER = ("fit", "teacher", "experiment", "lengths", "prune", "prune-structured")
+ONE_WRITER = ("fit", "teacher", "experiment", "lengths", "prune", "prune-structured", "finetune")
 """Verbs that nothing but their own means may start several times for one folder."""
 
 

@@ -19,7 +19,7 @@ from itertools import combinations
 import numpy as np
 import scipy.stats
 
-from train.evaluation.bootstrap import RESAMPLES, Doubles, difference, draws, pearson
+from train.bootstrap import RESAMPLES, Doubles, difference, draws, pearson
 from train.evaluation.records import CommonClips, Pair
 from train.evaluation.statistics import FEWEST
 from train.metrics import agreement
