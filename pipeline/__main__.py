@@ -24,6 +24,7 @@ VERBS = {
     "preview": ("pipeline.dataset.preview", "a static page to listen to samples of a dataset"),
     "corpora": ("pipeline.corpora.synthetic", "write corpora: speech, noise, simulated rooms"),
     "speak": ("pipeline.corpora.speak", "write a corpus of synthetic speech by text to speech"),
+    "words": ("pipeline.dataset.words", "strings of words, or sentences, with their exact text"),
     "conditions": ("pipeline.dataset.conditions", "labelled clips in a grid of rooms and noise"),
     "weights": ("pipeline.corpora.weights", "fetch, list and check the processors' weights"),
     "estimate": ("pipeline.cluster.estimate", "time, size and cost of a dataset to be made"),
