@@ -26,6 +26,7 @@ VERBS = {
     "speak": ("pipeline.corpora.speak", "write a corpus of synthetic speech by text to speech"),
     "words": ("pipeline.dataset.words", "strings of words, or sentences, with their exact text"),
     "conditions": ("pipeline.dataset.conditions", "labelled clips in a grid of rooms and noise"),
+    "transcribe": ("pipeline.corpora.transcribe", "fill a labelled CSV's text by a recogniser"),
     "weights": ("pipeline.corpora.weights", "fetch, list and check the processors' weights"),
     "estimate": ("pipeline.cluster.estimate", "time, size and cost of a dataset to be made"),
     "submit": ("pipeline.cluster.submit", "submit a job to Ray, Slurm or Kubernetes, or show it"),
