@@ -79,7 +79,7 @@ ORDER = {
         f"train.{room}"
         for room in (
             *("models", "data", "loop", "student", "teacher", "pruning", "scoring", "evaluation"),
-            *("export", "report"),
+            *("export", "robustness", "report"),
         )
     ),
 }

@@ -16,6 +16,7 @@ VERBS = {
     "prune": ("train.pruning.prune", "prune a trained network round by round, or continue a run"),
     "prune-structured": ("train.pruning.prune_structured", "take whole units out of a model"),
     "evaluate": ("train.evaluation.evaluate", "compare models with ratings and shards' labels"),
+    "robustness": ("train.robustness.grid", "what fewer bits and weights cost, by condition"),
     "score": ("train.scoring.score", "score files, folders or lists to a CSV"),
     "export": ("train.export.export", "write ONNX, int8, a model card, a bundle, a web page"),
     "report": ("train.report.report", "write one HTML page about a run"),
@@ -23,7 +24,9 @@ VERBS = {
     "variants": ("train.student.variants", "list the students and what they cost"),
 }
 
-ONE_WRITER = ("fit", "teacher", "experiment", "lengths", "prune", "prune-structured")
+ONE_WRITER = (
+    *("fit", "teacher", "experiment", "lengths", "prune", "prune-structured", "robustness"),
+)
 """Verbs that nothing but their own means may start several times for one folder."""
 
 
