@@ -10,10 +10,10 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field, model_validator
 
@@ -32,17 +32,22 @@ MOST_NAMED = 20
 """Clips that cannot be read and are named."""
 
 
-class RatedClip(Strict):
-    """One clip and what people said of it, on the scale 1 (bad) to 5 (excellent)."""
+class Clip(Strict):
+    """A clip in a table."""
 
     path: Path
-    mos: Annotated[float, Field(ge=1, le=5)]
     dataset: str
+    where: Annotated[str, Field(exclude=True, repr=False)] = ""
+    """Its CSV file and line, for messages."""
+
+
+class RatedClip(Clip):
+    """One clip and what people said of it, on the scale 1 (bad) to 5 (excellent)."""
+
+    mos: Annotated[float, Field(ge=1, le=5)]
     condition: str | None = None
     system: str | None = None
     votes: int | None = None
-    where: Annotated[str, Field(exclude=True, repr=False)] = ""
-    """Its CSV file and line, for messages."""
 
 
 class Scale(Strict):
@@ -96,27 +101,41 @@ def read_rated(csv_path: Path | str, scale: Scale | None = None) -> list[RatedCl
     ``scale`` is the scale of the column ``mos`` (1 to 5 if not given). Raises ``SpecError`` naming
     the file and the row for a missing column or clip, a rating that is no number or off the scale.
     """
-    csv_path = Path(csv_path)
-    if not csv_path.is_file():
-        raise SpecError(f"{csv_path}: no such file; a rated set is a CSV with columns path, mos")
-    text = io.StringIO(read_text(csv_path), newline="")
-    try:
-        reader = csv.DictReader(text, skipinitialspace=True, strict=True)
-        _require_columns(csv_path, reader.fieldnames or [])
-        clips = [
-            _clip(row, csv_path, reader.line_num, scale or Scale())
-            for row in reader
-            if any(row.values())
-        ]
-    except csv.Error as error:
-        raise SpecError(f"{csv_path}: not a CSV: {error}") from error
-    if not clips:
-        raise SpecError(f"{csv_path}: no rows")
+    csv_path, about = Path(csv_path), "a rated set is a CSV with columns path, mos"
+    rows = read_rows(csv_path, ("path", "mos"), COLUMNS, about)
+    clips = [_clip(row, csv_path, where, scale or Scale()) for row, where in rows]
     _require_once(clips)
     return clips
 
 
-def require_heard(clips: Sequence[RatedClip]) -> None:
+def read_rows(
+    csv_path: Path, needed: Sequence[str], known: Sequence[str], about: str
+) -> list[tuple[Mapping[str, str | None], str]]:
+    """The rows of a table of clips, each with its file and line for messages.
+
+    Raises ``SpecError`` naming the file, and the line, for what is no CSV, a ``needed`` column that
+    is missing, a ``known`` one that is there twice; ``about`` says what the table is.
+    """
+    if not csv_path.is_file():
+        raise SpecError(f"{csv_path}: no such file; {about}")
+    text = io.StringIO(read_text(csv_path), newline="")
+    try:
+        reader = csv.DictReader(text, skipinitialspace=True, strict=True)
+        _require_columns(csv_path, reader.fieldnames or [], needed, known)
+        rows = [(row, f"{csv_path}: line {reader.line_num}") for row in reader if any(row.values())]
+    except csv.Error as error:
+        raise SpecError(f"{csv_path}: not a CSV: {error}") from error
+    if not rows:
+        raise SpecError(f"{csv_path}: no rows")
+    for row, where in rows:
+        if None in row:
+            raise SpecError(
+                f"{where}: more cells than columns; a comma in a number, or a missing quote?"
+            )
+    return rows
+
+
+def require_heard(clips: Sequence[Clip]) -> None:
     """Decode every clip, so that none fails a run that has begun.
 
     ``SpecError`` with table, line and reason for those that cannot be read.
@@ -127,11 +146,11 @@ def require_heard(clips: Sequence[RatedClip]) -> None:
         more = [f"and {len(wrong) - MOST_NAMED} more"] if len(wrong) > MOST_NAMED else []
         lines = "\n  ".join([*wrong[:MOST_NAMED], *more])
         raise SpecError(
-            f"{len(wrong)} rated clips cannot be read; mend them or take out their rows:\n  {lines}"
+            f"{len(wrong)} clips cannot be read; mend them or take out their rows:\n  {lines}"
         )
 
 
-def _fault_of(clip: RatedClip) -> str:
+def _fault_of(clip: Clip) -> str:
     try:
         require_sound(clip.path)
     except (BadAudio, OSError) as error:
@@ -139,11 +158,13 @@ def _fault_of(clip: RatedClip) -> str:
     return ""
 
 
-def _require_columns(csv_path: Path, columns: Sequence[str]) -> None:
-    for needed in ("path", "mos"):
-        if needed not in columns:
-            raise SpecError(f"{csv_path}: no column {needed!r}; it has {', '.join(columns)}")
-    for name in COLUMNS:
+def _require_columns(
+    csv_path: Path, columns: Sequence[str], needed: Sequence[str], known: Sequence[str]
+) -> None:
+    for name in needed:
+        if name not in columns:
+            raise SpecError(f"{csv_path}: no column {name!r}; it has {', '.join(columns)}")
+    for name in known:
         if list(columns).count(name) > 1:
             raise SpecError(f"{csv_path}: line 1: two columns are called {name!r}")
 
@@ -159,25 +180,12 @@ def _require_once(clips: Sequence[RatedClip]) -> None:
             )
 
 
-def _clip(row: dict[str | None, Any], csv_path: Path, line: int, scale: Scale) -> RatedClip:
-    where = f"{csv_path}: line {line}"
-    if None in row:
-        raise SpecError(
-            f"{where}: more cells than columns; a comma in a number, or a missing quote?"
-        )
-    path = csv_path.parent / (row["path"] or "").strip()
-    try:
-        if not path.is_file():
-            path = csv_path.parent / plain((row["path"] or "").strip())  # as our tables write it
-        is_there = path.is_file()
-    except OSError as error:
-        raise SpecError(f"{where}: {path}: {error.strerror}") from error
-    if not is_there:
-        raise SpecError(f"{where}: no such audio file: {path}")
-    _number(row.get("ci"), "ci", where, 0, math.inf)
-    votes = _number(row.get("votes"), "votes", where, 1, MOST_VOTES)
+def _clip(row: Mapping[str, str | None], csv_path: Path, where: str, scale: Scale) -> RatedClip:
+    path = file_of(csv_path, row["path"], where)
+    number(row.get("ci"), "ci", where, 0, math.inf)
+    votes = number(row.get("votes"), "votes", where, 1, MOST_VOTES)
     return RatedClip(
-        path=path.resolve(),
+        path=path,
         mos=_rating(row["mos"], where, scale),
         dataset=row.get("dataset") or csv_path.stem,
         condition=row.get("condition") or None,
@@ -187,17 +195,32 @@ def _clip(row: dict[str | None, Any], csv_path: Path, line: int, scale: Scale) -
     )
 
 
-def _number(text: str | None, name: str, where: str, low: float, high: float) -> float | None:
+def file_of(csv_path: Path, cell: str | None, where: str) -> Path:
+    """The file that a cell names, from the table's folder. ``SpecError`` if it is not there."""
+    name = (cell or "").strip()
+    path = csv_path.parent / name
+    try:
+        if not path.is_file():
+            path = csv_path.parent / plain(name)  # as our tables write it
+        is_there = path.is_file()
+    except OSError as error:
+        raise SpecError(f"{where}: {path}: {error.strerror}") from error
+    if not is_there:
+        raise SpecError(f"{where}: no such audio file: {path}")
+    return path.resolve()
+
+
+def number(text: str | None, name: str, where: str, low: float, high: float) -> float | None:
     """A cell of a column that may be empty. ``SpecError`` for what is no number or out of range."""
     if not (text or "").strip():
         return None
     try:
-        number = float(text or "")
+        value = float(text or "")
     except ValueError:
         raise SpecError(f"{where}: {name} {text!r} is not a number") from None
-    if not math.isfinite(number) or not low <= number <= high:
+    if not math.isfinite(value) or not low <= value <= high:
         raise SpecError(f"{where}: {name} {text!r} is not a number from {low:g} to {high:g}")
-    return number
+    return value
 
 
 def _rating(text: str | None, where: str, scale: Scale) -> float:

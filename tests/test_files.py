@@ -496,7 +496,7 @@ def test_unreadable_rated_clips_are_told_with_file_and_line(tmp_path: Path) -> N
     table = put(tmp_path, "labels.csv", "\n".join(lines).encode())
     with pytest.raises(SpecError) as told:
         require_heard(read_rated(table))
-    assert "2 rated clips cannot be read" in str(told.value)
+    assert "2 clips cannot be read" in str(told.value)
     assert f"{table}: line 3: {tmp_path / 'cut.flac'}" in str(told.value)
     assert f"{table}: line 4: {tmp_path / 'text.wav'}" in str(told.value)
     assert "good.wav" not in str(told.value)

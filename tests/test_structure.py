@@ -78,8 +78,8 @@ ORDER = {
     "train": tuple(
         f"train.{room}"
         for room in (
-            *("models", "data", "loop", "student", "teacher", "pruning", "scoring", "evaluation"),
-            *("export", "robustness", "report"),
+            *("models", "data", "loop", "student", "teacher", "pruning", "finetune"),
+            *("scoring", "evaluation", "export", "robustness", "report"),
         )
     ),
 }

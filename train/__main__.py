@@ -15,6 +15,8 @@ VERBS = {
     "lengths": ("train.evaluation.lengths", "how well models score short crops"),
     "prune": ("train.pruning.prune", "prune a trained network round by round, or continue a run"),
     "prune-structured": ("train.pruning.prune_structured", "take whole units out of a model"),
+    "finetune": ("train.finetune.finetune", "an encoder on tasks: joint, distilled, pruned"),
+    "word-errors": ("train.word_errors", "word error rates of finetunings, compared"),
     "evaluate": ("train.evaluation.evaluate", "compare models with ratings and shards' labels"),
     "robustness": ("train.robustness.grid", "what fewer bits and weights cost, by condition"),
     "score": ("train.scoring.score", "score files, folders or lists to a CSV"),
@@ -25,7 +27,8 @@ VERBS = {
 }
 
 ONE_WRITER = (
-    *("fit", "teacher", "experiment", "lengths", "prune", "prune-structured", "robustness"),
+    *("fit", "teacher", "experiment", "lengths", "prune", "prune-structured", "finetune"),
+    "robustness",
 )
 """Verbs that nothing but their own means may start several times for one folder."""
 

@@ -11,8 +11,8 @@ import scipy.stats
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from train.bootstrap import draws
 from train.evaluation import significance, statistics
-from train.evaluation.bootstrap import draws
 from train.evaluation.mapping import fit_map, resampled_rmse_mapped, rmse_mapped
 from train.evaluation.records import CommonClips, Entry
 

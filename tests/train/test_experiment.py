@@ -17,8 +17,8 @@ from data_specs.io.files import sha256_of
 from tests.train.test_report import WholePage
 from tests.train_helpers import tone_mos, tone_pcm, write_dataset
 from train import charts
+from train.bootstrap import Interval, draws, interval, share_of_gap
 from train.evaluation import bootstrap, experiment, experiment_figure
-from train.evaluation.bootstrap import Interval, draws, interval, share_of_gap
 from train.evaluation.experiment_report import results_md
 from train.evaluation.experiment_results import (
     KINDS,

@@ -12,7 +12,7 @@ from torch import nn
 
 from tests.train_helpers import kill, killed, tone, write_rated
 from train.__main__ import main
-from train.evaluation.bootstrap import draws
+from train.bootstrap import draws
 from train.evaluation.score_cache import ScoreCache
 from train.files import csv_rows, write_model
 from train.metrics import agreement

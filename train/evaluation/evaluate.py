@@ -19,8 +19,8 @@ from data_specs.io.errors import UserError
 from data_specs.io.files import sha256_of, write_text
 from data_specs.io.options import add_options
 from data_specs.rated import RatedClip, read_rated
+from train.bootstrap import LEVEL, RESAMPLES
 from train.command import made_by
-from train.evaluation.bootstrap import LEVEL, RESAMPLES
 from train.evaluation.common_clips import common_clips, entries_of
 from train.evaluation.external_scorers import Options
 from train.evaluation.page import page

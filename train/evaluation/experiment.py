@@ -25,10 +25,10 @@ from data_specs.io.files import sha256_of, write_text
 from data_specs.io.options import add_options
 from data_specs.io.parse import json_object
 from data_specs.rated import RatedClip, read_rated, require_heard
+from train.bootstrap import LEVEL, RESAMPLES
 from train.command import made_by
 from train.data.hold_out import held_apart
 from train.data.sources import Sources, chosen, open_sources, require_apart, require_once
-from train.evaluation.bootstrap import LEVEL, RESAMPLES
 from train.evaluation.experiment_report import print_results, write_all
 from train.evaluation.experiment_results import KINDS, Kind, Model, find, test_sets
 from train.evaluation.records import ClipScore

@@ -9,7 +9,7 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 
 from train import charts
-from train.evaluation.bootstrap import Interval
+from train.bootstrap import Interval
 from train.evaluation.experiment_results import HALF, SMALL, TITLES, Outcome, SetOutcome
 
 PANELS_A_ROW = 3

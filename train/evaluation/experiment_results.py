@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any, Literal
 
 from data_specs.io.errors import UserError
-from train.evaluation.bootstrap import Doubles, Interval, difference, draws, pearson, share_of_gap
+from train.bootstrap import Doubles, Interval, difference, draws, pearson, share_of_gap
 from train.evaluation.common_clips import clips_of
 from train.evaluation.records import SHARDS_PADDING, ClipScore, CommonClips
 from train.evaluation.statistics import with_intervals

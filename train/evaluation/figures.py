@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.transforms import Bbox
 
 from train import charts
-from train.evaluation.bootstrap import Doubles
+from train.bootstrap import Doubles
 from train.evaluation.mapping import fit_map
 from train.evaluation.records import CommonClips, Entry
 

@@ -23,11 +23,11 @@ from data_specs.io.progress import progress_bar
 from data_specs.io.waves import Padding
 from data_specs.sample import CROP_SAMPLES, SAMPLE_RATE
 from train.audio import Wave
+from train.bootstrap import draws, interval, pearson
 from train.command import made_by
 from train.data.order import generator
 from train.data.shards import list_shards
 from train.data.stream import PCM_SCALE, ShardSamples
-from train.evaluation.bootstrap import draws, interval, pearson
 from train.evaluation.tables import markdown, write_tables
 from train.files import run_folder
 from train.loop.loop import Host, host_of

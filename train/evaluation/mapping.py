@@ -18,7 +18,7 @@ import numpy as np
 import scipy.optimize
 from numpy.typing import ArrayLike
 
-from train.evaluation.bootstrap import VALUES_AT_ONCE, Doubles, tied
+from train.bootstrap import VALUES_AT_ONCE, Doubles, tied
 
 FREEDOM = 4
 """Coefficients of the map."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from train.evaluation.bootstrap import Doubles
+from train.bootstrap import Doubles
 
 SHARDS_PADDING = "none"
 """What stands in the column ``padding`` for shards: their clips are never short."""

@@ -219,12 +219,16 @@ class TransformerHead(nn.Module):
         length = features_BLC.shape[1]
         if length > self.tokens:
             raise ValueError(f"sequence of {length} tokens: this head takes at most {self.tokens}")
-        x_BCL = self.norm_projection(self.norm_input(features_BLC.transpose(-1, -2)))
-        x_BLD = self.projection(x_BCL.transpose(-1, -2)) + self.positions[:, :length]
-        x_BLD = self.encoder(x_BLD)
+        x_BLD = self.encoder(self.embedded(features_BLC))
         x_BLD = self.norm_output(x_BLD.transpose(-1, -2)).transpose(-1, -2)
         logits_B: Tensor = self.pool(x_BLD)
         return logits_B
+
+    def embedded(self, features_BLC: Tensor) -> Tensor:
+        """What the Transformer hears (B, L, D): features in the tokens' width, with positions."""
+        x_BCL = self.norm_projection(self.norm_input(features_BLC.transpose(-1, -2)))
+        x_BLD: Tensor = self.projection(x_BCL.transpose(-1, -2))
+        return x_BLD + self.positions[:, : x_BLD.shape[1]]
 
 
 class FusionHead(TransformerHead):

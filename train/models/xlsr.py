@@ -283,14 +283,14 @@ def _sha256(tensor: Tensor) -> str:
     return state.hexdigest()
 
 
-def read_tensors(folder: Path, wanted: set[str]) -> Iterator[tuple[str, Tensor]]:
-    """Tensors of a checkpoint by their name in the bare model, those that are wanted.
+def read_tensors(folder: Path, wanted: set[str] | None) -> Iterator[tuple[str, Tensor]]:
+    """Tensors of a checkpoint by their name in the bare model, those that are wanted (None: all).
 
     Each is a view of a mapped file and is only good until the next one is asked for.
     """
     for path in _files(folder):
         with _named_errors(path):
-            names = [name for name in _names(path) if _bare(name) in wanted]
+            names = [n for n in _names(path) if wanted is None or _bare(n) in wanted]
             mapped = path.suffix == ".safetensors" or _can_map(path)
             portion = PORTION if mapped else max(1, len(names))
             for first in range(0, len(names), portion):

@@ -27,8 +27,8 @@ from data_specs.io.files import write_text
 from data_specs.io.options import add_options
 from data_specs.io.progress import progress_bar
 from train.audio import Wave
+from train.bootstrap import LEVEL, RESAMPLES
 from train.command import made_by
-from train.evaluation.bootstrap import LEVEL, RESAMPLES
 from train.evaluation.lengths import chosen_numbers
 from train.evaluation.score_cache import Key, ScoreCache
 from train.evaluation.tables import write_tables

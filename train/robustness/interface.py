@@ -11,7 +11,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from train.audio import Wave
-from train.evaluation.bootstrap import Doubles
+from train.bootstrap import Doubles
 
 FLOAT, INT8 = "fp32", "int8"
 BITS = (FLOAT, "8", "6", "4", "3", "2")

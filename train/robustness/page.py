@@ -9,7 +9,7 @@ from typing import Any
 from markupsafe import Markup
 
 from train import charts
-from train.evaluation.bootstrap import Interval
+from train.bootstrap import Interval
 from train.evaluation.tables import p_text
 from train.pages import environment
 from train.robustness.interface import BITS, METHODS

@@ -13,7 +13,7 @@ from data_specs.io.errors import UserError
 from data_specs.io.files import sha256_of
 from data_specs.rated import read_rated
 from train.audio import Wave
-from train.evaluation.bootstrap import Doubles, pearson, rmse
+from train.bootstrap import Doubles, pearson, rmse
 from train.export.int8 import calibrated, write_int8
 from train.export.onnx_file import require_packages, write_onnx
 from train.files import version

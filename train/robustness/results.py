@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from train.evaluation.bootstrap import Doubles, Interval, draws, interval
+from train.bootstrap import Doubles, Interval, draws, interval
 from train.evaluation.significance import bootstrap_p, holm
 from train.robustness.interface import DENSE, Cell, Clip, Judged, Metric, Values
 
