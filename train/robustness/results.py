@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from train.bootstrap import Doubles, Interval, draws, interval
-from train.evaluation.significance import bootstrap_p, holm
+from train.bootstrap import Doubles, Interval, bootstrap_p, draws, interval
+from train.evaluation.significance import holm
 from train.robustness.interface import DENSE, Cell, Clip, Judged, Metric, Values
 
 ALL = "all"
