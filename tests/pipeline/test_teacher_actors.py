@@ -126,7 +126,7 @@ def test_two_teachers_label_a_dataset_again(
     reference: Job, corpora: Corpora, tmp_path: Path
 ) -> None:
     source = replace(reference, samples=8)
-    job = prepare_again(source, tmp_path / "out", TeacherSpec(precision="bf16"))
+    job = prepare_again(source, tmp_path / "out", TeacherSpec())
     factory = partial(Relabeller, source=source)
     outcome = engines.run(job, "ray", 1, progress=False, factory=factory, teacher_actors=2)
     assert outcome.failed == {}

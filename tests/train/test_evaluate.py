@@ -324,6 +324,7 @@ def _try_page(browser, address):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @needs_shared
 def test_published_scorers_give_what_is_known_of_them(shared, tmp_path):
     pytest.importorskip("speechmos")

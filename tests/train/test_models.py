@@ -36,6 +36,7 @@ def test_v7_at_other_rates(published, v7, rate):
 @needs_shared
 @pytest.mark.shared
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_v7_on_all_rated_recordings(published, v7):
     with (SHARED / "data/mos/labels.csv").open() as file:
         paths = [SHARED / "data/mos" / row["path"] for row in csv.DictReader(file)]
