@@ -20,12 +20,21 @@ import torch
 from data_specs.io.errors import UserError
 from data_specs.labelled import LabelledClip
 from tests.train.test_encoders import write_checkpoint
-from tests.train_helpers import dies_at, killed, logged, require_same_states
+from tests.train_helpers import (
+    dies_at,
+    killed,
+    logged,
+    require_same_states,
+    tone,
+    tone_mos,
+    write_dataset,
+)
 from train.__main__ import main
 from train.files import load_checkpoint
 from train.finetune.clips import turns
 from train.finetune.finetune import Finetuning
 from train.finetune.saved import load_model
+from train.finetune.shard_clips import shard_clips
 from train.finetune.tasks.speakers import Speakers
 from train.finetune.tasks.task import mean_over
 from train.finetune.tasks.trials import errors, trials_of
@@ -150,6 +159,18 @@ def test_random_start_is_another_network_of_the_same_size(tones_csv, whisper, tm
     ]
     assert sizes[0]["parameters"] == sizes[1]["parameters"]
     assert sizes[0]["weights_sha256"] != sizes[1]["weights_sha256"]
+
+
+def test_quality_is_learned_from_shards(tones_csv, tmp_path):
+    shards = write_dataset(tmp_path / "shards", shards=2, samples=3)
+    more = ("--tasks", "quality", "--shards", f"train={shards}", "--seconds", 1, "--steps", 2)
+    assert main(command("log-mel", tones_csv, tmp_path / "run", *more)) == 0
+    results = json.loads((tmp_path / "run/results.json").read_text())
+    assert {row["dataset"] for row in results["rows"]} == {"tones"}
+    assert main(command("log-mel", tones_csv, tmp_path / "other", *more, "--shards", "x=y")) == 2
+    clips, readers = shard_clips([f"test={shards}"])
+    assert [clip.mos for clip in clips] == [tone_mos(number) for number in range(6)]
+    np.testing.assert_array_equal(readers[clips[4].path](), tone(4))
 
 
 def test_tasks_are_drawn_by_their_share_and_evenly():

@@ -37,6 +37,7 @@ from train.finetune.clips import (
 )
 from train.finetune.config import FinetuneConfig, Settings
 from train.finetune.saved import save_model
+from train.finetune.shard_clips import shard_clips
 from train.finetune.tasks.speakers import Speakers
 from train.finetune.tasks.table import TASKS
 from train.finetune.tasks.task import SpeechTask
@@ -244,7 +245,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     labels = (
         "CSV of labelled clips: path, split, and any of keyword, speaker, mos, text; repeatable"
     )
-    add("--clips", type=path_here, action="append", required=True, help=labels)
+    add("--clips", type=path_here, action="append", default=[], help=labels)
+    shards = "train=FOLDER, validation= or test=: shards with scores, for quality; repeatable"
+    add("--shards", action="append", default=[], help=shards)
     trials = "list of 1|0 path path by which speakers are judged (default: every pair); repeatable"
     add("--trials", type=path_here, action="append", default=[], help=trials)
     add("--out", type=path_here, required=True, help="run folder; continued if it exists")
@@ -259,7 +262,8 @@ def run(args: argparse.Namespace) -> int:
     for name in settings.shares:
         if name not in TASKS:
             raise UserError(f"--tasks: {unknown('task', name, TASKS)}")
-    clips = read_labelled(args.clips)
+    labelled, (sampled, readers) = read_labelled(args.clips), shard_clips(args.shards)
+    clips = [*labelled, *sampled]
     columns = {name: TASKS[name].column for name in settings.shares}
     split = by_task(clips, columns)
     encoder = load_encoder(settings.encoder)
@@ -272,8 +276,8 @@ def run(args: argparse.Namespace) -> int:
     )
     with run_folder(args.out):
         if not (args.out / "last.pt").is_file():
-            require_heard(clips)
-        waves = Waves(host.cache_gb * 1e9)
+            require_heard(labelled)
+        waves = Waves(host.cache_gb * 1e9, readers)
         data = TaskClips(split, waves, seconds_to_samples(settings.seconds))
         pairs = [pair for path in args.trials for pair in read_trials(path)]
         results = finetune(config, encoder, data, args.out, host, pairs)
