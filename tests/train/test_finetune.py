@@ -314,12 +314,25 @@ def test_a_clip_that_cannot_be_read_is_told_before_training(tones_csv, tmp_path)
 
 
 def test_trials_are_read_and_held_to_the_test_clips(tones_csv, tmp_path):
+    # Two datasets: each is judged by its own trials.
+    head, *rows = csv.reader(tones_csv.open())
+    rows += [
+        [f"../clips/{s}-{w}.wav", "test", w, f"t{s}", "3"] for s in (0, 1) for w in ("low", "high")
+    ]
+    table = tones_csv.parent / "two.csv"
+    lines = [[*head, "dataset"]] + [[*r, "b" if r[3][0] == "t" else "a"] for r in rows]
+    table.write_text("\n".join(",".join(line) for line in lines))
     listed = tones_csv.parent / "trials.txt"
-    listed.write_text(
-        "1 11-low.wav 11-high.wav\n0 11-low.wav 12-low.wav\n0 12-low.wav 13-low.wav\n"
-    )
-    run = command("log-mel", tones_csv, tmp_path / "run", "--tasks", "speakers", "--steps", 2)
+    trials = ["1 11-low.wav 11-high.wav", "0 11-low.wav 12-low.wav", "0 12-low.wav 13-low.wav"]
+    listed.write_text("\n".join([*trials, "1 0-low.wav 0-high.wav", "0 1-low.wav 0-low.wav\n"]))
+    run = command("log-mel", table, tmp_path / "run", "--tasks", "speakers", "--steps", 2)
     assert main([*run, "--trials", str(listed)]) == 0
+    found = json.loads((tmp_path / "run/results.json").read_text())["rows"]
+    assert [(row["dataset"], row["clips"]) for row in found] == [("a", 6)] * 2 + [("b", 4)] * 2
+    listed.write_text("1 11-low.wav 11-high.wav\n0 11-low.wav 12-low.wav\n")
+    run = command("log-mel", table, tmp_path / "third", "--tasks", "speakers")
+    assert main([*run, "--trials", str(listed)]) == 2  # none of dataset b: said before training
+    assert not (tmp_path / "third/last.pt").exists()
     listed.write_text("1 0-low.wav 0-high.wav\n")
     assert (
         main(
