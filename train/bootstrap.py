@@ -173,6 +173,15 @@ def difference(
     return interval(ours - theirs, ours_R - theirs_R)
 
 
+def bootstrap_p(differences_R: Doubles) -> float | None:
+    """Two-sided p of "no difference" from differences (R,) in resamples; None without any."""
+    defined = differences_R[np.isfinite(differences_R)]
+    if not len(defined):
+        return None
+    sides = np.sum(defined <= 0), np.sum(defined >= 0)
+    return min(1.0, 2 * (int(min(sides)) + 1) / (len(defined) + 1))
+
+
 def share_of_gap(
     labelled: float | None,
     distilled: float | None,

@@ -19,7 +19,7 @@ from itertools import combinations
 import numpy as np
 import scipy.stats
 
-from train.bootstrap import RESAMPLES, Doubles, difference, draws, pearson
+from train.bootstrap import RESAMPLES, Doubles, bootstrap_p, difference, draws, pearson
 from train.evaluation.records import CommonClips, Pair
 from train.evaluation.statistics import FEWEST
 from train.metrics import agreement
@@ -43,15 +43,6 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
         highest = max(highest, min(1.0, p * (len(defined) - rank)))
         adjusted[place] = highest
     return adjusted
-
-
-def bootstrap_p(differences_R: Doubles) -> float | None:
-    """Two-sided p of "no difference" from differences (R,) in resamples; None without any."""
-    defined = differences_R[np.isfinite(differences_R)]
-    if not len(defined):
-        return None
-    sides = np.sum(defined <= 0), np.sum(defined >= 0)
-    return min(1.0, 2 * (int(min(sides)) + 1) / (len(defined) + 1))
 
 
 def williams(

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from data_specs.io.errors import UserError
 from train.audio import Wave
 from train.export.network import PlainStudent
 from train.export.onnx_file import save
@@ -38,6 +39,8 @@ class OneClip:
 @torch.inference_mode()
 def calibrated(student: Student, waves: Sequence[Wave]) -> list[Int8Convolution]:
     """Ranges and weights for ONNX from real windows (122880,)."""
+    if student.config.ranks:
+        raise UserError("a student of low rank has no int8 form: export it in float32")
     plain = PlainStudent(student).eval()
     spectra: Iterator[torch.Tensor] = (plain.spectrum(torch.from_numpy(w)[None]) for w in waves)
     return prepare(plain.convolutions, crops(spectra))

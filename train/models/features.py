@@ -1,6 +1,8 @@
-"""Waveform to compressed complex spectrum, as the published Distill-MOS network computes it."""
+"""Waveform to the published network's compressed complex spectrum, or to log-mels."""
 
 from __future__ import annotations
+
+from functools import cache
 
 import numpy as np
 import torch
@@ -8,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from data_specs.sample import CROP_SAMPLES
+from data_specs.sample import CROP_SAMPLES, SAMPLE_RATE
 
 Floats = NDArray[np.float32]
 Waves = Floats | Tensor
@@ -81,3 +83,38 @@ def compressed_spectrum(waves_BT: Tensor) -> Tensor:
         gain_BFT1 = (magnitude_BFT ** (COMPRESSION - 1)).unsqueeze(-1)
         compressed_BFT2 = torch.view_as_real(spectrum_BFT) * gain_BFT1
         return compressed_BFT2.permute(0, 3, 1, 2)
+
+
+MEL_FFT, MEL_WINDOW = 512, 400
+"""Samples of a frame of log-mels, and of the Hann window in its middle (25 ms, as Whisper has)."""
+
+MEL_FLOOR = 1e-6
+"""Added to the power in a mel band: above what rounding to 16 bits makes, below a quiet room."""
+
+
+@cache
+def _mel_bank(mels: int) -> Tensor:
+    from torchaudio.functional import melscale_fbanks
+
+    return melscale_fbanks(
+        MEL_FFT // 2 + 1, 0.0, SAMPLE_RATE / 2, mels, SAMPLE_RATE, mel_scale="slaney"
+    )
+
+
+def log_mels(waves_BT: Tensor, mels: int = 80) -> Tensor:
+    """Natural logarithms of mel powers, float32 (B, T // 160, mels), of waves at 16 kHz.
+
+    Frame k ends with sample 160 (k + 1): it knows of nothing behind it. Nothing is normalised.
+    """
+    with torch.autocast(waves_BT.device.type, enabled=False):
+        spectrum_BKF = torch.stft(
+            functional.pad(waves_BT.float(), (MEL_FFT - HOP_SAMPLES, 0)),
+            n_fft=MEL_FFT,
+            hop_length=HOP_SAMPLES,
+            win_length=MEL_WINDOW,
+            window=torch.hann_window(MEL_WINDOW, device=waves_BT.device),
+            center=False,
+            return_complex=True,
+        )
+        power_BFK = torch.view_as_real(spectrum_BKF).square().sum(-1).transpose(1, 2)
+        return (power_BFK @ _mel_bank(mels).to(waves_BT.device) + MEL_FLOOR).log()

@@ -21,6 +21,7 @@ from data_specs.sample import CROP_SAMPLES
 from data_specs.strict import Strict
 from train.models.features import FREQUENCIES, compressed_spectrum, frames, peak_normalise
 from train.models.head import MOST_LAYERS, Positive, Slim, TransformerHead, head_state
+from train.models.low_rank import pair
 from train.models.tensors import (
     in_package,
     read_weights,
@@ -40,6 +41,9 @@ Layerwise = Annotated[tuple[Positive, ...], Field(max_length=MOST_LAYERS)]
 STRUCTURED_FIELDS = ("head_dim", "norm_width", "pool")
 """Fields that only a student has which parts were removed from."""
 
+UNSET = {**dict.fromkeys((*STRUCTURED_FIELDS, "ranks")), "padding": "zero"}
+"""Fields that came later, and what files without them mean."""
+
 
 class StudentConfig(Strict):
     """Dimensions of one student.
@@ -48,8 +52,9 @@ class StudentConfig(Strict):
     frequency, along time). ``feedforward`` is twice ``dim`` where it is not given. A student that
     parts were removed from (``train.pruning.units``) may have other ``heads`` and
     ``feedforward`` in every layer, heads of ``head_dim`` whatever ``dim`` is, layer norms that
-    count ``norm_width`` coordinates, and ``pool`` hidden units in the pooling. ``padding`` is what
-    it was trained to hear behind a short clip: zeros, or the clip again.
+    count ``norm_width`` coordinates, and ``pool`` hidden units in the pooling. With ``ranks`` each
+    convolution is two of that many channels between them (``train.models.low_rank``). ``padding``
+    is what it was trained to hear behind a short clip: zeros, or the clip again.
     """
 
     channels: Annotated[tuple[Positive, ...], Field(min_length=1, max_length=MOST_LAYERS)]
@@ -62,12 +67,15 @@ class StudentConfig(Strict):
     head_dim: Positive | None = None
     norm_width: Positive | None = None
     pool: Positive | None = None
+    ranks: Layerwise | None = None
     padding: Padding = "zero"
 
     @model_validator(mode="after")
     def _fits_together(self) -> StudentConfig:
         if len(self.channels) != len(self.strides):
             raise UserError(f"{len(self.channels)} channels but {len(self.strides)} strides")
+        if self.ranks is not None and len(self.ranks) != len(self.channels):
+            raise UserError(f"{len(self.ranks)} ranks but {len(self.channels)} convolutions")
         self._check_layers()
         if min(size for size, _ in self.grids()) < 1:
             raise UserError("too many layers: no frequency bin is left; stride less")
@@ -91,8 +99,7 @@ class StudentConfig(Strict):
     def _without_unset_fields(self, handler: Any) -> dict[str, Any]:
         """Without fields that came later, where they are not set: old files stay the same."""
         values: dict[str, Any] = handler(self)
-        unset = {**dict.fromkeys(STRUCTURED_FIELDS), "padding": "zero"}
-        return {k: v for k, v in values.items() if k not in unset or v != unset[k]}
+        return {k: v for k, v in values.items() if k not in UNSET or v != UNSET[k]}
 
     @property
     def slim(self) -> Slim:
@@ -176,8 +183,10 @@ class Student(nn.Module):
         self.config = config
         layers: list[nn.Module] = []
         previous = 2  # real and imaginary part
-        for channels, stride in zip(config.channels, config.strides, strict=True):
-            layers.append(nn.Conv2d(previous, channels, KERNEL, stride=stride, padding=(0, 1)))
+        ranks = config.ranks or (None,) * len(config.channels)
+        for channels, stride, rank in zip(config.channels, config.strides, ranks, strict=True):
+            layer = nn.Conv2d(previous, channels, KERNEL, stride=stride, padding=(0, 1))
+            layers.append(layer if rank is None else pair(layer, rank))
             layers.append(nn.LeakyReLU(LEAK, inplace=True))
             previous = channels
         self.convolutions = nn.Sequential(*layers)
@@ -232,19 +241,26 @@ def count(config: StudentConfig) -> tuple[int, int]:
 
 def macs_of(config: StudentConfig) -> int:
     """Multiply-adds a clip of 7.68 s: those of ``count``."""
-    macs, previous = 0, 2
-    for channels, (bins, steps) in zip(config.channels, config.grids(), strict=True):
-        macs += previous * channels * KERNEL**2 * bins * steps
-        previous = channels
-    return macs + _head_macs(config)
+    sizes: tuple[Any, ...] = (config.channels, config.ranks, config.dim, config.slim)
+    return int(macs_with(config, *sizes))
 
 
-def _head_macs(config: StudentConfig) -> int:
-    tokens, dim, slim = config.tokens, config.dim, config.slim
-    macs = tokens * config.features * dim
+def macs_with(config: StudentConfig, channels: Any, ranks: Any, dim: Any, slim: Slim) -> Any:
+    """``macs_of`` with other sizes, which may be tensors: what a network of gates is expected to
+    cost (``train.pruning.gates``)."""
+    macs, previous, grids = 0, 2, config.grids()
+    for number, (bins, steps) in enumerate(grids):
+        now = channels[number]
+        if ranks:
+            kernels = ranks[number] * (KERNEL**2 * previous + now)
+        else:
+            kernels = KERNEL**2 * previous * now
+        macs, previous = macs + kernels * bins * steps, now
+    tokens = config.tokens
+    macs = macs + tokens * previous * grids[-1][0] * dim
     for heads, feedforward in zip(slim.heads, slim.feedforward, strict=True):
         inner = heads * slim.head_dim
-        macs += tokens * (4 * dim * inner + 2 * dim * feedforward) + 2 * tokens**2 * inner
+        macs = macs + tokens * (4 * dim * inner + 2 * dim * feedforward) + 2 * tokens**2 * inner
     return macs + tokens * (slim.pool * dim + slim.pool + dim)
 
 

@@ -3,7 +3,9 @@
 Units whose weights are all gone are removed: scores stay the same. ``--keep-macs 0.5`` goes on, for
 students: the units that change the score least for their multiply-adds go too
 (``train.pruning.structured``), until half of these are left; ``python -m train fit --start OUT``
-then fine-tunes what is left. Size and speed are measured beside the original's.
+then fine-tunes what is left. With ``--shards`` they go in a training (``train.pruning.joint``), by
+gates (``--by l0``), by rank or by importance; the same command continues it, bit for bit. Size and
+speed are measured beside the original's.
 """
 
 from __future__ import annotations
@@ -27,21 +29,24 @@ from data_specs.io.errors import UserError
 from data_specs.io.files import write_text
 from data_specs.io.options import add_options, options_of
 from data_specs.io.progress import progress_bar
+from data_specs.io.waves import Padding
 from data_specs.rated import read_rated, require_heard
 from data_specs.sample import CROP_SAMPLES
 from data_specs.strict import checked
 from train.data.order import generator
 from train.data.shards import list_shards
-from train.data.sources import RatedSamples, Samples
-from train.data.stream import ShardSamples, to_waves
+from train.data.sources import RatedSamples, Samples, open_sources
+from train.data.stream import ShardSamples, padded
 from train.files import run_folder, write_model
-from train.loop.loop import Host, host_of
+from train.loop.loop import ONE_PROCESS, Host, host_of, train_on
+from train.loop.parallel import make_fabric
 from train.models.front_end import XlsrFrontEnd
 from train.models.head_teacher import HeadTeacher, describe, weights_of
 from train.models.loading import find_student, is_teacher
 from train.models.pruned import DENSE_FILE, SPARSE_FILE, save_pruned
 from train.models.student import Student, count, macs_of
 from train.models.teacher import load_teacher
+from train.pruning.joint import Joint, JointConfig
 from train.pruning.masks import Masks
 from train.pruning.structured import (
     choose_units,
@@ -51,6 +56,8 @@ from train.pruning.structured import (
     unit_importance,
 )
 from train.pruning.units import layout_of
+from train.student.fit import export
+from train.student.presets import PRESETS, FitConfig, computed_in_bf16, make_config
 
 REPORT_FILE = "structured.json"
 
@@ -77,10 +84,13 @@ class Settings(BaseModel):
 # --- clips ----------------------------------------------------------------------------------------
 
 
-def clips_of(where: Path | str | None, count: int, seed: int = 0) -> Tensor:
+def clips_of(
+    where: Path | str | None, count: int, seed: int = 0, padding: Padding = "zero"
+) -> Tensor:
     """Up to ``count`` clips, float32 (B, 122880) within -1 to 1, drawn from all of a source.
 
     A CSV of rated clips, a folder of shards, or None: noise of different loudness over time.
+    ``padding`` stands behind short ones.
     """
     draw = generator(seed)
     if where is None:
@@ -90,7 +100,7 @@ def clips_of(where: Path | str | None, count: int, seed: int = 0) -> Tensor:
     samples = _samples(where)
     numbers = sorted(draw.permutation(len(samples))[:count].tolist())
     pcm_BT = torch.from_numpy(np.stack([samples.read(number)[0] for number in numbers]))
-    return to_waves(pcm_BT, torch.device("cpu"))
+    return padded(pcm_BT, padding, torch.device("cpu"))
 
 
 def _samples(where: Path | str) -> Samples:
@@ -210,10 +220,34 @@ def _least(
         print(f"without dead units it has less than {settings.keep_macs:.0%}: nothing is chosen")
         return {}
     device = next(student.parameters()).device
-    waves_BT = clips_of(args.importance_from, settings.importance_clips, seed=1)
+    heard = student.config.padding
+    waves_BT = clips_of(args.importance_from, settings.importance_clips, 1, heard)
     bar = progress_bar(torch.split(waves_BT, 1), unit="clip", desc="importance")
     importance = unit_importance(student, (wave_1T.to(device) for wave_1T in bar))
     return choose_units(student, importance, share)
+
+
+def _prune_in_training(args: argparse.Namespace, settings: Settings, host: Host) -> None:
+    """Take units out of a student while it learns, or go on with that."""
+    if settings.keep_macs is None:
+        raise UserError("--shards: how much shall be left? Give --keep-macs .5")
+    dense, sha256 = find_student(args.model)
+    sources = open_sources(args.shards, args.validation)
+    changes = options_of(args, FitConfig) | {"start": sha256}
+    name, preset = Path(args.model).name, changes.pop("preset")
+    fit = make_config(name, sources, preset, dense.config, **changes)
+    own = options_of(args, JointConfig) | fit.model_dump()
+    config = checked(JointConfig, own, "options")
+    source, heard = args.importance_from or args.shards, dense.config.padding
+    clips = partial(clips_of, source, settings.importance_clips, 1, heard)
+    fabric = make_fabric(host.device, bf16=computed_in_bf16(config, host.device))
+    train_on(Joint(config, dense, clips, fabric), sources, args.out, host)
+    export(args.out, config, sources.info)
+    report = Report(clips_of(args.importance_from, settings.clips), dense.to(host.device))
+    smaller = find_student(args.out)[0].to(host.device)
+    report.difference(f"by {config.by}", smaller)
+    report.finish(smaller, settings.repeats, args.out)
+    print(f"done: {args.out / DENSE_FILE}")
 
 
 # --- teachers -------------------------------------------------------------------------------------
@@ -263,8 +297,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--importance-from", help="shards or a CSV of clips: their scores (no labels) say what goes"
     )
     add_options(parser, Settings)
-    kept = {"device", "threads"}
-    add_options(parser, Host, Host.model_fields.keys() - kept)
+    add("--shards", help="train on these while units go (folder or address)")
+    add("--validation", help="shards to validate on (default: validation beside --shards)")
+    add("--preset", choices=sorted(PRESETS), default="fast", help="of the training")
+    add_options(parser, JointConfig)
+    add_options(parser, Host, ONE_PROCESS)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -277,8 +314,15 @@ def run(args: argparse.Namespace) -> int:
             "of a teacher only dead units are removed: --keep-macs is for students; prune it "
             "further with python -m train prune"
         )
-    if settings.keep_macs is not None and args.importance_from is None:
+    if of_teacher and args.shards:
+        raise UserError("of a teacher only dead units are removed: --shards is for students")
+    if args.shards is None and args.by != "importance":
+        raise UserError(f"--by {args.by} learns what goes: give --shards to learn from")
+    if settings.keep_macs is not None and not (args.importance_from or args.shards):
         raise UserError("--keep-macs needs clips to measure by: --importance-from SHARDS")
     with run_folder(args.out):
+        if args.shards:
+            _prune_in_training(args, settings, host)
+            return 0
         (_prune_teacher if of_teacher else _prune_student)(args, settings, host.device)
     return 0

@@ -20,11 +20,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from data_specs.io.errors import UserError
+from train.models.encoders.conformer import Conformer
 from train.models.student import Student
 from train.models.xlsr import Encoder
 from train.pruning.units import NORM_TENSORS, Group, Slices, State, layout_of
 
-Model = TypeVar("Model", Student, Encoder)
+Model = TypeVar("Model", Student, Encoder, Conformer)
 
 Units = Mapping[str, Tensor]
 """Group name to bool (units,), True where a unit goes. Groups that keep all may be left out."""
@@ -40,7 +41,7 @@ NORM_EPS = 1e-5
 
 
 @torch.no_grad()
-def dead_units(model: Student | Encoder) -> dict[str, Tensor]:
+def dead_units(model: Student | Encoder | Conformer) -> dict[str, Tensor]:
     """Which units can go without changing a score, of a model whose dead weights are zero.
 
     A unit that dies may leave others without anything that reaches or reads them: repeated until
@@ -78,7 +79,7 @@ def _dead(state: State, group: Group) -> Tensor:
     if group.kind == "width":
         return ~reached_U
     unread_U = ~_any(state, group.reads, group.count)
-    if group.kind == "units":
+    if group.kind in ("units", "rank"):
         return unread_U | ~reached_U
     left_U = ~reached_U & ~unread_U
     carrier = _carrier(state, group, left_U)
@@ -110,7 +111,7 @@ def _release(state: State, group: Group, gone_U: Tensor) -> None:
         _fold_width(state, group, gone_U)
     elif group.kind == "units":
         _fold_into_bias(state, group, constant_U)
-    else:
+    elif group.kind == "channels":
         _fold_into_channel(state, group, constant_U, gone_U)
     numbers = gone_U.nonzero().flatten()
     for part in group.parts:
@@ -124,7 +125,8 @@ def _fold_into_bias(state: State, group: Group, constant_U: Tensor) -> None:
         scale, shift = _affine(state, norm)
         values_UK = values_UK * scale.view_as(values_UK) + shift.view_as(values_UK)
     columns = reads.places(constant_U.nonzero().flatten()).flatten()
-    added = state[reads.tensor][:, columns] @ values_UK[constant_U].flatten()
+    # Of a convolution over single states the kernel's one tap is flattened away.
+    added = state[reads.tensor][:, columns].flatten(1) @ values_UK[constant_U].flatten()
     into = reads.tensor.removesuffix("weight") + "bias"
     state[into] = state[into] + added
 

@@ -1,16 +1,18 @@
 """Where the units of a network are, which structured pruning removes whole.
 
 Units are a convolution's output channels, attention heads, feed-forward units, hidden units of the
-pooling, coordinates of the tokens' width. Of a student all of these; of an XLS-R encoder heads and
-feed-forward units (its convolutions and its width run through layer norms over all channels and a
-grouped convolution).
+pooling, coordinates of the tokens' width. Of a student all of these; of one of low rank the ranks
+of its convolutions instead; of an XLS-R encoder heads and feed-forward units (its convolutions and
+its width run through layer norms over all channels and a grouped convolution); of a conformer these
+and the channels of its layers' convolutions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from math import prod
 from typing import Any, Literal
 
 import torch
@@ -18,8 +20,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from data_specs.sample import CROP_SAMPLES
+from train.models.encoders.conformer import Conformer, ConformerConfig, conformer_macs
 from train.models.head import Slim
-from train.models.student import LEAK, Student, StudentConfig, macs_of
+from train.models.student import LEAK, Student, StudentConfig, macs_with
 from train.models.xlsr import Encoder, encoder_of, flops
 
 State = MutableMapping[str, Tensor]
@@ -29,8 +32,9 @@ LARGEST_BLOCK = 16
 
 NORM_TENSORS = ("weight", "bias", "running_mean", "running_var")
 
-Kind = Literal["units", "channels", "width"]
-"""How a constant unit is made up for: in a bias; in another constant channel; it is zero anyway."""
+Kind = Literal["units", "channels", "width", "rank"]
+"""How a constant unit is made up for: in a bias; in another constant channel; the others are zero
+anyway."""
 
 
 @dataclass(frozen=True)
@@ -90,11 +94,11 @@ class Layout:
     """A model's groups from input to output, and what it is with other numbers of units.
 
     ``macs`` gives multiply-adds a clip of 7.68 s, ``build`` the model of a sliced state dict; both
-    of units left by group name.
+    of units left by group name. For ``macs`` these may be tensors: it is then one too.
     """
 
     groups: list[Group]
-    macs: Callable[[Mapping[str, int]], float]
+    macs: Callable[[Mapping[str, Any]], Any]
     build: Callable[[dict[str, Tensor], Mapping[str, int]], Any]
 
     @property
@@ -102,11 +106,23 @@ class Layout:
         """Units by group name, all of them."""
         return {group.name: group.count for group in self.groups}
 
+    def parameters(self, model: nn.Module, counts: Mapping[str, Any]) -> Any:
+        """How many of a model's parameters are left with such counts, which may be tensors."""
+        shapes: dict[str, list[Any]] = {n: list(p.shape) for n, p in model.named_parameters()}
+        for group in self.groups:
+            for part in group.parts:
+                if part.tensor in shapes:  # all of such a side belongs to the group's units
+                    values = part.size * len(part.starts)
+                    shapes[part.tensor][part.side] = counts[group.name] * values
+        return sum(prod(shape) for shape in shapes.values())
 
-def layout_of(model: Student | Encoder) -> Layout:
-    """Where the units of a student or an XLS-R encoder are."""
+
+def layout_of(model: Student | Encoder | Conformer) -> Layout:
+    """Where the units of a student, an XLS-R encoder or a conformer are."""
     if isinstance(model, Encoder):
         return _encoder_layout(model)
+    if isinstance(model, Conformer):
+        return _conformer_layout(model)
     config = model.config
 
     def build(state: dict[str, Tensor], counts: Mapping[str, int]) -> Student:
@@ -114,14 +130,20 @@ def layout_of(model: Student | Encoder) -> Layout:
         student.load_state_dict(state)
         return student.train(model.training)
 
-    groups = [*_channel_groups(config), *_head_groups(config)]
-    return Layout(groups, lambda counts: macs_of(_config(config, counts)), build)
+    groups = _rank_groups(config.ranks)
+    if not groups:
+        groups = [*_channel_groups(config), *_head_groups(config)]
+    return Layout(groups, lambda counts: macs_with(config, *_sizes(config, counts)), build)
 
 
-def _config(config: StudentConfig, counts: Mapping[str, int]) -> StudentConfig:
-    """The configuration with so many units left."""
-    channels = tuple(counts[f"convolutions.{n}"] for n in range(len(config.channels)))
-    before, layers = config.slim, range(config.layers)
+def _sizes(config: StudentConfig, counts: Mapping[str, Any]) -> tuple[Any, Any, Any, Slim]:
+    """Channels, ranks, width and the head's dimensions with so many units left."""
+    numbers, before = range(len(config.channels)), config.slim
+    if config.ranks:
+        ranks = tuple(counts[f"convolutions.{n}.rank"] for n in numbers)
+        return config.channels, ranks, config.dim, before
+    channels = tuple(counts[f"convolutions.{n}"] for n in numbers)
+    layers = range(config.layers)
     now = Slim(
         tuple(counts[f"layers.{n}.heads"] for n in layers),
         before.head_dim,
@@ -129,10 +151,31 @@ def _config(config: StudentConfig, counts: Mapping[str, int]) -> StudentConfig:
         before.norm_width,
         counts["pool"],
     )
-    values = config.model_dump() | {"channels": channels}
-    if (counts["width"], now) != (config.dim, before):
-        values |= {"dim": counts["width"], **vars(now)}
+    return channels, None, counts["width"], now
+
+
+def _config(config: StudentConfig, counts: Mapping[str, int]) -> StudentConfig:
+    """The configuration with so many units left."""
+    channels, ranks, width, now = _sizes(config, counts)
+    values = config.model_dump() | {"channels": channels, "ranks": ranks}
+    if (width, now) != (config.dim, config.slim):
+        values |= {"dim": width, **vars(now)}
     return StudentConfig.model_validate(values)
+
+
+def _rank_groups(ranks: Sequence[int] | None) -> list[Group]:
+    """What is between the two convolutions that one was split into."""
+    groups = []
+    for number, count in enumerate(ranks or ()):
+        names = (f"convolutions.{2 * number}.{n}.weight" for n in range(2))
+        makes, reads = (Slices(name, side) for side, name in enumerate(names))
+        groups.append(
+            Group(
+                f"convolutions.{number}.rank", count, "rank", (makes, reads), makes=(makes,),
+                reads=(reads,), gates=(reads,), bias=reads, block=_block(count),
+            )
+        )  # fmt: skip
+    return groups
 
 
 def _block(count: int) -> int:
@@ -277,3 +320,58 @@ def _encoder_macs(encoder: Encoder, counts: Mapping[str, int]) -> float:
         hidden = counts[f"layers.{number}.feedforward"]
         macs += steps * width * (4 * inner + 2 * hidden) + 2 * steps**2 * inner
     return macs
+
+
+def _conformer_layout(conformer: Conformer) -> Layout:
+    config = conformer.config
+    groups = []
+    for number in range(config.layers):
+        units, name = config.units(number), f"layers.{number}."
+        groups += [
+            _relative_heads(f"{name}heads", units["heads"], config, f"{name}self_attn."),
+            _conv_channels(f"{name}channels", units["channels"], f"{name}conv."),
+        ]
+        for part in "12":
+            prefix, ends = f"{name}feed_forward{part}.", ("linear1", "linear2")
+            count = units[f"feedforward{part}"]
+            groups.append(
+                _hidden(f"{name}feedforward{part}", count, prefix, *ends, functional.silu)
+            )
+
+    def smaller(counts: Mapping[str, int]) -> ConformerConfig:
+        return config.model_copy(update={"kept": dict(counts)})
+
+    def build(state: dict[str, Tensor], counts: Mapping[str, int]) -> Conformer:
+        found = Conformer(smaller(counts))
+        found.load_state_dict(state)
+        return found.train(conformer.training)
+
+    return Layout(groups, lambda counts: conformer_macs(smaller(counts), CROP_SAMPLES), build)
+
+
+def _relative_heads(name: str, count: int, config: ConformerConfig, prefix: str) -> Group:
+    """Heads with a key of relative positions and two biases each."""
+    size = config.width // config.heads
+    ends = [(f"{letter}_proj", what) for letter in "qkv" for what in ("weight", "bias")]
+    parts = [Slices(f"{prefix}{end}.{what}", 0, size) for end, what in ends]
+    own = [Slices(f"{prefix}bias_{letter}", 0) for letter in "uv"]
+    own.append(Slices(f"{prefix}relative_k_proj.weight", 0, size))
+    reads = Slices(f"{prefix}o_proj.weight", 1, size)
+    return _heads(name, count, [*own, *parts], parts[-2:], reads)
+
+
+def _conv_channels(name: str, count: int, prefix: str) -> Group:
+    """Channels between a gated linear unit and the batch norm behind the depthwise convolution.
+
+    What the gate lets through is not constant where no weight makes it; where the norm scales it by
+    zero it is.
+    """
+    kinds = ("weight", "bias")
+    parts = [Slices(f"{prefix}pointwise_conv1.{what}", 0, 1, (0, count)) for what in kinds]
+    parts += [Slices(f"{prefix}depthwise_conv.{what}", 0) for what in kinds]
+    norm = [Slices(f"{prefix}norm.{what}", 0) for what in NORM_TENSORS]
+    reads = Slices(f"{prefix}pointwise_conv2.weight", 1)
+    return Group(
+        name, count, "units", (*parts, *norm, reads), makes=(norm[0],), reads=(reads,),
+        gates=(reads,), bias=norm[1], act=functional.silu, block=_block(count),
+    )  # fmt: skip

@@ -86,12 +86,10 @@ class Trainer(Task):
     def update(self, batch: Batch) -> Tensor:
         """One optimiser step; returns the loss (a scalar tensor, MOS squared) of these rows."""
         waves_BT = self._waves(batch)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.config, self.step)
+        self.optimizer.param_groups[0]["lr"] = learning_rate(self.config, self.step)
         self._network.train()
         with attention_backward(self.device):
-            predicted_B = self._network(waves_BT)
-        loss = functional.mse_loss(predicted_B, batch.mos_B.to(self.device, non_blocking=True))
+            loss = self.loss(waves_BT, batch.mos_B.to(self.device, non_blocking=True))
         self._optimizer.zero_grad(set_to_none=True)
         self.fabric.backward(loss)
         if self.config.clip_norm:
@@ -100,6 +98,15 @@ class Trainer(Task):
         self.step += 1
         self._follow()
         return loss.detach()
+
+    def loss(self, waves_BT: Tensor, mos_B: Tensor) -> Tensor:
+        """What is minimised, of waves and their scores (a scalar tensor)."""
+        return functional.mse_loss(self._network(waves_BT), mos_B)
+
+    def score(self, waves_BT: Tensor) -> Tensor:
+        """Scores (B,) by the averaged weights."""
+        mos_B: Tensor = self.average(waves_BT)
+        return mos_B
 
     def _waves(self, batch: Batch) -> Tensor:
         config = self.config
@@ -134,7 +141,7 @@ class Trainer(Task):
             pcm_BT = torch.from_numpy(np.stack([pcm for pcm, _ in read]))
             waves_BT = padded(pcm_BT, self.config.padding, self.device)
             with self.fabric.autocast():
-                predicted.append(self.average(waves_BT).double())
+                predicted.append(self.score(waves_BT).double())
             truth += [mos for _, mos in read]
         mine = torch.cat(predicted) if predicted else torch.zeros(0, device=self.device)
         values = torch.stack([torch.tensor(truth, device=self.device).double(), mine.double()])

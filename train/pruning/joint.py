@@ -1,0 +1,171 @@
+"""Training and structured pruning in one run: ``python -m train prune-structured --shards``.
+
+The loss is that of ``train fit``, the distance of some layers from the whole model's, which hears
+the same clips, and what gates and their budget add. By "l0" units have gates, by "low-rank" the
+ranks of the convolutions (97 % of v7's multiply-adds), which were split by their singular values.
+The target rises over the first half; after three quarters the choice is made and the rest of the
+steps train what is left. By "importance" it is made before the first step, as without training.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning_fabric import Fabric
+from pydantic import Field
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional
+
+from data_specs.io.errors import UserError
+from train.loop.loop import Metrics
+from train.models.distil import Distillation, DistilLoss, evenly, outputs_of
+from train.models.low_rank import split_layers
+from train.models.student import Student, macs_of
+from train.pruning.gates import Budget, Gates, cut, gated, most_likely
+from train.pruning.structured import choose_units, unit_importance
+from train.pruning.units import layout_of
+from train.student.fit import Trainer
+from train.student.presets import FitConfig
+
+RAMP, SETTLES = 0.5, 0.75
+"""Shares of the steps: until the target is reached, until the choice is made."""
+
+
+class JointConfig(FitConfig):
+    """What ``train fit`` needs to know, and the pruning."""
+
+    by: Literal["importance", "l0", "low-rank"] = Field(
+        default="importance", description="what says which units go; the others need --shards"
+    )
+    keep_macs: float = Field(gt=0, le=1)
+    importance_clips: int = Field(ge=1)
+    distil: float = Field(default=1.0, ge=0, description="weight of the distance between layers")
+    distil_loss: DistilLoss = Field(default="log-sigmoid", description="of the cosine")
+    gates_lr: float = Field(default=0.05, gt=0, description="Adam's, of gates and multipliers")
+
+
+class Joint(Trainer):
+    """A student whose gates learn with its weights.
+
+    ``clips`` gives the waves that importance is measured by. ``UserError`` for a budget that cannot
+    be met.
+    """
+
+    config: JointConfig
+
+    def __init__(
+        self,
+        config: JointConfig,
+        dense: Student,
+        clips: Callable[[], Tensor],
+        fabric: Fabric | None = None,
+    ) -> None:
+        start = of_low_rank(dense) if config.by == "low-rank" else dense
+        super().__init__(config, fabric, start)
+        self.name, self.validates_first = f"{config.student} by {config.by}", False
+        self.dense, self.clips = copy.deepcopy(dense).requires_grad_(False).eval(), clips
+        self.dense.to(self.device)
+        self.layout = layout_of(self.student)
+        self.all_macs = macs_of(dense.config)
+        self.settles_at = 0 if config.by == "importance" else int(SETTLES * config.steps)
+        self.gates, self.budget = Gates(self.layout), Budget()
+        dims = [dense.config.dim] * len(evenly(dense.config.layers))
+        self.distil = Distillation(dims, dims, config.distil_loss)
+        own = {"gates": self.gates, "budget": self.budget, "distil": self.distil}
+        for name, part in own.items():
+            lr = config.lr if name == "distil" else config.gates_lr
+            group = {"params": list(part.to(self.device).parameters()), "lr": lr}
+            more = {"weight_decay": 0.0, "maximize": name == "budget"}
+            self.optimizer.add_param_group(group | more)
+        self.parts = {**self.parts, **own}
+        self.gates.settled(config.keep_macs * self.all_macs)  # can it be met at all?
+
+    def loss(self, waves_BT: Tensor, mos_B: Tensor) -> Tensor:
+        """Squared error, distance of layers, and while the gates are open how far off they are."""
+        if self.step == self.settles_at:
+            self.gates.fixed_N.copy_(self._chosen())
+        is_settled = self.step >= self.settles_at
+        gates_N = self.gates.fixed_N if is_settled else self.gates.drawn()
+        tensors = gated(self.student, self.layout, gates_N)
+        with self.fabric.autocast():
+            with outputs_of(_points(self.student)) as ours:
+                predicted_B = functional_call(self.student, tensors, (waves_BT,))
+            loss = functional.mse_loss(predicted_B, mos_B)
+            if self.config.distil:
+                with torch.no_grad(), outputs_of(_points(self.dense)) as theirs:
+                    self.dense(waves_BT)
+                loss = loss + self.config.distil * self.distil(ours, theirs)
+        if is_settled:
+            return loss
+        risen = min(1.0, self.step / (RAMP * self.config.steps))
+        return loss + self.budget(1 - self._expected(), risen * (1 - self.config.keep_macs))
+
+    def _expected(self) -> Any:
+        """The share of the multiply-adds that is left on average, a tensor."""
+        return self.layout.macs(self.gates.expected()) / self.all_macs
+
+    def _chosen(self) -> Tensor:
+        """The gates that stay as they are from now on (N,)."""
+        share = self.config.keep_macs
+        if self.config.by != "importance":
+            return self.gates.settled(share * self.all_macs)
+        clips, macs = self.clips().to(self.device).split(1), self.layout.macs
+        importance = unit_importance(self.student, clips)
+        gone = choose_units(self.student, importance, share)
+        left = {name: int((~gone_U).sum()) for name, gone_U in gone.items()}
+        worth = []  # for what is left of the budget, too little for a block
+        for name, count in self.layout.counts.items():
+            one_less = {**self.layout.counts, name: count - 1}
+            worth.append(importance[name] / (self.all_macs - macs(one_less)))
+        return most_likely(self.layout, torch.cat(worth), share * self.all_macs, left).float()
+
+    def _test_gates(self) -> Tensor:
+        """The gates (N,) without chance: what was chosen, or would be at the size expected now."""
+        if self.step > self.settles_at:
+            return self.gates.fixed_N
+        share = max(float(self._expected().detach()), self.config.keep_macs)
+        return self.gates.settled(share * self.all_macs)
+
+    def score(self, waves_BT: Tensor) -> Tensor:
+        """Scores (B,) by the averaged weights."""
+        tensors = gated(self.average, self.layout, self._test_gates())
+        mos_B: Tensor = functional_call(self.average, tensors, (waves_BT,))
+        return mos_B
+
+    def keep(self, metrics: Metrics, out: Path) -> str:
+        """As of ``train fit``, once the choice is made."""
+        return super().keep(metrics, out) if self.step > self.settles_at else ""
+
+    def best_model(self) -> dict[str, Any]:
+        """What is left of the averaged weights, as a student of its own."""
+        smaller = cut(self.average, self.gates.fixed_N)
+        return super().best_model() | {
+            "student_config": smaller.config.model_dump(),
+            "weights": smaller.state_dict(),
+        }
+
+    def figures(self) -> Mapping[str, float]:
+        """The learning rate, and the share of the multiply-adds that is expected."""
+        return super().figures() | {"macs": float(self._expected().detach())}
+
+
+def of_low_rank(student: Student) -> Student:
+    """A student whose convolutions are two each, at no more multiply-adds."""
+    if student.config.ranks:
+        raise UserError("this student is of low rank already: take --by l0")
+    student = copy.deepcopy(student)
+    names = [f"convolutions.{2 * number}" for number in range(len(student.config.channels))]
+    ranks = tuple(split_layers(student, names).values())
+    student.config = student.config.model_copy(update={"ranks": ranks})
+    return student
+
+
+def _points(student: Student) -> list[nn.Module]:
+    """The modules whose outputs are compared."""
+    modules = [student.head.projection, *student.head.encoder.layers]
+    return [modules[depth] for depth in evenly(len(modules) - 1)]
