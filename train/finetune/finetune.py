@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -40,6 +39,7 @@ from train.finetune.clips import (
 from train.finetune.config import FinetuneConfig, Settings
 from train.finetune.distil import Distilling
 from train.finetune.saved import save_model
+from train.finetune.shard_clips import shard_clips
 from train.finetune.shrink import Shrinking
 from train.finetune.tasks.speakers import Speakers
 from train.finetune.tasks.table import TASKS
@@ -56,7 +56,7 @@ from train.loop.loop import (
     load_best,
     train,
 )
-from train.models.encoders.interface import SpeechEncoder, States
+from train.models.encoders.interface import SpeechEncoder, States, weights_sha256
 from train.models.encoders.loading import load_encoder
 from train.pages import ranged
 
@@ -258,22 +258,15 @@ def judged(run: Finetuning, data: TaskClips) -> dict[str, Any]:
     return {"step": (run.best or {}).get("step"), **run.encoder.sizes(), "rows": rows}
 
 
-def weights_sha256(encoder: SpeechEncoder) -> str:
-    """Of all tensors, by name."""
-    state = hashlib.sha256()
-    for name, tensor in sorted(encoder.state_dict().items()):
-        state.update(f"{name} {tuple(tensor.shape)}".encode())
-        state.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
-    return state.hexdigest()
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``python -m train finetune``."""
     add = parser.add_argument
     labels = (
         "CSV of labelled clips: path, split, and any of keyword, speaker, mos, text; repeatable"
     )
-    add("--clips", type=path_here, action="append", required=True, help=labels)
+    add("--clips", type=path_here, action="append", default=[], help=labels)
+    shards = "train=FOLDER, validation= or test=: shards with scores, for quality; repeatable"
+    add("--shards", action="append", default=[], help=shards)
     trials = "list of 1|0 path path by which speakers are judged (default: every pair); repeatable"
     add("--trials", type=path_here, action="append", default=[], help=trials)
     add("--out", type=path_here, required=True, help="run folder; continued if it exists")
@@ -288,7 +281,8 @@ def run(args: argparse.Namespace) -> int:
     for name in settings.shares:
         if name not in TASKS:
             raise UserError(f"--tasks: {unknown('task', name, TASKS)}")
-    clips = read_labelled(args.clips)
+    labelled, (sampled, readers) = read_labelled(args.clips), shard_clips(args.shards)
+    clips = [*labelled, *sampled]
     columns = {name: TASKS[name].column for name in settings.shares}
     split = by_task(clips, columns)
     encoder = load_encoder(settings.encoder)
@@ -301,8 +295,8 @@ def run(args: argparse.Namespace) -> int:
     )
     with run_folder(args.out):
         if not (args.out / "last.pt").is_file():
-            require_heard(clips)
-        waves = Waves(host.cache_gb * 1e9)
+            require_heard(labelled)
+        waves = Waves(host.cache_gb * 1e9, readers)
         data = TaskClips(split, waves, seconds_to_samples(settings.seconds))
         pairs = [pair for path in args.trials for pair in read_trials(path)]
         results = finetune(config, encoder, data, args.out, host, pairs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -89,3 +90,12 @@ def _plain_attention() -> Iterator[None]:
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def weights_sha256(encoder: SpeechEncoder) -> str:
+    """Of all tensors, by name."""
+    state = hashlib.sha256()
+    for name, tensor in sorted(encoder.state_dict().items()):
+        state.update(f"{name} {tuple(tensor.shape)}".encode())
+        state.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+    return state.hexdigest()

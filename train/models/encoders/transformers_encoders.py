@@ -183,7 +183,11 @@ def narrow(encoder: nn.Module, state: Mapping[str, Tensor]) -> None:
             weight = state.get(f"{name}.{part}.weight")
             if isinstance(linear, nn.Linear) and weight is not None:
                 if weight.shape != linear.weight.shape:
-                    setattr(module, part, nn.Linear(*weight.shape[::-1], linear.bias is not None))
+                    setattr(
+                        module,
+                        part,
+                        nn.Linear(weight.shape[1], weight.shape[0], linear.bias is not None),
+                    )
                 if part == "q_proj" and hasattr(module, "num_heads"):
                     module.num_heads = weight.shape[0] // module.head_dim
 
