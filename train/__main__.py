@@ -16,6 +16,7 @@ VERBS = {
     "prune": ("train.pruning.prune", "prune a trained network round by round, or continue a run"),
     "prune-structured": ("train.pruning.prune_structured", "take whole units out of a model"),
     "finetune": ("train.finetune.finetune", "an encoder on tasks: joint, distilled, pruned"),
+    "word-errors": ("train.word_errors", "word error rates of finetunings, compared"),
     "evaluate": ("train.evaluation.evaluate", "compare models with ratings and shards' labels"),
     "score": ("train.scoring.score", "score files, folders or lists to a CSV"),
     "export": ("train.export.export", "write ONNX, int8, a model card, a bundle, a web page"),

@@ -1,12 +1,20 @@
-"""Word error rates: what was heard wrongly, and whether one system hears better than another."""
+"""Word error rates: what was heard wrongly, and whether one system hears better than another.
+
+``python -m train word-errors A/words.csv B/words.csv``, of what ``train finetune`` writes.
+"""
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from data_specs.io.addresses import path_here
+from data_specs.io.errors import UserError
+from data_specs.rated import read_rows
 from train.bootstrap import Doubles, Interval, bootstrap_p, difference, draws, interval
 
 
@@ -45,6 +53,16 @@ def total(found: Sequence[WordErrors]) -> WordErrors:
     return WordErrors(*(int(sum(values)) for values in zip(*found, strict=True)))
 
 
+KINDS = ("substitutions", "deletions", "insertions")
+
+
+def rates(counts_RN: Doubles, found: Sequence[WordErrors], kind: str = "errors") -> Doubles:
+    """Errors of a kind a word, in every resample (R,)."""
+    errors_N, words_N = (np.array([getattr(f, name) for f in found]) for name in (kind, "words"))
+    rates_R: Doubles = counts_RN @ errors_N / (counts_RN @ words_N)
+    return rates_R
+
+
 class Comparison(NamedTuple):
     """Word error rates of two systems on the same utterances, with 95 % intervals."""
 
@@ -59,14 +77,37 @@ def compare(
 ) -> Comparison:
     """One minus the other by paired bootstrap over ``groups`` (an utterance, or its speaker)."""
     counts_RN = draws(groups, seed)
-    resampled = [_rates(counts_RN, side) for side in (one, other)]
-    values = [_rates(np.ones((1, len(side))), side).item() for side in (one, other)]
+    resampled = [rates(counts_RN, side) for side in (one, other)]
+    values = [rates(np.ones((1, len(side))), side).item() for side in (one, other)]
     intervals = [interval(value, rates_R) for value, rates_R in zip(values, resampled, strict=True)]
     apart = difference(values[0], values[1], resampled[0], resampled[1])
     return Comparison(*intervals, apart, bootstrap_p(resampled[0] - resampled[1]))
 
 
-def _rates(counts_RN: Doubles, found: Sequence[WordErrors]) -> Doubles:
-    errors_N, words_N = (np.array([getattr(f, n) for f in found]) for n in ("errors", "words"))
-    rates_R: Doubles = counts_RN @ errors_N / (counts_RN @ words_N)
-    return rates_R
+def _heard(table: Path) -> tuple[list[tuple[str, str]], list[WordErrors]]:
+    """Of each utterance its group and text, and its errors."""
+    columns = ("group", "text", "heard")
+    rows = [row for row, _ in read_rows(table, columns, columns, "a table of what was heard")]
+    texts = [(row["group"] or "", row["text"] or "") for row in rows]
+    return texts, [word_errors(row["text"] or "", row["heard"] or "") for row in rows]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of ``python -m train word-errors``."""
+    tables = "words.csv of finetunings, of the same utterances; each is compared with the first"
+    parser.add_argument("tables", type=path_here, nargs="+", help=tables)
+
+
+def run(args: argparse.Namespace) -> int:
+    """``python -m train word-errors``; returns the exit code."""
+    texts, first = _heard(args.tables[0])
+    for table in args.tables:
+        same, found = _heard(table)
+        if same != texts:
+            raise UserError(f"{table}: not the utterances of {args.tables[0]}")
+        count, compared = total(found), compare(found, first, [group for group, _ in texts])
+        kinds = ", ".join(f"{getattr(count, kind)} {kind}" for kind in KINDS)
+        print(f"{table}: {compared.one.text()} of {count.words} words; {kinds}")
+        if found != first:
+            print(f"  above the first: {compared.difference.text('+')}, p {compared.p:.4f}")
+    return 0

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from data_specs.io.errors import UserError
+from train.finetune.tasks.self_supervised import SelfSupervised
 from train.models.best_rq import CODES, MASKED, STACK, BestRq, draw_masks
 from train.models.encoders.conformer import Conformer, ConformerConfig
-from train.models.features import HOP_SAMPLES
 
 TINY = ConformerConfig(width=8, layers=1, heads=2, hidden=8, channels=2, mels=8, dropout=0.0)
 GOLDEN = [5650, 1505, 5172, 2265, 1192, 5710]
 """Codes of seed 5."""
-
-
-def conformer(**changes: object) -> Conformer:
-    torch.manual_seed(0)
-    return Conformer(TINY.model_copy(update=changes))
 
 
 def mels() -> Tensor:
@@ -32,9 +31,9 @@ def draw(seed: int = 0) -> torch.Generator:
 
 
 def test_the_seed_alone_fixes_the_codes() -> None:
-    ours = BestRq(conformer(), seed=5)
+    ours = BestRq(8, 8, seed=5)
     torch.manual_seed(99)
-    again, other = BestRq(conformer(), seed=5), BestRq(conformer(), seed=6)
+    again, other = BestRq(8, 8, seed=5), BestRq(8, 8, seed=6)
     for name, tensor in ours.named_buffers():
         assert torch.equal(tensor, dict(again.named_buffers())[name])
         assert not torch.equal(tensor, dict(other.named_buffers())[name])
@@ -45,7 +44,7 @@ def test_the_seed_alone_fixes_the_codes() -> None:
 
 
 def test_codes_are_the_nearest_ones_of_normalised_stacks() -> None:
-    made, mels_BMK = BestRq(conformer(), seed=5), mels()
+    made, mels_BMK = BestRq(8, 8, seed=5), mels()
     found_BS = made.targets(mels_BMK, torch.tensor([24, 13]))
     for number, frames in enumerate((24, 13)):
         clip_MK = mels_BMK[number, :frames]
@@ -69,40 +68,50 @@ def test_a_fixed_share_of_each_clip_is_masked() -> None:
     assert not torch.equal(masked_BS, draw_masks(torch.tensor([50, 20, 1]), 50, draw(1)))
 
 
-def test_masked_frames_are_not_heard() -> None:
-    encoder = conformer().eval()
-    made = BestRq(encoder, seed=5)
-    waves_BT, lengths_B = 0.1 * torch.randn(2, 8000, generator=draw(3)), torch.tensor([8000, 5000])
-    heard: list[Tensor] = []
-    encoder.subsampling.register_forward_pre_hook(lambda _, given: heard.append(given[0]))
-    found = made(encoder, waves_BT, lengths_B, draw(7))
-    masked_BS = draw_masks(lengths_B // HOP_SAMPLES // STACK, 12, draw(7))
-    masked_BM = masked_BS.repeat_interleave(STACK, 1)
-    clear_BMK = encoder.features(waves_BT, lengths_B)[0][:, :48]
-    valid_BM = torch.arange(48) < lengths_B[:, None] // HOP_SAMPLES
-    same_BM = (heard[0] == clear_BMK).all(-1)
-    assert torch.equal(same_BM, valid_BM & ~masked_BM)
-    filled_NK = heard[0][valid_BM & masked_BM]
+def test_masks_are_filled_with_noise_and_the_rest_is_heard() -> None:
+    made, frames_B = BestRq(8, 8, seed=5), torch.tensor([50, 31])
+    mels_BMK = torch.randn(2, 50, 8, generator=draw(3))
+    found = made.mask(mels_BMK, frames_B, draw(7))
+    assert torch.equal(found.masked_BS, draw_masks(frames_B // STACK, 12, draw(7)))
+    assert torch.equal(found.codes_BS, made.targets(mels_BMK, frames_B))
+    hidden_BM = functional.pad(found.masked_BS.repeat_interleave(STACK, 1), (0, 2))
+    assert torch.equal((found.mels_BMK == mels_BMK).all(-1), ~hidden_BM)
+    filled_NK = found.mels_BMK[hidden_BM]
     assert filled_NK.std() == pytest.approx(0.1, rel=0.2) and filled_NK.mean().abs() < 0.02
-    # At first all of 8192 codes are about as likely.
-    assert found["loss"].item() == pytest.approx(torch.tensor(CODES).log().item(), abs=0.5)
 
 
 def test_what_repeats_is_learned() -> None:
-    encoder = conformer()
-    made = BestRq(encoder, seed=5)
-    tone_T = torch.sin(torch.arange(16_000) * 0.3) * (torch.arange(16_000) // 1600 % 2)
-    optimizer = torch.optim.Adam([*encoder.parameters(), *made.parameters()], lr=0.02)
+    torch.manual_seed(0)
+    encoder = Conformer(TINY)
+    task = SelfSupervised.new(encoder, [])
+    tone_1T = torch.sin(torch.arange(16_000) * 0.3)[None] * (torch.arange(16_000) // 1600 % 2)
+    lengths_B = torch.tensor([16_000])
+    optimizer = torch.optim.Adam([*encoder.parameters(), *task.parameters()], lr=0.02)
     losses = []
-    for step in range(30):
-        found = made(encoder, tone_T[None], torch.tensor([16_000]), draw(step))
+    for _ in range(30):
+        inputs = task.inputs(encoder, tone_1T, lengths_B)
+        loss = task.loss(encoder(tone_1T, lengths_B, **inputs), [])
         optimizer.zero_grad()
-        torch.autograd.backward(found["loss"])
+        torch.autograd.backward(loss)
         optimizer.step()
-        losses.append(found["loss"].item())
+        losses.append(loss.item())
+    # At first all of 8192 codes are about as likely.
+    assert losses[0] == pytest.approx(math.log(CODES), abs=0.5)
     assert losses[-1] < 0.6 * losses[0]
 
 
+def test_what_a_clip_is_judged_by_is_always_masked_alike() -> None:
+    encoder, waves_BT = Conformer(TINY).eval(), 0.1 * torch.randn(2, 8000, generator=draw(3))
+    task, lengths_B = SelfSupervised.new(encoder, []).eval(), torch.tensor([8000, 5000])
+
+    def judged() -> list[Any]:
+        inputs = task.inputs(encoder, waves_BT, lengths_B)
+        return task.predict(encoder(waves_BT, lengths_B, **inputs))
+
+    assert judged() == judged()
+    assert [count for _, _, count in judged()] == [round(12 * MASKED), round(7 * MASKED)]
+
+
 def test_states_must_be_as_long_as_codes() -> None:
-    with pytest.raises(UserError, match="codes are of 4 frames"):
-        BestRq(conformer(factor=8), seed=0)
+    with pytest.raises(UserError, match="a state for 4 frames"):
+        SelfSupervised.new(Conformer(TINY.model_copy(update={"factor": 8})), [])

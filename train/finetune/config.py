@@ -18,12 +18,13 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     encoder: str = Field(
-        description="log-mel, v7, a folder (checkpoint of transformers, finetuned model, student's "
-        "run), or org/name of the hub"
+        description="log-mel, v7, conformer or a YAML file of its sizes, a folder (checkpoint of "
+        "transformers, finetuned model, student's run), or org/name of the hub"
     )
     tasks: tuple[str, ...] = Field(
         min_length=1,
-        description="keywords, speakers, quality, words; NAME:2 is drawn twice as often",
+        description="keywords, speakers, quality, words, words-ctc, self (a conformer, without "
+        "labels); NAME:2 is drawn twice as often",
     )
     start: Literal["pretrained", "random"] = Field(
         default="pretrained", description="the encoder's weights, or fresh ones of its shape"

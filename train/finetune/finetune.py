@@ -120,13 +120,16 @@ class Finetuning(Task):
     def states(self, batch: Batch) -> States:
         """The encoder's states of a batch, its gates applied."""
         waves_BT, lengths_B = batch.waves_BT.to(self.device), batch.lengths_B.to(self.device)
+        task: Any = self.tasks[batch.task]
         tensors: dict[str, Tensor] = {}
         for term in self.terms:
             tensors |= term.tensors(self.encoder)  # type: ignore[operator]
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.frozen):
             # Without tensors of terms this is a plain call.
-            inputs = (waves_BT, lengths_B)
-            return torch.func.functional_call(self.encoder, tensors, inputs)  # type: ignore[no-any-return]
+            more = task.inputs(self.encoder, waves_BT, lengths_B)
+            return torch.func.functional_call(  # type: ignore[no-any-return]
+                self.encoder, tensors, (waves_BT, lengths_B), more
+            )
 
     def _train(self, mode: bool) -> None:
         self.encoder.train(mode and not self.config.frozen)
@@ -222,6 +225,8 @@ def finetune(
     and errors, as of ``train.loop.loop.train``.
     """
     torch.manual_seed(config.seed)
+    if config.chunk_ms:
+        encoder = encoder.streaming(config.chunk_ms)
     if config.start == "random":
         encoder = encoder.fresh()
     tasks = {name: TASKS[name].new(encoder, data.clips[name]["train"]) for name in config.shares}
@@ -235,26 +240,33 @@ def finetune(
     feed = Feed(data, config.shares, config.steps, config.batch, config.seed)
     train(run, feed, data, out, host)
     run.take_best(out)
-    results = judged(run, data)
+    results = judged(run, data, out)
     about = {"config": config.model_dump(mode="json"), "results": results}
     save_model(out, run.encoder, tasks, about)
     return results
 
 
-def judged(run: Finetuning, data: TaskClips) -> dict[str, Any]:
-    """Each task on the test clips of each dataset, as rows with intervals; and the sizes."""
+def judged(run: Finetuning, data: TaskClips, out: Path) -> dict[str, Any]:
+    """Each task on the test clips of each dataset, as rows with intervals; and the sizes.
+
+    Writes what a task keeps of each clip to ``out``.
+    """
     rows = []
     for name in run.config.shares:
-        test = data.clips[name]["test"]
+        test, kept = data.clips[name]["test"], []
         for dataset in sorted({clip.dataset for clip in test}):
             clips = [clip for clip in test if clip.dataset == dataset]
             head: Any = run.tasks[name]
             head.require(clips)
-            found = head.judge(clips, run.predict(data, name, clips), run.config.seed)
+            predicted = run.predict(data, name, clips)
+            kept += head.rows(clips, predicted)
+            found = head.judge(clips, predicted, run.config.seed)
             for figure, value in found.items():
                 row = {"task": name, "dataset": dataset, "clips": len(clips)}
                 row["speakers"] = len({clip.speaker for clip in clips if clip.speaker})
                 rows.append(row | {"figure": figure, **value.named("value")})
+        if kept:
+            write_text(out / f"{name}.csv", csv_text(kept))
     return {"step": (run.best or {}).get("step"), **run.encoder.sizes(), "rows": rows}
 
 

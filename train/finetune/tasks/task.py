@@ -45,6 +45,12 @@ class SpeechTask(nn.Module, ABC):
     def require(self, clips: Sequence[LabelledClip]) -> None:
         """``UserError`` naming the first clip to judge by whose label cannot be judged."""
 
+    def inputs(
+        self, encoder: SpeechEncoder, waves_BT: Tensor, lengths_B: Tensor
+    ) -> dict[str, Tensor]:
+        """What the encoder is called with beside the waves."""
+        return {}
+
     @abstractmethod
     def loss(self, states: States, clips: Sequence[LabelledClip]) -> Tensor:
         """What an update lowers, a scalar."""
@@ -60,6 +66,10 @@ class SpeechTask(nn.Module, ABC):
     @abstractmethod
     def judge(self, clips: Sequence[LabelledClip], predicted: Sequence[Any], seed: int) -> Result:
         """Test: every figure with its interval."""
+
+    def rows(self, clips: Sequence[LabelledClip], predicted: Sequence[Any]) -> list[dict[str, str]]:
+        """What is kept of each test clip, for a CSV file; none: nothing."""
+        return []
 
 
 class LayerMix(nn.Module):

@@ -9,12 +9,22 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
+
+from data_specs.io.errors import UserError
+from data_specs.labelled import LabelledClip
+from train.bootstrap import draws, interval
+from train.finetune.tasks.task import Result, SpeechTask, groups_of
+from train.loop.loop import Metrics
+from train.models.encoders.interface import SpeechEncoder, States
+from train.word_errors import KINDS, rates, total, word_errors
 
 ALPHABET = " '0123456789abcdefghijklmnopqrstuvwxyz"
 """Symbols 1, 2 ...; 0 is the blank."""
@@ -27,6 +37,101 @@ CTC_SHARE = 0.3
 
 MOST_A_STATE = 10
 """Characters that greedy search takes from one state."""
+
+WIDTH = 256
+"""Of the transducer's predictor and joint."""
+
+
+class Words(SpeechTask):
+    """The transducer over the last states, and CTC beside it."""
+
+    name, column = "words", "text"
+    is_transducer = True
+
+    def __init__(self, dim: int, width: int = WIDTH) -> None:
+        super().__init__()
+        self.sizes = {"dim": dim, "width": width}
+        self.ctc = nn.Linear(dim, SYMBOLS)
+        self.transducer = Transducer(dim, width) if self.is_transducer else None
+
+    @classmethod
+    def new(cls, encoder: SpeechEncoder, training: Sequence[LabelledClip]) -> Self:
+        """See ``SpeechTask``."""
+        head = cls(encoder.dims[-1])
+        head.require(training)
+        return head
+
+    @classmethod
+    def build(cls, about: Mapping[str, Any]) -> Self:
+        """See ``SpeechTask``."""
+        return cls(about["dim"], about["width"])
+
+    def about(self) -> dict[str, Any]:
+        """See ``SpeechTask``."""
+        return self.sizes
+
+    def require(self, clips: Sequence[LabelledClip]) -> None:
+        """``UserError`` naming a clip whose text has no character of the alphabet."""
+        for clip in clips:
+            if not plain_words(str(clip.text)):
+                raise UserError(f"{clip.where}: text {clip.text!r} has no letter from a to z")
+
+    def loss(self, states: States, clips: Sequence[LabelledClip]) -> Tensor:
+        """Negative log-likelihood a character, nats."""
+        symbols = [spelled(str(clip.text)) for clip in clips]
+        states_BFD, frames_B = states.layers[-1], states.lengths_B
+        by_ctc = ctc_loss(self.ctc(states_BFD), frames_B, symbols)
+        if self.transducer is None:
+            return by_ctc
+        return self.transducer.loss(states_BFD, frames_B, symbols) + CTC_SHARE * by_ctc
+
+    def predict(self, states: States) -> list[Any]:
+        """The text of each clip."""
+        states_BFD, frames_B = states.layers[-1], states.lengths_B
+        if self.transducer is None:
+            found = ctc_heard(self.ctc(states_BFD), frames_B)
+        else:
+            found = self.transducer.heard(states_BFD, frames_B)
+        return [text_of(symbols) for symbols in found]
+
+    def measure(self, clips: Sequence[LabelledClip], predicted: Sequence[Any]) -> Metrics:
+        """Word error rate, and the loss: that of characters, which moves earlier."""
+        from torchaudio.functional import edit_distance
+
+        texts = [plain_words(str(clip.text)) for clip in clips]
+        found = total([word_errors(*pair) for pair in zip(texts, predicted, strict=True)])
+        wrong = sum(edit_distance(*pair) for pair in zip(texts, predicted, strict=True))
+        return {"loss": wrong / sum(map(len, texts)), "wer": found.errors / found.words}
+
+    def judge(self, clips: Sequence[LabelledClip], predicted: Sequence[Any], seed: int) -> Result:
+        """Errors a word, all and of each kind; speakers are drawn."""
+        rows = self.rows(clips, predicted)
+        found = [word_errors(row["text"], row["heard"]) for row in rows]
+        counts_RN, once = draws(groups_of(clips), seed), np.ones((1, len(found)))
+        kinds = {"wer": "errors"} | {name: name for name in KINDS}
+        return {
+            name: interval(float(rates(once, found, kind)[0]), rates(counts_RN, found, kind))
+            for name, kind in kinds.items()
+        }
+
+    def rows(self, clips: Sequence[LabelledClip], predicted: Sequence[Any]) -> list[dict[str, str]]:
+        """What was said and what was heard, for ``python -m train word-errors``."""
+        return [
+            {
+                "clip": clip.path.name,
+                "group": clip.speaker or clip.path.name,
+                "text": plain_words(str(clip.text)),
+                "heard": heard,
+            }
+            for clip, heard in zip(clips, predicted, strict=True)
+        ]
+
+
+class WordsByCtc(Words):
+    """CTC alone."""
+
+    name = "words-ctc"
+    is_transducer = False
 
 
 def plain_words(text: str) -> str:

@@ -8,15 +8,18 @@ multiple of their stride. What a chunk gives so depends on no sample behind it.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
 from data_specs.io.errors import UserError
 from data_specs.sample import SAMPLE_RATE
+from data_specs.strict import Strict
+from train.models.encoders.interface import SpeechEncoder, States, valid_frames
 from train.models.features import HOP_SAMPLES, log_mels
 
 MEL_MEAN, MEL_SPREAD = -6.0, 4.0
@@ -24,17 +27,8 @@ MEL_MEAN, MEL_SPREAD = -6.0, 4.0
 mean."""
 
 
-class States(NamedTuple):
-    """States of the wanted layers, each (B, F, D), and how many of them belong to each clip (B)."""
-
-    layers: tuple[Tensor, ...]
-    lengths_B: Tensor
-
-
-class ConformerConfig(BaseModel):
+class ConformerConfig(Strict):
     """Sizes of a conformer. 12 layers of 144 have 6 million parameters."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     width: int = Field(default=144, ge=2, multiple_of=2, description="values a state")
     layers: int = Field(default=12, ge=1)
@@ -64,37 +58,51 @@ class ConformerConfig(BaseModel):
         return {name: self.kept.get(f"layers.{layer}.{name}", n) for name, n in whole.items()}
 
 
-class Conformer(nn.Module):
-    """Waves at 16 kHz to states of ``factor`` x 10 ms. Layer 0 is what the first layer hears."""
+class Conformer(SpeechEncoder):
+    """Waves at 16 kHz to states of ``factor`` x 10 ms."""
 
-    rate = SAMPLE_RATE
+    kind = "conformer"
 
     def __init__(self, config: ConformerConfig) -> None:
         from transformers.models.parakeet import modeling_parakeet as parakeet
 
         super().__init__()
         self.config = config
-        self.dim, self.layer_count = config.width, config.layers
+        self.dims = (config.width,) * (config.layers + 1)
         self.frame_s = config.factor * HOP_SAMPLES / SAMPLE_RATE
         theirs = _parakeet(config)
         self.subsampling = parakeet.ParakeetEncoderSubsamplingConv2D(theirs)
         self.positions = parakeet.ParakeetEncoderRelPositionalEncoding(theirs)
         self.layers = nn.ModuleList(_layer(config, number) for number in range(config.layers))
 
-    def forward(self, waves_BT: Tensor, lengths_B: Tensor) -> States:
-        return self.states(*self.features(waves_BT, lengths_B))
+    @classmethod
+    def build(cls, about: Mapping[str, Any], state: Mapping[str, Tensor] | None = None) -> Self:
+        """See ``SpeechEncoder``."""
+        encoder = cls(ConformerConfig.model_validate(about))
+        if state is not None:
+            encoder.load_state_dict(state)
+        return encoder
 
-    def features(self, waves_BT: Tensor, lengths_B: Tensor) -> tuple[Tensor, Tensor]:
-        """Log-mels (B, M, mels), about normal, and how many frames of 10 ms are a clip's (B)."""
-        mels_BMK = (log_mels(waves_BT, self.config.mels) - MEL_MEAN) / MEL_SPREAD
-        return mels_BMK, lengths_B.to(waves_BT.device) // HOP_SAMPLES
+    def about(self) -> dict[str, Any]:
+        """See ``SpeechEncoder``."""
+        return self.config.model_dump()
 
-    def states(self, mels_BMK: Tensor, lengths_B: Tensor) -> States:
-        """States of all layers, of features."""
-        heard_BM = torch.arange(mels_BMK.shape[1], device=mels_BMK.device) < lengths_B[:, None]
+    def streaming(self, chunk_ms: int) -> Self:
+        """See ``SpeechEncoder``."""
+        state_ms = round(1000 * self.frame_s)
+        if chunk_ms % state_ms:
+            raise UserError(f"--chunk-ms {chunk_ms}: no whole number of states of {state_ms} ms")
+        return self.build(self.about() | {"chunk": chunk_ms // state_ms}, self.state_dict())
+
+    def forward(
+        self, waves_BT: Tensor, lengths_B: Tensor, mels_BMK: Tensor | None = None
+    ) -> States:
+        """See ``SpeechEncoder``; ``mels_BMK`` are heard instead of the waves' own features."""
+        mels_BMK = self.features(waves_BT) if mels_BMK is None else mels_BMK
+        heard_BM = valid_frames(lengths_B // HOP_SAMPLES, mels_BMK.shape[1])
         hidden_BFD = self.subsampling(mels_BMK * heard_BM[..., None], heard_BM)
-        lengths_B = -(-lengths_B // self.config.factor)
         hidden_BFD = functional.dropout(hidden_BFD, self.config.dropout, self.training)
+        lengths_B = -(-lengths_B // HOP_SAMPLES // self.config.factor)
         about: Any = {"attention_mask": self._mask(lengths_B, hidden_BFD.shape[1])}
         about["position_embeddings"] = self.positions(hidden_BFD)
         found = [hidden_BFD]
@@ -102,19 +110,22 @@ class Conformer(nn.Module):
             found.append(layer(found[-1], **about))
         return States(tuple(found), lengths_B)
 
+    def features(self, waves_BT: Tensor) -> Tensor:
+        """Log-mels (B, M, mels) of frames of 10 ms, about normal."""
+        return (log_mels(waves_BT, self.config.mels) - MEL_MEAN) / MEL_SPREAD
+
     def _mask(self, lengths_B: Tensor, frames: int) -> Tensor:
         """Which state (third) hears which (last): bool (B, 1, F, F)."""
-        place_F = torch.arange(frames, device=lengths_B.device)
-        heard_BF = place_F < lengths_B[:, None]
+        heard_BF = valid_frames(lengths_B, frames)
         mask_BFF = heard_BF[:, :, None] & heard_BF[:, None, :]
         if self.config.chunk:
-            chunk_F = place_F // self.config.chunk
+            chunk_F = torch.arange(frames, device=lengths_B.device) // self.config.chunk
             mask_BFF = mask_BFF & (chunk_F[:, None] >= chunk_F)
         return mask_BFF[:, None]
 
 
 class _LookingBack(nn.Conv1d):
-    """A convolution along time that hears nothing behind a state."""
+    """A convolution along time that hears nothing behind a state, with the same tensors."""
 
     def forward(self, maps_BCF: Tensor) -> Tensor:
         return super().forward(functional.pad(maps_BCF, (self.kernel_size[0] - 1, 0)))
@@ -170,7 +181,7 @@ def conformer_macs(config: ConformerConfig, samples: int) -> float:
     macs += frames * config.width * channels * bins
     for number in range(config.layers):
         units = config.units(number)
-        inner = units["heads"] * config.width // config.heads
+        inner = units["heads"] * (config.width // config.heads)
         wide = units["feedforward1"] + units["feedforward2"]
         weights = config.width * (4 * inner + 2 * wide + 3 * units["channels"])
         macs += frames * (weights + config.kernel * units["channels"])

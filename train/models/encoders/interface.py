@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from data_specs.io.errors import UserError
 from data_specs.sample import SAMPLE_RATE
 
 
@@ -63,6 +64,15 @@ class SpeechEncoder(nn.Module, ABC):
     @abstractmethod
     def forward(self, waves_BT: Tensor, lengths_B: Tensor) -> States:
         """See ``States``."""
+
+    def streaming(self, chunk_ms: int) -> Self:
+        """The same weights, whose states hear nothing behind their own chunk.
+
+        ``UserError`` where an encoder hears all at once.
+        """
+        raise UserError(
+            f"--chunk-ms: a {self.kind} encoder hears all of a clip; a conformer streams"
+        )
 
     def fresh(self) -> Self:
         """One of the same shape with fresh weights, drawn by torch's global generator."""

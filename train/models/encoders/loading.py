@@ -6,11 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from data_specs.io.errors import UserError
+from data_specs.strict import load
 from train.files import write_model
 from train.models import weights
+from train.models.encoders.conformer import Conformer, ConformerConfig
 from train.models.encoders.interface import SpeechEncoder
 from train.models.encoders.mel import MelEncoder
 from train.models.encoders.student_encoder import StudentEncoder
@@ -23,7 +26,7 @@ from train.models.loading import find_student, model_in
 from train.models.tensors import read_about, read_weights
 
 KINDS: dict[str, type[SpeechEncoder]] = {
-    one.kind: one for one in (MelEncoder, StudentEncoder, WaveEncoder, WhisperEncoder)
+    one.kind: one for one in (MelEncoder, StudentEncoder, WaveEncoder, WhisperEncoder, Conformer)
 }
 """What ``encoder.json`` may name."""
 
@@ -53,6 +56,8 @@ def encoder_of(where: Path, about: Mapping[str, Any], state: Mapping[str, Tensor
 def load_encoder(source: str | Path) -> SpeechEncoder:
     """An encoder in eval mode: ``log-mel``, ``v7``, a folder, or ``org/name`` of the hub.
 
+    ``conformer``, or a YAML file of its sizes, has the fresh weights of seed 0.
+
     A folder holds what ``save_encoder`` or a finetuning wrote, a checkpoint in the layout of
     ``transformers``, or a student's run; a name of ``data_specs/weights.yaml`` is its folder in the
     cache. ``UserError`` saying what is wrong, or what to do.
@@ -62,6 +67,8 @@ def load_encoder(source: str | Path) -> SpeechEncoder:
     if str(source) == "v7":
         return StudentEncoder(find_student("v7")[0]).eval()
     folder = Path(source)
+    if str(source) == Conformer.kind or folder.suffix in (".yaml", ".yml"):
+        return _fresh_conformer(folder)
     if not folder.exists() and "/" not in str(source):
         folder = weights.cached(str(source))
     if not folder.exists() and str(source).count("/") == 1:
@@ -79,6 +86,13 @@ def load_encoder(source: str | Path) -> SpeechEncoder:
             f"{source}: no encoder: give log-mel, v7, a folder with config.json and safetensors, a "
             f"finetuned model, a student's run, or org/name of the hub ({error})"
         ) from error
+
+
+def _fresh_conformer(sizes: Path) -> SpeechEncoder:
+    config = load(ConformerConfig, sizes) if sizes.suffix else ConformerConfig()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return Conformer(config).eval()
 
 
 def _from_hub(name: str) -> Path:
