@@ -8,6 +8,7 @@ the test split: ``results.json`` and ``results.csv``, with bootstrap intervals o
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -36,8 +37,10 @@ from train.finetune.clips import (
     seconds_to_samples,
 )
 from train.finetune.config import FinetuneConfig, Settings
+from train.finetune.distil import Distilling
 from train.finetune.saved import save_model
 from train.finetune.shard_clips import shard_clips
+from train.finetune.shrink import Shrinking
 from train.finetune.tasks.speakers import Speakers
 from train.finetune.tasks.table import TASKS
 from train.finetune.tasks.task import SpeechTask
@@ -162,6 +165,11 @@ class Finetuning(Task):
             found |= term.figures()  # type: ignore[operator]
         return found
 
+    def keep(self, metrics: Metrics, out: Path) -> str:
+        """As of every task, once the terms are ready."""
+        ready = all(term.is_ready() for term in self.terms)  # type: ignore[operator]
+        return super().keep(metrics, out) if ready else ""
+
     def best_model(self) -> dict[str, Any]:
         """The networks' weights."""
         parts = {name: part for name, part in self.parts.items() if name != "optimizer"}
@@ -175,7 +183,7 @@ class Finetuning(Task):
                 part.load_state_dict(best[name])
         self._train(False)
         for term in self.terms:
-            self.encoder = term.finish(self.encoder)  # type: ignore[operator]
+            self.encoder = term.finish(self.encoder).to(self.device)  # type: ignore[operator]
         self.terms = nn.ModuleList()
 
 
@@ -188,8 +196,19 @@ def rate_factor(config: Settings, step: int) -> float:
 
 
 def make_terms(config: FinetuneConfig, encoder: SpeechEncoder) -> list[Term]:
-    """What an update adds to the tasks' loss, as the options ask for it."""
-    return []
+    """What an update adds to the tasks' loss, as the options ask for it.
+
+    By low rank the encoder's layers are split here, in place.
+    """
+    terms: list[Term] = []
+    if config.distil_from:
+        own = config.distil_from == "self"
+        teacher = copy.deepcopy(encoder) if own else load_encoder(config.distil_from)
+        how = (config.distil_weight, config.distil_loss, config.teacher_hears)
+        terms.append(Distilling(encoder, teacher, *how))
+    if config.keep is not None:
+        terms.append(Shrinking(encoder, config.by, config.keep, config.steps, config.gates_lr))
+    return terms
 
 
 def finetune(
