@@ -76,7 +76,7 @@ def test_letters_are_learned_and_systems_compared(
 ) -> None:
     slow = ("--tasks", "words", "--steps", 2, "--validate-every", 2)
     assert finetune(spoken, tmp_path / "untrained", *slow) == 0
-    options = ("--tasks", "words", "--steps", 300, "--validate-every", 100, "--lr", 0.005)
+    options = ("--tasks", "words", "--steps", 120, "--validate-every", 60, "--lr", 0.005)
     assert finetune(spoken, tmp_path / "trained", *options, "--head-lr", 0.005) == 0
     rows = json.loads((tmp_path / "trained/results.json").read_text())["rows"]
     assert {row["figure"]: row["value"] for row in rows}["wer"] < 0.3
