@@ -110,7 +110,7 @@ def read_rated(csv_path: Path | str, scale: Scale | None = None) -> list[RatedCl
 
 def read_rows(
     csv_path: Path, needed: Sequence[str], known: Sequence[str], about: str
-) -> list[tuple[Mapping[str, str | None], str]]:
+) -> Sequence[tuple[Mapping[str, str | None], str]]:
     """The rows of a table of clips, each with its file and line for messages.
 
     Raises ``SpecError`` naming the file, and the line, for what is no CSV, a ``needed`` column that

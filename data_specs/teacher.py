@@ -41,7 +41,19 @@ class StudentFeatures(Strict):
     kind: Literal["student-features"] = "student-features"
 
 
-FrontEnd = Annotated[Mfcc | XlsR | StudentFeatures, Field(discriminator="kind")]
+class EncoderStates(Strict):
+    """A layer's states of an encoder that ``transformers`` has (wav2vec 2.0, HuBERT, Whisper).
+
+    ``weights`` as of ``XlsR``; layer 0 is what the first layer hears.
+    """
+
+    packages: ClassVar[frozenset[str]] = frozenset({"transformers"})
+    kind: Literal["encoder"] = "encoder"
+    weights: Annotated[tuple[str, ...], Field(min_length=1)]
+    layer: Annotated[int, Field(ge=0, le=48)]
+
+
+FrontEnd = Annotated[Mfcc | XlsR | StudentFeatures | EncoderStates, Field(discriminator="kind")]
 
 
 class Filled(Strict):

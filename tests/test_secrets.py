@@ -61,7 +61,7 @@ def test_no_credentials_in_any_output(
         ["evaluate", "--model", model, "--rated", str(rated), "--out", f"{out}/evaluation"],
         ["export", "--model", model, "--out", f"{out}/bundle"],
         [
-            *("fit", "--start", model, "--shards", shards, "--out", f"{out}/run", "--batch", "4"),
+            *("fit", "--student", "v1", "--shards", shards, "--out", f"{out}/run", "--batch", "4"),
             *("--steps", "2", "--workers", "0", "--validate-every", "1"),
         ],
         ["report", "--run", f"{out}/run", "--evaluation", f"{out}/evaluation"]

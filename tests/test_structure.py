@@ -79,7 +79,7 @@ ORDER = {
         f"train.{room}"
         for room in (
             *("models", "data", "loop", "student", "teacher", "pruning", "finetune"),
-            *("scoring", "evaluation", "export", "report"),
+            *("scoring", "evaluation", "export", "robustness", "report"),
         )
     ),
 }

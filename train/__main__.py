@@ -18,6 +18,7 @@ VERBS = {
     "finetune": ("train.finetune.finetune", "an encoder on tasks: joint, distilled, pruned"),
     "word-errors": ("train.word_errors", "word error rates of finetunings, compared"),
     "evaluate": ("train.evaluation.evaluate", "compare models with ratings and shards' labels"),
+    "robustness": ("train.robustness.grid", "what fewer bits and weights cost, by condition"),
     "score": ("train.scoring.score", "score files, folders or lists to a CSV"),
     "export": ("train.export.export", "write ONNX, int8, a model card, a bundle, a web page"),
     "report": ("train.report.report", "write one HTML page about a run"),
@@ -25,7 +26,10 @@ VERBS = {
     "variants": ("train.student.variants", "list the students and what they cost"),
 }
 
-ONE_WRITER = ("fit", "teacher", "experiment", "lengths", "prune", "prune-structured", "finetune")
+ONE_WRITER = (
+    *("fit", "teacher", "experiment", "lengths", "prune", "prune-structured", "finetune"),
+    "robustness",
+)
 """Verbs that nothing but their own means may start several times for one folder."""
 
 

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_specs.io.errors import UserError
+from data_specs.io.onnx_session import cpu_session
 from data_specs.io.parse import json_object
 from data_specs.io.rng import spelled_out
 from data_specs.strict import SpecError
@@ -71,7 +72,7 @@ class Kokoro:
 
     def __init__(self, model: VoiceModel, device: str = "cpu") -> None:
         folder = _weights_found()
-        self.session = _session(folder / "kokoro-v1.0.int8.onnx")
+        self.session = cpu_session(folder / "kokoro-v1.0.int8.onnx", threads=1)
         self.styles: Mapping[str, NDArray[np.float32]] = np.load(folder / "voices-v1.0.npz")
         self.tokens: dict[str, int] = json.loads((folder / "config.json").read_bytes())["vocab"]
         self.version = (
@@ -158,7 +159,7 @@ class Piper:
         if config.phoneme_type != PhonemeType.ESPEAK:
             raise UserError(f"{path}: only voices with espeak-ng's phonemes are spoken here")
         noisy, self.noises = with_noise_inputs(network)
-        self.session = _session(noisy)
+        self.session = cpu_session(noisy, threads=1)
         self.voice = PiperVoice(self.session, config)
         self.rate_hz = config.sample_rate
         self.version = f"piper-tts {require_package('piper-tts', 'piper', 'voices')}"
@@ -214,13 +215,3 @@ def with_noise_inputs(path: Path) -> tuple[bytes, list[str]]:
     del graph.node[:]
     graph.node.extend(kept)
     return network.SerializeToString(), names
-
-
-def _session(network: Path | bytes) -> Any:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 3  # it warns of what its optimiser leaves
-    model = network if isinstance(network, bytes) else str(network)
-    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])

@@ -28,6 +28,7 @@ import psutil
 
 from data_specs.distributions import Choice
 from data_specs.io.errors import UserError
+from data_specs.io.onnx_session import cpu_session
 from data_specs.processors import Processor as Spec
 from data_specs.recipe import Recipe, Source, Sources, load_recipe
 from data_specs.room import load_rooms
@@ -248,7 +249,6 @@ def _naive_deepfilternet3(device: str) -> Naive:
 
 def _naive_nsnet2(device: str) -> Naive:
     """The package's enhancer with the two lines mended that no longer run, on one thread."""
-    import onnxruntime
     import scipy.signal
     import torch
 
@@ -262,9 +262,7 @@ def _naive_nsnet2(device: str) -> Naive:
         return torch.as_tensor(spec2sig(*args))
 
     enhancer = package.NSnet2Enhancer(fs=SAMPLE_RATE)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    enhancer.ort = onnxruntime.InferenceSession(str(nsnet2.model_path()), options)
+    enhancer.ort = cpu_session(nsnet2.model_path(), threads=1)
 
     def run(wave_T: Wave, params: Params) -> Wave:
         with mock.patch.object(package.featurelib, "spec2sig", mended):

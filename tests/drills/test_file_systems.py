@@ -474,7 +474,7 @@ import psutil
 from pipeline.engine import ray_cluster
 ray_cluster.start_ray(1)
 import ray
-ray.get(ray.remote(int).remote())
+ray.get(ray.remote(lambda: 1).remote())
 for process in psutil.Process().children(recursive=True):
     for one in process.net_connections("inet"):
         if one.status == psutil.CONN_LISTEN:

@@ -14,6 +14,7 @@ from onnx import TensorProto, helper
 
 from data_specs.corpus import find_corpus
 from data_specs.io.errors import UserError
+from data_specs.io.onnx_session import cpu_session
 from data_specs.voice import VoiceModel, VoiceSpec, load_voices, sentences
 from data_specs.weight import all_weights
 from pipeline.__main__ import main
@@ -224,7 +225,7 @@ def test_a_network_s_noise_is_its_input(tmp_path: Path) -> None:
     save_piper(tmp_path)
     network, names = onnx_voices.with_noise_inputs(tmp_path / "tiny.onnx")
     assert names == ["noise_0", "noise_1"]
-    session = onnx_voices._session(network)
+    session = cpu_session(network, threads=1)
     rng = np.random.default_rng(0)
     noises = {n: rng.standard_normal(onnx_voices.MOST_NOISE, np.float32) for n in names}
     fed = {

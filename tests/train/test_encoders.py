@@ -15,6 +15,7 @@ from tests.train_helpers import tones
 from train.models.encoders.interface import SpeechEncoder
 from train.models.encoders.loading import load_encoder, save_encoder
 from train.models.encoders.student_encoder import StudentEncoder
+from train.models.front_end import front_end_sha256, load_front_end
 from train.models.student import Student, variant
 
 SMALL = {
@@ -195,3 +196,18 @@ def test_bad_checkpoints_are_told_by_name(tmp_path):
         load_encoder(tmp_path)
     with pytest.raises(UserError, match="no encoder: give"):
         load_encoder(tmp_path / "nothing")
+
+
+def test_a_front_end_gives_the_states_of_its_layer(tmp_path, monkeypatch):
+    write_checkpoint(tmp_path / "whisper-tiny-en", "whisper")
+    monkeypatch.setenv("SPEECH_WEIGHTS", str(tmp_path))
+    front_end = load_front_end("whisper-tiny-en-l2")
+    encoder, waves_BT = load_encoder("whisper-tiny-en"), tones(2, 8000)
+    found = front_end.frames(waves_BT)
+    published = states(encoder, waves_BT, 8000, 8000).layers[2]
+    assert found.shape == (2, 384, 32) and not found[:, 25:].any()
+    # One clip at a time and two together: rounding of the matrix products.
+    torch.testing.assert_close(found[:, :25], published, rtol=1e-4, atol=1e-5)
+    assert front_end.weights_sha256 == front_end_sha256("whisper-tiny-en-l2")
+    with pytest.raises(UserError, match="layer 4, but it has 2"):
+        load_front_end("whisper-tiny-en-l4")

@@ -18,14 +18,23 @@ import soundfile
 import torch
 
 from data_specs.io.errors import UserError
-from data_specs.labelled import LabelledClip
+from data_specs.labelled import LabelledClip, read_labelled
 from tests.train.test_encoders import write_checkpoint
-from tests.train_helpers import dies_at, killed, logged, require_same_states
+from tests.train_helpers import (
+    dies_at,
+    killed,
+    logged,
+    require_same_states,
+    tone,
+    tone_mos,
+    write_dataset,
+)
 from train.__main__ import main
 from train.files import load_checkpoint
-from train.finetune.clips import turns
+from train.finetune.clips import TaskClips, Waves, turns
 from train.finetune.finetune import Finetuning
 from train.finetune.saved import load_model
+from train.finetune.shard_clips import shard_clips
 from train.finetune.tasks.speakers import Speakers
 from train.finetune.tasks.task import mean_over
 from train.finetune.tasks.trials import errors, trials_of
@@ -150,6 +159,18 @@ def test_random_start_is_another_network_of_the_same_size(tones_csv, whisper, tm
     ]
     assert sizes[0]["parameters"] == sizes[1]["parameters"]
     assert sizes[0]["weights_sha256"] != sizes[1]["weights_sha256"]
+
+
+def test_quality_is_learned_from_shards(tones_csv, tmp_path):
+    shards = write_dataset(tmp_path / "shards", shards=2, samples=3)
+    more = ("--tasks", "quality", "--shards", f"train={shards}", "--seconds", 1, "--steps", 2)
+    assert main(command("log-mel", tones_csv, tmp_path / "run", *more)) == 0
+    results = json.loads((tmp_path / "run/results.json").read_text())
+    assert {row["dataset"] for row in results["rows"]} == {"tones"}
+    assert main(command("log-mel", tones_csv, tmp_path / "other", *more, "--shards", "x=y")) == 2
+    clips, readers = shard_clips([f"test={shards}"])
+    assert [clip.mos for clip in clips] == [tone_mos(number) for number in range(6)]
+    np.testing.assert_array_equal(readers[clips[4].path](), tone(4))
 
 
 def test_tasks_are_drawn_by_their_share_and_evenly():
@@ -293,12 +314,25 @@ def test_a_clip_that_cannot_be_read_is_told_before_training(tones_csv, tmp_path)
 
 
 def test_trials_are_read_and_held_to_the_test_clips(tones_csv, tmp_path):
+    # Two datasets: each is judged by its own trials.
+    head, *rows = csv.reader(tones_csv.open())
+    rows += [
+        [f"../clips/{s}-{w}.wav", "test", w, f"t{s}", "3"] for s in (0, 1) for w in ("low", "high")
+    ]
+    table = tones_csv.parent / "two.csv"
+    lines = [[*head, "dataset"]] + [[*r, "b" if r[3][0] == "t" else "a"] for r in rows]
+    table.write_text("\n".join(",".join(line) for line in lines))
     listed = tones_csv.parent / "trials.txt"
-    listed.write_text(
-        "1 11-low.wav 11-high.wav\n0 11-low.wav 12-low.wav\n0 12-low.wav 13-low.wav\n"
-    )
-    run = command("log-mel", tones_csv, tmp_path / "run", "--tasks", "speakers", "--steps", 2)
+    trials = ["1 11-low.wav 11-high.wav", "0 11-low.wav 12-low.wav", "0 12-low.wav 13-low.wav"]
+    listed.write_text("\n".join([*trials, "1 0-low.wav 0-high.wav", "0 1-low.wav 0-low.wav\n"]))
+    run = command("log-mel", table, tmp_path / "run", "--tasks", "speakers", "--steps", 2)
     assert main([*run, "--trials", str(listed)]) == 0
+    found = json.loads((tmp_path / "run/results.json").read_text())["rows"]
+    assert [(row["dataset"], row["clips"]) for row in found] == [("a", 6)] * 2 + [("b", 4)] * 2
+    listed.write_text("1 11-low.wav 11-high.wav\n0 11-low.wav 12-low.wav\n")
+    run = command("log-mel", table, tmp_path / "third", "--tasks", "speakers")
+    assert main([*run, "--trials", str(listed)]) == 2  # none of dataset b: said before training
+    assert not (tmp_path / "third/last.pt").exists()
     listed.write_text("1 0-low.wav 0-high.wav\n")
     assert (
         main(
@@ -313,3 +347,31 @@ def test_trials_are_read_and_held_to_the_test_clips(tones_csv, tmp_path):
     clips = [LabelledClip(path=Path(n), dataset="d", split="test", speaker=n) for n in "ab"]
     with pytest.raises(UserError, match="not of both kinds"):
         trials_of(clips)
+
+
+def test_the_teachers_clean_twin_is_cropped_where_the_clip_is(tones_csv, tmp_path):
+    folder = tones_csv.parent
+    head, *rows = list(csv.reader(tones_csv.open()))
+    twin = [[*row, row[0]] for row in rows]
+    (folder / "twins.csv").write_text("\n".join(",".join(row) for row in [[*head, "clean"], *twin]))
+    clips = read_labelled([folder / "twins.csv"])[:3]
+    data = TaskClips({}, Waves(1e9), 2000)
+    batch = data.batch("keywords", clips, [0.0, 0.3, 1.0])
+    assert batch.lengths_B.tolist() == [2000] * 3
+    assert torch.equal(batch.waves_BT, batch.clean_BT)
+    whole = data.waves.read(clips[2].path)
+    np.testing.assert_array_equal(batch.waves_BT[2], whole[-2000:])
+    assert data.batch("keywords", [clips[0].model_copy(update={"clean": None})]).clean_BT is None
+    other = clips[0].model_copy(update={"clean": clips[1].path})
+    with pytest.raises(UserError, match="clean twin is not as long"):
+        TaskClips({}, Waves(0), 16_000).batch("keywords", [other])
+
+
+def test_a_clip_named_twice_is_told(tones_csv):
+    path = tones_csv.parent / "twice.csv"
+    path.write_text("path,split,keyword\n0-low.wav,train,low\n0-low.wav,test,low\n")
+    with pytest.raises(UserError, match=r"line 3: .*0-low.wav is named twice, first in .*line 2"):
+        read_labelled([path])
+    path.write_text("path,split,word\n0-low.wav,train,low\n")
+    with pytest.raises(UserError, match="no column of labels"):
+        read_labelled([path])

@@ -86,7 +86,7 @@ def test_the_chance_to_be_open_is_the_share_of_draws(student: Student):
 def test_expected_size_is_the_counted_one_where_gates_are_sure(student: Student):
     gates, values_N = some_gates(student)
     gates.alphas_N.data.copy_(torch.where(values_N > 0, 40.0, -40.0))
-    smaller = cut(student, (values_N > 0).float())
+    smaller = cut(student, layout_of(student), (values_N > 0).float())
     parameters, macs = count(smaller.config)
     expected = {name: units.detach() for name, units in gates.expected().items()}
     assert float(gates.layout.macs(expected)) == pytest.approx(macs, rel=1e-6)
@@ -116,7 +116,7 @@ def test_what_gates_close_can_be_cut(student: Student):
     with torch.inference_mode():
         whole_B = student(tones(2))
         gated_B = functional_call(student, gated(student, gates.layout, values_N), (tones(2),))
-        cut_B = cut(student, values_N)(tones(2))
+        cut_B = cut(student, layout_of(student), values_N)(tones(2))
     assert (gated_B - whole_B).abs().max() > 100 * CUT
     torch.testing.assert_close(cut_B, gated_B, rtol=0, atol=CUT)
 
@@ -128,7 +128,7 @@ def test_what_gates_close_in_an_encoder_can_be_cut(tmp_path: Path):
         gated_ = functional_call(
             encoder, gated(encoder, gates.layout, values_N), (tones(1, 16_000),)
         )
-        left = cut(encoder, values_N)
+        left = cut(encoder, layout_of(encoder), values_N)
         for before, after in zip(gated_, left(tones(1, 16_000)), strict=True):
             torch.testing.assert_close(after, before, rtol=0, atol=CUT)
     kept = sum(p.numel() for p in left.parameters())
@@ -153,7 +153,7 @@ def test_the_most_likely_units_stay_and_the_budget_is_met():
     worth_N = torch.randn(gates.alphas_N.shape)
     for share in (0.7, 0.5, 0.3):
         kept_N = most_likely(gates.layout, worth_N, share * macs_of(FINE))
-        left = cut(student, kept_N.float()).config
+        left = cut(student, layout_of(student), kept_N.float()).config
         assert 0.99 * share < macs_of(left) / macs_of(FINE) <= share
         for (_, kept_U), (_, worth_U) in zip(
             by_group(gates.layout, kept_N), by_group(gates.layout, worth_N), strict=True

@@ -43,7 +43,7 @@ def test_a_student_of_low_rank_is_near_is_counted_and_goes_through_json():
     gates, values_N = some_gates(low)
     with torch.inference_mode():
         gated_B = functional_call(low, gated(low, gates.layout, values_N), (tones(1),))
-        left = cut(low, values_N)
+        left = cut(low, gates.layout, values_N)
         torch.testing.assert_close(left(tones(1)), gated_B, rtol=0, atol=CUT)
     assert left.config.ranks is not None and left.config.ranks < low.config.ranks
     assert macs_of(left.config) < macs

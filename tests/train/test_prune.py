@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from data_specs.io.waves import filled
 from tests.bench import prune as bench_prune
 from tests.bench.random_xlsr import config_of
 from tests.export_helpers import write_run
@@ -324,6 +325,25 @@ def some_batch(clips: int, seconds: float | None = None):
         lengths[1] = int(seconds * 16_000)
         pcm_BT[1, lengths[1] :] = 0
     return batch_of(pcm_BT, [1.5 + number % 3 for number in range(clips)], lengths)
+
+
+def test_short_clips_are_heard_as_in_training(labels):
+    """The batch whose short clip is repeated beforehand gives the loss; rounding to int16 aside."""
+    batch = some_batch(4, seconds=2.0)
+    pcm_BT = batch.pcm_BT.clone()
+    pcm_BT[1] = torch.from_numpy(filled(pcm_BT[1, :32_000].numpy() / 32768, "repeat") * 32768)
+    losses = {}
+    for name, padding, given in (
+        ("repeats", "repeat", batch),
+        ("is repeated", "zero", batch._replace(pcm_BT=pcm_BT)),
+        ("hears silence", "zero", batch),
+    ):
+        config, subject, _sources = set_up(tiny(), labels)
+        student = subject.network
+        student.config = student.config.model_copy(update={"padding": padding})
+        losses[name] = Pruner(subject, config).gradients(given).item()
+    assert losses["repeats"] == pytest.approx(losses["is repeated"], rel=1e-4)
+    assert losses["repeats"] != pytest.approx(losses["hears silence"], rel=1e-3)
 
 
 def test_layers_are_dropped_from_the_top(labels, tmp_path):

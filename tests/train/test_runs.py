@@ -55,6 +55,7 @@ def words_of(
         "lengths": ["--model", student, "--shards", shards],
         "prune": ["--model", student, "--shards", shards],
         "prune-structured": ["--model", student],
+        "robustness": ["--model", student, "--data", rated, "--sparsity", 0],
     }
     return [verb, *map(str, words[verb])]
 
@@ -224,7 +225,7 @@ def test_a_folder_that_another_command_writes_to_is_refused(
 ):
     out, rated = tmp_path / "out", write_rated(tmp_path / "rated", clips=12)
     student = tmp_path / "student"
-    if verb in ("lengths", "prune", "prune-structured"):
+    if verb in ("lengths", "prune", "prune-structured", "robustness"):
         write_run(student)
     command = [*words_of(verb, folder, rated, student), "--out", str(out), "--device", "cpu"]
     with only_writer(out):

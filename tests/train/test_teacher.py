@@ -386,6 +386,11 @@ def test_the_open_teacher_hears_short_clips_again_and_is_a_weighted_mean():
     assert ours.name == "open" and logit_B is None
     assert identify_teacher("open", precision="fp32").weights_sha256 == ours.weights_sha256
     assert packages_of("open") == {"onnxruntime", "librosa"}
+    # DNSMOS stays on the CPU, in fp32, wherever v7 is.
+    assert identify_teacher("open", "cuda", "fp16").weights_sha256 == ours.weights_sha256
+    assert load_teacher("open", precision="bf16").weights_sha256 == ours.weights_sha256
+    with pytest.raises(UserError, match="runs on the CPU only"):
+        identify_teacher("dnsmos-p808", "cuda")
 
 
 def test_names_and_what_to_do_without_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

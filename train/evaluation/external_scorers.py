@@ -25,6 +25,7 @@ from torch import nn
 
 from data_specs.io.errors import UserError
 from data_specs.io.files import sha256_of
+from data_specs.io.onnx_session import cpu_session
 from data_specs.sample import SAMPLE_RATE
 from data_specs.strict import digest
 from train.audio import Wave, read_mono, to_16k
@@ -167,16 +168,12 @@ def _load_distillmos(options: Options) -> Made:
 
 def _load_dnsmos(options: Options) -> Made:
     dnsmos = importlib.import_module("speechmos.dnsmos")
-    onnxruntime = importlib.import_module("onnxruntime")
     folder = Path(str(dnsmos.__file__)).parent / "dnsmos_models"
     paths = [folder / "sig_bak_ovr.onnx", folder / "model_v8.onnx"]
     model = dnsmos.DNSMOS(*(str(path) for path in paths))
     # The package's sessions take every core, whatever PyTorch was told.
-    settings = onnxruntime.SessionOptions()
-    settings.intra_op_num_threads = torch.get_num_threads()
     model.onnx_sess, model.p808_onnx_sess = (
-        onnxruntime.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
-        for path in paths
+        cpu_session(path, torch.get_num_threads()) for path in paths
     )
 
     def scores(wave_T: Wave, rate: int) -> Mapping[str, float]:

@@ -5,7 +5,7 @@ Which clips batch ``k`` has, and where they are cropped, follows from the seed a
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +21,9 @@ from data_specs.sample import SAMPLE_RATE
 from train.audio import Wave, read_mono, to_16k
 from train.data.loading import ahead
 from train.data.order import Order
+
+Read = Callable[[], Wave]
+"""Gives a wave (T,) at 16 kHz."""
 
 AHEAD = 4
 """Batches that are read while one is computed."""
@@ -41,6 +44,8 @@ class Waves:
     """Clips at 16 kHz, kept in memory as far as there is room."""
 
     limit_bytes: float
+    readers: Mapping[Path, Read] = field(default_factory=dict)
+    """Of clips that are no files of their own."""
     _kept: dict[Path, Wave] = field(default_factory=dict)
     _bytes: int = 0
 
@@ -48,7 +53,7 @@ class Waves:
         """A clip's first channel (T,). ``UserError`` naming a file that cannot be read."""
         if path in self._kept:
             return self._kept[path]
-        wave_T = to_16k(*read_mono(path))
+        wave_T = self.readers[path]() if path in self.readers else to_16k(*read_mono(path))
         if self._bytes + wave_T.nbytes <= self.limit_bytes:
             self._kept[path] = wave_T
             self._bytes += wave_T.nbytes

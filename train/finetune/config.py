@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from data_specs.io.errors import UserError
+from train.models.distil import DistilLoss
 
 Share = Annotated[float, Field(gt=0, le=1)]
 
@@ -33,8 +34,15 @@ class Settings(BaseModel):
         default=None, description="encoder whose states are learned, too: as --encoder, or self"
     )
     distil_weight: float = Field(default=1.0, gt=0, description="of the distillation")
-    keep: Share | None = Field(default=None, description="share of the encoder that is left")
+    distil_loss: DistilLoss = Field(default="log-sigmoid", description="of the states' cosine")
+    teacher_hears: Literal["same", "clean"] = Field(
+        default="same", description="clean: the clean twins of the clips (column clean)"
+    )
+    keep: Share | None = Field(
+        default=None, description="share of the encoder's multiply-adds that is left"
+    )
     by: Literal["l0", "low-rank", "importance"] = Field(default="l0", description="what is cut")
+    gates_lr: float = Field(default=0.1, gt=0, description="of the gates and the budget")
     chunk_ms: int | None = Field(
         default=None, ge=1, description="hear so much at a time: streaming"
     )

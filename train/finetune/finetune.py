@@ -8,7 +8,7 @@ the test split: ``results.json`` and ``results.csv``, with bootstrap intervals o
 from __future__ import annotations
 
 import argparse
-import hashlib
+import copy
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -37,7 +37,10 @@ from train.finetune.clips import (
     seconds_to_samples,
 )
 from train.finetune.config import FinetuneConfig, Settings
+from train.finetune.distil import Distilling
 from train.finetune.saved import save_model
+from train.finetune.shard_clips import shard_clips
+from train.finetune.shrink import Shrinking
 from train.finetune.tasks.speakers import Speakers
 from train.finetune.tasks.table import TASKS
 from train.finetune.tasks.task import SpeechTask
@@ -53,7 +56,7 @@ from train.loop.loop import (
     load_best,
     train,
 )
-from train.models.encoders.interface import SpeechEncoder, States
+from train.models.encoders.interface import SpeechEncoder, States, weights_sha256
 from train.models.encoders.loading import load_encoder
 from train.pages import ranged
 
@@ -162,6 +165,11 @@ class Finetuning(Task):
             found |= term.figures()  # type: ignore[operator]
         return found
 
+    def keep(self, metrics: Metrics, out: Path) -> str:
+        """As of every task, once the terms are ready."""
+        ready = all(term.is_ready() for term in self.terms)  # type: ignore[operator]
+        return super().keep(metrics, out) if ready else ""
+
     def best_model(self) -> dict[str, Any]:
         """The networks' weights."""
         parts = {name: part for name, part in self.parts.items() if name != "optimizer"}
@@ -175,7 +183,7 @@ class Finetuning(Task):
                 part.load_state_dict(best[name])
         self._train(False)
         for term in self.terms:
-            self.encoder = term.finish(self.encoder)  # type: ignore[operator]
+            self.encoder = term.finish(self.encoder).to(self.device)  # type: ignore[operator]
         self.terms = nn.ModuleList()
 
 
@@ -188,8 +196,19 @@ def rate_factor(config: Settings, step: int) -> float:
 
 
 def make_terms(config: FinetuneConfig, encoder: SpeechEncoder) -> list[Term]:
-    """What an update adds to the tasks' loss, as the options ask for it."""
-    return []
+    """What an update adds to the tasks' loss, as the options ask for it.
+
+    By low rank the encoder's layers are split here, in place.
+    """
+    terms: list[Term] = []
+    if config.distil_from:
+        own = config.distil_from == "self"
+        teacher = copy.deepcopy(encoder) if own else load_encoder(config.distil_from)
+        how = (config.distil_weight, config.distil_loss, config.teacher_hears)
+        terms.append(Distilling(encoder, teacher, *how))
+    if config.keep is not None:
+        terms.append(Shrinking(encoder, config.by, config.keep, config.steps, config.gates_lr))
+    return terms
 
 
 def finetune(
@@ -238,7 +257,6 @@ def judged(run: Finetuning, data: TaskClips, out: Path) -> dict[str, Any]:
         for dataset in sorted({clip.dataset for clip in test}):
             clips = [clip for clip in test if clip.dataset == dataset]
             head: Any = run.tasks[name]
-            head.require(clips)
             predicted = run.predict(data, name, clips)
             kept += head.rows(clips, predicted)
             found = head.judge(clips, predicted, run.config.seed)
@@ -251,22 +269,15 @@ def judged(run: Finetuning, data: TaskClips, out: Path) -> dict[str, Any]:
     return {"step": (run.best or {}).get("step"), **run.encoder.sizes(), "rows": rows}
 
 
-def weights_sha256(encoder: SpeechEncoder) -> str:
-    """Of all tensors, by name."""
-    state = hashlib.sha256()
-    for name, tensor in sorted(encoder.state_dict().items()):
-        state.update(f"{name} {tuple(tensor.shape)}".encode())
-        state.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
-    return state.hexdigest()
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``python -m train finetune``."""
     add = parser.add_argument
     labels = (
         "CSV of labelled clips: path, split, and any of keyword, speaker, mos, text; repeatable"
     )
-    add("--clips", type=path_here, action="append", required=True, help=labels)
+    add("--clips", type=path_here, action="append", default=[], help=labels)
+    shards = "train=FOLDER, validation= or test=: shards with scores, for quality; repeatable"
+    add("--shards", action="append", default=[], help=shards)
     trials = "list of 1|0 path path by which speakers are judged (default: every pair); repeatable"
     add("--trials", type=path_here, action="append", default=[], help=trials)
     add("--out", type=path_here, required=True, help="run folder; continued if it exists")
@@ -281,7 +292,8 @@ def run(args: argparse.Namespace) -> int:
     for name in settings.shares:
         if name not in TASKS:
             raise UserError(f"--tasks: {unknown('task', name, TASKS)}")
-    clips = read_labelled(args.clips)
+    labelled, (sampled, readers) = read_labelled(args.clips), shard_clips(args.shards)
+    clips = [*labelled, *sampled]
     columns = {name: TASKS[name].column for name in settings.shares}
     split = by_task(clips, columns)
     encoder = load_encoder(settings.encoder)
@@ -294,8 +306,8 @@ def run(args: argparse.Namespace) -> int:
     )
     with run_folder(args.out):
         if not (args.out / "last.pt").is_file():
-            require_heard(clips)
-        waves = Waves(host.cache_gb * 1e9)
+            require_heard(labelled)
+        waves = Waves(host.cache_gb * 1e9, readers)
         data = TaskClips(split, waves, seconds_to_samples(settings.seconds))
         pairs = [pair for path in args.trials for pair in read_trials(path)]
         results = finetune(config, encoder, data, args.out, host, pairs)

@@ -27,6 +27,10 @@ class Term(nn.Module):
         """What is added to the loss of update ``step``."""
         return torch.zeros(())
 
+    def is_ready(self) -> bool:
+        """Whether a validation now is one of what will be left: only then may it be the best."""
+        return True
+
     def figures(self) -> dict[str, float]:
         """What a line of the log holds of it."""
         return {}

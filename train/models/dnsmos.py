@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from data_specs.io.errors import UserError
 from data_specs.io.files import sha256_of
+from data_specs.io.onnx_session import cpu_session
 from data_specs.sample import SAMPLE_RATE
 from data_specs.teacher import DnsMos
 from train.models.calibration import Calibration
@@ -37,7 +37,7 @@ class DnsMosTeacher:
         require_cpu(name, device, precision)
         path = weights_path(spec, name)
         self.name, self.weights_sha256 = name, sha256_of(path)
-        self._session = _onnx_session(path)
+        self._session = cpu_session(path, torch.get_num_threads())
         self._rate = self._p808 if spec.scale == "p808" else self._p835
 
     def score(self, waves_BT: Waves) -> tuple[Floats, Floats | None]:
@@ -84,11 +84,3 @@ def weights_path(spec: DnsMos, name: str) -> Path:
     for package in ("onnxruntime", *(["librosa"] if spec.scale == "p808" else [])):
         in_package(package, "__init__.py", user)
     return in_package("speechmos", f"dnsmos_models/{file}", user)
-
-
-def _onnx_session(path: Path) -> Any:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

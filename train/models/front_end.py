@@ -1,4 +1,4 @@
-"""What a teacher's head reads of a wave: MFCC, hidden states of XLS-R, or features of v7."""
+"""What a teacher's head reads of a wave: MFCC, an encoder's hidden states, features of v7."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ from data_specs.io.errors import UserError
 from data_specs.io.files import sha256_of
 from data_specs.sample import CROP_SAMPLES, SAMPLE_RATE
 from data_specs.strict import digest, unknown
+from data_specs.teacher import EncoderStates, Mfcc, StudentFeatures, teacher_table
 from data_specs.teacher import FrontEnd as FrontEndSpec
-from data_specs.teacher import Mfcc, StudentFeatures, teacher_table
 from data_specs.weight import HuggingFace
 from train.models import weights
+from train.models.encoders.interface import SpeechEncoder, weights_sha256
+from train.models.encoders.transformers_encoders import from_checkpoint
 from train.models.features import compressed_spectrum, peak_normalise
 from train.models.head import TEACHER_TOKENS
 from train.models.precision import resolve_precision
@@ -148,6 +150,41 @@ class StudentFrontEnd:
         return self._network.tokens(spectrum_B2FT).float()
 
 
+class EncoderFrontEnd:
+    """A layer's states of any encoder of ``train.models.encoders``, every 20 ms.
+
+    It hears the middle 7.68 s, so that no more is computed than is read; on a CPU clips go through
+    one at a time, as in ``XlsrFrontEnd``.
+    """
+
+    tokens = TEACHER_TOKENS
+
+    def __init__(self, name: str, encoder: SpeechEncoder, layer: int, device: str = "cpu") -> None:
+        if layer >= len(encoder.dims):
+            raise UserError(
+                f"front end {name!r}: layer {layer}, but it has {len(encoder.dims) - 1}"
+            )
+        self.name, self.layer = name, layer
+        self.device = torch.device(device)
+        self.weights_sha256 = digest([weights_sha256(encoder), layer])
+        self._encoder = encoder.to(self.device).requires_grad_(False)
+        self.channels = encoder.dims[layer]
+        self.parameter_count = sum(p.numel() for p in encoder.parameters())
+
+    @torch.inference_mode()
+    def frames(self, waves_BT: Tensor) -> Tensor:
+        """See ``FrontEnd.frames``."""
+        if waves_BT.shape[1] > CROP_SAMPLES:
+            waves_BT = centre_crop(waves_BT[..., None], CROP_SAMPLES)[..., 0]
+        waves_BT = waves_BT.to(self.device)
+        chunk = 1 if self.device.type == "cpu" else max(1, len(waves_BT))
+        return torch.cat([self._frames(part) for part in torch.split(waves_BT, chunk)])
+
+    def _frames(self, waves_BT: Tensor) -> Tensor:
+        lengths_B = torch.full((len(waves_BT),), waves_BT.shape[1], device=self.device)
+        return centre_crop(self._encoder(waves_BT, lengths_B).layers[self.layer].float())
+
+
 def encoder_folder(names: Sequence[str]) -> Path:
     """Where the first of these encoders is: the weights' cache, else the hub's own cache.
 
@@ -160,7 +197,7 @@ def encoder_folder(names: Sequence[str]) -> Path:
                 return folder
     cache = weights.cache_folder()
     raise UserError(
-        f"no XLS-R encoder in {cache} (looked for {', '.join(names)}): run make weights "
+        f"no encoder in {cache} (looked for {', '.join(names)}): run make weights "
         f"NAMES={names[0]}, or copy config.json and the checkpoint to {cache / names[-1]}"
     )
 
@@ -198,7 +235,10 @@ def load_front_end(name: str, device: str = "cpu", precision: str = "auto") -> F
         return MfccFrontEnd(device)
     if isinstance(spec, StudentFeatures):
         return StudentFrontEnd(name, device, precision)
-    return load_xlsr(name, encoder_folder(spec.weights), spec.layers, device, precision)
+    folder = encoder_folder(spec.weights)
+    if isinstance(spec, EncoderStates):
+        return EncoderFrontEnd(name, from_checkpoint(folder), spec.layer, device)
+    return load_xlsr(name, folder, spec.layers, device, precision)
 
 
 # --- what a front end is, without building it -----------------------------------------------------
@@ -211,7 +251,10 @@ def front_end_sha256(name: str) -> str:
         return MFCC_SHA256
     if isinstance(spec, StudentFeatures):
         return _student_sha256()
-    sha256 = encoder_sha256(encoder_folder(spec.weights), spec.layers)
+    folder = encoder_folder(spec.weights)
+    if isinstance(spec, EncoderStates):
+        return digest([weights_sha256(from_checkpoint(folder)), spec.layer])
+    sha256 = encoder_sha256(folder, spec.layers)
     return digest([sha256, list(spec.layers)])
 
 

@@ -7,7 +7,7 @@ in either, so that they are the same at the edges too). At full rank the two are
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -65,3 +65,11 @@ def split_layers(model: nn.Module, names: Iterable[str]) -> dict[str, int]:
         ranks[name] = equal_rank(layer)
         model.set_submodule(name, split(layer, ranks[name]))
     return ranks
+
+
+def shape_as(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Split layers of a model in place where a state dict has two for one; weights are fresh."""
+    for name, layer in list(model.named_modules()):
+        first = state.get(f"{name}.0.weight")
+        if isinstance(layer, nn.Linear | nn.Conv2d) and first is not None:
+            model.set_submodule(name, pair(layer, len(first)))

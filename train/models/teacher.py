@@ -169,6 +169,12 @@ def _shares(name: str, spec: TeacherSpec | None) -> dict[str, float] | None:
     return dict.fromkeys(parts_of(name), 1.0) if name.startswith(MEAN) else None
 
 
+def _where(part: str, device: str, precision: str) -> tuple[str, str]:
+    """What a part of a mean runs on, and in: DNSMOS on the CPU, wherever the others are."""
+    on_cpu = isinstance(teacher_table().teachers.get(part), DnsMos)
+    return ("cpu", "fp32") if on_cpu else (device, precision)
+
+
 def identify_teacher(name: str | Path, device: str = "cpu", precision: str = "auto") -> Identity:
     """What ``load_teacher`` would load, from the files alone: no encoder or student is built.
 
@@ -182,7 +188,7 @@ def identify_teacher(name: str | Path, device: str = "cpu", precision: str = "au
 
 def _identified(name: str, spec: TeacherSpec | None, device: str, precision: str) -> Identity:
     if shares := _shares(name, spec):
-        parts = {part: identify_teacher(part, device, precision) for part in shares}
+        parts = {part: identify_teacher(part, *_where(part, device, precision)) for part in shares}
         return _mean_of(parts, shares)
     if isinstance(spec, DnsMos):
         from train.models import dnsmos
@@ -221,7 +227,7 @@ def load_teacher(name: str | Path, device: str = "cpu", precision: str = "auto")
 
 def _loaded(name: str, spec: TeacherSpec | None, device: str, precision: str) -> Teacher:
     if shares := _shares(name, spec):
-        parts = {part: load_teacher(part, device, precision) for part in shares}
+        parts = {part: load_teacher(part, *_where(part, device, precision)) for part in shares}
         return MeanTeacher(parts, shares)
     if isinstance(spec, Student):
         sha256 = sha256_of(v7_weights_path())

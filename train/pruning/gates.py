@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from data_specs.io.errors import UserError
 from train.pruning.structured import LEAST_SHARE, Model, remove_units
-from train.pruning.units import Group, Layout, layout_of
+from train.pruning.units import Group, Layout
 
 SHARPNESS = 2 / 3
 LOW, HIGH = -0.1, 1.1
@@ -146,11 +146,12 @@ def _largest(values_U: Tensor, number: int) -> Tensor:
 
 
 @torch.no_grad()
-def cut(model: Model, gates_N: Tensor) -> Model:
+def cut(model: Model, layout: Layout, gates_N: Tensor) -> Model:
     """The smaller model without the units whose gates are zero, the others scaled by theirs.
 
     It gives what the gated model gives; the model itself stays as it is.
     """
-    layout, whole = layout_of(model), copy.deepcopy(model)
+    whole = copy.deepcopy(model)
     whole.load_state_dict(model.state_dict() | gated(model, layout, gates_N))
-    return remove_units(whole, {n: (z_U == 0).cpu() for n, z_U in by_group(layout, gates_N)})
+    closed = {name: (gates_U == 0).cpu() for name, gates_U in by_group(layout, gates_N)}
+    return remove_units(whole, closed, layout)

@@ -143,7 +143,7 @@ class Joint(Trainer):
 
     def best_model(self) -> dict[str, Any]:
         """What is left of the averaged weights, as a student of its own."""
-        smaller = cut(self.average, self.gates.fixed_N)
+        smaller = cut(self.average, self.layout, self.gates.fixed_N)
         return super().best_model() | {
             "student_config": smaller.config.model_dump(),
             "weights": smaller.state_dict(),

@@ -31,7 +31,7 @@ from data_specs.io.files import write_text
 from data_specs.io.options import add_options
 from train.data.hold_out import HOLD_OUT
 from train.data.sources import RatedSamples, Samples, Sources
-from train.data.stream import Batch, batch_of, to_waves
+from train.data.stream import Batch, batch_of, padded
 from train.files import csv_text, run_folder
 from train.loop.loop import (
     ONE_PROCESS,
@@ -165,7 +165,7 @@ class Pruner(Task):
         parts = zip(*(part.split(self.config.micro_batch) for part in batch), strict=True)
         losses = []
         for pcm_BT, mos_B, lengths_B in parts:
-            waves_BT = to_waves(pcm_BT, self.device)
+            waves_BT = padded(pcm_BT, self.subject.padding, self.device)
             errors_B = self.predict(waves_BT, lengths_B) - mos_B.to(self.device, non_blocking=True)
             loss = errors_B.square().sum() / len(batch.mos_B)
             torch.autograd.backward(loss)
@@ -230,7 +230,7 @@ class Pruner(Task):
         predicted: list[float] = []
         for start in range(0, len(held), self.config.micro_batch):
             batch = _batch(held, range(start, min(start + self.config.micro_batch, len(held))))
-            waves_BT = to_waves(batch.pcm_BT, self.device)
+            waves_BT = padded(batch.pcm_BT, self.subject.padding, self.device)
             predicted += self.predict(waves_BT, batch.lengths_B).tolist()
             truth += batch.mos_B.tolist()
         if not np.isfinite(predicted).all():

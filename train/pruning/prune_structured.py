@@ -29,13 +29,14 @@ from data_specs.io.errors import UserError
 from data_specs.io.files import write_text
 from data_specs.io.options import add_options, options_of
 from data_specs.io.progress import progress_bar
+from data_specs.io.waves import Padding
 from data_specs.rated import read_rated, require_heard
 from data_specs.sample import CROP_SAMPLES
 from data_specs.strict import checked
 from train.data.order import generator
 from train.data.shards import list_shards
 from train.data.sources import RatedSamples, Samples, open_sources
-from train.data.stream import ShardSamples, to_waves
+from train.data.stream import ShardSamples, padded
 from train.files import run_folder, write_model
 from train.loop.loop import ONE_PROCESS, Host, host_of, train_on
 from train.loop.parallel import make_fabric
@@ -83,10 +84,13 @@ class Settings(BaseModel):
 # --- clips ----------------------------------------------------------------------------------------
 
 
-def clips_of(where: Path | str | None, count: int, seed: int = 0) -> Tensor:
+def clips_of(
+    where: Path | str | None, count: int, seed: int = 0, padding: Padding = "zero"
+) -> Tensor:
     """Up to ``count`` clips, float32 (B, 122880) within -1 to 1, drawn from all of a source.
 
     A CSV of rated clips, a folder of shards, or None: noise of different loudness over time.
+    ``padding`` stands behind short ones.
     """
     draw = generator(seed)
     if where is None:
@@ -96,7 +100,7 @@ def clips_of(where: Path | str | None, count: int, seed: int = 0) -> Tensor:
     samples = _samples(where)
     numbers = sorted(draw.permutation(len(samples))[:count].tolist())
     pcm_BT = torch.from_numpy(np.stack([samples.read(number)[0] for number in numbers]))
-    return to_waves(pcm_BT, torch.device("cpu"))
+    return padded(pcm_BT, padding, torch.device("cpu"))
 
 
 def _samples(where: Path | str) -> Samples:
@@ -216,7 +220,8 @@ def _least(
         print(f"without dead units it has less than {settings.keep_macs:.0%}: nothing is chosen")
         return {}
     device = next(student.parameters()).device
-    waves_BT = clips_of(args.importance_from, settings.importance_clips, seed=1)
+    heard = student.config.padding
+    waves_BT = clips_of(args.importance_from, settings.importance_clips, 1, heard)
     bar = progress_bar(torch.split(waves_BT, 1), unit="clip", desc="importance")
     importance = unit_importance(student, (wave_1T.to(device) for wave_1T in bar))
     return choose_units(student, importance, share)
@@ -233,7 +238,8 @@ def _prune_in_training(args: argparse.Namespace, settings: Settings, host: Host)
     fit = make_config(name, sources, preset, dense.config, **changes)
     own = options_of(args, JointConfig) | fit.model_dump()
     config = checked(JointConfig, own, "options")
-    clips = partial(clips_of, args.importance_from or args.shards, settings.importance_clips, 1)
+    source, heard = args.importance_from or args.shards, dense.config.padding
+    clips = partial(clips_of, source, settings.importance_clips, 1, heard)
     fabric = make_fabric(host.device, bf16=computed_in_bf16(config, host.device))
     train_on(Joint(config, dense, clips, fabric), sources, args.out, host)
     export(args.out, config, sources.info)

@@ -23,9 +23,9 @@ from data_specs.io.errors import UserError
 from train.models.encoders.conformer import Conformer
 from train.models.student import Student
 from train.models.xlsr import Encoder
-from train.pruning.units import NORM_TENSORS, Group, Slices, State, layout_of
+from train.pruning.units import NORM_TENSORS, Group, Layout, Slices, State, layout_of
 
-Model = TypeVar("Model", Student, Encoder, Conformer)
+Model = TypeVar("Model", bound=nn.Module)
 
 Units = Mapping[str, Tensor]
 """Group name to bool (units,), True where a unit goes. Groups that keep all may be left out."""
@@ -240,14 +240,15 @@ def _step(group: Group, left: int) -> int:
 
 
 @torch.no_grad()
-def remove_units(model: Model, units: Units) -> Model:
+def remove_units(model: Model, units: Units, layout: Layout | None = None) -> Model:
     """A smaller model without these units, on the CPU; the model itself stays as it is.
 
     With ``dead_units`` its scores are the same but for rounding. Of any other unit what it gave is
     missing, unless that was a constant; a coordinate of the width counts as zero in the layer
-    norms. Of every group at least one unit must be left.
+    norms. Of every group at least one unit must be left. ``layout``: of a model that ``layout_of``
+    does not know.
     """
-    layout = layout_of(model)
+    layout = layout or layout_of(model)
     state, counts = _copy(model), layout.counts
     going = [group for group in layout.groups if group.name in units and units[group.name].any()]
     for group in going:

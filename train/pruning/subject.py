@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from data_specs.io.errors import UserError
+from data_specs.io.waves import Padding
 from train.models.calibration import Affine, Calibration
 from train.models.front_end import XlsrFrontEnd, centre_crop
 from train.models.head import TransformerHead
@@ -69,6 +70,11 @@ class Subject:
     def calibration(self) -> Calibration | None:
         """Between its scale and those of rated sets."""
         return self.teacher.calibration if self.teacher else None
+
+    @property
+    def padding(self) -> Padding:
+        """What it was trained to hear behind short clips."""
+        return self.network.config.padding if isinstance(self.network, Student) else "zero"
 
     def describe(self) -> dict[str, Any]:
         """What is needed to build the network again."""

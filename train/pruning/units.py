@@ -9,7 +9,7 @@ and the channels of its layers' convolutions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from dataclasses import dataclass
 from functools import partial
 from math import prod
@@ -117,12 +117,14 @@ class Layout:
         return sum(prod(shape) for shape in shapes.values())
 
 
-def layout_of(model: Student | Encoder | Conformer) -> Layout:
+def layout_of(model: nn.Module) -> Layout:
     """Where the units of a student, an XLS-R encoder or a conformer are."""
     if isinstance(model, Encoder):
         return _encoder_layout(model)
     if isinstance(model, Conformer):
         return _conformer_layout(model)
+    if not isinstance(model, Student):
+        raise TypeError(f"{type(model).__name__} has no layout of its own")
     config = model.config
 
     def build(state: dict[str, Tensor], counts: Mapping[str, int]) -> Student:
@@ -130,7 +132,8 @@ def layout_of(model: Student | Encoder | Conformer) -> Layout:
         student.load_state_dict(state)
         return student.train(model.training)
 
-    groups = _rank_groups(config.ranks)
+    ranks = enumerate(config.ranks or ())
+    groups = [rank_group(f"convolutions.{2 * number}", rank) for number, rank in ranks]
     if not groups:
         groups = [*_channel_groups(config), *_head_groups(config)]
     return Layout(groups, lambda counts: macs_with(config, *_sizes(config, counts)), build)
@@ -140,7 +143,7 @@ def _sizes(config: StudentConfig, counts: Mapping[str, Any]) -> tuple[Any, Any, 
     """Channels, ranks, width and the head's dimensions with so many units left."""
     numbers, before = range(len(config.channels)), config.slim
     if config.ranks:
-        ranks = tuple(counts[f"convolutions.{n}.rank"] for n in numbers)
+        ranks = tuple(counts[f"convolutions.{2 * n}.rank"] for n in numbers)
         return config.channels, ranks, config.dim, before
     channels = tuple(counts[f"convolutions.{n}"] for n in numbers)
     layers = range(config.layers)
@@ -163,19 +166,13 @@ def _config(config: StudentConfig, counts: Mapping[str, int]) -> StudentConfig:
     return StudentConfig.model_validate(values)
 
 
-def _rank_groups(ranks: Sequence[int] | None) -> list[Group]:
-    """What is between the two convolutions that one was split into."""
-    groups = []
-    for number, count in enumerate(ranks or ()):
-        names = (f"convolutions.{2 * number}.{n}.weight" for n in range(2))
-        makes, reads = (Slices(name, side) for side, name in enumerate(names))
-        groups.append(
-            Group(
-                f"convolutions.{number}.rank", count, "rank", (makes, reads), makes=(makes,),
-                reads=(reads,), gates=(reads,), bias=reads, block=_block(count),
-            )
-        )  # fmt: skip
-    return groups
+def rank_group(name: str, count: int) -> Group:
+    """What is between the two layers that one of this name was split into."""
+    makes, reads = (Slices(f"{name}.{side}.weight", side) for side in range(2))
+    return Group(
+        f"{name}.rank", count, "rank", (makes, reads), makes=(makes,), reads=(reads,),
+        gates=(reads,), bias=reads, block=_block(count),
+    )  # fmt: skip
 
 
 def _block(count: int) -> int:
@@ -229,15 +226,17 @@ def _head_groups(config: StudentConfig) -> list[Group]:
         values = [Slices(part.tensor, 0, slim.head_dim, (2 * inner,)) for part in joint]
         reads = Slices(f"{layer}self_attn.out_proj.weight", 1, slim.head_dim)
         name = f"layers.{number}."
-        groups.append(_heads(f"{name}heads", slim.heads[number], joint, values, reads))
+        groups.append(heads_group(f"{name}heads", slim.heads[number], joint, values, reads))
         groups.append(
-            _hidden(f"{name}feedforward", slim.feedforward[number], layer, "linear1", "linear2")
+            hidden_group(
+                f"{name}feedforward", slim.feedforward[number], layer, "linear1", "linear2"
+            )
         )
-    groups.append(_hidden("pool", slim.pool, "head.pool.", "hidden", "weight"))
+    groups.append(hidden_group("pool", slim.pool, "head.pool.", "hidden", "weight"))
     return [*groups, _width(config)]
 
 
-def _heads(
+def heads_group(
     name: str, count: int, parts: Iterable[Slices], values: Iterable[Slices], reads: Slices
 ) -> Group:
     """Attention heads: attention weights sum to one, so that constant values come out as such."""
@@ -248,7 +247,7 @@ def _heads(
     )  # fmt: skip
 
 
-def _hidden(
+def hidden_group(
     name: str,
     count: int,
     prefix: str,
@@ -294,12 +293,12 @@ def _encoder_layout(encoder: Encoder) -> Layout:
         parts = [Slices(f"{p}.{what}", 0, size) for p in projections for what in ("weight", "bias")]
         count = layer.attention.v_proj.out_features // size
         reads = Slices(f"{where}attention.out_proj.weight", 1, size)
-        groups.append(_heads(f"{name}heads", count, parts, parts[-2:], reads))
+        groups.append(heads_group(f"{name}heads", count, parts, parts[-2:], reads))
         wide = layer.feed_forward
         units = wide.intermediate_dense.out_features
         names = (f"{where}feed_forward.", "intermediate_dense", "output_dense")
         act = wide.intermediate_act_fn
-        groups.append(_hidden(f"{name}feedforward", units, *names, act))
+        groups.append(hidden_group(f"{name}feedforward", units, *names, act))
 
     def build(state: dict[str, Tensor], _: Mapping[str, int]) -> Encoder:
         dtype = encoder.feature_projection.projection.weight.dtype
@@ -335,7 +334,7 @@ def _conformer_layout(conformer: Conformer) -> Layout:
             prefix, ends = f"{name}feed_forward{part}.", ("linear1", "linear2")
             count = units[f"feedforward{part}"]
             groups.append(
-                _hidden(f"{name}feedforward{part}", count, prefix, *ends, functional.silu)
+                hidden_group(f"{name}feedforward{part}", count, prefix, *ends, functional.silu)
             )
 
     def smaller(counts: Mapping[str, int]) -> ConformerConfig:
@@ -357,7 +356,7 @@ def _relative_heads(name: str, count: int, config: ConformerConfig, prefix: str)
     own = [Slices(f"{prefix}bias_{letter}", 0) for letter in "uv"]
     own.append(Slices(f"{prefix}relative_k_proj.weight", 0, size))
     reads = Slices(f"{prefix}o_proj.weight", 1, size)
-    return _heads(name, count, [*own, *parts], parts[-2:], reads)
+    return heads_group(name, count, [*own, *parts], parts[-2:], reads)
 
 
 def _conv_channels(name: str, count: int, prefix: str) -> Group:

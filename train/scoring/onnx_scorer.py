@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from data_specs.io.errors import UserError
 from data_specs.io.files import sha256_of
+from data_specs.io.onnx_session import cpu_session
 from data_specs.io.waves import Padding
 from data_specs.sample import CROP_SAMPLES, SAMPLE_RATE
 from train.audio import Wave
@@ -126,22 +127,18 @@ def _require_plain_tensor(path: Path, tensor: Any) -> None:
         raise UserError(f"{where} asks for more than {MOST_LENGTH} values")
 
 
-def open_session(path: Path, threads: int | None = None) -> Any:
+def open_session(path: Path, threads: int = 0) -> Any:
     """An onnxruntime session on the CPU; ``ValueError`` naming the file, or what to install."""
     try:
         import onnx  # noqa: F401
-        import onnxruntime
+        import onnxruntime  # noqa: F401
     except ImportError as error:
         raise UserError(f"{path}: scoring ONNX needs a package: pip install {error.name}") from None
     if not path.is_file():
         raise UserError(f"{path}: no such file; make it: python -m train export")
     require_plain(path)
-    options = onnxruntime.SessionOptions()
-    if threads:
-        options.intra_op_num_threads = threads
-    options.log_severity_level = 3
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return cpu_session(path, threads)
     except Exception as error:  # its kinds are not importable by name from one place
         raise UserError(f"{path}: not an ONNX file that onnxruntime reads: {error}") from error
 
@@ -156,7 +153,7 @@ class OnnxScorer(Scorer):
 
     def __init__(self, path: Path | str, threads: int | None = None) -> None:
         path = Path(path)
-        self.session = open_session(path, threads)
+        self.session = open_session(path, threads or 0)
         import onnxruntime  # it is there: a session is open
 
         self.facts = facts = facts_of(self.session.get_modelmeta().custom_metadata_map, path)

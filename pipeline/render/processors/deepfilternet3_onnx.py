@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 from scipy.signal import lfilter
 
 from data_specs.io.files import sha256_of
+from data_specs.io.onnx_session import cpu_session
 from data_specs.sample import SAMPLE_RATE
 from pipeline.audio import Wave, resample
 from pipeline.render.processors.interface import Params, Processor, Waves
-from pipeline.render.processors.networks import onnx_session
 from train.models import weights
 
 RATE_HZ = 48_000
@@ -80,7 +80,7 @@ def _networks(path: Path) -> Networks:
     with tarfile.open(path) as tar:
         models = {Path(m.name).name: tar.extractfile(m).read() for m in tar if m.isfile()}  # type: ignore[union-attr]
     names = ("enc.onnx", "erb_dec.onnx", "df_dec.onnx")
-    return Networks(*(onnx_session(models[name]) for name in names))
+    return Networks(*(cpu_session(models[name], threads=1) for name in names))
 
 
 def _enhance(networks: Networks, wave_T: Wave) -> Wave:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -53,18 +52,6 @@ def load_weights(network: Any, state: Any, path: Path) -> None:
         raise OSError(f"{path} is of another network: {error}") from error
     if missing:
         raise OSError(f"{path} is of another network: it has no {', '.join(sorted(missing))}")
-
-
-@cache
-def onnx_session(model: Path | bytes) -> Any:
-    """An ONNX file, or what is in one, to run on one thread of this CPU, the same every time."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.use_deterministic_compute = True
-    given = str(model) if isinstance(model, Path) else model
-    return onnxruntime.InferenceSession(given, options, providers=["CPUExecutionProvider"])
 
 
 def groups(values: Sequence[float]) -> Iterator[tuple[int, NDArray[np.intp]]]:

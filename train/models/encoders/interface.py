@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from data_specs.io.errors import UserError
@@ -79,9 +82,30 @@ class SpeechEncoder(nn.Module, ABC):
         """Parameters, and multiply-adds a second of audio (products of matrices, convolutions)."""
         seconds = min(self.counted_s, self.longest_s)
         samples = int(seconds * self.rate)
-        with FlopCounterMode(display=False) as counted, torch.no_grad():
+        with _plain_attention(), FlopCounterMode(display=False) as counted, torch.no_grad():
             self(torch.zeros(1, samples), torch.tensor([samples]))
         return {
             "parameters": sum(parameter.numel() for parameter in self.parameters()),
             "macs_per_second": int(counted.get_total_flops() / 2 / seconds),
         }
+
+
+@contextmanager
+def _plain_attention() -> Iterator[None]:
+    """Without the fused kernels and layers, which are not counted on a CPU."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def weights_sha256(encoder: SpeechEncoder) -> str:
+    """Of all tensors, by name."""
+    state = hashlib.sha256()
+    for name, tensor in sorted(encoder.state_dict().items()):
+        state.update(f"{name} {tuple(tensor.shape)}".encode())
+        state.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+    return state.hexdigest()

@@ -19,6 +19,7 @@ from data_specs.io.errors import UserError
 from data_specs.io.parse import json_object
 from train.models.encoders.interface import SpeechEncoder, States, valid_frames
 from train.models.encoders.mel import HOP, LogMel, silence_after
+from train.models.low_rank import shape_as
 from train.models.tensors import require_finite, require_memory
 from train.models.xlsr import NORMAL_FLOOR, read_tensors
 
@@ -59,6 +60,7 @@ class _Checkpointed(SpeechEncoder):
         else:
             with torch.device("meta"):
                 encoder = cls(**about)
+                shape_as(encoder, state)
                 narrow(encoder, state)
             encoder.load_state_dict(state, assign=True)
             encoder.restore_buffers()
@@ -93,7 +95,8 @@ class WaveEncoder(_Checkpointed):
         self.model = AutoModel.from_config(self.config, trust_remote_code=False)
         # One tensor instead of weight norm's two, so that gates, bits and pruning see weights.
         positions = self.model.encoder.pos_conv_embed
-        parametrize.remove_parametrizations(positions.conv, "weight")
+        with torch.enable_grad():  # else what it makes is no parameter
+            parametrize.remove_parametrizations(positions.conv, "weight")
         self.dims = (self.config.hidden_size,) * (self.config.num_hidden_layers + 1)
 
     def about(self) -> dict[str, Any]:
@@ -180,7 +183,11 @@ def narrow(encoder: nn.Module, state: Mapping[str, Tensor]) -> None:
             weight = state.get(f"{name}.{part}.weight")
             if isinstance(linear, nn.Linear) and weight is not None:
                 if weight.shape != linear.weight.shape:
-                    setattr(module, part, nn.Linear(*weight.shape[::-1], linear.bias is not None))
+                    setattr(
+                        module,
+                        part,
+                        nn.Linear(weight.shape[1], weight.shape[0], linear.bias is not None),
+                    )
                 if part == "q_proj" and hasattr(module, "num_heads"):
                     module.num_heads = weight.shape[0] // module.head_dim
 

@@ -1,0 +1,1 @@
+"""What compression costs, condition by condition: ``python -m train robustness``."""

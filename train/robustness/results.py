@@ -1,0 +1,160 @@
+"""What compression adds, by condition, with intervals, and how that differs between conditions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from train.bootstrap import Doubles, Interval, bootstrap_p, draws, interval
+from train.evaluation.significance import holm
+from train.robustness.interface import DENSE, Cell, Clip, Judged, Metric, Values
+
+ALL = "all"
+"""The condition of all clips together."""
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A model's values of every clip in one cell."""
+
+    model: str
+    cell: Cell
+    values: Values
+
+
+@dataclass(frozen=True)
+class Row:
+    """One cell in one condition: a record of ``robustness.csv``; 95 % intervals.
+
+    ``added``: how much worse the metric is than the dense model's, on the same clips in the same
+    resamples. ``interaction``: how much more that is than in the matched condition. Each p is
+    two-sided; Holm's is over the conditions of its cell.
+    """
+
+    model: str
+    bits: str
+    sparsity: float
+    by: str
+    metric: str
+    condition: str
+    clips: int
+    value: float | None
+    low: float | None
+    high: float | None
+    added: float | None = None
+    added_low: float | None = None
+    added_high: float | None = None
+    added_p: float | None = None
+    interaction: float | None = None
+    interaction_low: float | None = None
+    interaction_high: float | None = None
+    interaction_p: float | None = None
+    interaction_p_holm: float | None = None
+    reason: str | None = None
+
+    @property
+    def cell(self) -> Cell:
+        """What was done to the weights."""
+        return Cell(self.bits, self.sparsity, self.by)
+
+
+def rows_of(
+    task: type[Judged], clips: Sequence[Clip], judged: Sequence[Judgement], matched: str, seed: int
+) -> list[Row]:
+    """Every cell of every model in every condition and all together, by every metric.
+
+    Groups of clips are drawn once for all, so that cells and conditions are paired.
+    """
+    drawn_RN = draws([clip.group for clip in clips], seed)
+    counts_RN = np.vstack([np.ones(len(clips)), drawn_RN])  # the first is the set as it is
+    names = list(dict.fromkeys(clip.condition for clip in clips))
+    places = {name: [n for n, c in enumerate(clips) if c.condition == name] for name in names}
+    if len(names) > 1:
+        places[ALL] = list(range(len(clips)))
+    found = []
+    for model in dict.fromkeys(one.model for one in judged):
+        mine = [one for one in judged if one.model == model]
+        truth_N = _truth(task, clips, next(one for one in mine if one.cell == DENSE))
+        for name, metric in task.metrics.items():
+            tables = [
+                {
+                    place: _values(metric, counts_RN[:, rows], truth_N[rows], one.values, rows)
+                    for place, rows in places.items()
+                }
+                for one in mine
+            ]
+            dense = tables[[one.cell for one in mine].index(DENSE)]
+            for one, table in zip(mine, tables, strict=True):
+                blank = Row(
+                    model, one.cell.bits, one.cell.sparsity, one.cell.by, name, "", 0,
+                    None, None, None,
+                )  # fmt: skip
+                counts = {place: len(rows) for place, rows in places.items()}
+                found += _rows(blank, metric, counts, table, dense, matched)
+    return found
+
+
+def _truth(task: type[Judged], clips: Sequence[Clip], dense: Judgement) -> Doubles:
+    """What clips are held against (N,): their ratings, or what the dense model says."""
+    ratings = [clip.mos for clip in clips]
+    return np.array(
+        [n for n in ratings if n is not None] or dense.values[task.columns[0]], np.float64
+    )
+
+
+def _values(
+    metric: Metric, counts_RN: Doubles, truth_N: Doubles, values: Values, rows: Sequence[int]
+) -> Doubles:
+    mine = {name: side[rows] for name, side in values.items()}
+    with np.errstate(invalid="ignore"):  # of a resample without any of these clips it is NaN
+        return metric.of(counts_RN, truth_N, mine)
+
+
+def _rows(
+    blank: Row,
+    metric: Metric,
+    clips: dict[str, int],
+    table: dict[str, Doubles],
+    dense: dict[str, Doubles],
+    matched: str,
+) -> list[Row]:
+    added = {place: metric.sign * (table[place] - dense[place]) for place in table}
+    is_dense = blank.cell == DENSE
+    rows = []
+    for place, values_R in table.items():
+        row = replace(blank, condition=place, clips=clips[place])
+        value = _interval(values_R)
+        row = replace(row, value=value.value, low=value.low, high=value.high, reason=value.reason)
+        if not is_dense:
+            more = _interval(added[place])
+            row = replace(row, **more.named("added"), added_p=bootstrap_p(added[place][1:]))
+        if not is_dense and place not in (matched, ALL):
+            above_R = added[place] - added[matched]
+            above = _interval(above_R).named("interaction")
+            row = replace(row, **above, interaction_p=bootstrap_p(above_R[1:]))
+        rows.append(row)
+    adjusted = holm([row.interaction_p for row in rows])
+    return [replace(r, interaction_p_holm=p) for r, p in zip(rows, adjusted, strict=True)]
+
+
+def _interval(values_R: Doubles) -> Interval:
+    """The first value, with the interval of the others; none where it is not defined."""
+    first = float(values_R[0])
+    return interval(first if np.isfinite(first) else None, values_R[1:])
+
+
+def ordered(rows: Sequence[Row], metric: str) -> list[Row]:
+    """The rows of a metric, those first to which compression adds most; the dense ones last."""
+    mine = [row for row in rows if row.metric == metric]
+    return sorted(mine, key=lambda row: -np.inf if row.added is None else row.added, reverse=True)
+
+
+def worst(rows: Sequence[Row]) -> str:
+    """The worst cell, in words."""
+    first = ordered(rows, rows[0].metric)[0]
+    if first.added is None:
+        return "nothing was compressed"
+    more = Interval(first.added, first.added_low, first.added_high).text()
+    return f"worst: {first.model}, {first.cell.label}, {first.condition}: {first.metric} {more}"
