@@ -136,7 +136,7 @@ def _parakeet(config: ConformerConfig, **changes: Any) -> Any:
     from transformers import ParakeetEncoderConfig
 
     drop = dict.fromkeys(("dropout", "activation_dropout", "attention_dropout"), config.dropout)
-    values = {
+    values: dict[str, Any] = {
         "hidden_size": config.width,
         "head_dim": config.width // config.heads,
         "num_attention_heads": config.heads,
