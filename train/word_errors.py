@@ -79,9 +79,9 @@ def compare(
     counts_RN = draws(groups, seed)
     resampled = [rates(counts_RN, side) for side in (one, other)]
     values = [rates(np.ones((1, len(side))), side).item() for side in (one, other)]
-    intervals = [interval(value, rates_R) for value, rates_R in zip(values, resampled, strict=True)]
+    ours, theirs = (interval(*side) for side in zip(values, resampled, strict=True))
     apart = difference(values[0], values[1], resampled[0], resampled[1])
-    return Comparison(*intervals, apart, bootstrap_p(resampled[0] - resampled[1]))
+    return Comparison(ours, theirs, apart, bootstrap_p(resampled[0] - resampled[1]))
 
 
 def _heard(table: Path) -> tuple[list[tuple[str, str]], list[WordErrors]]:

@@ -102,10 +102,11 @@ def test_a_chunk_is_heard_whole_and_without_chunks_all_is() -> None:
 def test_multiply_adds_are_those_that_pytorch_counts() -> None:
     kept = {"layers.0.heads": 2, "layers.1.feedforward2": 5, "layers.1.channels": 7}
     for config in (TINY, TINY.model_copy(update={"kept": kept, "factor": 8})):
-        made, mels_1MK = Conformer(config).eval(), torch.zeros(1, 48, 16)
+        made, samples = Conformer(config).eval(), 48 * HOP_SAMPLES
+        given = (torch.zeros(1, samples), torch.tensor([samples]), torch.zeros(1, 48, 16))
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            made.states(mels_1MK, torch.tensor([48]))
-        assert counter.get_total_flops() == 2 * conformer_macs(config, 48 * HOP_SAMPLES)
+            made(*given)
+        assert counter.get_total_flops() == 2 * conformer_macs(config, samples)
 
 
 @pytest.mark.parametrize("chunk", [0, CHUNK])

@@ -210,9 +210,10 @@ def ctc_loss(logits_BFV: Tensor, frames_B: Tensor, symbols: Sequence[Tensor]) ->
     """CTC's negative log-likelihood a symbol (nats); a text too long for its clip counts zero."""
     targets_BU, counts_B = _padded(symbols, logits_BFV.device)
     likely_FBV = logits_BFV.float().log_softmax(-1).transpose(0, 1)
-    options = {"blank": BLANK, "reduction": "sum", "zero_infinity": True}
-    total = functional.ctc_loss(likely_FBV, targets_BU, frames_B, counts_B, **options)
-    return total / counts_B.sum().clamp(min=1)
+    losses_B = functional.ctc_loss(
+        likely_FBV, targets_BU, frames_B, counts_B, BLANK, reduction="none", zero_infinity=True
+    )
+    return losses_B.sum() / counts_B.sum().clamp(min=1)
 
 
 def ctc_heard(logits_BFV: Tensor, frames_B: Tensor) -> list[list[int]]:

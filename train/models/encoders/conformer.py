@@ -99,10 +99,11 @@ class Conformer(SpeechEncoder):
     ) -> States:
         """See ``SpeechEncoder``; ``mels_BMK`` are heard instead of the waves' own features."""
         mels_BMK = self.features(waves_BT) if mels_BMK is None else mels_BMK
-        heard_BM = valid_frames(lengths_B // HOP_SAMPLES, mels_BMK.shape[1])
+        frames_B = lengths_B // HOP_SAMPLES
+        heard_BM = valid_frames(frames_B, mels_BMK.shape[1])
         hidden_BFD = self.subsampling(mels_BMK * heard_BM[..., None], heard_BM)
         hidden_BFD = functional.dropout(hidden_BFD, self.config.dropout, self.training)
-        lengths_B = -(-lengths_B // HOP_SAMPLES // self.config.factor)
+        lengths_B = -(-frames_B // self.config.factor)
         about: Any = {"attention_mask": self._mask(lengths_B, hidden_BFD.shape[1])}
         about["position_embeddings"] = self.positions(hidden_BFD)
         found = [hidden_BFD]
@@ -135,7 +136,7 @@ def _parakeet(config: ConformerConfig, **changes: Any) -> Any:
     from transformers import ParakeetEncoderConfig
 
     drop = dict.fromkeys(("dropout", "activation_dropout", "attention_dropout"), config.dropout)
-    values = {
+    values: dict[str, Any] = {
         "hidden_size": config.width,
         "head_dim": config.width // config.heads,
         "num_attention_heads": config.heads,
