@@ -16,9 +16,9 @@ from safetensors.torch import save_file
 from data_specs.io.files import sha256_of
 from tests.train.test_report import WholePage
 from tests.train_helpers import tone_mos, tone_pcm, write_dataset
-from train import charts
+from train import bootstrap, charts
 from train.bootstrap import Interval, draws, interval, share_of_gap
-from train.evaluation import bootstrap, experiment, experiment_figure
+from train.evaluation import experiment, experiment_figure
 from train.evaluation.experiment_report import results_md
 from train.evaluation.experiment_results import (
     KINDS,

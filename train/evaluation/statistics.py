@@ -15,8 +15,8 @@ import numpy as np
 import scipy.stats
 from numpy.typing import ArrayLike
 
+from train import bootstrap
 from train.bootstrap import RESAMPLES, Doubles, Interval, Statistic, draws, interval
-from train.evaluation import bootstrap
 from train.evaluation.mapping import FREEDOM, resampled_rmse_mapped, rmse_mapped
 from train.evaluation.records import METRICS, CommonClips, SetResult
 from train.metrics import agreement
