@@ -21,6 +21,7 @@ from data_specs.sample import SAMPLE_RATE
 from data_specs.strict import Strict
 from train.models.encoders.interface import SpeechEncoder, States, valid_frames
 from train.models.features import HOP_SAMPLES, log_mels
+from train.models.low_rank import shape_as
 
 MEL_MEAN, MEL_SPREAD = -6.0, 4.0
 """Of log-mels of speech, about (LibriSpeech -5.6 and 3.8): constants, because a stream has no
@@ -80,6 +81,7 @@ class Conformer(SpeechEncoder):
         """See ``SpeechEncoder``."""
         encoder = cls(ConformerConfig.model_validate(about))
         if state is not None:
+            shape_as(encoder, state)
             encoder.load_state_dict(state)
         return encoder
 
