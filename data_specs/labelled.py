@@ -1,8 +1,8 @@
 """Labelled sets: clips with what is known of each, in one CSV form beside the rated one.
 
 Columns ``path, split`` (required), any of the labels ``mos, keyword, speaker, text``, and
-``condition, clean, dataset`` (optional); paths are relative to the CSV file; further columns are
-ignored, and so is a label that is empty. ``clean`` is the clip before it was degraded.
+``text_by, condition, clean, dataset`` (optional); paths are relative to the CSV file; further
+columns are ignored, and so is a label that is empty. ``clean`` is the clip before it was degraded.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field
 
+from data_specs.io.names import plain
 from data_specs.rated import Clip, file_of, number, read_rows
 from data_specs.strict import SpecError, unknown
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 LABELS = ("mos", "keyword", "speaker", "text")
-COLUMNS = ("path", "split", *LABELS, "condition", "clean", "dataset")
+COLUMNS = ("path", "split", *LABELS, "text_by", "condition", "clean", "dataset")
 
 
 class LabelledClip(Clip):
@@ -30,6 +31,8 @@ class LabelledClip(Clip):
     keyword: str | None = None
     speaker: str | None = None
     text: str | None = None
+    text_by: str | None = None
+    """Who wrote the text down: a recogniser, or what the clip was made of."""
     condition: str | None = None
     clean: Path | None = None
 
@@ -56,7 +59,7 @@ def read_labelled(csv_paths: Iterable[Path]) -> list[LabelledClip]:
 
 
 def _clip(row: Mapping[str, str | None], csv_path: Path, where: str) -> LabelledClip:
-    cells: dict[str, Any] = {n: (row.get(n) or "").strip() or None for n in COLUMNS}
+    cells: dict[str, Any] = {n: plain((row.get(n) or "").strip()) or None for n in COLUMNS}
     if cells["split"] not in SPLITS:
         raise SpecError(f"{where}: {unknown('split', cells['split'] or '', SPLITS)}")
     cells |= {

@@ -6,7 +6,7 @@ import numpy as np
 from scipy.special import ndtri
 
 from data_specs.distributions import Choice, Constant, LogUniform, Normal, Uniform
-from data_specs.io.rng import Floats
+from data_specs.io.rng import Floats, stream, unit
 
 DECIMALS = 4
 """Drawn values are rounded so that a libm that differs in the last bit gives the same plan."""
@@ -36,6 +36,16 @@ def pick(weights: tuple[float, ...], uniform: Floats) -> np.ndarray:
     """Index of one of ``weights`` for each number, with probability proportional to the weight."""
     edges = np.cumsum(np.asarray(weights, dtype=np.float64))
     return np.minimum(np.searchsorted(edges, uniform * edges[-1], side="right"), len(weights) - 1)
+
+
+def number(seed: int, name: str, place: int) -> float:
+    """One number in [0, 1), drawn for decision ``name`` of sample ``place``."""
+    return float(unit(stream(seed, name, place, 1)[0, :1])[0])
+
+
+def index(seed: int, name: str, place: int, size: int) -> int:
+    """One of ``size``, drawn for decision ``name`` of sample ``place``."""
+    return int(number(seed, name, place) * size)
 
 
 def _significant(values: Floats, digits: int = 6) -> Floats:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 import importlib.metadata
-import io
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,8 @@ from torch import Tensor
 
 from data_specs.io.errors import UserError
 from data_specs.io.files import only_writer, remove_leftovers, sha256_of, write_atomically
-from data_specs.io.names import cell, plain
+from data_specs.io.text import csv_rows as csv_rows  # tables, as the pipeline writes them
+from data_specs.io.text import csv_text as csv_text
 from train.models import tensors
 
 DISTRIBUTION = "distill-mos-factory"
@@ -29,24 +28,6 @@ def run_folder(out: Path) -> Iterator[None]:
     with only_writer(out):
         remove_leftovers(out)
         yield
-
-
-def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows of the same keys as CSV; None is empty. ``csv_rows`` reads them back."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({name: cell(value) for name, value in row.items()} for row in rows)
-    return text.getvalue()
-
-
-def csv_rows(path: Path) -> list[dict[str, str]]:
-    """What ``csv_text`` was given, as text."""
-    with path.open(newline="", encoding="utf-8") as file:
-        return [
-            {name: plain(value or "") for name, value in row.items() if name is not None}
-            for row in csv.DictReader(file)
-        ]
 
 
 def require_same(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:

@@ -30,6 +30,11 @@ def stream(seed: int, name: str, start: int, count: int) -> Words:
     return generator.random_raw(WORDS_PER_SAMPLE * count).reshape(count, WORDS_PER_SAMPLE)
 
 
+def unit(words: Words) -> Floats:
+    """Numbers in [0, 1): the 53 high bits, the resolution of a double, the same on all machines."""
+    return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
 def spelled_out(number: float) -> np.random.Generator:
     """A generator that spells a drawn number out into a pattern: no draw, the same each time."""
     return np.random.Generator(Philox(int(number)))
@@ -43,8 +48,6 @@ def uniforms(seed: int, start: int, count: int) -> Uniform:
     """A function that gives every decision of the range its own uniform numbers."""
 
     def uniform(name: str) -> Floats:
-        words = stream(seed, name, start, count)[:, 0]
-        # The 53 high bits, the resolution of a double: the same on every machine.
-        return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
+        return unit(stream(seed, name, start, count)[:, 0])
 
     return uniform

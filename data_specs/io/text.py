@@ -1,13 +1,18 @@
-"""Text files of users: lists and tables, with any line ending and byte order mark."""
+"""Text files: users' lists and tables, with any line ending and byte order mark, and our tables."""
 
 from __future__ import annotations
 
 import codecs
+import csv
+import io
 import os
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from data_specs.io.errors import UserError
+from data_specs.io.names import cell, plain
 
 MARKS = {
     codecs.BOM_UTF8: "utf-8-sig",
@@ -69,3 +74,21 @@ def names_in(text: str, base: Path | None = None) -> list[Path]:
         for line, name in names
         if name
     ]
+
+
+def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows of the same keys as CSV; None is empty. ``csv_rows`` reads them back."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({name: cell(value) for name, value in row.items()} for row in rows)
+    return text.getvalue()
+
+
+def csv_rows(path: Path) -> list[dict[str, str]]:
+    """What ``csv_text`` was given, as text."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return [
+            {name: plain(value or "") for name, value in row.items() if name is not None}
+            for row in csv.DictReader(file)
+        ]

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,10 @@ from data_specs.io.files import only_writer, remove_leftovers, whole_file, write
 from data_specs.io.parse import json_object
 from data_specs.io.progress import progress_bar
 from data_specs.io.rng import stream
-from pipeline.audio import encode_flac, to_pcm
+from data_specs.io.text import csv_text
+from data_specs.io.walk import LeftOut, print_left_out
+from data_specs.strict import digest
+from pipeline.audio import DropSample, encode_flac, to_pcm
 
 Wave = NDArray[np.float64]
 Record = dict[str, Any]
@@ -31,6 +36,9 @@ Job = tuple[Path, Callable[[], Wave]]
 
 MADE_BY = "made-by.json"
 """Beside the audio: what made it and the seed, so that two seeds never mix in one folder."""
+
+LABELLED, RECIPE = "labelled.csv", "recipe.json"
+"""In a folder of labelled clips: one row a clip, and what they were made from."""
 
 PEAK = 0.9
 
@@ -63,17 +71,64 @@ def claimed(out: Path, made_of: str, seed: int) -> Iterator[None]:
         yield
 
 
-def make_files(jobs: Iterable[Job], what: str, workers: int) -> list[Path]:
-    """Run the jobs whose file is not there yet, with a progress bar; return all paths."""
+def make_files(
+    jobs: Iterable[Job], what: str, workers: int, dropped: dict[Path, str] | None = None
+) -> list[Path]:
+    """Run the jobs whose file is not there yet, with a progress bar; return all paths.
+
+    A file that cannot be made comes into ``dropped`` with its reason, where that is given.
+    """
     jobs = list(jobs)
     todo = [job for job in jobs if not job[0].is_file()]
     with (
         progress_bar(total=len(jobs), initial=len(jobs) - len(todo), desc=what, unit="file") as bar,
         cancelled_early(ThreadPoolExecutor(max_workers=max(1, workers))) as pool,
     ):
-        for _ in pool.map(lambda job: write_flac(job[0], job[1]()), todo):
+        for _ in pool.map(partial(_make, dropped=dropped), todo):
             bar.update()
     return [path for path, _ in jobs]
+
+
+def _make(job: Job, dropped: dict[Path, str] | None) -> None:
+    path, make = job
+    try:
+        write_flac(path, make())
+    except DropSample as drop:
+        if dropped is None:
+            raise
+        dropped[path] = str(drop)
+
+
+@dataclass(frozen=True)
+class LabelledJob:
+    """A clip to be made: its row of the labelled CSV, whose path is below the folder."""
+
+    row: Record
+    make: Callable[[], NDArray[np.floating[Any]]]
+
+
+def make_labelled(
+    out: Path, what: str, recipe: Record, seed: int, jobs: Sequence[LabelledJob], workers: int
+) -> int:
+    """Make a folder of clips with its labelled CSV and its recipe; returns the exit status.
+
+    A clip that cannot be made has no row and is named, nor has one whose clean twin cannot be.
+    Raises ``UserError`` where another recipe or seed made the folder.
+    """
+    dropped: dict[Path, str] = {}
+    with claimed(out, f"{what}: recipe {digest(recipe)[:16]}", seed):
+        write_text(out / RECIPE, json.dumps(recipe, indent=1, sort_keys=True) + "\n")
+        make_files([(out / job.row["path"], job.make) for job in jobs], what, workers, dropped)
+        whole = [job.row for job in jobs if not dropped.keys() & _files(out, job.row)]
+        write_text(out / LABELLED, csv_text(whole))
+    print(f"{out / LABELLED}: {len(whole)} clips, recipe {digest(recipe)[:16]}")
+    once = {why: str(path.relative_to(out)) for path, why in sorted(dropped.items(), reverse=True)}
+    print_left_out(str(out), sorted(LeftOut(path, why) for why, path in once.items()))
+    return 1 if dropped else 0
+
+
+def _files(out: Path, row: Record) -> set[Path]:
+    return {out / row[name] for name in ("path", "clean") if row.get(name)}
 
 
 def write_record(path: Path, record: Record) -> None:

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from data_specs.corpus import Corpus, Part
+from data_specs.corpus import Corpus, Part, find_corpus
 from data_specs.io.addresses import PathOrUrl, is_address, shown
 from data_specs.io.audio import BadAudio, Header, header_of
 from data_specs.io.errors import UserError
@@ -28,7 +28,16 @@ from data_specs.io.progress import progress_bar
 from data_specs.io.retry import patiently
 from data_specs.io.storage import LocalFolder, NotFound, RemoteFolder
 from data_specs.io.text import printable
-from data_specs.io.walk import HIDDEN, UNREAD_ENDINGS, Found, LeftOut, kind_of, unread, walk
+from data_specs.io.walk import (
+    HIDDEN,
+    UNREAD_ENDINGS,
+    Found,
+    LeftOut,
+    kind_of,
+    print_left_out,
+    unread,
+    walk,
+)
 from data_specs.recipe import Holdout
 from data_specs.strict import digest
 from pipeline.audio import read_remote_header
@@ -251,6 +260,16 @@ def scan(
     return manifest
 
 
+def scan_folders(role: str, option: str, folders: Sequence[PathOrUrl]) -> Manifest:
+    """Scan folders of noise or rooms, given by an option; what is left out is printed.
+
+    Raises ``CorpusError`` for a folder that is missing or holds no usable file.
+    """
+    manifest = scan(option, find_corpus(role, f"--{option}"), folders)
+    print_left_out(f"--{option}", manifest.left_out())
+    return manifest
+
+
 def _found(
     corpus: Corpus, roots: Sequence[PathOrUrl]
 ) -> tuple[list[tuple[int, str, Part]], list[tuple[int, LeftOut]]]:
@@ -319,12 +338,13 @@ def _found_below(root: PathOrUrl) -> Found:
         raise CorpusError(f"{root}: no such folder, or it is empty") from error
     except OSError as error:
         raise CorpusError(f"{root}: the folder cannot be read: {error.strerror}") from error
-    named = [path for path in found.files if _is_unicode(path)]
-    others = [LeftOut(path, NOT_UNICODE) for path in found.files if not _is_unicode(path)]
+    named = [path for path in found.files if is_unicode(path)]
+    others = [LeftOut(path, NOT_UNICODE) for path in found.files if not is_unicode(path)]
     return Found(named, sorted([*found.left_out, *others]))
 
 
-def _is_unicode(path: str) -> bool:
+def is_unicode(path: str) -> bool:
+    """Whether a name can stand in a table."""
     return path.encode("utf-8", "surrogateescape") == path.encode("utf-8", "replace")
 
 

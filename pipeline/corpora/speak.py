@@ -26,7 +26,7 @@ from data_specs.io.addresses import path_here
 from data_specs.io.errors import UserError
 from data_specs.io.hardware import require_device
 from data_specs.io.progress import progress_bar
-from data_specs.io.rng import Floats, stream
+from data_specs.io.rng import stream, unit
 from data_specs.sample import SAMPLE_RATE
 from data_specs.strict import digest, unknown
 from data_specs.voice import VoiceModel, VoiceSpec, load_voices
@@ -43,6 +43,7 @@ from pipeline.corpora.folder import (
 from pipeline.corpora.onnx_voices import Kokoro, Piper, check_kokoro, check_piper
 from pipeline.corpora.texts import Texts, parse_texts, texts_digest
 from pipeline.corpora.voice_engine import Engine, Wave, first_line
+from pipeline.draw import index as drawn
 from pipeline.draw import pick
 
 MANIFEST = "clips.jsonl"
@@ -109,18 +110,8 @@ class Outcome:
 
 def models_of(spec: VoiceSpec, clips: int) -> NDArray[np.int64]:
     """Index of the model that speaks each of the first ``clips`` clips."""
-    uniform = _as_uniform(stream(spec.seed, "speak/model", 0, clips)[:, 0])
+    uniform = unit(stream(spec.seed, "speak/model", 0, clips)[:, 0])
     return pick(tuple(model.weight for model in spec.models), uniform)
-
-
-def _as_uniform(words: NDArray[np.uint64]) -> Floats:
-    return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
-
-
-def _index(seed: int, what: str, clip: int, size: int) -> int:
-    """One of ``size``, drawn for decision ``what`` of a clip."""
-    uniform = _as_uniform(stream(seed, f"speak/{what}", clip, 1)[0, :1])
-    return int(uniform[0] * size)
 
 
 def speaker_folder(speaker: str | None) -> str:
@@ -195,9 +186,9 @@ def make_clip(
     Raises ``NoSpeech`` where more sentences failed than the spec retries.
     """
     seed = order.spec.seed
-    language = model.languages[_index(seed, "language", clip, len(model.languages))]
+    language = model.languages[drawn(seed, "speak/language", clip, len(model.languages))]
     speakers = sorted(engine.speakers(language))
-    speaker = speakers[_index(seed, "speaker", clip, len(speakers))] if speakers else None
+    speaker = speakers[drawn(seed, "speak/speaker", clip, len(speakers))] if speakers else None
     say = partial(engine.say, speaker=speaker, language=_own_name(engine, model, language))
     native, text = _sentence_by_sentence(order, engine.rate_hz, language, clip, say)
     wave = resample(native[None], engine.rate_hz, SAMPLE_RATE)[0].astype(np.float64)
@@ -239,7 +230,7 @@ def _sentence_by_sentence(
     said: list[str] = []
     flaws: list[str] = []
     for turn in count():
-        text = texts[_index(spec.seed, f"text/{turn}", clip, len(texts))]
+        text = texts[drawn(spec.seed, f"speak/text/{turn}", clip, len(texts))]
         noise = int(stream(spec.seed, f"speak/noise/{turn}", clip, 1)[0, 0] >> np.uint64(1))
         wave, flaw = _try(partial(say, text, seed=noise), rate_hz)
         if flaw:

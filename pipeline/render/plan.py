@@ -20,7 +20,7 @@ from data_specs.recipe import Recipe, Source, Stage
 from data_specs.sample import CROP_SAMPLES, MOST_SAMPLES, SAMPLE_RATE, sample_key
 from data_specs.strict import Strict
 from pipeline.corpora.manifest import CorpusError, Manifest, split_of
-from pipeline.draw import pick, sample
+from pipeline.draw import index, pick, sample
 from pipeline.render.processors import PROCESSORS
 
 PLAN_VERSION = 2
@@ -243,9 +243,26 @@ def _file(table: Table, file: int) -> dict[str, Any]:
     return {"corpus": table.corpus, "root": int(table.root[file]), "path": table.path[file]}
 
 
+def draw_room(table: Table, seed: int, name: str, clip: int) -> RoomPlan:
+    """A room for one clip that no recipe plans; ``name`` is the decision's."""
+    return room_at(table, index(seed, f"{name}/room", clip, len(table)))
+
+
+def room_at(table: Table, file: int) -> RoomPlan:
+    """A table's room."""
+    return RoomPlan.model_construct(**_file(table, file))
+
+
+def draw_noise(table: Table, seed: int, name: str, clip: int, snr_db: float) -> NoisePlan:
+    """A noise, and where it begins, for one clip that no recipe plans."""
+    file = index(seed, f"{name}/noise", clip, len(table))
+    start = index(seed, f"{name}/start", clip, int(table.samples[file]))
+    return NoisePlan.model_construct(**_file(table, file), start_sample=start, snr_db=snr_db)
+
+
 def _room(tables: Tables, columns: dict[str, list[Any]], i: int) -> RoomPlan | None:
     file = columns["room.file"][i]
-    return None if file < 0 else RoomPlan.model_construct(**_file(tables["rooms"], file))
+    return None if file < 0 else room_at(tables["rooms"], file)
 
 
 def _noise(tables: Tables, columns: dict[str, list[Any]], i: int) -> NoisePlan | None:

@@ -23,7 +23,7 @@ from pipeline.audio import AudioFile, DropSample, Wave, read_part, read_whole, t
 from pipeline.render import processors
 from pipeline.render.mix import add_noise, fit_length, guard_peak, loop, require_sound, reverberate
 from pipeline.render.mix import set_level as set_level_dbfs
-from pipeline.render.plan import FilePlan, NoisePlan, SamplePlan, Step
+from pipeline.render.plan import FilePlan, NoisePlan, RoomPlan, SamplePlan, Step
 from pipeline.render.processors.interface import Run
 
 Roots = dict[str, list[PathOrUrl]]
@@ -63,7 +63,7 @@ def render_group(
     for i, plan in enumerate(plans):
         wave = slots[i]
         if isinstance(wave, np.ndarray):
-            slots[i] = _attempt(partial(_mix, plan, wave, roots))
+            slots[i] = _attempt(partial(mixed, wave, plan.room, plan.noise, plan.level_dbfs, roots))
     _run_steps(slots, [plan.steps[plan.speech_steps :] for plan in plans], run)
     return [_finish(plan, slot) for plan, slot in zip(plans, slots, strict=True)]
 
@@ -113,15 +113,18 @@ def require_below(plans: Sequence[SamplePlan], roots: Roots) -> None:
                     ) from None
 
 
-def _mix(plan: SamplePlan, speech: Wave, roots: Roots) -> Wave:
-    if plan.room:
-        path = find(roots, plan.room)
+def mixed(
+    speech: Wave, room: RoomPlan | None, noise: NoisePlan | None, level_dbfs: float, roots: Roots
+) -> Wave:
+    """Speech (T,) in a room, with noise, at a level. Raises ``DropSample`` for a listed reason."""
+    if room:
+        path = find(roots, room)
         modified_ns = os.stat(path).st_mtime_ns if isinstance(path, Path) else 0
         speech = reverberate(speech, _response(path, modified_ns), str(path))
-    if plan.noise:
-        noise = _read_noise(plan.noise, roots, len(speech))
-        speech = add_noise(speech, noise, plan.noise.snr_db, plan.noise.path)
-    return set_level_dbfs(speech, plan.level_dbfs)
+    if noise:
+        wave = _read_noise(noise, roots, len(speech))
+        speech = add_noise(speech, wave, noise.snr_db, noise.path)
+    return set_level_dbfs(speech, level_dbfs)
 
 
 @lru_cache(maxsize=64)

@@ -42,7 +42,7 @@ def spoken(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def finetune(spoken: Path, out: Path, *more: object) -> int:
     words = ["finetune", "--encoder", spoken / "tiny.yaml", "--clips", spoken / "letters.csv"]
     words += ["--out", out, "--batch", 4, "--warmup", 0, "--device", "cpu", "--logger", "none"]
-    return main([*map(str, [*words, "--no-progress", *more])])
+    return main([*map(str, [*words, *more])])
 
 
 @pytest.mark.parametrize("tasks", [("words", "self"), ("words-ctc",)])

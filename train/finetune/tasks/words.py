@@ -38,7 +38,6 @@ CTC_SHARE = 0.3
 MOST_A_STATE = 10
 """Characters that greedy search takes from one state."""
 
-
 WIDTH = 256
 """Of the transducer's predictor and joint."""
 
@@ -97,10 +96,10 @@ class Words(SpeechTask):
 
     def measure(self, clips: Sequence[LabelledClip], predicted: Sequence[Any]) -> Metrics:
         """Word error rate, and the loss: that of characters, which moves earlier."""
-        texts = [plain_words(str(clip.text)) for clip in clips]
-        found = total([word_errors(*pair) for pair in zip(texts, predicted, strict=True)])
         from torchaudio.functional import edit_distance
 
+        texts = [plain_words(str(clip.text)) for clip in clips]
+        found = total([word_errors(*pair) for pair in zip(texts, predicted, strict=True)])
         wrong = sum(edit_distance(*pair) for pair in zip(texts, predicted, strict=True))
         return {"loss": wrong / sum(map(len, texts)), "wer": found.errors / found.words}
 
