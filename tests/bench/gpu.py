@@ -92,7 +92,7 @@ STEPS = {
     "resume": Step("100 steps, stopped and resumed", 100, _measured("resume")),
     "training": Step("from shards against from memory", 100, _measured("training")),
     "scoring": Step("hours of audio a second", 60, _measured("scoring")),
-    "recipe": Step("the paper's whole recipe, all cores", 90, _measured("recipe")),
+    "recipe": Step("the paper's whole recipe, all cores", 110, _measured("recipe")),
     "processors": Step("each of the paper's processors", 60, _measured("processors")),
     "prune": Step(
         "a round of pruning at the 2B shape",
