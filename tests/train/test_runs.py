@@ -76,6 +76,14 @@ def test_a_device_that_is_not_there_is_told_first(
 
 
 @pytest.mark.parametrize("verb", ONE_WRITER)
+def test_no_threads_are_refused_first(tmp_path, monkeypatch, capsys, verb):
+    monkeypatch.chdir(tmp_path)
+    assert main([*words_of(verb), "--out", "no", "--threads", "0"]) == 2
+    assert capsys.readouterr().err == "error: --threads 0: must be at least 1\n"
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("verb", ONE_WRITER)
 def test_several_processes_that_nothing_joins_are_refused(tmp_path, monkeypatch, capsys, verb):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("RANK", "1")
