@@ -24,7 +24,7 @@ VERBS = {
     "variants": ("train.student.variants", "list the students and what they cost"),
 }
 
-ONE_WRITER = ("fit", "teacher", "experiment", "lengths", "prune", "prune-structured")
+ONE_WRITER = ("fit", "teacher", "experiment", "lengths", "prune", "prune-structured", "evaluate")
 """Verbs that nothing but their own means may start several times for one folder."""
 
 

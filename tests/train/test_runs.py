@@ -55,6 +55,7 @@ def words_of(
         "lengths": ["--model", student, "--shards", shards],
         "prune": ["--model", student, "--shards", shards],
         "prune-structured": ["--model", student],
+        "evaluate": ["--model", student, "--rated", rated],
     }
     return [verb, *map(str, words[verb])]
 
