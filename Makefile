@@ -7,7 +7,8 @@ SHELL := /bin/bash
 PYTHON ?= python3.11
 VENV ?= .venv
 PY := $(VENV)/bin/python
-WORKERS ?= $(shell env -u OMP_NUM_THREADS nproc)
+WORKERS ?= $(shell $(PYTHON) -c "from data_specs.io.hardware import cpus; print(cpus())" 2>/dev/null \
+  || env -u OMP_NUM_THREADS nproc)
 OUT ?= runs/demo
 STUDENT ?= v2
 # The demo's size: 12 minutes on two cores. `make real` is the same job, larger.

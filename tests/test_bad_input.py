@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -229,10 +230,38 @@ def test_verify_and_replay_tell_what_they_found(corpora: Corpora, tmp_path: Path
     assert "0 of 1 shards are whole" in capsys.readouterr().out
 
 
-def test_replay_without_the_corpus_says_what_to_give(
-    corpora: Corpora, tmp_path: Path, capsys
-) -> None:
-    out = tmp_path / "out"
+@pytest.fixture(scope="module")
+def made(corpora: Corpora, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole dataset."""
+    out = tmp_path_factory.mktemp("made") / "out"
     assert main(command(corpora, out)) == 0
-    text = said(capsys, ["replay", "0", "--dataset", str(out)])
-    assert "--corpus speech=DIR" in text
+    return out
+
+
+def test_replay_without_the_corpus_says_what_to_give(made: Path, capsys) -> None:
+    assert "--corpus speech=DIR" in said(capsys, ["replay", "0", "--dataset", str(made)])
+
+
+def test_replay_follows_no_link_out_of_a_corpus_unasked(
+    made: Path, corpora: Corpora, tmp_path: Path, capsys
+) -> None:
+    (tmp_path / "en").symlink_to(corpora["speech"][0] / "en")
+    given = [f"--corpus={n}={f[0]}" for n, f in (corpora | {"speech": [tmp_path]}).items()]
+    replay = ["replay", "000000002", "--dataset", str(made), *given]
+    assert "--allow-outside" in said(capsys, replay)
+    assert main([*replay, "--allow-outside"]) == 0
+
+
+def test_replay_on_a_full_disk_leaves_no_half_file(
+    made: Path, corpora: Corpora, tmp_path: Path, capsys
+) -> None:
+    """A file may not be larger than a limit here: what a full disk answers is alike."""
+    given = [f"--corpus={n}={f[0]}" for n, f in corpora.items()]
+    replay = ["replay", "000000002", "--dataset", str(made), *given, "--out", str(tmp_path / "a")]
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        assert f"{tmp_path}/a/000000002.flac: File too large" in said(capsys, replay)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list((tmp_path / "a").iterdir()) == []

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -26,7 +27,7 @@ from data_specs.rated import read_rated, require_heard
 from data_specs.strict import SpecError
 from pipeline.__main__ import main as pipeline
 from pipeline.audio import read_part
-from pipeline.corpora.manifest import scan
+from pipeline.corpora.manifest import CorpusError, scan
 from tests.awkward import (
     FORMATS,
     RATE,
@@ -120,6 +121,41 @@ def test_a_folder_that_may_not_be_read_is_named_and_costs_no_other(
     assert [(one.path, one.reason) for one in found.left_out] == [
         ("shut", "folder cannot be read: Permission denied")
     ]
+
+
+def test_what_may_not_be_read_is_told_with_its_reason_and_costs_no_other(
+    small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Never as "no such file"."""
+    names, opening = ("good.wav", "shut.wav"), os.open
+    for number, name in enumerate(names):
+        put(tmp_path / "in", name, encoded(number))
+
+    def refused(path: Any, *rest: Any, **named: Any) -> int:
+        if str(path).endswith("shut.wav"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return opening(path, *rest, **named)
+
+    monkeypatch.setattr(os, "open", refused)
+    long = tmp_path / ("x" * 300 + ".wav")
+    status, rows = scored(tmp_path / "s.csv", str(tmp_path / "in"), str(long))
+    errors = {Path(path).name: row["error"] for path, row in rows.items()}
+    assert status == 1 and errors["good.wav"] == ""
+    assert "Permission denied" in errors["shut.wav"] and "File name too long" in errors[long.name]
+    corpus = find_corpus("speech", "test")
+    table = scan("speech", corpus, [tmp_path / "in"], progress=False)
+    assert table.rejections() == {"cannot be read": 1} and len(table.usable) == 1
+    assert table.left_out()[0].reason == "cannot be read: Permission denied"
+    rated = put(tmp_path, "rated.csv", "\n".join(["path,mos", "in/shut.wav,3"]).encode())
+    with pytest.raises(SpecError, match=r"rated\.csv: line 2: .*Permission denied"):
+        require_heard(read_rated(rated))
+    rated.write_text(f"path,mos\n{long},3\n")
+    with pytest.raises(SpecError, match=r"rated\.csv: line 2: .*File name too long"):
+        read_rated(rated)
+    (tmp_path / "loop").symlink_to("loop")
+    for name, said in (("loop", "cannot be read: Too many levels"), ("none", "no such folder")):
+        with pytest.raises(CorpusError, match=said):
+            scan("speech", corpus, [tmp_path / name], progress=False)
 
 
 # --- the reader -----------------------------------------------------------------------------------

@@ -117,6 +117,12 @@ def test_no_private_name_is_used_by_another_module() -> None:
                 assert not [a.name for a in node.names if a.name.startswith("_")], path
 
 
+def test_cores_and_memory_are_asked_for_in_one_place() -> None:
+    """By affinity, a container's limits and what is available: ``data_specs/io/hardware.py``."""
+    for path in (path for room in ROOMS for path in files(room) if path.name != "hardware.py"):
+        assert not re.search("cpu_count|sched_getaffinity|virtual_memory|MemFree", path.read_text())
+
+
 def test_the_command_lines_are_imported_by_none() -> None:
     mains = {"pipeline.__main__", "train.__main__"}
     for name, path in modules().items():

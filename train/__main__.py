@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 
 from data_specs.io.cli import end, run_program
+from data_specs.io.hardware import use_threads
 from train.loop.launch import require_device, require_launch
 
 VERBS = {
@@ -28,7 +29,7 @@ VERBS = {
 
 ONE_WRITER = (
     *("fit", "teacher", "experiment", "lengths", "prune", "prune-structured", "finetune"),
-    "robustness",
+    *("evaluate", "robustness"),
 )
 """Verbs that nothing but their own means may start several times for one folder."""
 
@@ -39,11 +40,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def check(verb: str, options: argparse.Namespace) -> None:
-    """Refuse processes that nothing joins, and a device that is not here."""
+    """Refuse processes that nothing joins, and a device that is not here; set the threads."""
     if verb in ONE_WRITER:
         require_launch(getattr(options, "devices", None), getattr(options, "nodes", 1))
     if hasattr(options, "device"):
         require_device(options.device)
+    if hasattr(options, "threads"):
+        use_threads(options.threads)
 
 
 if __name__ == "__main__":

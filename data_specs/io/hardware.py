@@ -57,6 +57,16 @@ def available_memory(cgroup: Path = CGROUP, meminfo: Path = Path("/proc/meminfo"
     return available
 
 
+def use_threads(threads: int | None) -> None:
+    """Let torch compute on so many cores; without a number on all that it takes within ``cpus``,
+    which it does not ask a container for. ``UserError`` for a number below 1."""
+    import torch
+
+    if threads is not None and threads < 1:
+        raise UserError(f"--threads {threads}: must be at least 1")
+    torch.set_num_threads(threads or min(torch.get_num_threads(), cpus()))
+
+
 def require_device(device: str, option: str = "--device") -> None:
     """Raise ``UserError`` where torch cannot compute on a device of this machine."""
     if device in ("", "cpu"):

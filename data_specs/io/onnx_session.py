@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 
-def cpu_session(model: Path | bytes, threads: int = 0) -> Any:
+def cpu_session(model: Path | bytes, threads: int) -> Any:
     """Open an ONNX file, or what is in one, on this CPU: the same numbers every time.
 
-    ``threads`` 0: all cores. Raises onnxruntime's own errors, and ``ImportError`` without it.
+    Raises onnxruntime's own errors, and ``ImportError`` without it.
     """
     import onnxruntime
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from data_specs.io.addresses import path_here
+from data_specs.io.files import only_writer
 from data_specs.io.names import visible
 from data_specs.io.walk import first_of_each_kind
 from data_specs.recipe import load_recipe
@@ -22,11 +23,11 @@ def run(options: argparse.Namespace) -> int:
     """Scan, write, and say what was left out."""
     recipe = load_recipe(options.recipe)
     found = prepare.scan_all(recipe, parse_roots(options.corpus, recipe))
-    options.out.mkdir(parents=True, exist_ok=True)
-    for name, corpus in found.items():
-        corpus.save(options.out / f"{name}.parquet")
-        print(corpus.summary())
-        for line in first_of_each_kind(corpus.left_out()):
-            print(visible(line))
+    with only_writer(options.out):
+        for name, corpus in found.items():
+            corpus.save(options.out / f"{name}.parquet")
+            print(corpus.summary())
+            for line in first_of_each_kind(corpus.left_out()):
+                print(visible(line))
     print(f"written to {options.out}")
     return 0

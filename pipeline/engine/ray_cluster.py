@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import secrets
 import stat
+import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -31,6 +34,9 @@ STORE_BYTES = 1 << 28
 
 HEAD_S = 180.0
 """How long a head that answers may have no machine yet, not even its own."""
+
+LEAVE_S = 20.0
+"""How long Ray may take to end something: where its GCS hangs it waits for that."""
 
 OWN_RAY = ("", "local")
 """Addresses that stand for a Ray of this run's own."""
@@ -93,6 +99,32 @@ def _own_ray(workers: int) -> dict[str, Any]:
         "_node_ip_address": "127.0.0.1",
         "_temp_dir": str(ray_folder()),
     }
+
+
+def ends(work: Callable[[], object]) -> bool:
+    """Whether a call to Ray ends within ``LEAVE_S``, well or not; else it is left to itself."""
+
+    def call() -> None:
+        with suppress(Exception):  # of a job that is done by then
+            work()
+
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    thread.join(LEAVE_S)
+    return not thread.is_alive()
+
+
+def leave_ray() -> None:
+    """End this run's own Ray, or leave a cluster: a GCS that hangs does not hold a job's end."""
+    import ray
+
+    if ends(ray.shutdown):
+        return
+    for process in psutil.Process().children():  # of a Ray of one's own: no call waits any more
+        if process.name() in ("gcs_server", "raylet"):
+            process.kill()
+    if not ends(ray.shutdown):
+        atexit.unregister(ray.shutdown)  # it would wait, too
 
 
 def ray_folder() -> Path:

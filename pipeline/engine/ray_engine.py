@@ -55,7 +55,7 @@ def run_ray(
         raise cause_of(error) from None
     finally:
         if started:
-            ray.shutdown()
+            ray_cluster.leave_ray()
 
 
 _PROCESS: dict[str, Any] = {}

@@ -18,6 +18,7 @@ from data_specs.io.errors import UserError
 from pipeline.audio import from_pcm, to_pcm
 from pipeline.dataset.job import Job, use_one_thread
 from pipeline.engine.base import EngineOptions
+from pipeline.engine.ray_cluster import ends
 from pipeline.render.label import Teacher, TeacherError
 
 RESTARTS = 3
@@ -65,8 +66,7 @@ def shared_teacher(
             loaded = [_answer(asked, name) for asked in [actor.about.remote() for actor in pool]]
             yield RemoteTeacher(pool, *loaded[0]), place
         finally:
-            for actor in pool:
-                ray.kill(actor)
+            ends(lambda: [ray.kill(actor) for actor in pool])
 
 
 class RemoteTeacher:
@@ -190,7 +190,7 @@ def _reserved(each: dict[str, float], count: int) -> Iterator[TeachersPlace | No
             )
         yield place
     finally:
-        remove_placement_group(place.group)
+        ends(lambda: remove_placement_group(place.group))
 
 
 def resources(options: dict[str, Any]) -> dict[str, float]:

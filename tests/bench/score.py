@@ -110,7 +110,7 @@ def contenders(long: bool, onnx: Path | None) -> list[Contender]:
         score = partial(load("v7", precision=precision).score, sample_rate=SAMPLE_RATE, mode=mode)
         found.append(Contender(f"{precision} {mode}", score))
     if onnx is not None:
-        exported = OnnxScorer(onnx, torch.get_num_threads())  # its own default is every core
+        exported = OnnxScorer(onnx)
         found.append(Contender(onnx.name, partial(exported.score, sample_rate=SAMPLE_RATE)))
     return found
 

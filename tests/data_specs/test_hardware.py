@@ -5,7 +5,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from data_specs.io.hardware import available_memory, cpus
+import pytest
+import torch
+
+from data_specs.io.errors import UserError
+from data_specs.io.hardware import available_memory, cpus, use_threads
 
 MEMINFO = "MemTotal: 64 kB\nMemFree: 1 kB\nMemAvailable: 32 kB\n"
 
@@ -44,3 +48,17 @@ def test_cores_are_those_of_the_affinity_and_of_the_quota(tmp_path: Path) -> Non
         assert cpus(tmp_path / "none") == 1
     finally:
         os.sched_setaffinity(0, allowed)
+
+
+def test_torch_takes_no_more_than_a_container_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = torch.get_num_threads()
+    monkeypatch.setattr("data_specs.io.hardware.cpus", lambda: 2)
+    try:
+        for took, asked, expected in ((3, None, 2), (1, None, 1), (1, 3, 3)):
+            torch.set_num_threads(took)
+            use_threads(asked)
+            assert torch.get_num_threads() == expected
+        with pytest.raises(UserError, match="--threads 0: must be at least 1"):
+            use_threads(0)
+    finally:
+        torch.set_num_threads(before)

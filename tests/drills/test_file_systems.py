@@ -11,12 +11,15 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 import soundfile
 
@@ -32,7 +35,7 @@ from pipeline.__main__ import main
 from pipeline.corpora import folder as corpora
 from pipeline.corpora.manifest import scan
 from pipeline.dataset.description import DESCRIPTION_LOCK, WrongDataset, require_ours
-from pipeline.engine import ray_cluster, ray_engine, run
+from pipeline.engine import ray_cluster, ray_engine, run, teachers
 from tests.conftest import ROOT, talk, write
 from tests.drills.drill_cluster import held, wait_for
 from tests.drills.drill_job import stub_job
@@ -419,6 +422,45 @@ def test_an_address_where_no_ray_answers_is_told_in_seconds(
         ):
             ray_cluster.require_answer(address, 1.0)
         assert time.monotonic() - began < 30
+
+
+def test_a_ray_that_does_not_end_is_killed_or_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    program, left = tmp_path / "gcs_server", list[object]()
+    program.symlink_to(Path(sys.executable).resolve())
+    monkeypatch.setattr(ray_cluster, "LEAVE_S", 0.2)
+    monkeypatch.setattr(ray_cluster.atexit, "unregister", left.append)
+    with subprocess.Popen([program, "-c", "input()"], stdin=subprocess.PIPE) as gcs:
+        monkeypatch.setattr(ray, "shutdown", gcs.wait)  # of a GCS of one's own
+        ray_cluster.leave_ray()
+        assert gcs.returncode == -9 and left == []
+    ever = threading.Event()
+    monkeypatch.setattr(ray, "shutdown", ever.wait)  # of a cluster's
+    ray_cluster.leave_ray()
+    assert left == [ray.shutdown]
+    place = SimpleNamespace(group=SimpleNamespace(wait=lambda seconds: True))
+    monkeypatch.setattr(teachers, "TeachersPlace", lambda *_: place)
+    monkeypatch.setattr("ray.util.remove_placement_group", lambda _: ever.wait())
+    with teachers._reserved({"CPU": 1.0}, 1):
+        pass
+    ever.set()
+
+
+@pytest.mark.slow
+def test_a_gcs_that_hangs_does_not_hold_the_end_of_a_finished_job(tmp_path: Path) -> None:
+    out, log = tmp_path / "out", tmp_path / "log"
+    with held(log):
+        process = drill(out, "--engine", "ray", "--log", str(log))
+        wait_for(log.exists, 200, "no shard is begun", process)
+        children = psutil.Process(process.pid).children()
+        (gcs,) = (one for one in children if one.name() == "gcs_server")
+        gcs.suspend()
+    said, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, said
+    assert (out / "README.md").is_file()
 
 
 def test_a_users_error_in_a_worker_is_found_under_rays_pages() -> None:

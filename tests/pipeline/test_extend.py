@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 
 from data_specs.cluster.needs import EVERY
+from data_specs.io.errors import UserError
+from data_specs.io.files import only_writer
 from pipeline.dataset import attempts, prepare
 from pipeline.dataset.description import WrongDataset, reopen
 from pipeline.dataset.job import Job
@@ -235,6 +237,13 @@ def test_merged_parts_are_the_whole(tmp_path: Path, says: Says) -> None:
     assert wrong(reopen(tmp_path / "c", {})) == []
     same = [(tmp_path / name / "shard-000000.tar").stat().st_ino for name in ("a", "c")]
     assert same[0] == same[1]  # linked, not copied
+
+
+def test_a_merge_is_the_only_writer_of_its_folder(tmp_path: Path) -> None:
+    part(tmp_path / "a", {0})
+    with only_writer(tmp_path / "c"), pytest.raises(UserError, match="another command writes"):
+        merge([tmp_path / "a"], tmp_path / "c")
+    assert tars(tmp_path / "c") == {}
 
 
 def test_a_linked_shard_that_is_made_again_leaves_the_other_alone(tmp_path: Path) -> None:

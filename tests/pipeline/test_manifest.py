@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_specs.corpus import find_corpus
+from data_specs.io.files import only_writer
 from data_specs.io.storage import LocalFolder
 from data_specs.recipe import Recipe
 from pipeline import audio
@@ -21,7 +22,8 @@ from pipeline.corpora.manifest import SCHEMA, CorpusError, Manifest, scan
 from pipeline.dataset import job as jobs
 from pipeline.dataset import prepare
 from pipeline.engine import extend
-from tests.conftest import small_recipe, talk, write
+from tests.conftest import one_corpus_recipe, small_recipe, talk, write
+from tests.pipeline.conftest import Says
 from tests.pipeline.test_extend import asked
 from tests.sketches import make_all
 
@@ -158,6 +160,12 @@ def test_at_an_address_a_listing_tells_what_changed(speech: Path, opened: Opened
     system.pipe_file("/kept/en/talker1/0.wav", (speech / "en/talker2/0.wav").read_bytes() + b"0")
     scan("speech", corpus, ["memory://kept"], progress=False, known=known)
     assert opened == ["en/talker1/0.wav"]
+
+
+def test_a_folder_of_manifests_has_one_writer(speech: Path, tmp_path: Path, says: Says) -> None:
+    command = ["manifest", one_corpus_recipe(tmp_path), "--corpus", f"speech={speech}", "--out"]
+    with only_writer(tmp_path / "out"):
+        assert "another command writes to it" in says(2, *command, tmp_path / "out")
 
 
 # --- what is read back is what was written --------------------------------------------------------

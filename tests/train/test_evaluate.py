@@ -137,6 +137,10 @@ def test_only_what_is_new_is_scored(fakes, tmp_path):
     assert [n for n, was in enumerate(changed) if was] == [7]
     assert evaluate(*models("v7"), *run, "--fresh") == 0
     assert len(fakes["v7"].scored) == 1 + CLIPS
+    for name, value in (("version", "other code, or device"), ("precision", "bf16")):
+        fakes["v7"].scored.clear()
+        setattr(fakes["v7"], name, value)
+        assert evaluate(*models("v7"), *run) == 0 and len(fakes["v7"].scored) == CLIPS
 
 
 def test_a_clip_that_fails_is_left_out_for_all_and_named(fakes, tmp_path, capsys):
@@ -245,6 +249,18 @@ def test_the_page_shows_everything_and_asks_nothing_of_the_network(html):
     # Figure 3 and Table I; scatters, residuals; the shards
     assert html.count("<figure>") == 2 + (5 + 5) + 3
     assert html.count('data-c="0"') == 5 + 5  # a clip's dots in all charts of its set
+
+
+def test_audio_from_outside_a_tables_folder_is_not_in_the_page(fakes, tmp_path, capsys):
+    rows = csv_rows(write_labels(tmp_path / "elsewhere"))
+    (tmp_path / "rated").mkdir()
+    labels, out = tmp_path / "rated/labels.csv", tmp_path / "out"
+    paths = [f"{tmp_path}/elsewhere/{row['path']}" for row in rows]
+    labels.write_text(csv_text([row | {"path": p} for row, p in zip(rows, paths, strict=True)]))
+    assert evaluate(*models("v7"), "--rated", labels, "--out", out) == 0
+    assert "24 rated clips lie outside" in capsys.readouterr().out
+    html = (out / "evaluation.html").read_text("utf-8")
+    assert json.loads(re.search(r'id="sound">(.*?)</script>', html, re.DOTALL)[1]) == {}
 
 
 def test_audio_in_the_page_is_spread_over_the_ratings_and_limited(tmp_path):

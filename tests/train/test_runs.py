@@ -56,6 +56,7 @@ def words_of(
         "prune": ["--model", student, "--shards", shards],
         "prune-structured": ["--model", student],
         "robustness": ["--model", student, "--data", rated, "--sparsity", 0],
+        "evaluate": ["--model", student, "--rated", rated],
     }
     return [verb, *map(str, words[verb])]
 
@@ -74,6 +75,14 @@ def test_a_device_that_is_not_there_is_told_first(
     error = capsys.readouterr().err
     assert error.startswith(f"error: --device {device}: ") and said in error
     assert error.count("\n") == 1 and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("verb", ONE_WRITER)
+def test_no_threads_are_refused_first(tmp_path, monkeypatch, capsys, verb):
+    monkeypatch.chdir(tmp_path)
+    assert main([*words_of(verb), "--out", "no", "--threads", "0"]) == 2
+    assert capsys.readouterr().err == "error: --threads 0: must be at least 1\n"
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("verb", ONE_WRITER)

@@ -103,8 +103,10 @@ def test_a_changed_file_is_scored_again_and_another_model_too(
     assert main(command) == 0
     assert main([*command, "--padding", "repeat"]) == 0
     assert main(command) == 0
+    monkeypatch.setattr(StudentScorer, "version", "other code, or another device")
+    assert main(command) == 0
     rows = rows_in(out)
-    assert [row["model"] for row in rows] == ["small", "small", "other", "other"]
+    assert [row["model"] for row in rows] == ["small", "small", *["other"] * 3]
     assert rows[0]["mos"] != rows[1]["mos"]
 
 

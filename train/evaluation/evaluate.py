@@ -31,7 +31,7 @@ from train.evaluation.scorers import PADDINGS, ComparedScorer, load_scorers, sco
 from train.evaluation.significance import pairs_of
 from train.evaluation.statistics import set_results
 from train.evaluation.tables import means, results_md, text_table, write_tables
-from train.files import csv_text
+from train.files import csv_text, run_folder
 from train.loop.loop import Host, host_of
 from train.pages import decimals
 
@@ -181,6 +181,11 @@ def run(args: argparse.Namespace) -> int:
     """``python -m train evaluate``; returns the exit code, 1 where a clip could not be scored."""
     host = host_of(args, Host)
     sets = read_sets(args.rated, args.shards)
+    with run_folder(args.out):
+        return _evaluate(args, host, sets)
+
+
+def _evaluate(args: argparse.Namespace, host: Host, sets: Sets) -> int:
     scorers, unavailable = load_scorers(args.model, Options(host.device, args.clean_speech))
     found, paddings = Comparison(unavailable), PADDINGS[args.padding]
     with ScoreCache(args.out / "cache.jsonl", args.fresh) as cache:

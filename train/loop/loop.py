@@ -79,11 +79,8 @@ ONE_PROCESS = ("devices", "nodes")
 
 
 def host_of(args: Namespace, model: type[SomeHost]) -> SomeHost:
-    """Take the host's settings out of parsed options; sets the number of threads."""
-    host = checked(model, options_of(args, model), "options")
-    if host.threads:
-        torch.set_num_threads(host.threads)
-    return host
+    """Take the host's settings out of parsed options."""
+    return checked(model, options_of(args, model), "options")
 
 
 class Task(ABC):

@@ -60,7 +60,7 @@ def choose_files(paths: Sequence[Path | str]) -> Chosen:
         if str(name) == STANDARD_INPUT:
             text = text_of(sys.stdin.buffer.read(), "standard input", "surrogateescape")
             chosen.take(names_in(text))
-        elif path.is_dir():
+        elif os.path.isdir(path):  # also where its folder may not be read: told with the others
             chosen.take_folder(path)
         elif glob.has_magic(str(name)) and not os.path.lexists(path):
             _take_fitting(chosen, str(name))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from data_specs.io.errors import UserError
@@ -127,7 +128,7 @@ def _require_plain_tensor(path: Path, tensor: Any) -> None:
         raise UserError(f"{where} asks for more than {MOST_LENGTH} values")
 
 
-def open_session(path: Path, threads: int = 0) -> Any:
+def open_session(path: Path, threads: int) -> Any:
     """An onnxruntime session on the CPU; ``ValueError`` naming the file, or what to install."""
     try:
         import onnx  # noqa: F401
@@ -153,7 +154,7 @@ class OnnxScorer(Scorer):
 
     def __init__(self, path: Path | str, threads: int | None = None) -> None:
         path = Path(path)
-        self.session = open_session(path, threads or 0)
+        self.session = open_session(path, threads or torch.get_num_threads())
         import onnxruntime  # it is there: a session is open
 
         self.facts = facts = facts_of(self.session.get_modelmeta().custom_metadata_map, path)

@@ -120,8 +120,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """``python -m train score``; returns the exit code (0 all, 1 some failed, 2 none scored)."""
-    if args.threads:
-        torch.set_num_threads(args.threads)
     keep_freed_memory()
     if not args.batch_seconds > 0:
         raise UserError(f"--batch-seconds {args.batch_seconds}: must be positive")
