@@ -296,7 +296,7 @@ def jobs_of(
 
 def parse_strings(options: Sequence[str]) -> dict[str, int]:
     """How many strings of each split. ``UserError`` naming a wrong option."""
-    counts = {}
+    counts: dict[str, int] = {}
     for option in options:
         split, _, count = option.partition("=")
         if split not in SPLITS or not count.isdecimal():

@@ -36,8 +36,9 @@ class Distilling(Term):
         self.teacher = [teacher.requires_grad_(False).eval()]  # a list: not a module of this one
         ours, theirs = evenly(len(encoder.dims) - 1), evenly(len(teacher.dims) - 1)
         self.depths = list(zip(ours[::-1], theirs[::-1], strict=False))  # the last of a shorter one
-        pairs = [(encoder.dims[one], teacher.dims[other]) for one, other in self.depths]
-        self.distil = Distillation(*zip(*pairs, strict=True), kind)
+        own_dims = [encoder.dims[one] for one, _ in self.depths]
+        teacher_dims = [teacher.dims[other] for _, other in self.depths]
+        self.distil = Distillation(own_dims, teacher_dims, kind)
 
     def loss(self, batch: Batch, states: States, step: int) -> Tensor:
         """The weighted distance from what the teacher makes of the batch."""

@@ -21,7 +21,7 @@ class Distillation(nn.Module):
     """The maps, the identity at first, and the loss of layers in pairs."""
 
     def __init__(
-        self, student_dims: Sequence[int], teacher_dims: Sequence[int], kind: DistilLoss
+        self, student_dims: Iterable[int], teacher_dims: Iterable[int], kind: DistilLoss
     ) -> None:
         super().__init__()
         self.kind = kind

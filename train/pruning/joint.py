@@ -10,7 +10,7 @@ steps train what is left. By "importance" it is made before the first step, as w
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -149,7 +149,7 @@ class Joint(Trainer):
             "weights": smaller.state_dict(),
         }
 
-    def figures(self) -> Mapping[str, float]:
+    def figures(self) -> dict[str, float]:
         """The learning rate, and the share of the multiply-adds that is expected."""
         return super().figures() | {"macs": float(self._expected().detach())}
 

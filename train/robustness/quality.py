@@ -19,6 +19,7 @@ from train.export.onnx_file import require_packages, write_onnx
 from train.files import version
 from train.models.bits import megabytes
 from train.models.loading import find_student
+from train.models.student import Student
 from train.pruning.masks import prunable
 from train.robustness.interface import Clip, Judged, Metric, Values
 from train.scoring.base import Scorer
@@ -39,6 +40,8 @@ class Quality(Judged):
 
     metrics: ClassVar = {"PCC": Metric(-1, _pcc), "RMSE": Metric(1, _rmse)}
     columns: ClassVar = ("mos",)
+
+    network: Student
 
     def __init__(self, model: str, device: str) -> None:
         self.network, self.weights_sha256 = find_student(model)
