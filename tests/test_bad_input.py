@@ -230,12 +230,11 @@ def test_verify_and_replay_tell_what_they_found(corpora: Corpora, tmp_path: Path
     assert "0 of 1 shards are whole" in capsys.readouterr().out
 
 
-@pytest.fixture(scope="module")
-def made(corpora: Corpora, tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture
+def made(corpora: Corpora, tmp_path: Path) -> Path:
     """A whole dataset."""
-    out = tmp_path_factory.mktemp("made") / "out"
-    assert main(command(corpora, out)) == 0
-    return out
+    assert main(command(corpora, tmp_path / "made")) == 0
+    return tmp_path / "made"
 
 
 def test_replay_without_the_corpus_says_what_to_give(made: Path, capsys) -> None:
