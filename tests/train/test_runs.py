@@ -57,6 +57,7 @@ def words_of(
         "prune-structured": ["--model", student],
         "robustness": ["--model", student, "--data", rated, "--sparsity", 0],
         "evaluate": ["--model", student, "--rated", rated],
+        "finetune": ["--encoder", "log-mel", "--tasks", "quality", "--clips", rated],
     }
     return [verb, *map(str, words[verb])]
 
@@ -236,6 +237,12 @@ def test_a_folder_that_another_command_writes_to_is_refused(
     student = tmp_path / "student"
     if verb in ("lengths", "prune", "prune-structured", "robustness"):
         write_run(student)
+    if verb == "finetune":
+        rows, splits = (
+            rated.read_text().splitlines(),
+            ["split", *("train", "validation", "test") * 4],
+        )
+        rated.write_text("".join(f"{r},{s}\n" for r, s in zip(rows, splits, strict=True)))
     command = [*words_of(verb, folder, rated, student), "--out", str(out), "--device", "cpu"]
     with only_writer(out):
         before = sorted(path.name for path in out.iterdir())

@@ -168,6 +168,7 @@ def _load_distillmos(options: Options) -> Made:
 
 def _load_dnsmos(options: Options) -> Made:
     dnsmos = importlib.import_module("speechmos.dnsmos")
+    importlib.import_module("onnxruntime")  # where it is missing it is named
     folder = Path(str(dnsmos.__file__)).parent / "dnsmos_models"
     paths = [folder / "sig_bak_ovr.onnx", folder / "model_v8.onnx"]
     model = dnsmos.DNSMOS(*(str(path) for path in paths))
