@@ -116,6 +116,7 @@ def test_a_run_that_was_killed_goes_on_bit_for_bit(tmp_path: Path, model: Path, 
     ("words", "message"),
     [
         (["--by", "l0"], "give --shards"),
+        (["--steps", "5"], "--steps: of a training"),
         (["--shards", "none"], "Give --keep-macs"),
         (["--model", "mfcc", "--shards", "none"], "--shards is for students"),
     ],

@@ -10,6 +10,7 @@ import torch
 from torch.func import functional_call
 
 from data_specs.labelled import LabelledClip
+from tests.train.test_conformer import conformer
 from tests.train.test_encoders import write_checkpoint
 from tests.train.test_finetune import command, write_clips
 from tests.train.test_gates import CUT
@@ -35,12 +36,14 @@ def clips(tmp_path_factory) -> Path:
 def encoder_of(kind: str, folder: Path) -> SpeechEncoder:
     if kind == "student":
         return StudentEncoder(random_student(TINY))
+    if kind == "conformer":
+        return conformer()
     write_checkpoint(folder / kind, kind)
     return load_encoder(folder / kind)
 
 
 @pytest.mark.parametrize("low_rank", [False, True], ids=["units", "ranks"])
-@pytest.mark.parametrize("kind", ["whisper", "wav2vec2", "wavlm", "student"])
+@pytest.mark.parametrize("kind", ["whisper", "wav2vec2", "wavlm", "conformer", "student"])
 def test_a_gated_encoder_is_the_cut_one_and_is_counted(kind: str, low_rank: bool, tmp_path: Path):
     encoder = encoder_of(kind, tmp_path)
     if low_rank and kind != "wavlm":

@@ -316,6 +316,8 @@ def run(args: argparse.Namespace) -> int:
         )
     if of_teacher and args.shards:
         raise UserError("of a teacher only dead units are removed: --shards is for students")
+    if args.shards is None and args.steps:
+        raise UserError("--steps: of a training; give --shards to learn from")
     if args.shards is None and args.by != "importance":
         raise UserError(f"--by {args.by} learns what goes: give --shards to learn from")
     if settings.keep_macs is not None and not (args.importance_from or args.shards):
