@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from tests.train_helpers import dies_at, killed, logged, require_same_states
 from train.__main__ import main
@@ -26,6 +28,8 @@ def spoken(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Letters are pitches of 120 ms: 12 utterances to train, 4 to validate, 4 to test."""
     folder = tmp_path_factory.mktemp("spoken")
     (folder / "tiny.yaml").write_text(SIZES)
+    wide = SIZES.replace("width: 16", "width: 32").replace("hidden: 16", "hidden: 128")
+    (folder / "wide.yaml").write_text(wide)
     draw = np.random.default_rng(0)
     time_T = np.arange(1920) / 16_000
     rows = []
@@ -68,6 +72,25 @@ def test_killed_and_continued_equals_unbroken(
     figures = [row["figure"] for row in about["results"]["rows"]]
     assert figures[:4] == ["wer", "substitutions", "deletions", "insertions"]
     assert figures[4:] == (["loss", "accuracy"] if "self" in tasks else [])
+
+
+@pytest.mark.parametrize("by", ["l0", "low-rank"])
+def test_a_recogniser_shrinks_while_it_learns(spoken: Path, tmp_path: Path, by: str) -> None:
+    options = ("--tasks", "words", "--steps", 8, "--validate-every", 8, "--chunk-ms", 320)
+    joint = ("--keep", 0.8, "--by", by, "--distil-from", "self", "--encoder", spoken / "wide.yaml")
+    assert finetune(spoken, tmp_path / "run", *options, *joint) == 0
+    encoder, heads, about = load_model(tmp_path / "run")
+    whole = load_encoder(spoken / "wide.yaml").streaming(320)
+    left = encoder.sizes()["macs_per_second"] / whole.sizes()["macs_per_second"]
+    assert 0.79 <= left <= 0.8
+    assert about["results"]["macs_per_second"] == encoder.sizes()["macs_per_second"]
+    # What was judged is what is loaded: the same words are heard.
+    rows = list(csv.DictReader((tmp_path / "run/words.csv").open(newline="")))
+    waves = [torch.from_numpy(soundfile.read(spoken / row["clip"])[0]).float() for row in rows]
+    lengths_B = torch.tensor([len(wave_T) for wave_T in waves])
+    with torch.inference_mode():
+        states = encoder(pad_sequence(waves, batch_first=True), lengths_B)
+        assert heads["words"].predict(states) == [row["heard"] for row in rows]
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from data_specs.io.errors import UserError
-from train.models.encoders.conformer import Conformer, conformer_macs
+from train.models.encoders.conformer import Conformer
 from train.models.encoders.interface import SpeechEncoder
 from train.models.encoders.student_encoder import StudentEncoder
 from train.models.low_rank import split_layers
@@ -44,7 +44,7 @@ def encoder_layout(encoder: SpeechEncoder) -> Layout:
         return _of_student(encoder)
     ranks = list(_rank_groups(encoder))
     if isinstance(encoder, Conformer) and not ranks:
-        return _of_conformer(encoder)
+        return layout_of(encoder)
     groups = ranks or [*_heads(encoder), *_hidden(encoder)]
     if not groups:
         raise UserError(f"an encoder of kind {encoder.kind} has no units that could be removed")
@@ -136,18 +136,6 @@ def _linear_layout(encoder: SpeechEncoder, groups: list[Group]) -> Layout:
     whole = Layout(groups, varying, build)
     rest = counted_macs(encoder) - varying(whole.counts)
     return replace(whole, macs=lambda counts: rest + varying(counts))
-
-
-def _of_conformer(encoder: Conformer) -> Layout:
-    """Its own layout, multiply-adds over as many seconds as those of others."""
-    own, samples = layout_of(encoder), int(_counted_s(encoder) * encoder.rate)
-
-    def macs(counts: Mapping[str, Any]) -> Any:
-        left = encoder.config.model_copy(update={"kept": dict(counts)})
-        return conformer_macs(left, samples)
-
-    rest = counted_macs(encoder) - macs(own.counts)  # the features
-    return replace(own, macs=lambda counts: rest + macs(counts))
 
 
 def _of_student(encoder: StudentEncoder) -> Layout:

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from data_specs.io.errors import UserError
-from data_specs.sample import SAMPLE_RATE
+from data_specs.sample import CROP_SAMPLES, SAMPLE_RATE
 from data_specs.strict import Strict
 from train.models.encoders.interface import SpeechEncoder, States, valid_frames
-from train.models.features import HOP_SAMPLES, log_mels
+from train.models.features import HOP_SAMPLES, MEL_FFT, log_mels
 from train.models.low_rank import shape_as
 
 MEL_MEAN, MEL_SPREAD = -6.0, 4.0
@@ -63,6 +63,7 @@ class Conformer(SpeechEncoder):
     """Waves at 16 kHz to states of ``factor`` x 10 ms."""
 
     kind = "conformer"
+    counted_s = CROP_SAMPLES / SAMPLE_RATE
 
     def __init__(self, config: ConformerConfig) -> None:
         from transformers.models.parakeet import modeling_parakeet as parakeet
@@ -78,7 +79,7 @@ class Conformer(SpeechEncoder):
 
     @classmethod
     def build(cls, about: Mapping[str, Any], state: Mapping[str, Tensor] | None = None) -> Self:
-        """See ``SpeechEncoder``."""
+        """See ``SpeechEncoder``; what is split in ``state`` is split."""
         encoder = cls(ConformerConfig.model_validate(about))
         if state is not None:
             shape_as(encoder, state)
@@ -174,9 +175,9 @@ def _layer(config: ConformerConfig, number: int) -> nn.Module:
 
 
 def conformer_macs(config: ConformerConfig, samples: int) -> float:
-    """Multiply-adds of one clip of that many samples (relative positions, too)."""
+    """Multiply-adds of one clip of that many samples, as ``sizes`` counts them."""
     frames, bins = samples // HOP_SAMPLES, config.mels
-    macs, channels, factor = 0.0, config.channels, 1
+    macs, channels, factor = float(frames * (MEL_FFT // 2 + 1) * bins), config.channels, 1
     while factor < config.factor:
         frames, bins = -(-frames // 2), -(-bins // 2)
         each = 9 * channels if factor == 1 else 9 * channels + channels**2
