@@ -12,7 +12,6 @@ Recognisers are Whisper's and CTC's of ``transformers``, from a folder or a hub:
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 import re
@@ -58,56 +57,11 @@ def load_recogniser(source: str, device: str = "cpu") -> Recogniser:
 
     Raises ``UserError`` for what is none, or is not to be had as safetensors.
     """
-    import torch
-    from transformers import (
-        AutoConfig,
-        AutoFeatureExtractor,
-        AutoModelForCTC,
-        AutoTokenizer,
-        WhisperFeatureExtractor,
-        WhisperForConditionalGeneration,
-    )
+    from train.models import recogniser
+    from train.models.tensors import state_sha256
 
-    safe: dict[str, Any] = {"trust_remote_code": False}
-    try:
-        config = AutoConfig.from_pretrained(source, **safe)
-        whisper = config.model_type == "whisper"
-        kind = WhisperForConditionalGeneration if whisper else AutoModelForCTC
-        model, info = kind.from_pretrained(
-            source, use_safetensors=True, output_loading_info=True, dtype="float32", **safe
-        )
-        tokens = AutoTokenizer.from_pretrained(source, **safe)
-        features = (
-            WhisperFeatureExtractor(config.num_mel_bins)
-            if whisper
-            else AutoFeatureExtractor.from_pretrained(source, **safe)
-        )
-    except Exception as error:  # whatever the libraries raise of files from elsewhere
-        told = str(error).strip().split("\n")[0]
-        raise UserError(
-            f"{source}: no recogniser of words can be loaded from it: {told}"
-        ) from error
-    if missing := sorted(info["missing_keys"]):
-        raise UserError(f"{source}: no recogniser of words: its weights lack {missing[0]!r}")
-    model.eval().to(device)
-
-    @torch.inference_mode()
-    def hear(waves: Sequence[Wave]) -> list[str]:
-        asked = {"return_attention_mask": True} if whisper else {"padding": True}
-        inputs = features(list(waves), sampling_rate=SAMPLE_RATE, return_tensors="pt", **asked)
-        inputs = inputs.to(device)
-        ids = model.generate(**inputs) if whisper else model(**inputs).logits.argmax(-1)
-        return [text.strip() for text in tokens.batch_decode(ids, skip_special_tokens=whisper)]
-
-    return Recogniser(f"{Path(source).name} {_sha256(model)[:12]}", hear)
-
-
-def _sha256(model: Any) -> str:
-    hashed = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        hashed.update(f"{name} {tuple(tensor.shape)}".encode())
-        hashed.update(tensor.cpu().contiguous().numpy().tobytes())
-    return hashed.hexdigest()
+    found = recogniser.load_recogniser(source, device)
+    return Recogniser(f"{Path(source).name} {state_sha256(found.network)[:12]}", found.hear)
 
 
 def transcribe(

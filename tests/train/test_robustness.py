@@ -7,22 +7,29 @@ import re
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from torch import nn
 
-from tests.train_helpers import kill, killed, tone, write_rated
+from tests.train_helpers import kill, killed, tone, tone_pcm, write_rated
 from train.__main__ import main
 from train.bootstrap import draws
 from train.evaluation.score_cache import ScoreCache
 from train.files import csv_rows, write_model
+from train.finetune.saved import save_model
+from train.finetune.tasks.words import WordsByCtc
 from train.metrics import agreement
+from train.models.encoders.mel import MelEncoder
 from train.models.student import Student, StudentConfig
+from train.robustness.clips import read_judged, some_of
 from train.robustness.compress import Compressor
-from train.robustness.grid import cells_of, some_of
+from train.robustness.grid import cells_of
 from train.robustness.interface import DENSE, Cell, Clip
-from train.robustness.quality import Quality, read
+from train.robustness.quality import Quality
 from train.robustness.results import ALL, Judgement, rows_of
+from train.robustness.words import WordsJudged
 from train.scoring.score import load
+from train.word_errors import word_errors
 
 TINY = StudentConfig(channels=(4, 4), strides=((8, 8), (8, 4)), dim=8, heads=2, layers=1)
 CELLS = ["--bits", "fp32", "2", "--sparsity", "0", "50"]
@@ -91,7 +98,7 @@ def test_the_worst_cell_comes_first(whole):
 
 
 def test_the_dense_cell_is_what_scoring_says(whole, student, rated):
-    scorer, clips = load(student), read(rated, "condition")
+    scorer, clips = load(student), read_judged(rated, "condition")
     scores = [found.mos for found in scorer.score_files([clip.path for clip in clips])]
     pcc = agreement([clip.mos for clip in clips], scores).pcc
     rows = json.loads((whole / "robustness.json").read_text())["rows"]
@@ -251,3 +258,68 @@ def test_importance_needs_clips(student, rated, tmp_path, capsys):
         assert "broken.wav" in capsys.readouterr().err
     finally:
         (rated.parent / "broken.wav").unlink()
+
+
+# --- words ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def spoken(tmp_path_factory):
+    """Three clips in two conditions, without a text: each is held against its clean twin."""
+    folder = tmp_path_factory.mktemp("spoken")
+    lines = ["path,split,speaker,text,condition,clean"]
+    for number in range(3):
+        for name, seed in (("clean", number), ("noise", number + 4)):
+            path = folder / f"{name}{number}.wav"
+            soundfile.write(path, tone_pcm(seed, 12_000), 16_000)
+            lines.append(f"{path.name},test,s{number},,{name},clean{number}.wav")
+    soundfile.write(folder / "other.wav", tone_pcm(9, 12_000), 16_000)
+    lines.append("other.wav,train,s9,,none,")
+    table = folder / "labelled.csv"
+    table.write_text("\n".join(lines) + "\n")
+    return table
+
+
+@pytest.fixture(scope="module")
+def hearing(tmp_path_factory):
+    """Log-mels under CTC whose weights are drawn: it hears something, and always the same."""
+    torch.manual_seed(1)
+    folder = tmp_path_factory.mktemp("hearing")
+    head = WordsByCtc(80)
+    head.ctc.weight.data *= 20
+    save_model(folder, MelEncoder(), {"words-ctc": head})
+    return folder
+
+
+def test_a_recogniser_is_held_against_what_it_heard_in_clean_speech(hearing, spoken, tmp_path):
+    words = ["robustness", "--task", "words", "--model", hearing, "--data", spoken, *CELLS]
+    words += ["--calibrate", spoken.parent, "--out", tmp_path, "--device", "cpu"]
+    assert main([str(word) for word in words]) == 0
+    rows = {
+        (row["condition"], row["bits"], row["sparsity"], row["by"]): row
+        for row in json.loads((tmp_path / "robustness.json").read_text())["rows"]
+    }
+    assert {row["metric"] for row in rows.values()} == {"WER"} and len(rows) == 7 * 3
+    clean, noise = (rows[name, "fp32", 0, ""] for name in ("clean", "noise"))
+    assert clean["value"] == 0 and noise["value"] > 0 and clean["clips"] == 3
+    two = rows["clean", "2", 0, ""]
+    assert two["value"] == two["added"] > 0
+    again = rows["noise", "2", 0, ""]
+    assert again["interaction"] == pytest.approx(again["value"] - noise["value"] - two["value"])
+
+    model = WordsJudged(str(hearing), "cpu")
+    clips = read_judged(spoken, "condition")
+    assert [clip.group for clip in clips] == ["s0", "s0", "s1", "s1", "s2", "s2"]
+    text = model.recogniser.hear([tone(0, 12_000)])[0]
+    model.prepare(clips)
+    found = list(model.judge(clips[:2]))
+    assert found[0] == {"errors": 0, "words": len(text.split())}
+    heard = model.recogniser.hear([tone(4, 12_000)])[0]
+    assert found[1]["errors"] == word_errors(text, heard).errors
+
+
+def test_a_model_without_words_is_named(student, spoken, tmp_path, capsys):
+    words = ["robustness", "--task", "words", "--model", student, "--data", spoken]
+    words += ["--by", "magnitude", "--out", tmp_path / "out", "--device", "cpu"]
+    assert main([str(word) for word in words]) == 2
+    assert f"{student}: no recogniser of words can be loaded" in capsys.readouterr().err

@@ -112,6 +112,15 @@ def require_sha256(path: Path, about: Mapping[str, Any]) -> str:
     return found
 
 
+def state_sha256(network: nn.Module) -> str:
+    """The hash of a network's state: names, shapes and values."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        found.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
 def shapes_of(network: nn.Module) -> dict[str, tuple[int, ...]]:
     """By name: the shapes of what a network's state dict holds."""
     return {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}

@@ -29,20 +29,21 @@ from data_specs.io.progress import progress_bar
 from train.audio import Wave
 from train.bootstrap import LEVEL, RESAMPLES
 from train.command import made_by
-from train.evaluation.lengths import chosen_numbers
 from train.evaluation.score_cache import Key, ScoreCache
 from train.evaluation.tables import write_tables
 from train.export.clips import read_clips
 from train.files import run_folder
 from train.loop.loop import Host, host_of
-from train.robustness import quality
+from train.robustness.clips import read_judged
 from train.robustness.compress import Compressor
 from train.robustness.interface import BITS, DENSE, INT8, METHODS, Cell, Clip, Judged
 from train.robustness.page import page
+from train.robustness.quality import Quality
 from train.robustness.results import Judgement, rows_of, worst
 from train.robustness.tables import results_md
+from train.robustness.words import WordsJudged
 
-TASKS = {"quality": (quality.read, quality.Quality)}
+TASKS: dict[str, type[Judged]] = {"quality": Quality, "words": WordsJudged}
 SLICES = ("condition", "dataset")
 TIMED = 10
 """Windows that each network is timed on, in turns."""
@@ -69,15 +70,6 @@ def cells_of(bits: Sequence[str], sparsity: Sequence[float], by: Sequence[str]) 
     pairs = [(0.0, ""), *zeros] if 0 in sparsity else zeros
     cells = [Cell(one, *pair) for pair in pairs for one in BITS if one in bits]
     return list(dict.fromkeys([DENSE, *cells]))
-
-
-def some_of(clips: Sequence[Clip], most: int | None) -> list[Clip]:
-    """At most so many clips of every condition, spread evenly, in their order."""
-    places: dict[str, list[int]] = {}
-    for number, clip in enumerate(clips):
-        places.setdefault(clip.condition, []).append(number)
-    chosen = [mine[place] for mine in places.values() for place in chosen_numbers(len(mine), most)]
-    return [clips[number] for number in sorted(chosen)]
 
 
 def judge(model: Judged, run: Run) -> list[Judgement]:
@@ -108,8 +100,10 @@ def _judged(
     run.bar.set_postfix_str(f"{model.name}, {cell.label}")
     run.bar.initial += len(keys) - len(missing)
     run.bar.update(len(keys) - len(missing))
-    if missing and compressor:
-        compressor.apply(cell)
+    if missing:
+        model.prepare(run.clips)
+        if compressor:
+            compressor.apply(cell)
     for start in range(0, len(missing), AT_ONCE):
         part = missing[start : start + AT_ONCE]
         for number, values in zip(part, run_by.judge([run.clips[n] for n in part]), strict=True):
@@ -181,14 +175,14 @@ def run(args: argparse.Namespace) -> int:
     """``python -m train robustness``; returns the exit code."""
     host = host_of(args, Host)
     _check(args)
-    read, load = TASKS[args.task]
-    clips = some_of(read(args.data, args.slices), args.clips)
+    task: Any = TASKS[args.task]
+    clips = read_judged(args.data, args.slices, args.clips)
     conditions = list(dict.fromkeys(clip.condition for clip in clips))
     matched = args.matched or conditions[0]
     if matched not in conditions:
         raise UserError(f"--matched {matched}: {args.data} has {', '.join(conditions)}")
     waves = read_clips(args.calibrate, args.calibration_clips) if args.calibrate else []
-    models = [load(name, host.device) for name in args.model]
+    models = [task(name, host.device) for name in args.model]
     cells = cells_of(args.bits, args.sparsity, args.by)
     total = len(models) * (len(cells) + bool(waves)) * len(clips)
     with (
@@ -198,7 +192,7 @@ def run(args: argparse.Namespace) -> int:
     ):
         grid = Run(clips, waves, cells, cache, bar)
         judged = [one for model in models for one in judge(model, grid)]
-        rows = rows_of(load, clips, judged, matched, args.seed)
+        rows = rows_of(task, clips, judged, matched, args.seed)
         about = made_by("robustness", args, add_arguments) | {
             "matched": matched,
             "clips": str(len(clips)),

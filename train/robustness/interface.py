@@ -39,10 +39,11 @@ DENSE = Cell()
 
 @dataclass(frozen=True)
 class Clip:
-    """One clip: its condition, what it is drawn with, and what people said of it."""
+    """One clip: its condition, what it is drawn with, and what is known of it."""
 
     path: Path
     sha256: str
+    """Of its bytes and of what it is held against: its clean twin's, its text."""
     condition: str
     group: str
     mos: float | None = None
@@ -84,6 +85,10 @@ class Judged(ABC):
     network: nn.Module
     names: Sequence[str]
     megabytes: float
+
+    @abstractmethod
+    def prepare(self, clips: Sequence[Clip]) -> None:
+        """Do once what needs the network as it was; called before it is compressed."""
 
     @abstractmethod
     def judge(self, clips: Sequence[Clip]) -> Iterator[dict[str, float]]:

@@ -24,7 +24,7 @@ def page(rows: Sequence[Row], speeds: Sequence[Mapping[str, Any]], about: Mappin
     template = environment().get_template("robustness.html.j2")
     return template.render(
         rows=[(name, ordered(rows, name)) for name in metrics],
-        legend=[(one, charts.THEME[colour]) for one, colour in COLOURS.items()],
+        legend=[(b, charts.THEME[c]) for b, c in COLOURS.items() if b in {r.bits for r in rows}],
         panels=_panels([row for row in rows if row.metric == metrics[0]]),
         metric=metrics[0],
         worst=worst(rows),

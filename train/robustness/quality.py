@@ -10,8 +10,6 @@ import torch
 from torch import Tensor
 
 from data_specs.io.errors import UserError
-from data_specs.io.files import sha256_of
-from data_specs.rated import read_rated
 from train.audio import Wave
 from train.bootstrap import Doubles, pearson, rmse
 from train.export.int8 import calibrated, write_int8
@@ -40,6 +38,7 @@ class Quality(Judged):
 
     metrics: ClassVar = {"PCC": Metric(-1, _pcc), "RMSE": Metric(1, _rmse)}
     columns: ClassVar = ("mos",)
+    network: Student
 
     network: Student
 
@@ -53,6 +52,9 @@ class Quality(Judged):
 
     def _scored_by(self, scorer: Scorer) -> None:
         self.scorer, self.version = scorer, scorer.version
+
+    def prepare(self, clips: Sequence[Clip]) -> None:
+        """Nothing: a score needs the clip alone."""
 
     def judge(self, clips: Sequence[Clip]) -> Iterator[dict[str, float]]:
         """See ``Judged.judge``."""
@@ -83,22 +85,8 @@ class Quality(Judged):
             padding=self.network.config.padding,
         )
         write_onnx(files[0], made.network, facts)
+        self.megabytes = files[0].stat().st_size / 1e6
         write_int8(files[1], files[0], calibrated(made.network, waves), waves[0], facts)
         made._scored_by(OnnxScorer(files[1], torch.get_num_threads()))
         made.megabytes = files[1].stat().st_size / 1e6
         return made
-
-
-def read(path: Path, slices: str) -> list[Clip]:
-    """Rated clips by ``slices``: their condition or their dataset.
-
-    What is drawn in resamples are conditions where datasets are compared, else clips.
-    """
-    clips = []
-    for one in read_rated(path):
-        inner = f"{one.dataset}/{one.condition}" if one.condition else ""
-        by_condition = slices == "condition" and one.condition
-        condition = one.condition if by_condition else one.dataset
-        group = str(one.path) if by_condition or not inner else inner
-        clips.append(Clip(one.path, sha256_of(one.path), str(condition), group, one.mos))
-    return clips

@@ -98,10 +98,9 @@ def rows_of(
 
 def _truth(task: type[Judged], clips: Sequence[Clip], dense: Judgement) -> Doubles:
     """What clips are held against (N,): their ratings, or what the dense model says."""
-    ratings = [clip.mos for clip in clips]
-    return np.array(
-        [n for n in ratings if n is not None] or dense.values[task.columns[0]], np.float64
-    )
+    ratings = [clip.mos for clip in clips if clip.mos is not None]
+    known = ratings if len(ratings) == len(clips) else dense.values[task.columns[0]]
+    return np.array(known, np.float64)
 
 
 def _values(
@@ -152,9 +151,9 @@ def ordered(rows: Sequence[Row], metric: str) -> list[Row]:
 
 
 def worst(rows: Sequence[Row]) -> str:
-    """The worst cell, in words."""
+    """The cell and condition to which compression adds most, in words."""
     first = ordered(rows, rows[0].metric)[0]
     if first.added is None:
         return "nothing was compressed"
     more = Interval(first.added, first.added_low, first.added_high).text()
-    return f"worst: {first.model}, {first.cell.label}, {first.condition}: {first.metric} {more}"
+    return f"{first.model} in {first.cell.label}, {first.condition}: {first.metric} worse by {more}"
