@@ -31,7 +31,6 @@ from data_specs.io.progress import progress_bar
 from data_specs.io.text import csv_text
 from data_specs.io.walk import LeftOut, print_left_out
 from data_specs.labelled import SPLITS, LabelledClip, read_labelled
-from data_specs.sample import SAMPLE_RATE
 from data_specs.strict import digest
 from pipeline.audio import DropSample, Wave, read_clip
 from pipeline.corpora.folder import LABELLED, claimed

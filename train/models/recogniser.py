@@ -69,7 +69,7 @@ def load_recogniser(source: str, device: str = "cpu") -> Recogniser:
     try:
         config = AutoConfig.from_pretrained(source, **safe)
         whisper = config.model_type == "whisper"
-        kind = WhisperForConditionalGeneration if whisper else AutoModelForCTC
+        kind: Any = WhisperForConditionalGeneration if whisper else AutoModelForCTC
         model, info = kind.from_pretrained(
             source, use_safetensors=True, output_loading_info=True, dtype="float32", **safe
         )

@@ -40,8 +40,6 @@ class Quality(Judged):
     columns: ClassVar = ("mos",)
     network: Student
 
-    network: Student
-
     def __init__(self, model: str, device: str) -> None:
         self.network, self.weights_sha256 = find_student(model)
         self.network.requires_grad_(True)
