@@ -36,7 +36,8 @@ class Recogniser:
         inputs = self._inputs(waves)
         if self.is_whisper:
             most = 16 + TOKENS_A_SECOND * max(map(len, waves)) // SAMPLE_RATE
-            ids = network.generate(**inputs, max_new_tokens=min(most, 256))
+            most = min(most, network.config.max_target_positions // 2)  # as Whisper's own code
+            ids = network.generate(**inputs, max_new_tokens=most)
         else:
             ids = network(**inputs).logits.argmax(-1)
         texts = self._tokens.batch_decode(ids, skip_special_tokens=self.is_whisper)
