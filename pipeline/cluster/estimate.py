@@ -58,6 +58,7 @@ class Setup(Strict):
 
     measure: int = Field(100, ge=1, description="samples that each worker makes")
     workers: int = Field(default_factory=cpus, ge=1, description="that measure at once")
+    device: str = Field("cpu", description="where the processors' networks are measured")
     teacher_device: str = Field("cpu", description="where the teacher is measured")
     nodes: tuple[Annotated[int, Field(ge=1)], ...] = Field(
         (1, 10, 100), description="how many machines; each number is a row of the table"
@@ -103,6 +104,7 @@ def run(options: argparse.Namespace) -> int:
     if options.rates:
         rates = rate_files.read(options.rates, recipe)
     else:
+        require_device(setup.device)
         require_device(setup.teacher_device, "--teacher-device")
         rates = measure(recipe, parse_roots(options.corpus, recipe), setup)
     if options.save:
@@ -137,6 +139,7 @@ def measure(recipe: Recipe, roots: Roots, setup: Setup) -> Rates:
             roots,
             Path(folder) / "out",
             each * workers,
+            device=setup.device,
             progress=False,
             teacher_device=setup.teacher_device,
         )

@@ -1,8 +1,9 @@
 """``python -m tests.bench gpu``: what only a GPU can show, in order of worth, each within its time.
 
 Every step is a process of its own. What it finds is in ``results.json`` as soon as it ends, what it
-says in ``STEP.log``; ``results.md`` is the table. A run that is cut short keeps what it has.
-``--device cpu --small`` is the rehearsal: the same steps over sizes that mean nothing.
+says in ``STEP.log``; ``results.md`` is the table. A run that is cut short keeps what it has, and
+the same command on the same day goes on with what is not done. ``--device cpu --small`` is the
+rehearsal: the same steps over sizes that mean nothing.
 """
 
 from __future__ import annotations
@@ -30,7 +31,12 @@ from data_specs.strict import unknown
 from tests.bench.gpu_steps import DEVICE_VARIABLE, RESULT
 
 ROOT = Path(__file__).resolve().parents[2]
-SAMPLES = 64
+LIMIT_S = 480.0
+"""Of all steps together."""
+
+RESULTS = "results.json"
+SAID_LINES = 20
+"""Of a step's log, in the table where it has no results."""
 
 
 @dataclass(frozen=True)
@@ -44,13 +50,14 @@ class Step:
 
 @dataclass
 class Outcome:
-    """How a step ended: "done", "failed", "over its time", and the results until then."""
+    """How a step ended, the results until then, and the end of its log where it has none."""
 
     step: str
     about: str
     status: str = "not run"
     seconds: float = 0.0
     results: list[dict[str, Any]] = field(default_factory=list)
+    said: str = ""
 
 
 def _measured(name: str) -> Callable[[argparse.Namespace], list[str]]:
@@ -79,33 +86,31 @@ def _bench(name: str, small: str, full: str) -> Callable[[argparse.Namespace], l
 
 
 STEPS = {
-    "right": Step("equal to the CPU: models, processors, masks", 100, _tests),
+    "right": Step("equal to the CPU: models, processors, masks", 120, _tests),
     "teacher": Step("the 2B teacher: clips/s, share of the matrix rate", 110, _measured("teacher")),
-    "shards": Step("64 samples twice: the same bytes, samples/s", 60, _measured("shards")),
-    "resume": Step("100 steps, stopped and resumed", 60, _measured("resume")),
+    "shards": Step("64 samples twice: the same bytes", 70, _measured("shards")),
+    "resume": Step("100 steps, stopped and resumed", 100, _measured("resume")),
+    "training": Step("from shards against from memory", 100, _measured("training")),
     "scoring": Step("hours of audio a second", 60, _measured("scoring")),
-    "training": Step("from shards against from memory", 90, _measured("training")),
-    "processors": Step(
-        "the paper's processors and the whole recipe",
-        90,
-        _bench("processors", "--samples 2 --clips 1 --repeat 1", "--samples 200 --group 50"),
-    ),
+    "recipe": Step("the paper's whole recipe, all cores", 110, _measured("recipe")),
+    "processors": Step("each of the paper's processors", 60, _measured("processors")),
     "prune": Step(
         "a round of pruning at the 2B shape",
         60,
         _bench(
             "prune",
-            "--size 300m --batch 2 --updates 1",
+            "--size 300m --batch 1 --updates 1",
             "--batch 20 --micro-batch 4 --updates 5 --precision bf16",
         ),
     ),
+    "gates": Step("a joint gated update, 300M and 1B", 45, _measured("gates")),
 }
 
 
-def run_step(name: str, args: argparse.Namespace) -> Outcome:
+def run_step(name: str, args: argparse.Namespace, left_s: float = LIMIT_S) -> Outcome:
     """Run a step to its end or limit; its words go to ``STEP.log``."""
     step, log = STEPS[name], args.out / f"{name}.log"
-    outcome, began = Outcome(name, step.about), time.monotonic()
+    outcome, began = Outcome(name, step.about, "cut short"), time.monotonic()
     environment = os.environ | {DEVICE_VARIABLE: args.device, "PYTHONUNBUFFERED": "1"}
     environment["SPEECH_SHARED"] = str(args.data)
     with log.open("wb") as file:
@@ -114,14 +119,19 @@ def run_step(name: str, args: argparse.Namespace) -> Outcome:
             stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
         try:
-            code = process.wait(step.limit_s * args.patience)
+            code = process.wait(min(step.limit_s * args.patience, left_s))
             outcome.status = "done" if code == 0 else f"failed ({code})"
         except subprocess.TimeoutExpired:
             outcome.status = "over its time"
+        except KeyboardInterrupt as stop:
+            args.stopped = stop
         finally:
             _end(process)
     outcome.seconds = round(time.monotonic() - began, 1)
-    outcome.results = results_of(log.read_text("utf-8", "replace"))
+    said = log.read_text("utf-8", "replace")
+    outcome.results = results_of(said)
+    if not outcome.results or outcome.status != "done":
+        outcome.said = "\n".join(said.splitlines()[-SAID_LINES:])
     return outcome
 
 
@@ -165,6 +175,8 @@ def as_markdown(about: dict[str, str], outcomes: Sequence[Outcome], command: str
         for found in one.results:
             met = {True: "met", False: "**missed**", None: ""}[found["met"]]
             lines.append(f"| | {found['what']} | {found['value']} | {found['goal']} | {met} |")
+    for one in outcomes:
+        lines += ["", f"{one.step}:", "", "```", one.said, "```"] if one.said else []
     return "\n".join(lines) + "\n"
 
 
@@ -176,7 +188,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--step", action="append", default=[], help="this one (may be repeated)")
     parser.add_argument("--data", type=path_here, default=shared, help="folder with data/speech")
     parser.add_argument("--out", type=path_here, default=Path("runs/gpu"))
-    parser.add_argument("--patience", type=float, default=1.0, help="times each step's limit")
+    parser.add_argument("--patience", type=float, default=1.0, help="times every limit")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -186,17 +198,40 @@ def run(args: argparse.Namespace) -> int:
             raise UserError(f"--step {name}: {unknown('step', name, STEPS)}")
     if args.device.startswith("cuda") and not torch.cuda.is_available():
         raise UserError("--device cuda: torch finds no GPU here; --device cpu --small rehearses")
-    args.out, args.data = args.out.resolve(), args.data.resolve()
+    args.out, args.data, args.stopped = args.out.resolve(), args.data.resolve(), None
     args.out.mkdir(parents=True, exist_ok=True)
-    about, outcomes = machine(args.device), []
-    command = "make gpu" + (f" GPU={args.device} SMALL=1" if args.small else "")
-    for name in args.step or STEPS:
-        outcomes.append(run_step(name, args))
-        kept = {"machine": about, "steps": [asdict(one) for one in outcomes]}
-        write_text(args.out / "results.json", json.dumps(kept, indent=1) + "\n")
-        write_text(args.out / "results.md", as_markdown(about, outcomes, command))
-        print(f"{name}: {outcomes[-1].status}, {outcomes[-1].seconds:.0f} s", flush=True)
+    about = machine(args.device) | {"sizes": "small" if args.small else "full"}
+    found = kept(args.out / RESULTS, about)
+    write_results(args, about, list(found.values()))
+    todo = args.step or [name for name in STEPS if found[name].status != "done"]
+    ends = time.monotonic() + LIMIT_S * args.patience
+    for name in todo:
+        if (left_s := ends - time.monotonic()) <= 0:
+            print(f"{name}: not run: no time is left")
+            continue
+        found[name] = run_step(name, args, left_s)
+        write_results(args, about, list(found.values()))
+        print(f"{name}: {found[name].status}, {found[name].seconds:.0f} s", flush=True)
+        if args.stopped:
+            raise args.stopped
     print((args.out / "results.md").read_text())
-    wrong = [one for one in outcomes if one.status != "done"]
-    missed = [found for one in outcomes for found in one.results if found["met"] is False]
-    return 1 if wrong or (missed and not args.small) else 0
+    judged = [found[name] for name in args.step or STEPS]
+    wrong = [one for one in judged if one.status != "done"]
+    missed = [r for one in judged for r in one.results if r["met"] is False]
+    return 1 if wrong or missed else 0
+
+
+def kept(path: Path, about: dict[str, str]) -> dict[str, Outcome]:
+    """Every step's outcome: "not run", or what an earlier run on the same machine and day left."""
+    found = {name: Outcome(name, step.about) for name, step in STEPS.items()}
+    if path.is_file() and (content := json.loads(path.read_text()))["machine"] == about:
+        found |= {one["step"]: Outcome(**one) for one in content["steps"]}
+    return found
+
+
+def write_results(args: argparse.Namespace, about: dict[str, str], outcomes: list[Outcome]) -> None:
+    """``results.json`` and ``results.md``, each whole at any time."""
+    content = {"machine": about, "steps": [asdict(one) for one in outcomes]}
+    write_text(args.out / RESULTS, json.dumps(content, indent=1) + "\n")
+    command = "make gpu" + (f" GPU={args.device} SMALL=1" if args.small else "")
+    write_text(args.out / "results.md", as_markdown(about, outcomes, command))

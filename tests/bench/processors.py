@@ -403,7 +403,7 @@ def bench_processors(setting: Setting, guard: Guard, clips: int, only: Sequence[
 def _lines(recipe: Recipe, group: int) -> Iterator[tuple[str, str, list[Params]]]:
     """Label, kind and a group's parameters, spread over what the recipe draws."""
     for option in (option for stage in recipe.all_stages() for option in stage.choices):
-        kind, params = option.use.kind, _spread(option.use, group)
+        kind, params = option.use.kind, spread(option.use, group)
         field = VARIANTS.get(kind, "")
         drawn = getattr(option.use, field, None)
         if isinstance(drawn, Choice):
@@ -413,7 +413,8 @@ def _lines(recipe: Recipe, group: int) -> Iterator[tuple[str, str, list[Params]]
             yield kind, kind, params
 
 
-def _spread(spec: Spec, group: int) -> list[Params]:
+def spread(spec: Spec, group: int) -> list[Params]:
+    """A group's parameters, spread over what the spec draws."""
     even = (np.arange(group) + 0.5) / group
     columns = PROCESSORS[spec.kind].draw(spec, lambda name: even, "bench")
     return [{name: float(column[i]) for name, column in columns.items()} for i in range(group)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -133,9 +134,14 @@ def audio_packages(recipe: Recipe) -> set[str]:
 
 
 def versions(recipe: Recipe) -> dict[str, str]:
-    """Versions of the packages that the recipe's audio and labels depend on: part of the data."""
-    names = audio_packages(recipe) | packages_of(recipe.teacher.name)
-    found = {name: importlib.metadata.version(name) for name in sorted(names)}
+    """Versions of the packages that the recipe's audio and labels depend on: part of the data.
+
+    Of those that are installed: one of two vocoders may run without what the other needs.
+    """
+    found = {}
+    for name in sorted(audio_packages(recipe) | packages_of(recipe.teacher.name)):
+        with suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
     for kind in recipe.kinds():
         found |= PROCESSORS[kind].libraries()
     return found
