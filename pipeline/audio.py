@@ -159,6 +159,18 @@ def read_whole(path: AudioFile, limit_seconds: float) -> Wave:
     return read_part(path, 0, int(limit_seconds * SAMPLE_RATE))
 
 
+def read_clip(path: AudioFile, longest_s: int) -> Wave:
+    """Read the first channel of a whole clip at 16 kHz; ``DropSample`` for a longer, an empty one.
+
+    For clips whose label is of all of it.
+    """
+    wave = read_part(path, 0, longest_s * SAMPLE_RATE + 1)
+    if not 0 < len(wave) <= longest_s * SAMPLE_RATE:
+        what = f"longer than {longest_s} s: cut it" if len(wave) else "no samples"
+        raise DropSample("unreadable", f"{path}: {what}")
+    return wave
+
+
 def to_pcm(wave: Wave) -> NDArray[np.int16]:
     """Quantise to 16 bits; louder than full scale is clipped."""
     return np.clip(np.rint(wave * 32768.0), -32768, 32767).astype(np.int16)

@@ -31,7 +31,7 @@ from pipeline.audio import DropSample, encode_flac, to_pcm
 
 Wave = NDArray[np.float64]
 Record = dict[str, Any]
-Job = tuple[Path, Callable[[], Wave]]
+Job = tuple[Path, Callable[[], NDArray[np.floating[Any]]]]
 """A file, and what makes its samples (T,) at 16 kHz."""
 
 MADE_BY = "made-by.json"

@@ -34,7 +34,7 @@ from data_specs.io.walk import LeftOut, print_left_out
 from data_specs.labelled import SPLITS, LabelledClip, read_labelled
 from data_specs.sample import SAMPLE_RATE
 from data_specs.strict import digest
-from pipeline.audio import DropSample, Wave, read_whole
+from pipeline.audio import DropSample, Wave, read_clip
 from pipeline.corpora.folder import LABELLED, claimed
 from pipeline.corpora.manifest import NOT_UNICODE, is_unicode
 
@@ -139,11 +139,7 @@ def _batch(clips: Sequence[LabelledClip], hear: Hear) -> tuple[list[str | None],
     wrong: dict[int, str] = {}
     for place, clip in enumerate(clips):
         try:
-            wave = read_whole(clip.path, LONGEST_S + 1)
-            if not 0 < len(wave) <= LONGEST_S * SAMPLE_RATE:
-                length = f"longer than {LONGEST_S} s: cut it" if len(wave) else "no samples"
-                raise DropSample("unreadable", f"{clip.path}: {length}")
-            waves[place] = wave
+            waves[place] = read_clip(clip.path, LONGEST_S)
         except DropSample as drop:
             wrong[place] = str(drop)
     texts = dict(zip(waves, hear(list(waves.values())) if waves else [], strict=True))

@@ -34,7 +34,7 @@ from data_specs.rated import file_of, read_rows
 from data_specs.recipe import Holdout, Source
 from data_specs.sample import FRAME_SAMPLES, SAMPLE_RATE
 from data_specs.strict import Strict, checked, digest, unknown
-from pipeline.audio import Wave, read_whole
+from pipeline.audio import Wave, read_clip
 from pipeline.corpora.folder import LabelledJob, make_labelled
 from pipeline.corpora.manifest import Manifest, scan_folders, split_of
 from pipeline.corpora.speak import MANIFEST
@@ -59,8 +59,8 @@ loudest, and so far beyond: what is silent at the ends would be a pause at every
 DIFFERENT = 2
 """Words that a speaker must have: a string of one recording alone gives its joints away."""
 
-LONGEST_S = 30.0
-"""Of a recording no more is read."""
+LONGEST_S = 30
+"""A longer recording is no word and no sentence."""
 
 HOLDOUT = Holdout(validation=0.1, test=0.1)
 """Of speakers whose split the CSV does not say, of noise and of rooms."""
@@ -170,7 +170,7 @@ def make_string(
     """The audio of a string (T,). Raises ``DropSample`` for a listed reason."""
     waves = []
     for piece in pieces:
-        wave = read_whole(piece.recording.path, LONGEST_S)
+        wave = read_clip(piece.recording.path, LONGEST_S)
         level_dbfs = require_sound(wave, str(piece.recording.path))
         if piece.level_dbfs is not None:
             wave = gain(_faded(heard(wave)), piece.level_dbfs - level_dbfs)
