@@ -71,7 +71,7 @@ class SelfSupervised(SpeechTask):
     def predict(self, states: States) -> list[Any]:
         """Of each clip: sum of the loss, codes named rightly, masked codes."""
         losses_N, right_N, counts = self._named(states)
-        sums = [[float(p.sum()) for p in values.split(counts)] for values in (losses_N, right_N)]
+        sums = [[p.sum().item() for p in values.split(counts)] for values in (losses_N, right_N)]
         return list(zip(*sums, counts, strict=True))
 
     def measure(self, clips: Sequence[LabelledClip], predicted: Sequence[Any]) -> Metrics:
