@@ -38,11 +38,12 @@ class Finetuned:
         heads = [task for task in tasks.values() if isinstance(task, Words)]
         if not heads:
             raise UserError(f"{folder}: was not finetuned on words, but on {', '.join(tasks)}")
+        self.device = device
         both = nn.ModuleDict({"encoder": encoder, "head": heads[0]})
         self.network: nn.Module = both.to(device).eval()
 
     def _states(self, wave_T: Wave) -> tuple[Any, Any]:
-        wave_1T = torch.from_numpy(wave_T)[None].to(next(self.network.parameters()).device)
+        wave_1T = torch.from_numpy(wave_T)[None].to(self.device)
         lengths_B = torch.tensor([len(wave_T)])
         head: Any = self.network.get_submodule("head")
         encoder = self.network.get_submodule("encoder")
