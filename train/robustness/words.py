@@ -38,7 +38,6 @@ class Finetuned:
         heads = [task for task in tasks.values() if isinstance(task, Words)]
         if not heads:
             raise UserError(f"{folder}: was not finetuned on words, but on {', '.join(tasks)}")
-        self.device = device
         both = nn.ModuleDict({"encoder": encoder, "head": heads[0]})
         self.network: nn.Module = both.to(device).eval()
         self.device = device
