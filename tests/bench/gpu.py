@@ -99,7 +99,7 @@ STEPS = {
         60,
         _bench(
             "prune",
-            "--size 300m --batch 1 --updates 1",
+            "--size 300m --batch 2 --micro-batch 1 --updates 1",
             "--batch 20 --micro-batch 4 --updates 5 --precision bf16",
         ),
     ),

@@ -56,15 +56,16 @@ def paper_recipe(args: argparse.Namespace, group: int) -> tuple[Recipe, list[str
             weight = option.weight + (found[use.kind].weight if use.kind in found else 0)
             found[use.kind] = Option(weight=weight, use=use)
         stages.append(stage.model_copy(update={"choices": tuple(found.values())}))
-    sources = Sources(**{role: Source(corpus=role) for role in ROLES})
-    changes: dict[str, Any] = {"stages": tuple(stages), "sources": sources, "voices": None}
+    changes: dict[str, Any] = {"stages": tuple(stages), "voices": None}
     changes |= {"precision": "fp32", "teacher": Teacher()} if args.device == "cpu" else {}
     return in_groups(recipe.model_copy(update=changes), group), said
 
 
 def in_groups(recipe: Recipe, size: int) -> Recipe:
-    """The same with groups, and shards, of so many samples."""
-    return recipe.model_copy(update={"group_samples": size, "shard_samples": size})
+    """The same with groups, and shards, of so many samples; nothing of the recordings held out."""
+    sources = Sources(**{role: Source(corpus=role) for role in ROLES})
+    changes = {"sources": sources, "group_samples": size, "shard_samples": size}
+    return recipe.model_copy(update=changes)
 
 
 def _runs_as(recipe: Recipe, use: Any) -> tuple[Any, str]:
