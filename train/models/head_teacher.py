@@ -159,7 +159,7 @@ def _head_for(config: HeadConfig, state: Mapping[str, Tensor]) -> TransformerHea
 
 def _published_path(file: str) -> Path:
     try:
-        return weights.find("xls-r-sqa") / PUBLISHED_FOLDER / file
+        return weights.find("xls-r-sqa", f"{PUBLISHED_FOLDER}/{file}") / PUBLISHED_FOLDER / file
     except FileNotFoundError as error:
         raise UserError(str(error)) from None
 

@@ -120,13 +120,16 @@ def at_an_address() -> bool:
     return is_address(os.environ.get(FOLDER_VARIABLE))
 
 
-def find(name: str) -> Path:
-    """The folder of the weights called ``name``, with all its files whole.
+def find(name: str, *wanted: str) -> Path:
+    """The folder of the weights called ``name``, with all its files whole, or those wanted.
 
     Sizes are compared with those of the fetch; ``check`` reads the files. Raises
     ``FileNotFoundError`` saying what to run; nothing is downloaded.
     """
     entry = entry_of(name)
+    if wanted:
+        files = [file for file in entry.files if file.name in wanted]
+        entry = entry.model_copy(update={"files": files})
     if problem := state_of(name, entry).problem:
         raise FileNotFoundError(problem)
     return folder_of(name, entry)
