@@ -187,7 +187,7 @@ def run_all(*commands: list[str]) -> None:
 
 def resume(args: argparse.Namespace) -> None:
     """A run that is stopped half way and resumed, against one that is not."""
-    steps = 10 if args.small else 100
+    steps = 20 if args.small else 100
     found, outs = gpu_data.dataset(args), [args.out / name for name in ("straight", "stopped")]
     straight, stopped = (_fit(args, found, out, steps) for out in outs)
     beside = subprocess.Popen(straight)
