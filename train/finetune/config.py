@@ -48,7 +48,7 @@ class Settings(BaseModel):
     )
     steps: int = Field(default=2000, ge=1, description="updates")
     batch: int = Field(default=32, ge=1, description="clips an update")
-    seconds: float = Field(default=8.0, gt=0, description="longest part of a clip that is heard")
+    seconds: float = Field(default=7.68, gt=0, description="longest part of a clip that is heard")
     lr: float = Field(default=1e-4, gt=0, description="AdamW's learning rate for the encoder")
     head_lr: float = Field(default=1e-3, gt=0, description="for the tasks' heads")
     weight_decay: float = Field(default=0.01, ge=0, description="AdamW's")
