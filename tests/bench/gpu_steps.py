@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -189,6 +190,8 @@ def resume(args: argparse.Namespace) -> None:
     """A run that is stopped half way and resumed, against one that is not."""
     steps = 20 if args.small else 100
     found, outs = gpu_data.dataset(args), [args.out / name for name in ("straight", "stopped")]
+    for out in outs:
+        shutil.rmtree(out, ignore_errors=True)  # of a step that is done again
     straight, stopped = (_fit(args, found, out, steps) for out in outs)
     beside = subprocess.Popen(straight)
     _stopped_half_way(stopped, outs[1] / "log.jsonl", steps)
