@@ -323,3 +323,10 @@ def test_a_model_without_words_is_named(student, spoken, tmp_path, capsys):
     words += ["--by", "magnitude", "--out", tmp_path / "out", "--device", "cpu"]
     assert main([str(word) for word in words]) == 2
     assert f"{student}: no recogniser of words can be loaded" in capsys.readouterr().err
+
+
+def test_two_clips_have_no_correlation():
+    truth_N, values = np.array([1.0, 2.0, 4.0]), {"mos": np.array([1.0, 3.0, 4.0])}
+    found_R = Quality.metrics["PCC"].of(np.array([[1.0, 1, 1], [2, 1, 0]]), truth_N, values)
+    assert found_R[0] == pytest.approx(np.corrcoef(truth_N, values["mos"])[0, 1])
+    assert np.isnan(found_R[1])

@@ -32,7 +32,7 @@ def states(dim: int = 6) -> Tensor:
 
 
 def test_texts_are_spelled_in_the_alphabet_and_back() -> None:
-    assert words.plain_words("  Don’t stop—Ünïcode, 12-3! ") == "don't stopunicode 12 3"
+    assert words.plain_words("  Don’t stop—Ünïcode, 12-3! ") == "don't stop unicode 12 3"
     symbols = words.spelled("Ab, 9'")
     assert symbols.tolist() == [13, 14, 1, 12, 2] and symbols.dtype == torch.int32
     assert words.text_of([0, 13, 0, 1, 1, 14, 1]) == "a b"

@@ -12,7 +12,7 @@ from train.finetune.clips import Batch
 from train.finetune.terms import Term
 from train.models.encoders.interface import SpeechEncoder, States
 from train.pruning.encoder_units import counted_macs, encoder_layout, split_encoder
-from train.pruning.gates import Budget, Gates, by_group, cut, gated, most_likely
+from train.pruning.gates import Budget, Gates, by_group, cut, for_its_cost, gated, most_likely
 from train.pruning.joint import RAMP, SETTLES
 
 By = Literal["l0", "low-rank", "importance"]
@@ -85,12 +85,9 @@ class Shrinking(Term):
         """The gates (N,) from now on; of importance for the multiply-adds that a unit costs."""
         if self.by != "importance":
             return self.gates.settled(self.keep * self.macs)
-        counts, macs = self.layout.counts, self.layout.macs
-        worth = [
-            values_U / (macs(counts) - macs({**counts, name: counts[name] - 1}))
-            for name, values_U in by_group(self.layout, self.importance_N.cpu())
-        ]
-        kept_N = most_likely(self.layout, torch.cat(worth), self.keep * self.macs)
+        importance = dict(by_group(self.layout, self.importance_N.cpu()))
+        worth_N = for_its_cost(self.layout, importance)
+        kept_N = most_likely(self.layout, worth_N, self.keep * self.macs)
         return kept_N.to(self.importance_N)
 
     def _expected(self) -> Any:

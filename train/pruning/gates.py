@@ -106,6 +106,13 @@ def gated(model: nn.Module, layout: Layout, gates_N: Tensor) -> dict[str, Tensor
     return found
 
 
+def for_its_cost(layout: Layout, importance: Mapping[str, Tensor]) -> Tensor:
+    """Importance by group, end to end (N,), for the multiply-adds that one unit costs."""
+    counts, macs = layout.counts, layout.macs
+    costs = {name: macs(counts) - macs({**counts, name: counts[name] - 1}) for name in counts}
+    return torch.cat([importance[name] / costs[name] for name in counts])
+
+
 def most_likely(
     layout: Layout, worth_N: Tensor, macs: float, least: Mapping[str, int] | None = None
 ) -> Tensor:

@@ -26,7 +26,7 @@ from train.loop.loop import Metrics
 from train.models.distil import Distillation, DistilLoss, evenly, outputs_of
 from train.models.low_rank import split_layers
 from train.models.student import Student, macs_of
-from train.pruning.gates import Budget, Gates, cut, gated, most_likely
+from train.pruning.gates import Budget, Gates, cut, for_its_cost, gated, most_likely
 from train.pruning.structured import choose_units, unit_importance
 from train.pruning.units import layout_of
 from train.student.fit import Trainer
@@ -114,15 +114,13 @@ class Joint(Trainer):
         share = self.config.keep_macs
         if self.config.by != "importance":
             return self.gates.settled(share * self.all_macs)
-        clips, macs = self.clips().to(self.device).split(1), self.layout.macs
+        clips = self.clips().to(self.device).split(1)
         importance = unit_importance(self.student, clips)
         gone = choose_units(self.student, importance, share)
         left = {name: int((~gone_U).sum()) for name, gone_U in gone.items()}
-        worth = []  # for what is left of the budget, too little for a block
-        for name, count in self.layout.counts.items():
-            one_less = {**self.layout.counts, name: count - 1}
-            worth.append(importance[name] / (self.all_macs - macs(one_less)))
-        return most_likely(self.layout, torch.cat(worth), share * self.all_macs, left).float()
+        # Single units for what is left of the budget, too little for a block.
+        worth_N = for_its_cost(self.layout, importance)
+        return most_likely(self.layout, worth_N, share * self.all_macs, left).float()
 
     def _test_gates(self) -> Tensor:
         """The gates (N,) without chance: what was chosen, or would be at the size expected now."""

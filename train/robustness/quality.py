@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,9 +25,13 @@ from train.scoring.base import Scorer
 from train.scoring.onnx_scorer import Facts, OnnxScorer
 from train.scoring.scorer import StudentScorer
 
+FEWEST = 3
+"""Clips of which a correlation says anything: two are always on a line."""
+
 
 def _pcc(counts_RN: Doubles, truth_N: Doubles, values: Values) -> Doubles:
-    return pearson(counts_RN, truth_N, values["mos"])
+    found_R = pearson(counts_RN, truth_N, values["mos"])
+    return np.where((counts_RN > 0).sum(1) < FEWEST, np.nan, found_R)
 
 
 def _rmse(counts_RN: Doubles, truth_N: Doubles, values: Values) -> Doubles:

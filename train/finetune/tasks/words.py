@@ -136,7 +136,8 @@ class WordsByCtc(Words):
 
 def plain_words(text: str) -> str:
     """The text in the alphabet: small letters without accents, signs left out, single spaces."""
-    letters = unicodedata.normalize("NFKD", text).lower().replace("’", "'").replace("-", " ")
+    letters = unicodedata.normalize("NFKD", text).lower().replace("’", "'")
+    letters = re.sub("[-–—/]", " ", letters)
     return " ".join(re.sub(f"[^{ALPHABET}]", "", " ".join(letters.split())).split())
 
 

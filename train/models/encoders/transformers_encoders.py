@@ -6,6 +6,7 @@ Read from a folder of its layout (a checkpoint of the hub): ``config.json`` and 
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -70,9 +71,9 @@ class _Checkpointed(SpeechEncoder):
         """Make what no state dict holds."""
 
     @classmethod
+    @abstractmethod
     def bare(cls, name: str) -> str:
         """A tensor's name in a checkpoint as it is here."""
-        raise NotImplementedError
 
 
 class WaveEncoder(_Checkpointed):
