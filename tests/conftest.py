@@ -144,7 +144,7 @@ stages:
   - {stage: enhance, choices: [{use: {kind: spectral_gating}}, {use: {kind: none}}]}
   - {stage: codec, probability: 0.5, choices: [{use: {kind: opus}}, {use: {kind: band_limit}}]}
   - {stage: line, probability: 0.3, choices: [{use: {kind: clip}}, {use: {kind: dropout}}]}
-teacher: {name: distillmos}
+teacher: {name: mfcc}
 shard_samples: 8
 group_samples: 4
 max_dropped_share: 0.25

@@ -69,7 +69,7 @@ def guard(monkeypatch: pytest.MonkeyPatch) -> Guard:
     [
         ("hang", "processor_timeout", "no answer within 0.3 s"),
         ("crash", "processor_crashed", "SIGSEGV"),
-        ("exit", "processor_crashed", "exit status 3"),
+        pytest.param("exit", "processor_crashed", "exit status 3", marks=pytest.mark.slow),
     ],
 )
 def test_only_the_culprit_is_dropped(kind: str, reason: str, said: str, guard: Guard) -> None:

@@ -98,7 +98,7 @@ def test_prepare_checks_the_processors_so(
 def test_a_teacher_in_fp16_can_be_prepared_where_no_gpu_is(
     corpora: dict[str, list[Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    exact = label.load(of().teacher)
+    exact = label.load(of(teacher={"name": "distillmos"}).teacher)
     teacher = {"name": "distillmos", "precision": "fp16"}
     monkeypatch.setattr("train.models.teacher.load_v7", lambda: pytest.fail("it is built"))
     job = prepare(of(teacher=teacher), corpora, tmp_path, 8, progress=False, teacher_device="cuda")

@@ -49,10 +49,14 @@ def job_in(corpora: Corpora, out: Path, samples: int = SAMPLES) -> Job:
 
 
 @pytest.fixture(scope="module")
-def reference(corpora: Corpora, tmp_path_factory: pytest.TempPathFactory) -> Job:
-    job = job_in(corpora, tmp_path_factory.mktemp("reference"))
-    assert engines.run(job, "local", 1, progress=False).failed == {}
-    return job
+def prepared(corpora: Corpora, tmp_path_factory: pytest.TempPathFactory) -> Job:
+    return job_in(corpora, tmp_path_factory.mktemp("reference"))
+
+
+@pytest.fixture(scope="module")
+def reference(prepared: Job) -> Job:
+    assert engines.run(prepared, "local", 1, progress=False).failed == {}
+    return prepared
 
 
 @pytest.mark.slow
@@ -114,7 +118,7 @@ def test_a_teacher_that_dies_for_good_fails_its_shards_by_name(
         outcome = engines.run(job, "ray", 2, progress=False, teacher_actors=1)
     assert outcome.made and outcome.failed
     assert sorted([*outcome.made, *outcome.failed]) == list(range(7))
-    assert all("'distillmos': its actor died" in reason for reason in outcome.failed.values())
+    assert all("'mfcc': its actor died" in reason for reason in outcome.failed.values())
     monkeypatch.undo()  # and the same command again makes the rest
     again = engines.run(job, "ray", 2, progress=False, teacher_actors=1)
     assert sorted(again.made) == sorted(outcome.failed)
@@ -126,7 +130,7 @@ def test_two_teachers_label_a_dataset_again(
     reference: Job, corpora: Corpora, tmp_path: Path
 ) -> None:
     source = replace(reference, samples=8)
-    job = prepare_again(source, tmp_path / "out", TeacherSpec())
+    job = prepare_again(source, tmp_path / "out", TeacherSpec(name="mfcc"))
     factory = partial(Relabeller, source=source)
     outcome = engines.run(job, "ray", 1, progress=False, factory=factory, teacher_actors=2)
     assert outcome.failed == {}
@@ -138,7 +142,7 @@ def test_two_teachers_label_a_dataset_again(
 def test_a_teachers_own_error_comes_back_as_it_is(reference: Job) -> None:
     with teachers.shared_teacher(reference, EngineOptions(teacher_actors=1)) as (teacher, _):
         assert teacher is not None
-        assert teacher.name == "distillmos"
+        assert teacher.name == "mfcc"
         assert teacher.weights_sha256 == reference.identity["teacher_sha256"]
         with pytest.raises(
             ValueError, match=rf"^waves of shape \(2, 5\): need \(B, {CROP_SAMPLES}"
@@ -170,11 +174,11 @@ class CountingTeacher:
 
 @pytest.mark.parametrize(("device", "most"), [("cpu", 1), ("cuda", 2)])
 def test_a_gpus_next_group_comes_in_while_one_is_scored(
-    device: str, most: int, reference: Job, monkeypatch: pytest.MonkeyPatch
+    device: str, most: int, prepared: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     teacher = CountingTeacher(threading.Barrier(2) if most == 2 else None)
     monkeypatch.setattr(Job, "load_teacher", lambda _: teacher)
-    actor = teachers.TeacherActor(replace(reference, teacher_device=device))
+    actor = teachers.TeacherActor(replace(prepared, teacher_device=device))
     groups = [np.full((2, 4), pcm, np.int16) for pcm in (-32768, 1, 32767, 5)]
     with torch_threads_kept(), ThreadPoolExecutor(2) as pool:  # as Ray runs two of its calls
         scores = [mos_B.tolist() for mos_B, _ in pool.map(actor.score, groups)]
@@ -182,10 +186,10 @@ def test_a_gpus_next_group_comes_in_while_one_is_scored(
     assert teacher.most == most
 
 
-def test_a_teacher_that_cannot_be_loaded_ends_the_run_in_its_own_words(reference: Job) -> None:
-    other = replace(reference, identity=reference.identity | {"teacher_sha256": "f" * 64})
+def test_a_teacher_that_cannot_be_loaded_ends_the_run_in_its_own_words(prepared: Job) -> None:
+    other = replace(prepared, identity=prepared.identity | {"teacher_sha256": "f" * 64})
     with (
-        pytest.raises(ShardError, match="'distillmos' has other weights on this machine"),
+        pytest.raises(ShardError, match="'mfcc' has other weights on this machine"),
         teachers.shared_teacher(other, EngineOptions(teacher_actors=1)),
     ):
         pass
