@@ -15,11 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_specs.io.errors import UserError
+from tests.export_helpers import write_run
 from tests.tolerance import HALF_PRECISION, STUDENT, rounding
 from tests.train_helpers import SHARED, needs_shared, tone
 from train.audio import clip_of, open_clip, read_mono, to_16k
 from train.data.loading import ahead
+from train.models import loading
 from train.models.features import compressed_spectrum
+from train.models.loading import find_student
 from train.models.student import Student, load_v7, variant
 from train.scoring import code
 from train.scoring import score as score_module
@@ -500,3 +503,12 @@ def test_a_model_without_finite_scores_is_an_error(tmp_path):
     scorer = StudentScorer(student, "broken", "0" * 64)
     with pytest.raises(UserError, match="broken gives no finite score"):
         scorer.score(uneven(0.5), 16_000)
+
+
+def test_a_released_student_is_called_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(loading, "RELEASED", tmp_path)
+    folder = write_run(tmp_path / "wee")
+    assert load("wee").name == "wee"
+    assert load("wee").weights_sha256 == load(folder).weights_sha256 == find_student("wee")[1]
+    with pytest.raises(UserError, match="we: no such model; give v7, wee, a run folder"):
+        load("we")

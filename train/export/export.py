@@ -31,6 +31,7 @@ from train.export.parity import Parity, as_json, as_markdown, compare
 from train.export.wheel import require_name, write_wheel
 from train.files import version, write_weights
 from train.models import pruned
+from train.models.loading import path_of
 from train.models.student import Student
 from train.models.tensors import read_about, write_about
 from train.scoring import bundle
@@ -59,7 +60,7 @@ def open_source(model: str) -> Source:
             f"{scorer.name}: only students are exported, not teachers or exported files"
         )
     student = scorer.network
-    about = {**_described(Path(model)), "config": student.config.model_dump(mode="json")}
+    about = {**_described(path_of(model)), "config": student.config.model_dump(mode="json")}
     name = model if model == "v7" else _last_part(scorer.name)
     made_from = about.get("made_from", {"model": name, "weights_sha256": scorer.weights_sha256})
     about |= {"made_from": made_from, "version": version()}

@@ -16,6 +16,20 @@ from train.models.tensors import read_about
 
 PUBLISHED = "v7"
 
+RELEASED = Path(__file__).parents[1] / "released"
+"""Students that were trained here: a bundle's folder each, called by its name."""
+
+
+def path_of(model: Path | str) -> Path:
+    """The folder of a released student by its name; any other path as it is."""
+    name = str(model)
+    return RELEASED / name if name in released() else Path(model)
+
+
+def released() -> list[str]:
+    """The names of the released students."""
+    return sorted(path.parent.name for path in RELEASED.glob("*/" + pruned.DENSE_FILE))
+
 
 def is_teacher(model: Path | str) -> bool:
     """Whether a model is a teacher: by its name, or the folder of a head or a pruned encoder."""
@@ -35,7 +49,8 @@ def model_in(path: Path) -> Path:
             return file
     if path.is_dir():
         raise UserError(f"{path}: holds no model.safetensors or best.pt: train it first")
-    raise UserError(f"{path}: no such model; give v7, a run folder, a model file or a teacher")
+    names = ", ".join([PUBLISHED, *released()])
+    raise UserError(f"{path}: no such model; give {names}, a run folder, a model file or a teacher")
 
 
 def read_model(path: Path) -> tuple[Student, int | None]:
@@ -54,7 +69,7 @@ def read_model(path: Path) -> tuple[Student, int | None]:
 
 
 def find_student(model: Path | str) -> tuple[Student, str]:
-    """The student of "v7", a run's folder or a model file here, and the SHA-256 of its weights.
+    """The student of a name, a run's folder or a model file here, and the SHA-256 of its weights.
 
     ``UserError`` for what is no student, is missing or is damaged.
     """
@@ -63,5 +78,5 @@ def find_student(model: Path | str) -> tuple[Student, str]:
     if "://" in str(model) or is_teacher(model):
         shown = redacted(str(model))
         raise UserError(f"{shown}: is not a student: give v7, or a run or model of one, here")
-    path = model_in(Path(model))
+    path = model_in(path_of(model))
     return read_model(path)[0], sha256_of(path)

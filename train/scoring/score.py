@@ -26,7 +26,7 @@ from data_specs.io.progress import progress_bar
 from data_specs.io.text import printable
 from data_specs.io.walk import LeftOut, counts, print_left_out
 from data_specs.sample import CROP_SAMPLES, SAMPLE_RATE
-from train.models.loading import is_teacher, model_in, read_model
+from train.models.loading import is_teacher, model_in, path_of, read_model
 from train.models.precision import PRECISIONS
 from train.models.student import load_v7, v7_weights_path
 from train.models.teacher import load_teacher
@@ -51,7 +51,7 @@ WINDOW_SECONDS = CROP_SAMPLES / SAMPLE_RATE
 
 
 def load(model: str | Path, device: str = "cpu", precision: str = "fp32") -> Scorer:
-    """A scorer of "v7" (the published weights), a run folder, a model file, or an address.
+    """A scorer of a released student, "v7" (published), a run folder, a model file or an address.
 
     Files are ``.pt``, ``.safetensors`` and ``.onnx``; an address (``https://``, ``hf://``, what
     fsspec reads) is that of a bundle. Or a teacher: a name of ``teachers.yaml``, ``mean:a+b``, the
@@ -69,7 +69,7 @@ def load(model: str | Path, device: str = "cpu", precision: str = "fp32") -> Sco
     if "://" in str(model):
         # The address may carry credentials, and names go into tables, cards and files of models.
         return _load_path(fetch(str(model)), redacted(str(model)), device, precision)
-    return _load_path(Path(model), str(model), device, precision)
+    return _load_path(path_of(model), str(model), device, precision)
 
 
 def _load_int8(model: str, device: str) -> Scorer:
@@ -77,9 +77,9 @@ def _load_int8(model: str, device: str) -> Scorer:
     name = redacted(model)
     if device != "cpu":
         raise UserError(f"precision int8 is for CPUs; on {device} take auto")
-    if "://" not in model and (model == "v7" or not Path(model).is_dir()):
+    if "://" not in model and (model == "v7" or not path_of(model).is_dir()):
         raise UserError(f"precision int8: {name} is no bundle's folder: make one: {EXPORT}")
-    path = fetch(model, ONNX_INT8) if "://" in model else Path(model) / ONNX_INT8
+    path = fetch(model, ONNX_INT8) if "://" in model else path_of(model) / ONNX_INT8
     if not path.is_file():
         raise UserError(f"{path} is missing: int8 is calibrated on real clips: {EXPORT}")
     return _load_path(path, name, device, "fp32")
