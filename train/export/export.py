@@ -80,10 +80,16 @@ def _described(path: Path) -> dict[str, Any]:
     return read_about(file) if file.is_file() else {}
 
 
-def write_model(source: Source, out: Path) -> str:
-    """Weights and description; the weights' SHA-256, as ``load`` of the folder finds it."""
-    weights = out / bundle.WEIGHTS
-    write_weights(weights, source.student.state_dict())
+def write_model(source: Source, out: Path, half: bool) -> str:
+    """Weights and description; the weights' SHA-256, as ``load`` of the folder finds it.
+
+    With half, the source's weights are rounded to 16 bits, and stored so.
+    """
+    weights, state = out / bundle.WEIGHTS, source.student.state_dict()
+    if half:
+        state = {name: t.half() if t.is_floating_point() else t for name, t in state.items()}
+        source.student.load_state_dict(state)
+    write_weights(weights, state)
     sha256 = sha256_of(weights)
     write_about(out / bundle.DESCRIPTION, source.about | {"weights_sha256": sha256})
     return sha256
@@ -142,6 +148,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     clips = "folder of shards, CSV of rated clips, or folder of audio"
     parser.add_argument("--model", default="v7", help="v7, a run folder, a model file, a bundle")
     parser.add_argument("--out", type=path_here, required=True, help="folder of the bundle")
+    parser.add_argument("--half", action="store_true", help="weights rounded to 16 bits")
     parser.add_argument("--int8", action="store_true", help="model.int8.onnx too")
     parser.add_argument("--calibrate", type=path_here, help=f"for --int8: {clips}")
     parser.add_argument("--calibration-clips", type=int, default=200)
@@ -162,7 +169,7 @@ def run(args: argparse.Namespace) -> int:
     runtime = page.read_runtime(args.onnxruntime_web) if args.web else None
     source = open_source(args.model)
     with _bundle_for(args.out) as made:
-        files = write_networks(source, made, write_model(source, made), args)
+        files = write_networks(source, made, write_model(source, made, args.half), args)
         parity = write_parity(source, made, files, args)
         write_card(source, made, parity, args.evaluation)
         if args.wheel:
