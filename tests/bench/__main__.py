@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from data_specs.io.cli import run_command
 
 NAMES = {
-    "pipeline": "planning, processors without weights, engines, memory",
+    "pipeline": "engines against each other, memory of short and long runs",
     "processors": "the paper's processors against the packages' own calls, on one core",
     "codecs": "what each codec does to speech at each rate: DistillMOS, level, delay, speed",
     "machines": "what other thread counts and instruction sets make of the same samples",
@@ -40,8 +40,6 @@ def main(argv: Sequence[str]) -> int:
 
 def _run(name: str, argv: Sequence[str]) -> int:
     bench = importlib.import_module(f"tests.bench.{name}")
-    if hasattr(bench, "main"):
-        return int(bench.main(argv))
     parser = argparse.ArgumentParser(
         prog=f"python -m tests.bench {name}", description=bench.__doc__
     )
