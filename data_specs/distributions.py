@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from data_specs.io.errors import UserError
 from data_specs.strict import Strict
@@ -84,25 +85,22 @@ def _number_is_constant(value: Any) -> Any:
     return value
 
 
+AnyDistribution = Constant | Uniform | LogUniform | Normal | Choice
 Distribution = Annotated[
-    Annotated[
-        Constant | Uniform | LogUniform | Normal | Choice, Field(discriminator="distribution")
-    ],
+    Annotated[AnyDistribution, Field(discriminator="distribution")],
     BeforeValidator(_number_is_constant),
 ]
 """A number (constant), or a mapping with the key ``distribution``."""
 
 
-def values(
-    distribution: Constant | Uniform | LogUniform | Normal | Choice,
-) -> tuple[float, ...]:
+def values(distribution: AnyDistribution) -> tuple[float, ...]:
     """All that a constant or a choice can draw, lowest first; of any other nothing."""
     if isinstance(distribution, Constant):
         return (distribution.value,)
     return tuple(sorted(set(distribution.values))) if isinstance(distribution, Choice) else ()
 
 
-def support(distribution: Constant | Uniform | LogUniform | Normal | Choice) -> tuple[float, float]:
+def support(distribution: AnyDistribution) -> tuple[float, float]:
     """Lowest and highest value that can be drawn."""
     if isinstance(distribution, Constant):
         return distribution.value, distribution.value
@@ -111,3 +109,30 @@ def support(distribution: Constant | Uniform | LogUniform | Normal | Choice) -> 
     if isinstance(distribution, Normal):
         return -math.inf, math.inf
     return distribution.low, distribution.high
+
+
+def within(low: float, high: float, unit: str = "") -> AfterValidator:
+    """Check that all a distribution can draw lies in [low, high]."""
+
+    def check(distribution: AnyDistribution) -> AnyDistribution:
+        lowest, highest = support(distribution)
+        if lowest < low or highest > high:
+            drawn = f"can draw {lowest:g} to {highest:g} {unit}"
+            raise UserError(f"{drawn}; must stay within {low:g} to {high:g}")
+        return distribution
+
+    return AfterValidator(check)
+
+
+def require_among(distribution: AnyDistribution, allowed: tuple[float, ...]) -> AnyDistribution:
+    """``UserError`` where a distribution draws anything but some values."""
+    drawn = values(distribution)
+    if not drawn or not set(drawn) <= set(allowed):
+        known = ", ".join(f"{value:g}" for value in allowed)
+        raise UserError(f"must be a constant or a choice among {known}")
+    return distribution
+
+
+def one_of(*allowed: float) -> AfterValidator:
+    """Check that a distribution draws only from a set of values."""
+    return AfterValidator(partial(require_among, allowed=allowed))

@@ -8,56 +8,21 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from data_specs.distributions import (
     Choice,
     Constant,
     Distribution,
     LogUniform,
-    Normal,
     Uniform,
+    one_of,
+    require_among,
     support,
-    values,
+    within,
 )
 from data_specs.io.errors import UserError
 from data_specs.strict import Strict
-
-AnyDistribution = Constant | Uniform | LogUniform | Normal | Choice
-
-
-class Within:
-    """Check that all a distribution can draw lies in [low, high], or in a set of values."""
-
-    def __init__(self, low: float, high: float, unit: str) -> None:
-        self.low, self.high, self.unit = low, high, unit
-
-    def __call__(self, distribution: AnyDistribution) -> AnyDistribution:
-        low, high = support(distribution)
-        if low < self.low or high > self.high:
-            raise UserError(
-                f"can draw {low:g} to {high:g} {self.unit}; "
-                f"must stay within {self.low:g} to {self.high:g}"
-            )
-        return distribution
-
-
-class OneOf:
-    """Check that a distribution draws only from a set of values."""
-
-    def __init__(self, *values: float) -> None:
-        self.values = values
-
-    def __call__(self, distribution: AnyDistribution) -> AnyDistribution:
-        drawn = values(distribution)
-        if not drawn or not set(drawn) <= set(self.values):
-            allowed = ", ".join(f"{value:g}" for value in self.values)
-            raise UserError(f"must be a constant or a choice among {allowed}")
-        return distribution
-
-
-def _within(low: float, high: float, unit: str) -> AfterValidator:
-    return AfterValidator(Within(low, high, unit))
 
 
 class Untouched(Strict):
@@ -70,8 +35,8 @@ class SpectralGating(Strict):
     """Spectral noise gate (the ``noisereduce`` package)."""
 
     kind: Literal["spectral_gating"] = "spectral_gating"
-    stationary: Annotated[Distribution, AfterValidator(OneOf(0, 1))] = Choice(values=(0, 1))
-    reduction: Annotated[Distribution, _within(0, 1, "")] = Uniform(low=0.7, high=1.0)
+    stationary: Annotated[Distribution, one_of(0, 1)] = Choice(values=(0, 1))
+    reduction: Annotated[Distribution, within(0, 1)] = Uniform(low=0.7, high=1.0)
 
 
 class DeepFilterNet3(Strict):
@@ -99,7 +64,7 @@ class Demucs(Strict):
     """
 
     kind: Literal["demucs"] = "demucs"
-    hidden: Annotated[Distribution, AfterValidator(OneOf(48, 64))] = Choice(values=(48, 64))
+    hidden: Annotated[Distribution, one_of(48, 64)] = Choice(values=(48, 64))
 
 
 class HifiGan(Strict):
@@ -109,9 +74,7 @@ class HifiGan(Strict):
     """
 
     kind: Literal["hifigan"] = "hifigan"
-    rate_hz: Annotated[Distribution, AfterValidator(OneOf(16_000, 22_050))] = Choice(
-        values=(16_000, 22_050)
-    )
+    rate_hz: Annotated[Distribution, one_of(16_000, 22_050)] = Choice(values=(16_000, 22_050))
 
 
 class LpcNet(Strict):
@@ -136,20 +99,18 @@ class Opus(Strict):
     """
 
     kind: Literal["opus"] = "opus"
-    bitrate_bps: Annotated[Distribution, _within(6_000, 256_000, "bit/s")] = LogUniform(
+    bitrate_bps: Annotated[Distribution, within(6_000, 256_000, "bit/s")] = LogUniform(
         low=6_000, high=64_000
     )
-    frame_ms: Annotated[Distribution, AfterValidator(OneOf(2.5, 5, 10, 20, 40, 60))] = Choice(
+    frame_ms: Annotated[Distribution, one_of(2.5, 5, 10, 20, 40, 60)] = Choice(
         values=(10, 20, 40, 60)
     )
-    complexity: Annotated[Distribution, AfterValidator(OneOf(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10))] = (
-        Choice(values=(0, 2, 5, 8, 10))
+    complexity: Annotated[Distribution, one_of(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10)] = Choice(
+        values=(0, 2, 5, 8, 10)
     )
-    loss: Annotated[Distribution, _within(0, 0.5, "")] = Constant(value=0)
-    conceal: Annotated[Distribution, AfterValidator(OneOf(0, 1))] = Constant(value=1)
-    decoder_complexity: Annotated[Distribution, AfterValidator(OneOf(0, 5, 6, 7))] = Constant(
-        value=0
-    )
+    loss: Annotated[Distribution, within(0, 0.5)] = Constant(value=0)
+    conceal: Annotated[Distribution, one_of(0, 1)] = Constant(value=1)
+    decoder_complexity: Annotated[Distribution, one_of(0, 5, 6, 7)] = Constant(value=0)
 
 
 CODEC_BITRATES: dict[str, tuple[float, ...]] = {
@@ -187,13 +148,13 @@ class Codec(Strict):
                   "speex_nb", "speex_wb", "codec2", "mp3", "aac", "vorbis"]
     # fmt: on
     bitrate_bps: Distribution | None = None
-    loss: Annotated[Distribution, _within(0, 0.5, "")] = Constant(value=0)
+    loss: Annotated[Distribution, within(0, 0.5)] = Constant(value=0)
 
     @model_validator(mode="after")
     def _within_its_codec(self) -> Codec:
         if self.bitrate_bps is not None:
             try:
-                OneOf(*CODEC_BITRATES[self.kind])(self.bitrate_bps)
+                require_among(self.bitrate_bps, CODEC_BITRATES[self.kind])
             except UserError as error:
                 raise UserError(f"bitrate_bps of {self.kind} {error} (bit/s)") from error
         if self.kind not in CONCEALING and support(self.loss)[1] > 0:
@@ -205,7 +166,7 @@ class EnCodec(Strict):
     """EnCodec, the 24 kHz model."""
 
     kind: Literal["encodec"] = "encodec"
-    bandwidth_kbps: Annotated[Distribution, AfterValidator(OneOf(1.5, 3, 6, 12, 24))] = Choice(
+    bandwidth_kbps: Annotated[Distribution, one_of(1.5, 3, 6, 12, 24)] = Choice(
         values=(1.5, 3, 6, 12, 24)
     )
 
@@ -214,38 +175,36 @@ class BandLimit(Strict):
     """Linear-phase low-pass (4 kHz in section IV-B)."""
 
     kind: Literal["band_limit"] = "band_limit"
-    cutoff_hz: Annotated[Distribution, _within(500, 7_900, "Hz")] = Constant(value=4_000)
+    cutoff_hz: Annotated[Distribution, within(500, 7_900, "Hz")] = Constant(value=4_000)
 
 
 class Equalise(Strict):
     """A smooth random equaliser: microphones and loudspeakers colour speech."""
 
     kind: Literal["equalise"] = "equalise"
-    gain_db: Annotated[Distribution, _within(-30, 30, "dB")] = Uniform(low=-8, high=8)
+    gain_db: Annotated[Distribution, within(-30, 30, "dB")] = Uniform(low=-8, high=8)
 
 
 class Clip(Strict):
     """Hard clipping of the loudest ``share`` of the samples that are heard (padding aside)."""
 
     kind: Literal["clip"] = "clip"
-    share: Annotated[Distribution, _within(0, 0.5, "")] = LogUniform(low=0.001, high=0.1)
+    share: Annotated[Distribution, within(0, 0.5)] = LogUniform(low=0.001, high=0.1)
 
 
 class Dropout(Strict):
     """Lost packets that nothing conceals: zeros over a ``share`` of what is heard, in packets."""
 
     kind: Literal["dropout"] = "dropout"
-    share: Annotated[Distribution, _within(0, 0.5, "")] = LogUniform(low=0.01, high=0.2)
-    packet_ms: Annotated[Distribution, AfterValidator(OneOf(10, 20, 40, 60))] = Choice(
-        values=(10, 20, 40, 60)
-    )
+    share: Annotated[Distribution, within(0, 0.5)] = LogUniform(low=0.01, high=0.2)
+    packet_ms: Annotated[Distribution, one_of(10, 20, 40, 60)] = Choice(values=(10, 20, 40, 60))
 
 
 class Level(Strict):
     """Louder or softer by ``gain_db``: what comes next hears it so, and full scale clips."""
 
     kind: Literal["level"] = "level"
-    gain_db: Annotated[Distribution, _within(-40, 40, "dB")] = Uniform(low=-20, high=10)
+    gain_db: Annotated[Distribution, within(-40, 40, "dB")] = Uniform(low=-20, high=10)
 
 
 class LateReverb(Strict):
@@ -256,15 +215,15 @@ class LateReverb(Strict):
     """
 
     kind: Literal["late_reverb"] = "late_reverb"
-    rt60_s: Annotated[Distribution, _within(0.1, 5, "s")] = Uniform(low=0.3, high=1.5)
-    c50_db: Annotated[Distribution, _within(-20, 40, "dB")] = Uniform(low=-5, high=15)
+    rt60_s: Annotated[Distribution, within(0.1, 5, "s")] = Uniform(low=0.3, high=1.5)
+    c50_db: Annotated[Distribution, within(-20, 40, "dB")] = Uniform(low=-5, high=15)
 
 
 class Mnru(Strict):
     """Modulated noise reference unit: noise in step with the speech (ITU-T P.810)."""
 
     kind: Literal["mnru"] = "mnru"
-    q_db: Annotated[Distribution, _within(0, 60, "dB")] = Uniform(low=5, high=35)
+    q_db: Annotated[Distribution, within(0, 60, "dB")] = Uniform(low=5, high=35)
 
 
 Processor = Annotated[

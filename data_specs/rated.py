@@ -1,8 +1,8 @@
 """Rated sets: clips that people scored, in one CSV form.
 
 Columns ``path, mos`` (required) and ``votes, ci, condition, system, dataset`` (optional); paths are
-relative to the CSV file; further columns are ignored. A set on another scale (MUSHRA, 0 to 100) is
-mapped linearly to 1 to 5.
+relative to the CSV file; further columns are ignored. Ratings are from 1 to 5: those of another
+scale (MUSHRA, 0 to 100) are mapped to it when the table is made.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class RatedClip(Clip):
 
 
 class Scale(Strict):
-    """The scale of the ratings in a CSV file: (1, 5) for MOS, (0, 100) for MUSHRA."""
+    """The scale of the ratings as published: (1, 5) for MOS, (0, 100) for MUSHRA."""
 
     low: float = 1.0
     high: float = 5.0
@@ -61,10 +61,6 @@ class Scale(Strict):
         if self.low >= self.high:
             raise UserError(f"low {self.low} is not below high {self.high}")
         return self
-
-    def to_mos(self, rating: float) -> float:
-        """Map a rating linearly to 1 to 5; 0 to 100 as the paper does for MUSHRA (section III)."""
-        return 1 + 4 * (rating - self.low) / (self.high - self.low)
 
 
 class Counts(Strict):
@@ -95,15 +91,15 @@ def rated_sets() -> dict[str, RatedSet]:
     return {path.stem: load(RatedSet, path) for path in sorted((HERE / "rated").glob("*.yaml"))}
 
 
-def read_rated(csv_path: Path | str, scale: Scale | None = None) -> list[RatedClip]:
+def read_rated(csv_path: Path | str) -> list[RatedClip]:
     """Read a CSV of rated clips.
 
-    ``scale`` is the scale of the column ``mos`` (1 to 5 if not given). Raises ``SpecError`` naming
-    the file and the row for a missing column or clip, a rating that is no number or off the scale.
+    Raises ``SpecError`` naming the file and the row for a missing column or clip, a rating that is
+    no number or off the scale.
     """
     csv_path, about = Path(csv_path), "a rated set is a CSV with columns path, mos"
     rows = read_rows(csv_path, ("path", "mos"), COLUMNS, about)
-    clips = [_clip(row, csv_path, where, scale or Scale()) for row, where in rows]
+    clips = [_clip(row, csv_path, where) for row, where in rows]
     _require_once(clips)
     return clips
 
@@ -180,13 +176,13 @@ def _require_once(clips: Sequence[RatedClip]) -> None:
             )
 
 
-def _clip(row: Mapping[str, str | None], csv_path: Path, where: str, scale: Scale) -> RatedClip:
+def _clip(row: Mapping[str, str | None], csv_path: Path, where: str) -> RatedClip:
     path = file_of(csv_path, row["path"], where)
     number(row.get("ci"), "ci", where, 0, math.inf)
     votes = number(row.get("votes"), "votes", where, 1, MOST_VOTES)
     return RatedClip(
         path=path,
-        mos=_rating(row["mos"], where, scale),
+        mos=_rating(row["mos"], where),
         dataset=row.get("dataset") or csv_path.stem,
         condition=row.get("condition") or None,
         system=row.get("system") or None,
@@ -223,11 +219,11 @@ def number(text: str | None, name: str, where: str, low: float, high: float) -> 
     return value
 
 
-def _rating(text: str | None, where: str, scale: Scale) -> float:
+def _rating(text: str | None, where: str) -> float:
     try:
         rating = float(text or "")
     except ValueError:
         raise SpecError(f"{where}: mos {text!r} is not a number") from None
-    if not scale.low <= rating <= scale.high:  # NaN is not, either
-        raise SpecError(f"{where}: mos {rating} is not on the scale {scale.low:g}-{scale.high:g}")
-    return scale.to_mos(rating)
+    if not 1 <= rating <= 5:  # NaN is not, either
+        raise SpecError(f"{where}: mos {rating} is not on the scale 1-5")
+    return rating

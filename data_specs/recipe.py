@@ -6,11 +6,11 @@ from collections import Counter
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 
-from data_specs.distributions import Constant, Distribution, Normal, Uniform
+from data_specs.distributions import Constant, Distribution, Normal, Uniform, within
 from data_specs.io.errors import UserError
-from data_specs.processors import Processor, Within
+from data_specs.processors import Processor
 from data_specs.strict import Name, Strict, load_named
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -114,10 +114,8 @@ class Recipe(Strict):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     sources: Sources
     voices: Voices | None = None
-    speed: Annotated[Distribution, AfterValidator(Within(0.5, 2, ""))] = Constant(value=1.0)
-    level_dbfs: Annotated[Distribution, AfterValidator(Within(-60, 0, "dBFS"))] = Uniform(
-        low=-35, high=-15
-    )
+    speed: Annotated[Distribution, within(0.5, 2)] = Constant(value=1.0)
+    level_dbfs: Annotated[Distribution, within(-60, 0, "dBFS")] = Uniform(low=-35, high=-15)
     speech_stages: tuple[Stage, ...] = ()
     room: Room | None = None
     noise: Noise | None = None

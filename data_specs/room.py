@@ -6,14 +6,13 @@ import math
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 
-from data_specs.distributions import Distribution, support
+from data_specs.distributions import Distribution, support, within
 from data_specs.io.errors import UserError
-from data_specs.processors import Within
 from data_specs.strict import Name, Strict, load_named
 
-Side = Annotated[Distribution, AfterValidator(Within(1, 100, "m"))]
+Side = Annotated[Distribution, within(1, 100, "m")]
 
 MIXING_M = 10.0
 """Path beyond the direct one that image sources must cover before noise continues them."""
@@ -34,8 +33,8 @@ class RoomSpec(Strict):
     width_m: Side
     depth_m: Side
     height_m: Side
-    rt60_s: Annotated[Distribution, AfterValidator(Within(0.05, 10, "s"))]
-    distance_m: Annotated[Distribution, AfterValidator(Within(0.05, 100, "m"))]
+    rt60_s: Annotated[Distribution, within(0.05, 10, "s")]
+    distance_m: Annotated[Distribution, within(0.05, 100, "m")]
     wall_margin_m: Annotated[float, Field(ge=0.05, le=10)] = 0.3
     max_image_order: Annotated[int, Field(ge=1, le=60)] = 20
     rt60_tolerance: Annotated[float, Field(gt=0, le=1)] = 0.2

@@ -11,9 +11,12 @@ def peak_reset() -> int:
     return peak_bytes()
 
 
-def peak_bytes() -> int:
-    """The most memory that the process held since ``peak_reset``, mapped files included."""
-    for line in Path("/proc/self/status").read_text().splitlines():
+def peak_bytes(process: int | str = "self") -> int:
+    """The most memory that a process held since ``peak_reset``, mapped files included.
+
+    ``OSError`` for one that has ended.
+    """
+    for line in Path(f"/proc/{process}/status").read_text().splitlines():
         if line.startswith("VmHWM:"):
             return 1024 * int(line.split()[1])
-    raise OSError("/proc/self/status has no VmHWM: not Linux")
+    raise OSError(f"/proc/{process}/status has no VmHWM")

@@ -10,14 +10,12 @@ from collections.abc import Sequence
 from data_specs.io.cli import run_command
 
 NAMES = {
-    "pipeline": "planning, processors without weights, engines, memory",
+    "pipeline": "engines against each other, memory of short and long runs",
     "processors": "the paper's processors against the packages' own calls, on one core",
     "codecs": "what each codec does to speech at each rate: DistillMOS, level, delay, speed",
     "machines": "what other thread counts and instruction sets make of the same samples",
     "scale": "a dataset of 4 million samples without its audio",
     "estimate": "the estimate of time against real runs",
-    "filling": "what teachers should hear behind short clips, against people's ratings",
-    "folds": "front ends of a teacher, its head by folds of whole conditions",
     "gpu": "all that needs a GPU, in order of worth; --device cpu --small rehearses it",
     "loader": "how fast shards are read, against decoding alone",
     "presets": "the fast preset's training against the paper's",
@@ -42,8 +40,6 @@ def main(argv: Sequence[str]) -> int:
 
 def _run(name: str, argv: Sequence[str]) -> int:
     bench = importlib.import_module(f"tests.bench.{name}")
-    if hasattr(bench, "main"):
-        return int(bench.main(argv))
     parser = argparse.ArgumentParser(
         prog=f"python -m tests.bench {name}", description=bench.__doc__
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from data_specs.processors import Processor as Spec
 from data_specs.recipe import Option, Recipe, Source, Sources, Stage, Teacher, load_recipe
 from data_specs.strict import load
 from pipeline.render.processors import SelfCheckError, self_check
+from tests.bench import command
 
 ROLES = {"speech": "speech", "noise": "noise", "rooms": "rir"}
 """Corpora by their role, and their folders under ``data``."""
@@ -30,11 +30,6 @@ INSTEAD = {
 def workers(args: argparse.Namespace) -> int:
     """Processes that make samples at once: a core each."""
     return 1 if args.small else len(os.sched_getaffinity(0))
-
-
-def command(*words: object) -> list[str]:
-    """``python -m WORDS``."""
-    return [sys.executable, "-m", *map(str, words)]
 
 
 def corpora(args: argparse.Namespace) -> list[str]:

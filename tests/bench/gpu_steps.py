@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 
 from data_specs.io.files import sha256_of
 from data_specs.sample import CROP_SAMPLES, SAMPLE_RATE
-from tests.bench import gpu_data
+from tests.bench import command, gpu_data, matrix_rate, seconds_of, wait
 
 DEVICE_VARIABLE = "SPEECH_TEST_DEVICE"
 """Names the device that tests marked ``gpu`` compare with the CPU."""
@@ -39,32 +38,9 @@ def tell(what: str, value: str, goal: str = "", met: bool | None = None) -> None
     print(RESULT + json.dumps(found), flush=True)
 
 
-def seconds_of(work: Callable[[], object], device: torch.device, repeat: int) -> float:
-    """The median of some runs, after one that warms up."""
-    times = []
-    for _ in range(repeat + 1):
-        _wait(device)
-        began = time.perf_counter()
-        work()
-        _wait(device)
-        times.append(time.perf_counter() - began)
-    return median(times[1:])
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 def half_of(device: torch.device) -> torch.dtype:
     """The bf16 of what is measured; float32 on a CPU, which may have to emulate it."""
     return torch.bfloat16 if device.type == "cuda" else torch.float32
-
-
-def matrix_rate(device: torch.device, side: int) -> float:
-    """Operations a second of a product of square bf16 matrices of random values."""
-    a, b = (torch.randn(side, side, device=device, dtype=half_of(device)) for _ in range(2))
-    return 2 * side**3 / seconds_of(lambda: a @ b, device, 10)
 
 
 # --- the teacher ----------------------------------------------------------------------------------
@@ -82,7 +58,7 @@ def teacher(args: argparse.Namespace) -> None:
     size, layer, batch, samples = ("2b", 10, 32, CROP_SAMPLES)
     if args.small:
         size, layer, batch, samples = ("300m", 1, 2, SAMPLE_RATE)
-    rate = matrix_rate(device, 512 if args.small else SIDE)
+    rate = matrix_rate(device, half_of(device), 512 if args.small else SIDE)
     tell("bf16 matrix product, this card", f"{rate / 1e12:.3g} TFLOP/s")
     a_clip = sum(flops(config_of(size, layer), layer, samples).values())
     waves_BT = 0.1 * torch.randn(batch, samples, device=device)
@@ -215,7 +191,7 @@ def _fit(args: argparse.Namespace, found: Path, out: Path, steps: int) -> list[s
     words = ["train", "fit", "--student", "v1", "--preset", "fast", "--out", out, "--steps", steps]
     words += ["--shards", found, "--validation", found, "--batch", 4, "--device", args.device]
     words += ["--validate-every", steps // 2, "--warmup", 2, "--log-every", 1, "--no-compile"]
-    return gpu_data.command(*words)
+    return command(*words)
 
 
 def _stopped_half_way(words: list[str], log: Path, steps: int) -> None:
@@ -280,11 +256,11 @@ def _clips_per_s(task: Any, stream: Iterator[Any], batch: int) -> float:
     for number, found in enumerate(stream):
         task.update(found)
         if number == 1:
-            _wait(task.device)
+            wait(task.device)
             began, done = time.perf_counter(), 0
         else:
             done += number > 1
-    _wait(task.device)
+    wait(task.device)
     return done * batch / (time.perf_counter() - began)
 
 
@@ -303,7 +279,7 @@ def scoring(args: argparse.Namespace) -> None:
             for batch in (2,) if args.small else (8, 64, 256):
                 waves_BT = wave_T[: batch * CROP_SAMPLES].reshape(batch, -1)
                 work = partial(model.score_windows, list(waves_BT))
-                taken = seconds_of(work, torch.device(args.device), 1 if args.small else 3)
+                taken = seconds_of(work, args.device, 1 if args.small else 3)
                 hours = batch * CLIP_SECONDS / 3600 / taken
                 tell(f"{name}, {precision}, batches of {batch}", f"{hours:.3g} h of audio a second")
             for samples in {30 * SAMPLE_RATE, len(wave_T)}:
@@ -334,7 +310,7 @@ def processors(args: argparse.Namespace) -> None:
         use(Runtime(args.device, recipe.precision))
         for option in (option for stage in recipe.stages for option in stage.choices):
             work = partial(run, option.use.kind, waves_BT, spread(option.use, clips))
-            taken = seconds_of(work, torch.device(args.device), repeat)
+            taken = seconds_of(work, args.device, repeat)
             times = clips * CLIP_SECONDS / taken
             tell(f"{option.use.kind}, groups of {clips}, a process", f"{times:.3g} x real time")
 
@@ -352,7 +328,7 @@ def recipe(args: argparse.Namespace) -> None:
         words = ["pipeline", "estimate", path, *gpu_data.corpora(args), "--save", rates]
         words += ["--workers", workers, "--measure", 2 * group]
         words += ["--device", args.device, "--teacher-device", args.device]
-        subprocess.run(gpu_data.command(*words), check=True)
+        subprocess.run(command(*words), check=True)
     found = load(Rates, rates)
     stages = found.core_s | {f"{name} (GPU)": s for name, s in found.gpu_s.items()}
     whole = sum(stages.values())

@@ -9,11 +9,8 @@ from __future__ import annotations
 
 import argparse
 import io
-import os
-import subprocess
-import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +24,7 @@ from data_specs.sample import parse_sample
 from pipeline.dataset.shards import find_shards, samples_of
 from pipeline.options import parse_roots
 from pipeline.render.render import Roots
+from tests.bench import command, said_by
 from tests.bench.stand_ins import default_corpora
 
 AVX512 = "AVX512F AVX512CD AVX512_SKX AVX512_CLX AVX512_CNL AVX512_ICL AVX512_SPR"
@@ -48,13 +46,15 @@ Made = dict[str, tuple[NDArray[np.int16], float]]
 """Audio (T,) and label of every sample, by key."""
 
 
-def main(argv: Sequence[str]) -> int:
-    """Print how far each variant's audio and labels are from the machine's own."""
-    parser = argparse.ArgumentParser(prog="python -m tests.bench machines", description=__doc__)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of ``python -m tests.bench machines``."""
     parser.add_argument("--recipe", default="demo")
     parser.add_argument("--corpus", action="append", default=[], metavar="NAME=DIR")
     parser.add_argument("--samples", type=int, default=100)
-    options = parser.parse_args(argv)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print how far each variant's audio and labels are from the machine's own."""
     recipe = load_recipe(options.recipe)
     print(f"{options.samples} samples of {options.recipe}, against a run with one thread")
     columns = ("same audio", "furthest, 16 bit", "same label", "99 %", "furthest, MOS")
@@ -72,13 +72,9 @@ def made(
     out: Path, options: argparse.Namespace, roots: Roots, environment: Mapping[str, str]
 ) -> Made:
     """What the command makes in such an environment; ``RuntimeError`` with its last words."""
-    folders = [f"--corpus={name}={f}" for name, dirs in roots.items() for f in dirs]
-    command = [sys.executable, "-m", "pipeline", "shards", options.recipe, *folders]
-    command += ["--out", str(out), "--samples", str(options.samples), "--engine", "local"]
-    variables = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
-    done = subprocess.run(command, env=variables, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
+    how = ("--out", out, "--samples", options.samples, "--engine", "local")
+    words = command("pipeline", "shards", options.recipe, *how, roots=roots)
+    said_by(words, **{"OMP_NUM_THREADS": "1", **environment})
     return {
         key: (soundfile.read(io.BytesIO(flac), dtype="int16")[0], parse_sample(data, key).mos)
         for shard in find_shards(path_or_url(str(out)))

@@ -10,29 +10,20 @@ import argparse
 import os
 import statistics
 import subprocess
-import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-import numpy as np
 import psutil
 import yaml
-from pydantic import TypeAdapter
 
-from data_specs.io.errors import UserError
-from data_specs.processors import Processor as Spec
 from data_specs.recipe import load_recipe
-from data_specs.sample import CROP_SAMPLES, SAMPLE_RATE
-from pipeline.dataset.prepare import scan_all
 from pipeline.options import parse_roots
-from pipeline.render import processors as degrade
-from pipeline.render.plan import BLOCK, Tables, make_table, plan_block, plan_range
-from pipeline.render.processors import PROCESSORS
 from pipeline.render.render import Roots
+from tests.bench import command, run_parts
 from tests.bench.stand_ins import default_corpora
 
 RECIPE = "demo"
@@ -40,31 +31,25 @@ EQUAL_PRIORITY = {"RAY_worker_niceness": "0"}
 """Ray starts its workers at nice 15, and whatever else runs would then slow only them."""
 
 MEMORY_SHARD = 100
-CLIP_SECONDS = CROP_SAMPLES / SAMPLE_RATE
+LOOK_SECONDS = 5.0
+"""How often memory is looked at: of the 16 processes of a Ray run it takes .1 s of a core."""
 
 
-def main(argv: Sequence[str]) -> int:
-    """Run the named benches (all without a name) and print their tables."""
-    parser = argparse.ArgumentParser(prog="python -m tests.bench pipeline", description=__doc__)
-    parser.add_argument(
-        "names",
-        nargs="*",
-        metavar="plan|processors|engines|memory",
-        help="or scale, estimate, machines: each alone, options of its own (bench scale --help)",
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of ``python -m tests.bench pipeline``."""
+    parser.add_argument("what", nargs="*", default=["engines", "memory"], help="engines, memory")
     parser.add_argument("--corpus", action="append", default=[], metavar="NAME=DIR")
     parser.add_argument("--samples", type=int, default=2000, help="of an engine run")
     parser.add_argument("--repeat", type=int, default=3, help="engine runs; medians are quoted")
-    options = parser.parse_args(argv)
-    unknown = set(options.names) - set(BENCHES)
-    if unknown:
-        parser.error(f"no bench {', '.join(sorted(unknown))}; there are {', '.join(BENCHES)}")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print a table a bench."""
     with tempfile.TemporaryDirectory() as folder:
-        roots = parse_roots(options.corpus, load_recipe(RECIPE)) or default_corpora(Path(folder))
-        setting = Setting(roots, Path(folder), options.samples, options.repeat)
-        for name in options.names or list(BENCHES):
-            BENCHES[name](setting)
-    return 0
+        roots = parse_roots(args.corpus, load_recipe(RECIPE)) or default_corpora(Path(folder))
+        setting = Setting(roots, Path(folder), args.samples, args.repeat)
+        parts = {"engines": bench_engines, "memory": bench_memory}
+        return run_parts(args.what, {name: partial(one, setting) for name, one in parts.items()})
 
 
 @dataclass(frozen=True)
@@ -75,81 +60,6 @@ class Setting:
     folder: Path
     samples: int
     repeat: int
-
-
-# --- planning and processors ----------------------------------------------------------------------
-
-
-def bench_plan(setting: Setting, count: int = 1_000_000) -> None:
-    """Plan a million samples, as columns and one object a sample."""
-    recipe = load_recipe(RECIPE)
-    manifests = scan_all(recipe, setting.roots, progress=False)
-    tables: Tables = {
-        role: make_table(manifests[source.corpus], source, role, "train")
-        for role, source in recipe.sources.present().items()
-    }
-    print(f"\nplanning {count} samples of {RECIPE}.yaml on one core")
-    print(f"{'':24}{'seconds':>10}{'peak growth, MB':>18}")
-
-    def columns() -> None:
-        for first in range(0, count, BLOCK):
-            plan_block(recipe, tables, first, min(BLOCK, count - first))
-
-    def objects() -> None:
-        for _ in plan_range(recipe, tables, 0, count):
-            pass
-
-    for name, work in (("columns (verb plan)", columns), ("one plan at a time", objects)):
-        before = psutil.Process().memory_info().rss
-        with _Peak(psutil.Process(), 0.2) as peak:
-            seconds = _seconds(work)
-        print(f"{name:24}{seconds:>10.1f}{(peak.bytes - before) / 1e6:>18.0f}")
-
-
-def bench_processors(setting: Setting) -> None:
-    """Each processor on one core: groups as the pipeline runs them against one at a time."""
-    import torch
-
-    torch.set_num_threads(1)
-    rng = np.random.Generator(np.random.Philox(0))
-    group = load_recipe(RECIPE).group_samples
-    waves_BT = (rng.standard_normal((group, CROP_SAMPLES)) * 0.05).astype(np.float32)
-    print(f"\nprocessors, x real time on one core, groups of {group}")
-    print(f"{'':20}{'one by one':>12}{'grouped':>12}{'ratio':>8}")
-    for kind in sorted(PROCESSORS):
-        spec = TypeAdapter(Spec).validate_python({"kind": kind})
-        columns = PROCESSORS[kind].draw(spec, lambda name: np.linspace(0.05, 0.95, group), "bench")
-        params = [{n: float(c[i]) for n, c in columns.items()} for i in range(group)]
-        try:
-            rates = _processor_rates(kind, waves_BT, params)
-        except (UserError, ImportError, OSError) as error:  # its weights are not on this machine
-            print(f"{kind:20}not measured: {str(error).splitlines()[0][:70]}")
-            continue
-        print(f"{kind:20}{rates[0]:>12.0f}{rates[1]:>12.0f}{rates[1] / rates[0]:>8.2f}")
-
-
-def _processor_rates(
-    kind: str, waves_BT: np.ndarray, params: list[dict[str, float]]
-) -> tuple[float, float]:
-    def single() -> None:
-        for wave, p in zip(waves_BT, params, strict=True):
-            degrade.run(kind, wave[None], [p])
-
-    def grouped() -> None:
-        degrade.run(kind, waves_BT, params)
-
-    grouped()  # libraries load, filters are designed
-    seconds = [max(min(_seconds(work) for _ in range(3)), 1e-6) for work in (single, grouped)]
-    return tuple(len(waves_BT) * CLIP_SECONDS / s for s in seconds)  # type: ignore[return-value]
-
-
-def _seconds(work: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    work()
-    return time.perf_counter() - began
-
-
-# --- engines --------------------------------------------------------------------------------------
 
 
 def bench_engines(setting: Setting) -> None:
@@ -202,12 +112,11 @@ def timed_command(
 ) -> tuple[float, float]:
     """Run the command; seconds, and peak MB of it and all its children."""
     with tempfile.TemporaryDirectory(dir=setting.folder) as out:
-        folders = [f"--corpus={n}={f}" for n, dirs in setting.roots.items() for f in dirs]
-        command = [sys.executable, "-m", "pipeline", "shards", recipe, *folders, "--out", out]
-        command += ["--samples", str(samples), "--engine", engine, "--workers", str(workers)]
+        options = ["--samples", samples, "--engine", engine, "--workers", workers, "--out", out]
+        words = command("pipeline", "shards", recipe, *options, roots=setting.roots)
         began = time.perf_counter()
         process = subprocess.Popen(
-            command,
+            words,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
@@ -216,18 +125,15 @@ def timed_command(
         with _Peak(psutil.Process(process.pid)) as peak:
             _, errors = process.communicate()
         if process.returncode:
-            raise RuntimeError(f"{' '.join(command)} failed:\n{errors[-2000:]}")
+            raise RuntimeError(f"{' '.join(words)} failed:\n{errors[-2000:]}")
         return time.perf_counter() - began, peak.bytes / 1e6
 
 
 class _Peak:
-    """Highest memory of a process and its children, shared pages counted once (PSS).
+    """Highest memory of a process and its children, shared pages counted once (PSS)."""
 
-    A look at the 16 processes of a Ray run takes 0.1 s of a core: every second would be too often.
-    """
-
-    def __init__(self, process: psutil.Process, every_seconds: float = 5.0) -> None:
-        self.process, self.every_seconds, self.bytes = process, every_seconds, 0
+    def __init__(self, process: psutil.Process) -> None:
+        self.process, self.bytes = process, 0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
@@ -240,7 +146,7 @@ class _Peak:
         self._thread.join()
 
     def _watch(self) -> None:
-        while not self._stop.wait(self.every_seconds):
+        while not self._stop.wait(LOOK_SECONDS):
             self.bytes = max(self.bytes, self._now())
 
     def _now(self) -> int:
@@ -255,11 +161,3 @@ class _Peak:
             except (psutil.NoSuchProcess, psutil.AccessDenied):
                 continue  # it ended between the two looks
         return total
-
-
-BENCHES: dict[str, Callable[[Setting], None]] = {
-    "plan": bench_plan,
-    "processors": bench_processors,
-    "engines": bench_engines,
-    "memory": bench_memory,
-}

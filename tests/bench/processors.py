@@ -17,26 +17,24 @@ import tempfile
 import textwrap
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import numpy as np
 import psutil
+import torch
 
 from data_specs.distributions import Choice
 from data_specs.io.errors import UserError
 from data_specs.io.onnx_session import cpu_session
 from data_specs.processors import Processor as Spec
 from data_specs.recipe import Recipe, Source, Sources, load_recipe
-from data_specs.room import load_rooms
 from data_specs.sample import CROP_SAMPLES, SAMPLE_RATE
 from data_specs.strict import unknown
 from pipeline.audio import Wave, read_part, resample
-from pipeline.corpora import synthetic
-from pipeline.corpora.rooms import make_rooms
 from pipeline.dataset.prepare import scan_all
 from pipeline.options import parse_roots
 from pipeline.render import label
@@ -56,7 +54,7 @@ from pipeline.render.processors.interface import Params, Waves
 from pipeline.render.processors.runtime import Runtime
 from pipeline.render.render import Roots, find, render_group
 from tests.bench import random_weights
-from tests.bench.stand_ins import stand_in_weights, without
+from tests.bench.stand_ins import default_corpora, stand_in_weights, without
 
 RECIPE = "paper"
 CLIP_SECONDS = CROP_SAMPLES / SAMPLE_RATE
@@ -68,17 +66,29 @@ WARM_UP = 1_000_000
 """Index of the first sample that is made to load everything, and not timed."""
 
 
-def main(argv: Sequence[str]) -> int:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of ``python -m tests.bench processors``."""
+    parser.add_argument("--corpus", action="append", default=[], metavar="NAME=DIR")
+    parser.add_argument("--samples", type=int, default=60, help="of the whole recipe")
+    parser.add_argument("--clips", type=int, default=3, help="for the naive side of a processor")
+    parser.add_argument("--repeat", type=int, default=3, help="medians are quoted")
+    parser.add_argument("--group", type=int, help="samples in ours (default: the recipe's)")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="bf16")
+    parser.add_argument("--scores", action="store_true", help="what the precision does to labels")
+    parser.add_argument(
+        "--only", action="append", default=[], metavar="KIND", help="this processor, no recipe"
+    )
+    parser.add_argument("--whole-only", action="store_true", help="the recipe, no single processor")
+
+
+def run(options: argparse.Namespace) -> int:
     """Measure, and print the tables."""
-    options = _parser().parse_args(argv)
     for kind in options.only:
         if kind not in NAIVE:
             raise UserError(f"--only {kind}: {unknown('processor', kind, NAIVE)}")
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        _one_core(),
-        stand_in_weights(Path(folder)) as foot,
-    ):
+    torch.set_num_threads(1)  # of this process; the guard's child sees to itself
+    with tempfile.TemporaryDirectory() as folder, stand_in_weights(Path(folder)) as foot:
         recipe, roots, left_out = _recipe(options, Path(folder))
         setting = Setting(recipe, roots, options.device, options.precision, options.repeat)
         guard = Guard(Runtime(options.device, options.precision))
@@ -96,23 +106,6 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m tests.bench.processors", description=__doc__)
-    parser.add_argument("--corpus", action="append", default=[], metavar="NAME=DIR")
-    parser.add_argument("--samples", type=int, default=60, help="of the whole recipe")
-    parser.add_argument("--clips", type=int, default=3, help="for the naive side of a processor")
-    parser.add_argument("--repeat", type=int, default=3, help="medians are quoted")
-    parser.add_argument("--group", type=int, help="samples in ours (default: the recipe's)")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--precision", choices=("fp32", "bf16"), default="bf16")
-    parser.add_argument("--scores", action="store_true", help="what the precision does to labels")
-    parser.add_argument(
-        "--only", action="append", default=[], metavar="KIND", help="this processor, no recipe"
-    )
-    parser.add_argument("--whole-only", action="store_true", help="the recipe, no single processor")
-    return parser
-
-
 @dataclass(frozen=True)
 class Setting:
     """What both benches share."""
@@ -122,19 +115,6 @@ class Setting:
     device: str
     precision: str
     repeat: int
-
-
-@contextmanager
-def _one_core() -> Iterator[None]:
-    """For this process; the guard's child sees to itself."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 # --- what is made ---------------------------------------------------------------------------------
@@ -147,7 +127,7 @@ def _recipe(options: argparse.Namespace, folder: Path) -> tuple[Recipe, Roots, l
     group = options.group or recipe.group_samples
     changes = {"sources": sources, "voices": None, "group_samples": group}
     recipe = recipe.model_copy(update=changes)
-    roots = parse_roots(options.corpus, recipe) or _default_corpora(folder)
+    roots = parse_roots(options.corpus, recipe) or _corpora(folder)
     uses = [option.use for stage in recipe.all_stages() for option in stage.choices]
     missing = {use.kind: why for use in uses if (why := _why_not(use, options.device))}
     recipe = recipe.model_copy(update={"stages": tuple(without(recipe, set(missing)))})
@@ -167,15 +147,12 @@ def _why_not(use: Spec, device: str) -> str:
     return ""
 
 
-def _default_corpora(folder: Path) -> Roots:
-    """Real recordings where ``SPEECH_SHARED`` has them, else those of the demo."""
+def _corpora(folder: Path) -> Roots:
+    """Real recordings where ``SPEECH_SHARED`` has them, else made ones."""
     data = Path(os.environ.get("SPEECH_SHARED", "../shared")) / "data"
     if (data / "speech").is_dir():
         return {"speech": [data / "speech"], "noise": [data / "noise"], "rooms": [data / "rir"]}
-    synthetic.make_speech(folder / "speech", clips=40)
-    synthetic.make_noise(folder / "noise", files=20, speech=folder / "speech")
-    make_rooms(load_rooms("simulated"), folder / "rooms", 20)
-    return {name: [folder / name] for name in ROLES}
+    return default_corpora(folder)
 
 
 def _plans(setting: Setting, start: int, count: int) -> list[SamplePlan]:
@@ -197,15 +174,13 @@ def _clips(setting: Setting, count: int) -> Waves:
 # --- the naive way --------------------------------------------------------------------------------
 
 Naive = Callable[[Wave, Params], Wave]
-_LOADED: dict[tuple[str, str], Naive] = {}
 
 
+@cache
 def naive(kind: str, device: str) -> Naive:
     """One clip at 16 kHz through the package's own call, in fp32; its models are loaded once."""
-    if (kind, device) not in _LOADED:
-        load = NAIVE.get(kind, ("", None))[1]
-        _LOADED[kind, device] = load(device) if load else _ours_alone(kind)
-    return _LOADED[kind, device]
+    load = NAIVE.get(kind, ("", None))[1]
+    return load(device) if load else _ours_alone(kind)
 
 
 def _ours_alone(kind: str) -> Naive:
@@ -213,7 +188,6 @@ def _ours_alone(kind: str) -> Naive:
 
 
 def _naive_demucs(device: str) -> Naive:
-    import torch
     from denoiser.demucs import Demucs
 
     networks = {}
@@ -232,8 +206,6 @@ def _naive_demucs(device: str) -> Naive:
 
 def _naive_deepfilternet3(device: str) -> Naive:
     """The package's ``enhance`` over the network as we load it: ``init_df`` has side effects."""
-    import torch
-
     folder = deepfilternet3.weights_folder()
     network = deepfilternet3._network(folder)
     package = importlib.import_module("df.enhance")
@@ -250,7 +222,6 @@ def _naive_deepfilternet3(device: str) -> Naive:
 def _naive_nsnet2(device: str) -> Naive:
     """The package's enhancer with the two lines mended that no longer run, on one thread."""
     import scipy.signal
-    import torch
 
     for name in ("blackman", "blackmanharris"):  # they live in scipy.signal.windows now
         if not hasattr(scipy.signal, name):
@@ -291,7 +262,6 @@ def _naive_hifigan(device: str) -> Naive:
 
 
 def _naive_speecht5(device: str) -> Naive:
-    import torch
     from transformers import SpeechT5FeatureExtractor, SpeechT5HifiGan
 
     folder = hifigan.weight_paths(hifigan.SPEECHT5)[0].parent
@@ -330,8 +300,6 @@ def _naive_coqui(device: str) -> Naive:
 
 def _naive_encodec(device: str) -> Naive:
     """The ``encodec`` package's model with the very weights that ours has."""
-    import torch
-
     model = random_weights.encodec_model()
     model.load_state_dict(torch.load(encodec.weights_path(), weights_only=True))
     model.to(device)
@@ -348,8 +316,6 @@ def _naive_encodec(device: str) -> Naive:
 
 
 def _tensor(array: Any, device: str) -> Any:
-    import torch
-
     return torch.from_numpy(np.ascontiguousarray(array)).to(device)
 
 

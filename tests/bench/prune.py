@@ -15,13 +15,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
-from torch import nn
 
-from data_specs.io.hardware import keep_freed_memory
+from data_specs.io.hardware import keep_freed_memory, use_threads
 from data_specs.sample import CROP_SAMPLES
-from tests.bench import device_name, run_parts
-from tests.bench.random_xlsr import SIZES as XLSR_SIZES
-from tests.bench.random_xlsr import config_of
+from tests.bench import device_name, wait
+from tests.bench.random_xlsr import LAYERS, config_of
 from tests.memory import peak_bytes, peak_reset
 from train.data.stream import Batch, batch_of
 from train.models.calibration import Affine
@@ -29,13 +27,9 @@ from train.models.head import HeadConfig, build_head
 from train.models.precision import resolve_precision
 from train.models.xlsr import Encoder, flops
 from train.pruning.config import SIZES, PruneConfig
-from train.pruning.masks import Masks
 from train.pruning.prune import Pruner
-from train.pruning.select import remove_smallest, schedule, weights_at
+from train.pruning.select import schedule, weights_at
 from train.pruning.subject import Subject, TeacherNetwork
-
-LAYERS = {"300m": 5, "1b": 10, "2b": 10}
-"""Where each size is cut (teachers.yaml)."""
 
 GPU_TFLOPS = 400.0
 """Two fifths of what an H100 (SXM) does in bf16 by its data sheet, without sparsity."""
@@ -59,14 +53,13 @@ class Clock:
         """Do it, and keep what it took."""
         on_cuda = self.device.type == "cuda"
         if on_cuda:
-            torch.cuda.synchronize(self.device)
+            wait(self.device)
             torch.cuda.reset_peak_memory_stats(self.device)
         else:
             peak_reset()
         began = time.perf_counter()
         work()
-        if on_cuda:
-            torch.cuda.synchronize(self.device)
+        wait(self.device)
         self.seconds.setdefault(name, []).append(time.perf_counter() - began)
         peak = torch.cuda.max_memory_allocated(self.device) if on_cuda else peak_bytes()
         self.peaks[name] = max(peak, self.peaks.get(name, 0))
@@ -107,41 +100,6 @@ def random_batch(clips: int) -> Batch:
     noise_BT = 3000 * torch.randn(clips, CROP_SAMPLES, generator=generator)
     mos_B = (1 + 4 * torch.rand(clips, generator=generator)).tolist()
     return batch_of(noise_BT.to(torch.int16), mos_B, [CROP_SAMPLES] * clips)
-
-
-def full(args: argparse.Namespace) -> None:
-    """One round on the whole network: scores, selection, masks, steps."""
-    device = torch.device(args.device)
-    layer, clock = LAYERS[args.size], Clock(device)
-    dtype = resolve_precision(args.precision, device)
-    config = PruneConfig(
-        what="encoder",
-        batch=args.batch,
-        micro_batch=min(args.micro_batch, args.batch),
-        precision="bf16" if dtype == torch.bfloat16 else "fp32",
-    )
-    made: list[Pruner] = []
-    clock.time("making it", lambda: made.append(Pruner(_subject(args), config)))
-    pruner, batch = made[0], random_batch(args.batch)
-    _update(pruner, batch, clock)  # makes the optimiser's state, and the scores
-    clock.time("selection", lambda: pruner.select(pruner.left[1]))
-    clock.time("masking", pruner.hold)
-    for _ in range(args.updates):
-        _update(pruner, batch, clock)
-    _require_held(pruner)
-    print(
-        f"XLS-R {args.size} cut at layer {layer}, random weights, {device_name(device)}, "
-        f"{config.precision}: {pruner.total:,} of "
-        f"{pruner.parameters:,} parameters can be pruned; {pruner.total - pruner.alive:,} removed; "
-        f"{1 + args.updates} updates of {args.batch} clips, {config.micro_batch} at a time"
-    )
-    clock.tell()
-    print(f"  peak of all: {max(clock.peaks.values()) / 1e9:.2f} GB")
-    _estimate(args, pruner, clock)
-
-
-def _subject(args: argparse.Namespace) -> Subject:
-    return random_subject(args.size, LAYERS[args.size], args.device)
 
 
 def _update(pruner: Pruner, batch: Batch, clock: Clock) -> None:
@@ -187,32 +145,9 @@ def _estimate(args: argparse.Namespace, pruner: Pruner, clock: Clock) -> None:
     )
 
 
-def selection(args: argparse.Namespace) -> None:
-    """Selecting the lowest 0.5 % of made-up scores in the shapes of the network, without it."""
-    device = torch.device(args.device)
-    with torch.device("meta"):
-        encoder: nn.Module = Encoder(config_of(args.size), [LAYERS[args.size]])
-    shapes = {name: p.shape for name, p in encoder.named_parameters() if p.ndim >= 2}
-    torch.manual_seed(0)
-    scores = {name: torch.rand(shape, device=device).square_() for name, shape in shapes.items()}
-    masks = Masks({n: torch.ones(s, dtype=torch.bool, device=device) for n, s in shapes.items()})
-    total, clock = masks.total(), Clock(device)
-    held = sum(score.nbytes for score in scores.values()) + total
-    count = total // 200
-    clock.time("selection", lambda: remove_smallest(scores, masks, count))
-    if masks.alive() != total - count:
-        raise RuntimeError(f"{total - masks.alive()} removed, not {count}")
-    print(
-        f"{count:,} of {total:,} scores selected in {clock.mean('selection'):.2f} s on "
-        f"{args.device}, {torch.get_num_threads()} threads; peak "
-        f"{clock.peaks['selection'] / 1e9:.2f} GB, of which scores and masks {held / 1e9:.2f} GB"
-    )
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``python -m tests.bench prune``."""
-    parser.add_argument("what", nargs="*", default=["full"], help="full, selection")
-    parser.add_argument("--size", choices=sorted(XLSR_SIZES), default="2b")
+    parser.add_argument("--size", choices=sorted(LAYERS), default="2b")
     parser.add_argument("--batch", type=int, default=20)
     parser.add_argument("--micro-batch", type=int, default=1, help="clips at a time")
     parser.add_argument("--updates", type=int, default=10)
@@ -223,6 +158,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """``python -m tests.bench prune``; returns the exit code."""
+    """One round on the whole network: scores, selection, masks, steps; returns the exit code."""
     keep_freed_memory()
-    return run_parts(args, {"full": full, "selection": selection})
+    use_threads(args.threads)
+    device = torch.device(args.device)
+    layer, clock = LAYERS[args.size], Clock(device)
+    dtype = resolve_precision(args.precision, device)
+    config = PruneConfig(
+        what="encoder",
+        batch=args.batch,
+        micro_batch=min(args.micro_batch, args.batch),
+        precision="bf16" if dtype == torch.bfloat16 else "fp32",
+    )
+    made: list[Pruner] = []
+    clock.time(
+        "making it",
+        lambda: made.append(Pruner(random_subject(args.size, layer, args.device), config)),
+    )
+    pruner, batch = made[0], random_batch(args.batch)
+    _update(pruner, batch, clock)  # makes the optimiser's state, and the scores
+    clock.time("selection", lambda: pruner.select(pruner.left[1]))
+    clock.time("masking", pruner.hold)
+    for _ in range(args.updates):
+        _update(pruner, batch, clock)
+    _require_held(pruner)
+    print(
+        f"XLS-R {args.size} cut at layer {layer}, random weights, {device_name(device)}, "
+        f"{config.precision}: {pruner.total:,} of "
+        f"{pruner.parameters:,} parameters can be pruned; {pruner.total - pruner.alive:,} removed; "
+        f"{1 + args.updates} updates of {args.batch} clips, {config.micro_batch} at a time"
+    )
+    clock.tell()
+    print(f"  peak of all: {max(clock.peaks.values()) / 1e9:.2f} GB")
+    _estimate(args, pruner, clock)
+    return 0

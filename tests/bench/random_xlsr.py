@@ -21,6 +21,9 @@ from train.models.xlsr import INDEX_ENDING
 SIZES = {"300m": (1024, 24, 4096), "1b": (1280, 48, 5120), "2b": (1920, 48, 7680)}
 """Hidden size, layers, feed-forward size (XLS-R paper, table 2); 16 heads each."""
 
+LAYERS = {"300m": 5, "1b": 10, "2b": 10}
+"""Where each size is cut (teachers.yaml)."""
+
 SHARD_BYTES = 1 << 30
 
 

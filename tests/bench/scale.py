@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
+import resource
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +33,8 @@ from pipeline.dataset.job import CLIP_HOURS, Job
 from pipeline.dataset.shards import MOS_BINS, ShardRecord, Summary
 from pipeline.engine import status
 from pipeline.render.processors import licences
+from tests.bench import command, said_by
+from tests.memory import peak_bytes
 
 RECIPE = "paper"
 MOST_SECONDS = 240.0
@@ -179,10 +181,7 @@ def step_ledger(out: Path) -> str:
 def step_listing(out: Path) -> str:
     """What a trainer does first, in a process without the pipeline."""
     code = "import sys; from train.data.shards import list_shards as f; print(len(f(sys.argv[1])))"
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(out)], capture_output=True, text=True, check=True
-    )
-    return f"{done.stdout.strip()} shards"
+    return f"{said_by([sys.executable, '-c', code, str(out)]).strip()} shards"
 
 
 def step_verify(out: Path) -> str:
@@ -219,11 +218,7 @@ STEPS: dict[str, Callable[[Path], str]] = {
 
 def take(step: str, out: Path) -> tuple[Taken, str]:
     """Run a step in a process of its own."""
-    command = [sys.executable, "-m", "tests.bench.scale", step, str(out)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"step {step} failed:\n{done.stderr[-2000:]}")
-    told = json.loads(done.stdout.splitlines()[-1])
+    told = json.loads(said_by(command("tests.bench.scale", step, out)).splitlines()[-1])
     return Taken(told["seconds"], told["peak_bytes"]), told["said"]
 
 
@@ -240,13 +235,15 @@ def problems(step: str, tenth: Taken, whole: Taken) -> list[str]:
     return found
 
 
-def main(argv: Sequence[str]) -> int:
-    """Print the table; exit status 1 where a goal is missed."""
-    parser = argparse.ArgumentParser(prog="python -m tests.bench scale", description=__doc__)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of ``python -m tests.bench scale``."""
     parser.add_argument("--shards", type=int, default=8000)
     parser.add_argument("--samples", type=int, default=4_000_000)
     parser.add_argument("--step", action="append", choices=sorted(STEPS), default=[])
-    options = parser.parse_args(argv)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print the table; exit status 1 where a goal is missed."""
     if min(options.shards, options.samples) < 10 or options.shards % 10:
         raise UserError("--shards must be a multiple of 10, --samples one of --shards")
     missed: list[str] = []
@@ -289,11 +286,7 @@ def _child(step: str, out: Path) -> None:
 
 def _peak() -> int:
     """The highest memory of this process, or of a child that it waited for."""
-    import resource
-
-    own = Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]
-    child = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    return max(int(own), child) * 1024
+    return max(peak_bytes(), 1024 * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
 
 
 if __name__ == "__main__":

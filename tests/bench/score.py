@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -162,19 +163,17 @@ def moved(clips: Sequence[Wave], first: Contender, rounds: int) -> Contender:
     return one
 
 
-def clips_of(samples: int, count: int, audio: Path | None) -> list[Wave]:
+def clips_of(samples: int, count: int, audio: Path | None) -> Iterator[Wave]:
     """Clips (samples,) at 16 kHz: recordings put end to end, or noise in syllables."""
     if audio is None:
-        return [_made(samples, seed) for seed in range(count)]
-    stream = _endless(list(choose_files([audio]).files))
-    clips: list[Wave] = []
-    held_T = np.zeros(0, np.float32)
-    while len(clips) < count:
+        yield from (_made(samples, seed) for seed in range(count))
+        return
+    stream, held_T = _endless(list(choose_files([audio]).files)), np.zeros(0, np.float32)
+    for _ in range(count):
         while len(held_T) < samples:
             held_T = np.concatenate([held_T, next(stream)])
-        clips.append(held_T[:samples].copy())
+        yield held_T[:samples].copy()
         held_T = held_T[samples:]
-    return clips
 
 
 def _endless(files: Sequence[Path]) -> Iterator[Wave]:
@@ -213,22 +212,13 @@ def command(words: Sequence[str], folder: Path) -> Ran:
     with errors.open("wb") as told:
         process = subprocess.Popen([sys.executable, *words], stdout=subprocess.DEVNULL, stderr=told)
         while process.poll() is None:
-            peak_mb = max(peak_mb, _peak_mb_of(process.pid))
+            with suppress(OSError):  # it has just ended
+                peak_mb = max(peak_mb, peak_bytes(process.pid) / 1e6)
             time.sleep(LOOK_SECONDS)
     seconds = time.perf_counter() - start
     if process.returncode:
         raise UserError(f"{' '.join(words)[:80]}: {errors.read_text(errors='replace')[-400:]}")
     return Ran(seconds, peak_mb)
-
-
-def _peak_mb_of(process: int) -> float:
-    try:
-        lines = Path(f"/proc/{process}/status").read_text().splitlines()
-    except OSError:  # it has just ended
-        return 0.0
-    return max(
-        (int(line.split()[1]) / 1000 for line in lines if line.startswith("VmHWM")), default=0
-    )
 
 
 def folder_rows(args: argparse.Namespace) -> list[dict[str, object]]:
@@ -238,8 +228,8 @@ def folder_rows(args: argparse.Namespace) -> list[dict[str, object]]:
     with tempfile.TemporaryDirectory(prefix="bench-score-") as top:
         folder = Path(top)
         (folder / "all").mkdir()
-        for number in range(args.files):
-            clip_T = _folder_clip(number, args.audio)
+        clips = clips_of(FOLDER_SECONDS * SAMPLE_RATE, args.files, args.audio)
+        for number, clip_T in enumerate(clips):
             soundfile.write(folder / "all" / f"{number:06d}.wav", clip_T, SAMPLE_RATE)
         commands = _commands(folder, args)
         times: dict[str, list[Ran]] = {name: [] for name in commands}
@@ -270,14 +260,6 @@ def _commands(folder: Path, args: argparse.Namespace) -> dict[str, list[str]]:
         THEIRS: theirs,
         f"train score {args.precision}": [*ours, "--out", str(folder / "ours.csv")],
     }
-
-
-def _folder_clip(number: int, audio: Path | None) -> Wave:
-    if audio is None:
-        return _made(FOLDER_SECONDS * SAMPLE_RATE, number)
-    files = list(choose_files([audio]).files)
-    wave_T = to_16k(*read_mono(files[number % len(files)]))
-    return np.resize(np.roll(wave_T, -1000 * (number // len(files))), FOLDER_SECONDS * SAMPLE_RATE)
 
 
 def _apart(folder: Path) -> NDArray[np.float64]:
@@ -362,7 +344,7 @@ def _benches(args: argparse.Namespace) -> Iterator[Callable[[], list[dict[str, o
 def _race_rows(args: argparse.Namespace, seconds: float, count: int) -> list[dict[str, object]]:
     if not count:
         return []
-    clips = clips_of(int(seconds * SAMPLE_RATE), count, args.audio)
+    clips = list(clips_of(int(seconds * SAMPLE_RATE), count, args.audio))
     entrants = contenders(seconds == LONG_CLIP_SECONDS, args.onnx)
     race(entrants, clips, args.rounds)
     return rows_of(f"{seconds:g} s", [*entrants, moved(clips, entrants[0], args.rounds)])

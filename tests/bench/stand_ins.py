@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from data_specs.processors import Untouched
 from data_specs.recipe import Recipe
@@ -29,16 +30,9 @@ def stand_in_weights(folder: Path) -> Iterator[list[str]]:
     else:
         yield ["real weights"]
         return
-    before = os.environ.get(weights.FOLDER_VARIABLE)
-    os.environ[weights.FOLDER_VARIABLE] = str(folder / "weights")
-    try:
-        names = ", ".join(sorted(set(random_weights.WRITERS) - set(missing)))
+    names = ", ".join(sorted(set(random_weights.WRITERS) - set(missing)))
+    with mock.patch.dict(os.environ, {weights.FOLDER_VARIABLE: str(folder / "weights")}):
         yield [f"random weights: speed only ({names})"]
-    finally:
-        if before is None:
-            del os.environ[weights.FOLDER_VARIABLE]
-        else:
-            os.environ[weights.FOLDER_VARIABLE] = before
 
 
 def without(recipe: Recipe, kinds: set[str]) -> Iterator[Any]:

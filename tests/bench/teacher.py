@@ -11,9 +11,9 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,11 @@ from torch import Tensor
 
 from data_specs.io.addresses import path_here
 from data_specs.io.errors import UserError
+from data_specs.io.hardware import use_threads
 from data_specs.io.progress import progress_bar
 from data_specs.sample import CROP_SAMPLES, SAMPLE_RATE
-from tests.bench import device_name, run_parts
-from tests.bench.random_xlsr import SIZES, config_of, write_checkpoint
+from tests.bench import device_name, matrix_rate, run_parts, seconds_of
+from tests.bench.random_xlsr import LAYERS, config_of, write_checkpoint
 from tests.memory import peak_bytes, peak_reset
 from train.data.shards import list_shards
 from train.data.stream import ShardSamples, to_waves
@@ -43,7 +44,6 @@ HEADS = {
     ("1b", 10): "xls-r-1b/model_1b_lay10_subset.pt",
     ("2b", 10): "xls-r-2b/model_2b_lay10_subset.pt",
 }
-LAYERS = dict(HEADS.keys())
 MATRIX = 4096
 """Side of the square matrices whose product is the device's measured matrix rate."""
 
@@ -81,24 +81,6 @@ def our_teacher(folder: Path, layer: int, file: str, device: str, precision: str
     return HeadTeacher("bench", front_end, head, sha256)
 
 
-def seconds_of(work: Callable[[], object], device: str, repeat: int) -> float:
-    """The quickest of some runs, after one that warms up."""
-    times = []
-    for _ in range(repeat + 1):
-        began = time.perf_counter()
-        work()
-        if device.startswith("cuda"):
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - began)
-    return min(times[1:])
-
-
-def matrix_flops(device: str, dtype: torch.dtype) -> float:
-    """Operations a second of a product of square matrices, multiply and add counted as two."""
-    a = torch.randn(MATRIX, MATRIX, device=device).to(dtype)
-    return 2 * MATRIX**3 / seconds_of(lambda: a @ a, device, 5)
-
-
 def speed(options: argparse.Namespace) -> None:
     """Clips a second of both ways, and how near ours comes to the device's matrix rate."""
     layer = LAYERS[options.size]
@@ -124,7 +106,7 @@ def _tell_speed(
 ) -> None:
     parts = flops(read_config(folder), layer, CROP_SAMPLES)
     dtype = resolve_precision(options.precision, torch.device(options.device))
-    rate, fp32_rate = (matrix_flops(options.device, t) for t in (dtype, torch.float32))
+    rate, fp32_rate = (matrix_rate(options.device, t, MATRIX) for t in (dtype, torch.float32))
     where, named = device_name(options.device), str(dtype).removeprefix("torch.")
     print(f"XLS-R {options.size}, layer {layer}, random weights, {where}, {named}")
     print(f"  one clip at a time, fp32, {layer + 1} layers: {_rate(theirs)}")
@@ -245,7 +227,7 @@ def _checkpoint(size: str, layers: int) -> Iterator[Path]:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``python -m tests.bench teacher``."""
     parser.add_argument("what", nargs="*", default=["speed"], help="speed, memory, precision")
-    parser.add_argument("--size", choices=sorted(SIZES), default="2b")
+    parser.add_argument("--size", choices=sorted(LAYERS), default="2b")
     parser.add_argument("--clips", type=int, default=8)
     parser.add_argument("--reference-clips", type=int, default=3)
     parser.add_argument("--repeat", type=int, default=3)
@@ -259,4 +241,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """``python -m tests.bench teacher``; returns the exit code."""
-    return run_parts(args, {"speed": speed, "memory": memory, "precision": precision})
+    use_threads(args.threads)
+    parts = {"speed": speed, "memory": memory, "precision": precision}
+    return run_parts(args.what, {name: partial(part, args) for name, part in parts.items()})

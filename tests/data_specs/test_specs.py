@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from data_specs.distributions import Normal
-from data_specs.rated import Scale, read_rated
+from data_specs.rated import read_rated
 from data_specs.recipe import Recipe, load_recipe
 from data_specs.strict import HERE, SpecError, load, read_yaml
 from tests.conftest import small_recipe, talk, write
@@ -52,13 +52,6 @@ def test_a_wrong_recipe_is_told_by_path_and_nearest_key(
         assert words in str(error.value)
 
 
-def test_a_recipe_cannot_run_code(tmp_path: Path) -> None:
-    path = tmp_path / "evil.yaml"
-    path.write_text("!!python/object/apply:os.system ['touch /tmp/owned']")
-    with pytest.raises(SpecError, match="not readable as YAML"):
-        load(Recipe, path)
-
-
 LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{new}: &{new} [{', '.join([f'*{old}'] * 10)}]\n"
     for old, new in zip("abcdefgh", "bcdefghi", strict=True)
@@ -86,6 +79,7 @@ MERGES = "a: &a {x: 1}\n" + "".join(
         ("seed: " + "9" * 5000, "line 1: not readable as YAML: '9999"),
         ("seed: !!int [1]\n", "line 1: not readable as YAML: expected a scalar node"),
         ("seed: !mine 3\n", "line 1: not readable as YAML: could not determine a constructor"),
+        ("!!python/object/apply:os.system ['touch /tmp/owned']", "could not determine a construct"),
         ("seed: *nobody\n", "line 1: not readable as YAML: found undefined alias"),
         ("? [a, b]\n: 3\n", "line 1: not readable as YAML: found unhashable key"),
         ("seed: 3\nname: x\nseed: 4\n", "line 3: not readable as YAML: key 'seed' stands twice"),
@@ -167,8 +161,3 @@ def test_rated_clips_keep_what_the_table_says(tmp_path: Path) -> None:
     (clip,) = read_rated(path)
     assert (clip.mos, clip.votes, clip.condition, clip.dataset) == (3.5, 8, "c1", "set1")
     assert clip.path.is_absolute()
-
-
-def test_mushra_is_mapped_to_mos(tmp_path: Path) -> None:
-    path = rated(tmp_path, "path,mos\na.wav,75\n")
-    assert read_rated(path, Scale(low=0, high=100))[0].mos == pytest.approx(4.0)

@@ -45,10 +45,10 @@ def cache(random_cache: Path) -> Path:
 @pytest.fixture
 def use_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv(FOLDER_VARIABLE, str(cache))
-    bench_degrade._LOADED.clear()
+    bench_degrade.naive.cache_clear()
     assert runtime.current() == runtime.Runtime("cpu", "fp32")
     yield
-    bench_degrade._LOADED.clear()
+    bench_degrade.naive.cache_clear()
 
 
 def difference_db(ours: np.ndarray, theirs: np.ndarray) -> float:

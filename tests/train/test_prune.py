@@ -616,11 +616,9 @@ def test_the_bench(monkeypatch, capsys):
     monkeypatch.setattr(bench_prune, "config_of", lambda size, layers=None: small_xlsr(layers or 5))
     parser = argparse.ArgumentParser()
     bench_prune.add_arguments(parser)
-    argv = ["full", "selection", "--size", "300m", "--batch", "2", "--updates", "2"]
+    argv = ["--size", "300m", "--batch", "2", "--updates", "2"]
     assert bench_prune.run(parser.parse_args([*argv, "--device", "cpu"])) == 0
     told = capsys.readouterr().out
     for phase in ("forward and backward", "scoring", "selection", "masking", "optimiser's step"):
         assert phase in told
-    assert "EFLOP" in told and "scores selected in" in told
-    with pytest.raises(ValueError, match="unknown bench 'speed'"):
-        bench_prune.run(parser.parse_args(["speed"]))
+    assert "EFLOP" in told

@@ -44,7 +44,7 @@ def test_clips_are_made_or_cut_from_recordings(tmp_path):
     empty = tmp_path / "empty"
     empty.mkdir()
     with pytest.raises(ValueError, match="no recordings"):
-        clips_of(10, 1, empty)
+        list(clips_of(10, 1, empty))
 
 
 def test_a_command_that_fails_says_why(tmp_path):

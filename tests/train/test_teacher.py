@@ -576,6 +576,8 @@ def test_the_bench_tells_what_bf16_does_to_labels(
     said = capsys.readouterr().out
     assert "distillmos: 3 clips" in said and "99th percentile 0.0" in said
     assert run_bench([*bench, "--clips", "4"]) == 2
+    assert run_bench(["teacher", "sped"]) == 2
+    assert "unknown bench 'sped'" in capsys.readouterr().err
 
 
 # --- features of the published student ------------------------------------------------------------
