@@ -140,7 +140,6 @@ def measure(recipe: Recipe, roots: Roots, setup: Setup) -> Rates:
             Path(folder) / "out",
             each * workers,
             device=setup.device,
-            progress=False,
             teacher_device=setup.teacher_device,
         )
         parts = [range(i * each, (i + 1) * each) for i in range(workers)]

@@ -218,7 +218,6 @@ def scan(
     name: str,
     corpus: Corpus,
     roots: Sequence[PathOrUrl],
-    progress: bool = True,
     known: Manifest | None = None,
 ) -> Manifest:
     """Look at every audio file of a corpus below its folders, given by path or address.
@@ -242,9 +241,7 @@ def scan(
             if _keys(left_out_then) == _keys(rejected):
                 return known
         looked_at = pool.map(lambda f: kept.get(f[:2]) or _row(corpus, roots[f[0]], *f), found)
-        bar = progress_bar(
-            looked_at, total=len(found), desc=f"scan {name}", unit="file", disable=not progress
-        )
+        bar = progress_bar(looked_at, total=len(found), desc=f"scan {name}", unit="file")
         stamped = [
             row | {"stamp": stamp, "size_bytes": row["size_bytes"] or size or 0}
             for row, (size, stamp) in zip(bar, stamps.values(), strict=True)

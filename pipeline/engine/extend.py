@@ -39,7 +39,7 @@ def extended(dataset: PathOrUrl, options: argparse.Namespace) -> jobs.Job:
             f"--samples {options.samples}: {shown(dataset)} has {old.samples} already; --samples "
             "is how many it shall have in all"
         )
-    found = prepare.scan_all(old.recipe, old.roots, True, old.manifests)
+    found = prepare.scan_all(old.recipe, old.roots, old.manifests)
     changed = [n for n, m in found.items() if m.sha256() != old.identity["corpora"].get(n)]
     out = options.out or dataset
     if not changed and description.same_location(out, dataset):

@@ -83,7 +83,7 @@ class Setting:
 def bench_plan(setting: Setting, count: int = 1_000_000) -> None:
     """Plan a million samples, as columns and one object a sample."""
     recipe = load_recipe(RECIPE)
-    manifests = scan_all(recipe, setting.roots, progress=False)
+    manifests = scan_all(recipe, setting.roots)
     tables: Tables = {
         role: make_table(manifests[source.corpus], source, role, "train")
         for role, source in recipe.sources.present().items()

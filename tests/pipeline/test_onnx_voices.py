@@ -256,7 +256,7 @@ def test_tiny_corpus_is_resumed_and_scanned_with_speaker_language_and_licence(
     assert main(["speak", str(spec), "--out", str(tmp_path / "whole"), "--clips", "16"]) == 0
     assert clips(tmp_path / "grown") == clips(tmp_path / "whole")
     corpus = find_corpus("open_voices", "here")
-    rows = scan("open_voices", corpus, [tmp_path / "whole"], progress=False).usable.to_pylist()
+    rows = scan("open_voices", corpus, [tmp_path / "whole"]).usable.to_pylist()
     assert len(rows) == 16 and {row["licence"] for row in rows} == {"Apache-2.0"}
     assert {(row["language"], row["speaker"]) for row in rows} == {
         ("en", "kokoro-82m/af_heart"),

@@ -121,7 +121,7 @@ def test_a_low_image_order_is_continued_to_the_same_decay() -> None:
 
 
 def test_the_folder_is_a_corpus_of_rooms(thirty: Path) -> None:
-    manifest = scan("rooms", find_corpus("rooms", "here"), [thirty], progress=False)
+    manifest = scan("rooms", find_corpus("rooms", "here"), [thirty])
     assert len(manifest.usable) == 30 and not manifest.rejections()
     assert len(set(manifest.usable["speaker"].to_pylist())) == 30  # each room its own group
 

@@ -472,7 +472,7 @@ def test_random_weights_corpus_is_scanned_with_speakers_and_languages(
     outcome = speak.speak(order(spec, tmp_path), 24, spec.models, coqui.load_coqui)
     assert (outcome.made, outcome.kept) == (24, 0)
     assert not outcome.failed_models and not outcome.failed_clips
-    manifest = scan("coqui_voices", find_corpus("coqui_voices", "here"), [tmp_path], progress=False)
+    manifest = scan("coqui_voices", find_corpus("coqui_voices", "here"), [tmp_path])
     rows = manifest.usable.to_pylist()
     assert len(rows) == 24 and {row["sample_rate_hz"] for row in rows} == {16_000}
     assert {(row["language"], row["speaker"]) for row in rows} == {

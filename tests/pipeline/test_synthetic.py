@@ -159,7 +159,7 @@ def test_studio_prompts_are_decoded_by_language_and_talker(tmp_path: Path) -> No
     assert np.corrcoef(late, lag)[0, 1] > 0.99
     before = hashes(tmp_path / "out")
     assert main(argv) == 0 and hashes(tmp_path / "out") == before
-    rows = scan("speech", find_corpus("speech", "here"), [tmp_path / "out"], progress=False)
+    rows = scan("speech", find_corpus("speech", "here"), [tmp_path / "out"])
     assert {(r["language"], r["speaker"], r["licence"]) for r in rows.usable.to_pylist()} == {
         ("en", "studio-allison", "CC BY-SA 3.0"),
         ("it", "studio-carlo", "CC BY 3.0"),

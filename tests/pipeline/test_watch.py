@@ -25,9 +25,10 @@ from pipeline.dataset import attempts, card
 from pipeline.dataset.description import open_folder
 from pipeline.dataset.job import CLIP_HOURS, Job
 from pipeline.dataset.shards import MOS_BINS, commit, mos_bin, read_record, summarise
-from pipeline.engine import ray_cluster, ray_engine, run, status, watch
+from pipeline.engine import ray_cluster, ray_engine, status, watch
 from pipeline.engine.watch import METRICS, Progress, Watch, duration, line, measures
 from pipeline.render.row import Row
+from tests import engines
 from tests.conftest import ROOT
 from tests.drills.drill_cluster import wait_for
 from tests.pipeline.conftest import Says
@@ -156,7 +157,7 @@ def test_the_line_says_what_one_asks_for(job: Job) -> None:
 
 def test_rates_are_of_the_last_minutes(job: Job) -> None:
     clock = Clock()
-    seen = watching(job, io.StringIO(), clock, show=False)
+    seen = watching(job, io.StringIO(), clock)
     clock.now += 500  # start-up
     seen.tick()
     for _ in range(400):
@@ -180,9 +181,9 @@ def test_a_terminal_gets_a_bar_and_no_lines(job: Job) -> None:
     assert "in flight," not in stream.getvalue()
 
 
-def test_silence_where_none_asked_and_yet_a_ledger(job: Job) -> None:
+def test_a_short_run_says_nothing_and_yet_has_a_ledger(job: Job) -> None:
     stream = io.StringIO()
-    with watching(job, stream, Clock(), show=False) as seen:
+    with watching(job, stream, Clock()) as seen:
         seen.report(1, 0)
     (found,) = attempts.read_attempts(job.out)
     assert stream.getvalue() == ""
@@ -191,7 +192,7 @@ def test_silence_where_none_asked_and_yet_a_ledger(job: Job) -> None:
 
 def test_a_shard_is_in_flight_from_its_first_report_to_its_end(job: Job) -> None:
     clock = Clock()
-    seen = watching(job, io.StringIO(), clock, show=False)
+    seen = watching(job, io.StringIO(), clock)
     for shard in (1, 2, 3):
         seen.report(shard, 0)
     clock.now += 10
@@ -233,7 +234,7 @@ def test_a_sink_hears_all_and_may_fail(job: Job) -> None:
     def broken(progress: Progress) -> None:
         raise RuntimeError("no network")
 
-    seen = watching(job, io.StringIO(), Clock(), show=False)
+    seen = watching(job, io.StringIO(), Clock())
     with seen.sending(broken), seen.sending(heard.append):
         seen.tick()
         seen.report(0, 3)
@@ -250,14 +251,14 @@ def test_a_log_that_was_closed_ends_nothing(job: Job) -> None:
 
 
 def test_a_part_counts_its_own_shards(job: Job) -> None:
-    seen = Watch(job, [1, 3], "local", 1, 0, show=False, stream=io.StringIO(), clock=Clock())
+    seen = Watch(job, [1, 3], "local", 1, 0, stream=io.StringIO(), clock=Clock())
     assert (seen.progress().shards, seen.progress().done) == (2, 0)
 
 
 def test_an_error_ends_the_run_by_its_name(job: Job) -> None:
     with (
         pytest.raises(OSError, match="No space"),
-        watching(job, io.StringIO(), Clock(), show=False),
+        watching(job, io.StringIO(), Clock()),
     ):
         raise OSError(28, "No space left")
     assert attempts.read_attempts(job.out)[0].ended == "OSError: [Errno 28] No space left"
@@ -280,7 +281,7 @@ def sketcher(job: Job, _: object) -> Sketcher:
 
 @pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_an_engine_tells_the_watch_and_the_ledger(job: Job, workers: int) -> None:
-    outcome = run.run(job, "local", workers, progress=False, factory=sketcher)
+    outcome = engines.run(job, "local", workers, factory=sketcher)
     assert sorted(outcome.made) == [0, 1, 2, 3]
     (found,) = attempts.read_attempts(job.out)
     assert (found.samples, found.made, found.running, found.ended) == (SAMPLES, 4, {}, "done")
@@ -291,7 +292,7 @@ def test_a_worker_that_raises_leaves_nothing_in_flight(job: Job) -> None:
         def make(self, rows: range) -> list[Row]:
             raise RuntimeError("broken")
 
-    outcome = run.run(job, "local", 1, progress=False, factory=lambda j, _: Broken(j))
+    outcome = engines.run(job, "local", 1, factory=lambda j, _: Broken(j))
     assert sorted(outcome.failed) == [0, 1, 2, 3] and "broken" in outcome.failed[0]
     assert attempts.read_attempts(job.out)[0].running == {}
 
