@@ -195,7 +195,7 @@ def jobs_of(
     """
     whole = [_seconds_of(clip) <= seconds for clip in clips]
     return [
-        LabelledJob(
+        (
             {
                 "path": _name(one.name, index),
                 "mos": clip.mos if one.name == CLEAN and whole[index] else None,

@@ -141,7 +141,7 @@ class Job:
     def is_whole(self, shard: int, ledger: shards.Ledger | None = None) -> bool:
         """Whether a shard is done, as a ledger says that was read for many, or as it is now."""
         ledger = ledger or shards.one_shard(self.out, shard)
-        return ledger.is_whole(shard, self.dataset_hash, len(self.shard_range(shard)))
+        return not ledger.problem(shard, self.dataset_hash, len(self.shard_range(shard)))
 
     def plans(self, rows: range) -> list[SamplePlan]:
         return list(plan_range(self.recipe, self.tables, rows.start, rows.stop))

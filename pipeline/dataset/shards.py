@@ -244,9 +244,6 @@ class Ledger:
             return f"holds {record.planned} of {planned} planned samples: a shorter run made it"
         return ""
 
-    def is_whole(self, shard: int, dataset_hash: str, planned: int) -> bool:
-        return not self.problem(shard, dataset_hash, planned)
-
 
 def read_ledger(folder: PathOrUrl, only: Iterable[int] | None = None) -> Ledger:
     """The shards of a folder, or some of them: one listing, and the records together.

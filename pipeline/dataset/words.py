@@ -272,7 +272,7 @@ def jobs_of(
     roots: Roots,
 ) -> list[LabelledJob]:
     """The strings of every split, each with its row, in rooms and noise of that split."""
-    jobs = []
+    jobs: list[LabelledJob] = []
     for split, those in strings.items():
         rooms, noise = (
             make_table(manifests[role], Source(corpus=role, holdout=HOLDOUT), role, split)
@@ -290,7 +290,7 @@ def jobs_of(
                 "split": split,
             }
             scene = drawing.around(rooms, noise, split, k)
-            jobs.append(LabelledJob(row, partial(make_string, pieces, *scene, roots)))
+            jobs.append((row, partial(make_string, pieces, *scene, roots)))
     return jobs
 
 
