@@ -102,8 +102,6 @@ class Tally:
     processors: Counter[str] = field(default_factory=Counter)
     mos: list[int] = field(default_factory=lambda: [0] * MOS_BINS)
     mos_sum: float = 0.0
-    summarised: int = 0
-    """Samples of shards whose records count them; older ones do not."""
 
     @property
     def samples(self) -> int:
@@ -115,15 +113,11 @@ class Tally:
         self.tar_bytes += record.tar_bytes
         self.dropped.update(drop["reason"] for drop in record.dropped)
         self.licences.update(record.licences)
-        found = record.summary
-        if found is None:
-            return
-        self.summarised += record.samples
-        self.corpora.update(found.corpora)
-        self.languages.update(found.languages)
-        self.processors.update(found.processors)
-        self.mos = [a + b for a, b in zip(self.mos, found.mos, strict=True)]
-        self.mos_sum += found.mos_sum
+        self.corpora.update(record.summary.corpora)
+        self.languages.update(record.summary.languages)
+        self.processors.update(record.summary.processors)
+        self.mos = [a + b for a, b in zip(self.mos, record.summary.mos, strict=True)]
+        self.mos_sum += record.summary.mos_sum
 
 
 def load(out: PathOrUrl, dataset_hash: str, planned: Iterable[int]) -> Tally:

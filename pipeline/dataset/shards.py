@@ -84,7 +84,7 @@ class ShardRecord(Strict):
     dropped: tuple[dict[str, str], ...]
     versions: dict[str, str]
     licences: dict[str, int] = Field(default_factory=dict)
-    summary: Summary | None = None  # records of before it was written have none
+    summary: Summary = Summary()
 
 
 class ShardError(UserError):

@@ -202,15 +202,6 @@ def test_the_hash_does_not_depend_on_how_a_table_is_cut() -> None:
     assert Manifest("speech", cut).sha256() == Manifest("speech", table).sha256()
 
 
-def test_a_manifest_of_before_there_were_stamps_is_read(speech: Path, tmp_path: Path) -> None:
-    found = scan("speech", find_corpus("speech", "test"), [speech])
-    pq.write_table(found.table.drop_columns("stamp"), tmp_path / "speech.parquet")
-    old = load(tmp_path / "speech.parquet")
-    assert old.sha256() == found.sha256()
-    now = scan("speech", find_corpus("speech", "test"), [speech], known=old)
-    assert now.table.equals(found.table)
-
-
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "a path above": ({"path": "en/../../x.wav"}, "a path that leaves its folder"),
     "an absolute path": ({"path": "/etc/passwd"}, "a path that leaves its folder"),
