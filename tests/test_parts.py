@@ -25,7 +25,7 @@ from pipeline.__main__ import main
 from pipeline.dataset import shards
 from pipeline.engine import ray_cluster
 from pipeline.engine.base import Outcome
-from pipeline.render.row import Row
+from pipeline.render.label import Row
 from tests import engines
 from tests.conftest import ROOT
 from tests.drills.drill_cluster import groups_rendered, locally, tars

@@ -39,9 +39,9 @@ from pipeline.dataset.job import CLIP_HOURS, Job, Worker
 from pipeline.dataset.prepare import prepare, require_samples
 from pipeline.options import parse_roots, recipe_option
 from pipeline.render import label
+from pipeline.render.label import Row
 from pipeline.render.processors.interface import Params, Waves
 from pipeline.render.render import Roots, render_group
-from pipeline.render.row import Row
 
 HOUR_S = 3600.0
 GIGABIT = 1e9 / 8

@@ -92,12 +92,9 @@ class Manifest:
         """The rows that are not rejected."""
         return self.table.filter(pc.equal(self.table["rejected"], ""))
 
+    @cached_property
     def sha256(self) -> str:
         """Hash of the usable files: paths, headers, sizes, speakers, languages; not the folder."""
-        return self._sha256
-
-    @cached_property
-    def _sha256(self) -> str:
         columns = [name for name in SCHEMA.names if name not in NOT_HASHED]
         found = hashlib.sha256(self.name.encode())
         table = self.usable.select(columns).combine_chunks()  # however it was read or put together

@@ -142,7 +142,7 @@ def scan_sources(
         if not folders[option]:
             raise UserError(f"condition {users[0].name!r} needs --{option} DIR")
         manifest = scan_folders(role, option, folders[option])
-        hashes[option] = manifest.sha256()
+        hashes[option] = manifest.sha256
         table = make_table(manifest, Source(corpus=option), role, "all")
         if role == "noise":
             noise[sources] = table

@@ -146,7 +146,7 @@ def changed_manifests(job: Job, described: Mapping[str, Any]) -> Iterator[str]:
 def _is_changed(folder: Folder, manifest: Manifest, described: Mapping[str, Any]) -> bool:
     """Whether a manifest's files, or its bytes, are others than those stated."""
     corpora = described["identity"].get("corpora")
-    if corpora is not None and manifest.sha256() != corpora.get(manifest.name):
+    if corpora is not None and manifest.sha256 != corpora.get(manifest.name):
         return True
     return bool(_sha256(folder, manifest.name) != described["manifests_sha256"].get(manifest.name))
 

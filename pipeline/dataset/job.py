@@ -20,11 +20,11 @@ from pipeline.dataset import shards
 from pipeline.dataset.shards import ShardError
 from pipeline.render import label
 from pipeline.render.guard import TIME_LIMIT_S, Guard
+from pipeline.render.label import Row
 from pipeline.render.plan import SamplePlan, Table, make_table, plan_range
 from pipeline.render.processors import versions
 from pipeline.render.processors.runtime import Runtime
 from pipeline.render.render import Roots, render_group
-from pipeline.render.row import Row
 
 LABEL_PACKAGES = ("numpy", "torch")
 """Of the packages whose versions a dataset states, those that compute every teacher's labels."""

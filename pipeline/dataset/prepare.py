@@ -138,7 +138,7 @@ def identity_of(
         "plan_version": PLAN_VERSION,
         "render_version": RENDER_VERSION,
         "recipe": recipe.model_dump(mode="json", exclude=NOT_DATA),
-        "corpora": {name: manifest.sha256() for name, manifest in manifests.items()},
+        "corpora": {name: manifest.sha256 for name, manifest in manifests.items()},
         "splits": resolve_splits(recipe, splits),
         "teacher_sha256": teacher_sha256,
         "processors_sha256": weights_sha256(recipe),

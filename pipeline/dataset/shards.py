@@ -33,7 +33,7 @@ from data_specs.sample import (
     shard_name,
 )
 from data_specs.strict import Strict
-from pipeline.render.row import Row
+from pipeline.render.label import Row
 
 FORMAT = 1
 

@@ -368,7 +368,7 @@ def run(args: argparse.Namespace) -> int:
     recipe = {
         "version": VERSION,
         "recordings": digest(files),
-        "sources": {role: one.sha256() for role, one in manifests.items()},
+        "sources": {role: one.sha256 for role, one in manifests.items()},
         **drawing.model_dump(mode="json", exclude={"seed"}),
     }
     return make_labelled(args.out, "words", recipe, drawing.seed, jobs, args.workers)

@@ -40,7 +40,7 @@ def extended(dataset: PathOrUrl, options: argparse.Namespace) -> jobs.Job:
             "is how many it shall have in all"
         )
     found = prepare.scan_all(old.recipe, old.roots, old.manifests)
-    changed = [n for n, m in found.items() if m.sha256() != old.identity["corpora"].get(n)]
+    changed = [n for n, m in found.items() if m.sha256 != old.identity["corpora"].get(n)]
     out = options.out or dataset
     if not changed and description.same_location(out, dataset):
         _require_adopted(old)

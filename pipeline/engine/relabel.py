@@ -33,8 +33,8 @@ from pipeline.engine.base import EngineOptions
 from pipeline.engine.run import make
 from pipeline.options import engine_options
 from pipeline.render import label
+from pipeline.render.label import Row
 from pipeline.render.processors import audio_packages
-from pipeline.render.row import Row
 
 PRECISIONS = get_args(TeacherSpec.model_fields["precision"].annotation)
 

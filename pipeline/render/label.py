@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -15,10 +16,20 @@ from data_specs.sample import SampleRecord
 from pipeline.audio import encode_flac, from_pcm, pcm_sha256
 from pipeline.render.processors import licences
 from pipeline.render.render import Rendered
-from pipeline.render.row import Row
 
 if TYPE_CHECKING:  # for it imports torch
     from train.models.head_teacher import Identity
+
+
+@dataclass(frozen=True)
+class Row:
+    """One sample on its way into a shard: audio and record, or the reason why it was dropped."""
+
+    key: str
+    flac: bytes | None
+    record: bytes | None
+    reason: str = ""
+    detail: str = ""
 
 
 class Teacher(Protocol):

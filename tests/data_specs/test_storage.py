@@ -264,7 +264,7 @@ def test_a_corpus_at_an_address_is_the_same_corpus(at_address: str, speech: Path
     corpus = find_corpus("speech", "test")
     here, there = (scan("speech", corpus, [root]) for root in (speech, at_address))
     assert there.table.drop_columns("stamp").equals(here.table.drop_columns("stamp"))
-    assert there.sha256() == here.sha256()
+    assert there.sha256 == here.sha256
     assert len(here.usable) == 3 and here.rejections()
     for row in here.usable.to_pylist():
         clip = remote_clip(at_address, row["path"])
@@ -349,7 +349,7 @@ def test_a_corpus_behind_a_password_and_none_of_it_told(
         clip = remote_clip(f"http://me1:PASSWORD1@{host}", "en/talker1/b c.flac")
         read_part(clip, 0, 100)
     here = scan("speech", corpus, [speech])
-    assert found.sha256() == here.sha256()
+    assert found.sha256 == here.sha256
     found.save(tmp_path / "speech.parquet")
     told = [str(caught.value), found.summary(), str(clip), repr(clip), *capsys.readouterr()]
     assert not [text for text in told if "PASS" in text or "me1" in text]

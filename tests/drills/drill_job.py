@@ -30,7 +30,7 @@ from pipeline.dataset.prepare import prepare
 from pipeline.engine.base import EngineOptions
 from pipeline.engine.run import make
 from pipeline.options import parse_roots
-from pipeline.render.row import Row
+from pipeline.render.label import Row
 
 TWICE = "TWICE"
 

@@ -21,7 +21,7 @@ from pipeline.dataset.job import Job, Worker
 from pipeline.dataset.prepare import prepare
 from pipeline.dataset.shards import find_shards, read_record, verify_shard
 from pipeline.engine import ray_cluster
-from pipeline.render.row import Row
+from pipeline.render.label import Row
 from tests import engines
 from tests.conftest import ROOT, small_recipe, talk, write
 from tests.drills.drill_cluster import contents, kill_all, tars, wait_for, whole

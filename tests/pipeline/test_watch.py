@@ -27,7 +27,7 @@ from pipeline.dataset.job import CLIP_HOURS, Job
 from pipeline.dataset.shards import MOS_BINS, commit, mos_bin, read_record, summarise
 from pipeline.engine import ray_cluster, ray_engine, status, watch
 from pipeline.engine.watch import METRICS, Progress, Watch, duration, line, measures
-from pipeline.render.row import Row
+from pipeline.render.label import Row
 from tests import engines
 from tests.conftest import ROOT
 from tests.drills.drill_cluster import wait_for

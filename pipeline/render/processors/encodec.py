@@ -36,7 +36,7 @@ from pipeline.render.processors.timewise import Layer, conv, dtype_of, lstm, tra
 from train.models import weights
 
 RATE_HZ = 24_000
-FRAMES_HZ = 75
+FRAMES_HZ = 75  # of 10 bits: 0.75 kbit/s for each codebook
 WEIGHTS, CHECKPOINT = "encodec-24khz", "encodec_24khz-d7cc33bc.th"
 
 
@@ -70,12 +70,11 @@ class Network:
 
         with runtime.inference("fp32") as device:  # the layers have their own precision
             embeddings_BND = _chain(self.encoder, torch.from_numpy(waves_BT).to(device)[:, :, None])
-            quantised_BDN = torch.cat(
-                [
-                    _quantise(self.quantizer, embedding_ND.T[None], bandwidth)
-                    for embedding_ND, bandwidth in zip(embeddings_BND, bandwidths_kbps, strict=True)
-                ]
-            )
+            codes = [
+                self.quantizer.encode(embedding_ND.T[None], FRAMES_HZ, kbps)
+                for embedding_ND, kbps in zip(embeddings_BND, bandwidths_kbps, strict=True)
+            ]
+            quantised_BDN = torch.cat([self.quantizer.decode(one) for one in codes])
             quantised_BND = quantised_BDN.transpose(1, 2).to(self.decoder_dtype)
             decoded_BTC = _chain(self.decoder, quantised_BND.contiguous())
             return decoded_BTC[:, : waves_BT.shape[1], 0].float().cpu().numpy()
@@ -85,11 +84,6 @@ def _chain(layers: Sequence[Layer], x_BTC: Any) -> Any:
     for layer in layers:
         x_BTC = layer(x_BTC)
     return x_BTC
-
-
-def _quantise(quantizer: Any, embedding_1DN: Any, bandwidth_kbps: float) -> Any:
-    """To the codes and back: 75 frames/s of 10 bits are 0.75 kbit/s for each codebook."""
-    return quantizer.decode(quantizer.encode(embedding_1DN, FRAMES_HZ, bandwidth_kbps))
 
 
 def weights_path() -> Path:
