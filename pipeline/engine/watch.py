@@ -296,9 +296,6 @@ def reasons(dropped: Mapping[str, int]) -> str:
 
 # --- metrics --------------------------------------------------------------------------------------
 
-EXPORTED = "ray_"
-"""What Ray puts before the name of a metric that it exports to Prometheus."""
-
 LABELS = ("dataset", "run")
 
 

@@ -17,7 +17,7 @@ from data_specs.voice import sentences
 from pipeline.__main__ import main
 from pipeline.corpora import synthetic
 from pipeline.corpora.manifest import scan
-from pipeline.corpora.studio import make_studio
+from pipeline.corpora.synthetic import make_studio
 
 needs_synthesizers = pytest.mark.skipif(
     not (shutil.which("flite") and shutil.which("espeak-ng")),

@@ -51,6 +51,9 @@ class Terminal(io.StringIO):
         return True
 
 
+EXPORTED = "ray_"
+"""What Ray puts before the name of a metric that it exports to Prometheus."""
+
 LICENCES = {"speech": "CC BY 4.0", "noise": "CC BY-SA 3.0", "rooms": "Apache 2.0"}
 
 
@@ -412,7 +415,7 @@ def queries(value: Any) -> Iterator[str]:
 def test_the_dashboard_asks_for_metrics_that_are_exported() -> None:
     asked = [text for text in queries(json.loads(DASHBOARD.read_text())) if isinstance(text, str)]
     named = {name for text in asked for name in re.findall(r"\bray_\w+", text)}
-    exported = {f"{watch.EXPORTED}{metric.name}": metric for metric in METRICS}
+    exported = {f"{EXPORTED}{metric.name}": metric for metric in METRICS}
     assert named == set(exported)  # none that is not there, none that is not shown
     for text in asked:
         labels = set(re.findall(r"(\w+)\s*=~?\s*\"", text))
@@ -432,7 +435,7 @@ def test_a_cluster_exports_the_metrics() -> None:
     try:
         send = ray_engine.metrics("small", "a-run")
         port = ray.nodes()[0]["MetricsExportPort"]
-        wanted, found = {f"{watch.EXPORTED}{m.name}" for m in METRICS}, set()
+        wanted, found = {f"{EXPORTED}{m.name}" for m in METRICS}, set()
         deadline = time.monotonic() + 90
         while wanted - found and time.monotonic() < deadline:
             send(progress())
