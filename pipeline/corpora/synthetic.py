@@ -187,8 +187,8 @@ def make_speech(out: Path, clips: int = 260, seed: int = 1, workers: int = 2) ->
 
     flite's three English voices and espeak-ng's of seven other languages, each with several
     settings, stand for ``len(voices())`` speakers; clips go round them in turn. Raises
-    ``RuntimeError`` naming the Debian package if a synthesizer is missing, ``ValueError`` if
-    ``out`` holds the clips of another seed.
+    ``UserError`` naming the Debian package if a synthesizer is missing, or if ``out`` holds the
+    clips of another seed.
     """
     for program in sorted({voice.engine for voice in voices()}):
         _need(program)

@@ -224,9 +224,7 @@ def _command(job: Job) -> str:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the verb."""
-    parser.add_argument(
-        "dataset", type=path_or_url, metavar="DATASET", help="folder, or its address"
-    )
+    parser.add_argument("dataset", type=path_or_url, help="a folder, or its address")
 
 
 def run(options: argparse.Namespace) -> int:

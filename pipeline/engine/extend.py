@@ -148,9 +148,7 @@ def adopt(old: jobs.Job, job: jobs.Job) -> None:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the verb."""
-    parser.add_argument(
-        "dataset", type=path_or_url, metavar="DATASET", help="folder, or its address"
-    )
+    parser.add_argument("dataset", type=path_or_url, help="a folder, or its address")
     parser.add_argument("--samples", type=int, required=True, help="how many it shall have in all")
     parser.add_argument(
         "--out", type=path_or_url, metavar="DIR", help="the new version, with more recordings"
