@@ -16,7 +16,6 @@ import sys
 import time
 from collections import Counter
 from functools import partial
-from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +32,7 @@ from pipeline.corpora import coqui, speak, texts
 from pipeline.corpora.manifest import scan
 from pipeline.corpora.voice_engine import Engine
 from tests.conftest import ROOT
+from tests.pipeline.conftest import hashes
 from train.models.weights import cache_folder
 
 LJ, VCTK, THORSTEN = (
@@ -58,15 +58,6 @@ def voices(*names: str, **changes: object) -> VoiceSpec:
 
 def order(spec: VoiceSpec, out: Path) -> speak.Order:
     return speak.Order(spec, out, texts.parse_texts((), spec))
-
-
-def hashes(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file below ``folder``, whatever it is."""
-    return {
-        path.relative_to(folder).as_posix(): sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
 
 
 class FakeEngine:
