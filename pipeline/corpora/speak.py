@@ -295,11 +295,7 @@ def choose_models(spec: VoiceSpec, names: Sequence[str], noncommercial: bool) ->
 
 
 def run(args: argparse.Namespace) -> int:
-    """``python -m pipeline speak SPEC --out DIR --clips N``: run it again to go on.
-
-    Returns the exit status: 0 where all clips are there, 1 where a model or clip failed. Raises
-    ``UserError`` for wrong input.
-    """
+    """Speak, or go on with it; exit status 1 where a model or a clip failed."""
     if args.clips < 0:
         raise UserError(f"--clips must not be negative, is {args.clips}")
     require_device(args.device)

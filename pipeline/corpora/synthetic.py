@@ -387,10 +387,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """``python -m pipeline corpora speech|noise|rooms|studio --out DIR [--count N] [--seed S]``.
-
-    Raises ``UserError`` for a missing synthesizer or wrong input.
-    """
+    """``python -m pipeline corpora speech|noise|rooms|studio --out DIR [--count N] [--seed S]``."""
     if args.count < 0:
         raise UserError(f"--count must not be negative, is {args.count}")
     made = _make(args)

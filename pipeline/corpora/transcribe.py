@@ -153,11 +153,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """``python -m pipeline transcribe CSV|DIR --model DIR --out DIR``: run it again to go on.
-
-    Returns the exit status: 1 where a clip could not be heard. Raises ``UserError`` for wrong
-    input.
-    """
+    """Transcribe, or go on with it; exit status 1 where a clip could not be heard."""
     if args.batch < 1:
         raise UserError(f"--batch must be 1 or more, is {args.batch}")
     require_device(args.device)

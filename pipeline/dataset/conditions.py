@@ -277,10 +277,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """``python -m pipeline conditions CSV --out DIR``: run it again to go on, or with more names.
-
-    Returns the exit status: 1 where a clip cannot be made. Raises ``UserError`` for wrong input.
-    """
+    """Make clips, go on with them, or add names; exit status 1 where one cannot be made."""
     if not 0 < args.seconds <= 3600:
         raise UserError(f"--seconds must be from 0 to 3600, is {args.seconds}")
     wanted = chosen(args.conditions)

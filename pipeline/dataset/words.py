@@ -345,10 +345,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """``python -m pipeline words CSV|DIR --out DIR --strings train=N``: run it again to go on.
-
-    Returns the exit status: 1 where a string cannot be made. Raises ``UserError`` for wrong input.
-    """
+    """Make strings, or go on with them; exit status 1 where one cannot be made."""
     drawing = checked(Drawing, options_of(args, Drawing), "options")
     counts, source = parse_strings(args.strings), args.source
     if source.is_dir():

@@ -160,10 +160,7 @@ def _sinc(kernel_K: Any, first: int) -> Layer:
 
 
 def weights_path(hidden: int) -> Path:
-    """The official file of the network of that width.
-
-    Raises ``FileNotFoundError`` saying what to run; nothing is downloaded.
-    """
+    """The official file of that width; ``FileNotFoundError`` saying what to run without it."""
     return weights.find(f"demucs-dns{hidden}") / FILES[hidden]
 
 

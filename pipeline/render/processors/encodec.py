@@ -87,10 +87,7 @@ def _chain(layers: Sequence[Layer], x_BTC: Any) -> Any:
 
 
 def weights_path() -> Path:
-    """Where the published file is.
-
-    Raises ``FileNotFoundError`` saying what to run; nothing is downloaded.
-    """
+    """The published file; ``FileNotFoundError`` saying what to run where it is not here."""
     return weights.find(WEIGHTS) / CHECKPOINT
 
 

@@ -160,10 +160,7 @@ def _resynthesise(vocoder: Vocoder, waves_BT: Waves) -> Waves:
 
 
 def weight_paths(name: str) -> tuple[Path, Path]:
-    """Configuration and checkpoint of a network.
-
-    Raises ``FileNotFoundError`` saying what to run; nothing is downloaded.
-    """
+    """Configuration and checkpoint; ``FileNotFoundError`` saying what to run without them."""
     folder = weights.find(name)
     return folder / "config.json", folder / CHECKPOINTS[name]
 
