@@ -65,7 +65,7 @@ def _denoise(waves_BT: Waves, hidden: int) -> Waves:
     import torch
 
     precision = runtime.current().precision
-    with runtime.inference("fp32") as device:  # the layers have their own precision
+    with runtime.inference() as device:
         network = _network(weights_path(hidden), hidden, device, precision)
         return network.run(torch.from_numpy(waves_BT).to(device)).cpu().numpy()
 

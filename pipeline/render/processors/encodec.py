@@ -68,7 +68,7 @@ class Network:
         """One run of encoder and decoder; between them each wave's own number of codebooks."""
         import torch
 
-        with runtime.inference("fp32") as device:  # the layers have their own precision
+        with runtime.inference() as device:
             embeddings_BND = _chain(self.encoder, torch.from_numpy(waves_BT).to(device)[:, :, None])
             codes = [
                 self.quantizer.encode(embedding_ND.T[None], FRAMES_HZ, kbps)

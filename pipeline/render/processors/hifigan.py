@@ -97,7 +97,7 @@ class Vocoder:
 
         padded_BT = np.pad(waves_BT, ((0, 0), (0, self.late)))
         mels_BNM = np.stack([self.mel(wave_T) for wave_T in padded_BT])
-        with runtime.inference("fp32") as device:  # the layers have their own precision
+        with runtime.inference() as device:
             out_BT = self.generate(torch.from_numpy(mels_BNM).to(device))
             return out_BT[:, self.late : padded_BT.shape[1]].cpu().numpy()
 
