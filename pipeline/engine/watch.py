@@ -156,11 +156,6 @@ class Watch:
                 dropped=dict(self._dropped.most_common()),
             )
 
-    def tick(self) -> None:
-        """Look at the clock: what is due is shown, sent and written."""
-        self._show()
-        self._beat()
-
     def _show(self) -> None:
         now = self.clock()
         with self._lock:

@@ -46,6 +46,12 @@ class Clock:
         return self.now
 
 
+def tick(seen: Watch) -> None:
+    """What its threads do at each look at the clock."""
+    seen._show()
+    seen._beat()
+
+
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
@@ -111,7 +117,7 @@ def test_a_log_gets_one_line_every_half_minute_and_no_bar(job: Job) -> None:
     seen.report(0, 0)
     for _ in range(40):
         clock.now += 2
-        seen.tick()
+        tick(seen)
     assert len(stream.getvalue().splitlines()) == 2  # at 30 s and at 60 s
     assert "\r" not in stream.getvalue()
 
@@ -134,7 +140,7 @@ def test_the_line_says_what_one_asks_for(job: Job) -> None:
     stream, clock = io.StringIO(), Clock()
     make(job, 3)
     seen = watching(job, stream, clock)
-    seen.tick()
+    tick(seen)
     seen.report(0, 0)
     clock.now += 10
     seen.report(0, 4)
@@ -144,7 +150,7 @@ def test_the_line_says_what_one_asks_for(job: Job) -> None:
     seen.report(2, 0)
     clock.now += 20
     seen.ended(2, "OSError: gone")
-    seen.tick()
+    tick(seen)
     said = stream.getvalue()
     for text in (
         "shards 2/4 (1 in flight, 1 failed)",
@@ -162,15 +168,15 @@ def test_rates_are_of_the_last_minutes(job: Job) -> None:
     clock = Clock()
     seen = watching(job, io.StringIO(), clock)
     clock.now += 500  # start-up
-    seen.tick()
+    tick(seen)
     for _ in range(400):
         clock.now += 2
         seen.report(0, 2)
-        seen.tick()
+        tick(seen)
     assert seen.progress().rate == pytest.approx(1.0, rel=0.02)
     for _ in range(151):
         clock.now += 2
-        seen.tick()
+        tick(seen)
     assert seen.progress().rate == pytest.approx(0.0, abs=0.01)
 
 
@@ -179,7 +185,7 @@ def test_a_terminal_gets_a_bar_and_no_lines(job: Job) -> None:
     with watching(job, stream, clock) as seen:
         seen.report(0, 5)
         clock.now += 31
-        seen.tick()
+        tick(seen)
     assert "samples:" in stream.getvalue() and "retries 0" in stream.getvalue()
     assert "in flight," not in stream.getvalue()
 
@@ -212,15 +218,15 @@ def test_a_job_that_waits_for_another_of_its_run_says_nothing(job: Job) -> None:
     stream, clock = io.StringIO(), Clock()
     seen = watching(job, stream, clock, waits=True)
     clock.now += 40
-    seen.tick()
+    tick(seen)
     assert stream.getvalue() == ""
     seen.report(0, 0)
-    seen.tick()
+    tick(seen)
     assert len(stream.getvalue().splitlines()) == 1
     for shard in job.todo():
         seen.ended(shard, "")
     clock.now += 40
-    seen.tick()
+    tick(seen)
     assert len(stream.getvalue().splitlines()) == 1
 
 
@@ -239,9 +245,9 @@ def test_a_sink_hears_all_and_may_fail(job: Job) -> None:
 
     seen = watching(job, io.StringIO(), Clock())
     with seen.sending(broken), seen.sending(heard.append):
-        seen.tick()
+        tick(seen)
         seen.report(0, 3)
-    seen.tick()
+    tick(seen)
     assert [progress.samples for progress in heard] == [0, 3]
 
 
@@ -250,7 +256,7 @@ def test_a_log_that_was_closed_ends_nothing(job: Job) -> None:
     seen = watching(job, stream, clock)
     stream.close()
     clock.now += 31
-    seen.tick()
+    tick(seen)
 
 
 def test_a_part_counts_its_own_shards(job: Job) -> None:
