@@ -28,7 +28,7 @@ def run(options: argparse.Namespace) -> int:
     recipe = load_recipe(options.recipe)
     roles = list(recipe.sources.present())
     roots, further = parse_roots(options.corpus, recipe), parse_beside(options.beside)
-    outs = [("--out", options.out), *(("--and", one.out) for one in further)]
+    outs = [("--out", options.out), *(("--and", out) for _, _, out in further)]
     device = options.teacher_device or options.device
     how = engine_options(options, device, [*outs, *corpus_places(roots)])
     job = prepare.prepare(
