@@ -32,7 +32,7 @@ from pipeline.render.processors.networks import (
     load_weights,
     read_checkpoint,
 )
-from pipeline.render.processors.timewise import Layer, conv, dtype_of, lstm, taps, transposed
+from pipeline.render.processors.timewise import Layer, conv, lstm, taps, transposed
 from train.models import weights
 
 INSTALL = "pip install --no-deps denoiser==0.1.5"
@@ -172,6 +172,8 @@ def _weights(spec: Spec) -> list[Path]:
 
 @cache
 def _network(path: Path, hidden: int, device: Any, precision: str) -> Network:
+    from train.models.precision import DTYPES
+
     with building(f"Demucs needs the denoiser package: {INSTALL}"):
         from denoiser.demucs import Demucs
         from denoiser.resample import kernel_upsample2
@@ -180,7 +182,7 @@ def _network(path: Path, hidden: int, device: Any, precision: str) -> Network:
     load_weights(whole, read_checkpoint(path), path)
     keep_freed_memory()
     whole.to(device)
-    kernel_K, dtype = kernel_upsample2().flatten().to(device), dtype_of(precision)
+    kernel_K, dtype = kernel_upsample2().flatten().to(device), DTYPES[precision]
     return Network(
         [(conv(layer[0], dtype), conv(layer[2], dtype)) for layer in whole.encoder],
         lstm(whole.lstm.lstm, dtype),

@@ -32,7 +32,7 @@ from pipeline.audio import resample
 from pipeline.render.processors import runtime
 from pipeline.render.processors.interface import Params, Processor, Waves
 from pipeline.render.processors.networks import batches, building, load_weights, read_checkpoint
-from pipeline.render.processors.timewise import Layer, conv, dtype_of, lstm, transposed
+from pipeline.render.processors.timewise import Layer, conv, lstm, transposed
 from train.models import weights
 
 RATE_HZ = 24_000
@@ -93,6 +93,8 @@ def weights_path() -> Path:
 
 @cache
 def _network(path: Path, device: str, precision: str) -> Network:
+    from train.models.precision import DTYPES
+
     with building("EnCodec needs its package: pip install encodec"), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of the way it normalises weights
         from encodec import EncodecModel
@@ -102,10 +104,9 @@ def _network(path: Path, device: str, precision: str) -> Network:
     _remove_weight_norm(whole)
     whole.to(device)
     keep_freed_memory()
-    fp32, dtype = dtype_of("fp32"), dtype_of(precision)
-    encoder = [_layer(layer, fp32) for layer in whole.encoder.model]
-    decoder = [_layer(layer, dtype) for layer in whole.decoder.model]
-    return Network(encoder, whole.quantizer, decoder, dtype)
+    encoder = [_layer(layer, DTYPES["fp32"]) for layer in whole.encoder.model]
+    decoder = [_layer(layer, DTYPES[precision]) for layer in whole.decoder.model]
+    return Network(encoder, whole.quantizer, decoder, DTYPES[precision])
 
 
 def _remove_weight_norm(network: Any) -> None:

@@ -46,7 +46,7 @@ from pipeline.render.processors.networks import (
     load_weights,
     read_checkpoint,
 )
-from pipeline.render.processors.timewise import Layer, conv, dtype_of, transposed
+from pipeline.render.processors.timewise import Layer, conv, transposed
 from train.models import weights
 
 SPEECHT5 = "hifigan-speecht5"
@@ -117,8 +117,10 @@ def _generator(network: Any, upsamplers: Any, precision: str) -> Callable[[Any],
     import torch
     from torch.nn import functional
 
+    from train.models.precision import DTYPES
+
     keep_freed_memory()
-    dtype = dtype_of(precision)
+    dtype = DTYPES[precision]
     blocks = [
         [(conv(a, dtype), conv(b, dtype)) for a, b in zip(r.convs1, r.convs2, strict=True)]
         for r in network.resblocks
