@@ -5,16 +5,14 @@ from __future__ import annotations
 import numpy as np
 from scipy.special import ndtri
 
-from data_specs.distributions import Choice, Constant, LogUniform, Normal, Uniform
+from data_specs.distributions import Choice, Constant, Distribution, LogUniform, Normal
 from data_specs.io.rng import Floats, stream, unit
 
 DECIMALS = 4
 """Drawn values are rounded so that a libm that differs in the last bit gives the same plan."""
 
 
-def sample(
-    distribution: Constant | Uniform | LogUniform | Normal | Choice, uniform: Floats
-) -> Floats:
+def sample(distribution: Distribution, uniform: Floats) -> Floats:
     """One value of ``distribution`` for each number in [0, 1)."""
     if isinstance(distribution, Constant):
         return np.full(uniform.shape, float(distribution.value))

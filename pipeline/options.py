@@ -6,7 +6,6 @@ import argparse
 import os
 import re
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from pydantic import BaseModel, Field
 
@@ -138,16 +137,11 @@ def parse_splits(options: Sequence[str], roles: Sequence[str]) -> dict[str, str]
     return splits
 
 
-class Beside(NamedTuple):
-    """A further split that a run makes: which, how many samples of it, and where."""
+def parse_beside(options: Sequence[str]) -> list[tuple[str, int, PathOrUrl]]:
+    """Further splits by ``--and SPLIT=N:DIR``: which, how many samples of it, and where.
 
-    split: str
-    samples: int
-    out: PathOrUrl
-
-
-def parse_beside(options: Sequence[str]) -> list[Beside]:
-    """What ``--and SPLIT=N:DIR`` options ask for. Raises ``UserError`` naming a wrong one."""
+    Raises ``UserError`` naming a wrong one.
+    """
     found = []
     for option in options:
         match = re.fullmatch(r"([a-z]+)=([0-9]+):(.+)", option, re.DOTALL)
@@ -156,7 +150,7 @@ def parse_beside(options: Sequence[str]) -> list[Beside]:
                 f"--and {shown(option)}: write SPLIT=N:DIR with a split of {', '.join(SPLITS)}, "
                 "such as validation=150:runs/validation"
             )
-        found.append(Beside(match[1], int(match[2]), path_or_url(match[3])))
+        found.append((match[1], int(match[2]), path_or_url(match[3])))
     return found
 
 

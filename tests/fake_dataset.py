@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from data_specs.recipe import load_recipe
+from data_specs.strict import digest
 from tests.train_helpers import flac_bytes, record, tone_pcm, write_tar
 
 
@@ -67,6 +68,8 @@ def write_dataset(folder: Path, shards: int = 2, samples: int = 5) -> Path:
         "teacher": "distillmos",
         "splits": {"speech": "train"},
         "identity": {},
+        "manifests_sha256": {},
+        "teacher_calibration_sha256": digest(None),
         "samples": shards * samples,
         "corpora": {"speech": "speech: 260 files, 0.74 h, 47 speakers"},
     }

@@ -17,8 +17,8 @@ from pipeline.corpora.manifest import SCHEMA, Manifest
 from pipeline.dataset import description, prepare
 from pipeline.dataset.job import Job
 from pipeline.engine.base import make_shard
+from pipeline.render.label import Row
 from pipeline.render.plan import SamplePlan
-from pipeline.render.row import Row
 from tests.conftest import small_recipe
 
 SAMPLES = 10  # two shards of four and one of two

@@ -18,7 +18,7 @@ from pipeline.__main__ import main
 from pipeline.corpora.manifest import CorpusError, scan
 from pipeline.dataset.prepare import prepare
 from pipeline.dataset.shards import find_shards, read_record
-from pipeline.engine import run as engines
+from tests import engines
 from tests.conftest import ROOT, small_recipe, talk, write
 
 Corpora = dict[str, list[Path]]
@@ -26,7 +26,7 @@ Corpora = dict[str, list[Path]]
 
 def scanned(folder: Path) -> dict[str, str]:
     """Why each file of a speech folder is left out; empty where it is not."""
-    manifest = scan("speech", find_corpus("speech", "test"), [folder], progress=False)
+    manifest = scan("speech", find_corpus("speech", "test"), [folder])
     return {row["path"]: row["rejected"] for row in manifest.table.to_pylist()}
 
 
@@ -42,8 +42,8 @@ def dropped(speech: Path, out: Path) -> dict[str, str]:
     recipe = small_recipe(
         max_dropped_share=1.0, room=None, noise=None, sources={"speech": {"corpus": "speech"}}
     )
-    job = prepare(recipe, {"speech": [speech]}, out, 16, {"speech": "all"}, progress=False)
-    assert engines.run(job, "local", 1, progress=False).failed == {}
+    job = prepare(recipe, {"speech": [speech]}, out, 16, {"speech": "all"})
+    assert engines.run(job, "local", 1).failed == {}
     records = filter(None, (read_record(out, shard) for shard in range(2)))
     drops = [drop for record in records for drop in record.dropped]
     return {Path(drop["detail"].split(": ")[0]).name: drop["reason"] for drop in drops}
@@ -137,7 +137,7 @@ def test_a_file_that_vanishes_fails_the_attempt_and_drops_nothing(
     recipe = small_recipe(room=None, noise=None, sources={"speech": {"corpus": "speech"}})
     job = prepare(recipe, {"speech": [speech]}, tmp_path / "out", 16, {"speech": "all"})
     (speech / "good.wav").unlink()
-    failed = engines.run(job, "local", 1, progress=False).failed
+    failed = engines.run(job, "local", 1).failed
     assert set(failed) == {0, 1} and all("good.wav" in reason for reason in failed.values())
     assert find_shards(job.out) == []
 

@@ -174,13 +174,14 @@ def test_a_foreign_checkpoint_is_told_by_its_file(
     assert capfd.readouterr().err.startswith(f"error: {path}")
 
 
+HASHES = b'"manifests_sha256": {}, "teacher_calibration_sha256": ""'
 BAD_DATASETS = (
     b"[]",
     b"{",
     b"\xff\xfe",
     DEEP,
     b'{"identity": {}, "recipe_hash": "x"}',
-    b'{"identity": {}, "recipe_hash": "x", "recipe": {"name": 3}, "samples": 1}',
+    b'{"identity": {}, "recipe_hash": "x", "recipe": {"name": 3}, "samples": 1, %s}' % HASHES,
 )
 
 
@@ -200,8 +201,8 @@ def test_a_damaged_description_is_told_by_its_file(
 def test_a_description_without_its_recipe_is_told(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    about = b'{"identity": {}, "recipe_hash": "x", "recipe": {"name": "a"}, "samples": 1}'
-    (tmp_path / "dataset.json").write_bytes(about)
+    about = b'{"identity": {}, "recipe_hash": "x", "recipe": {"name": "a"}, "samples": 1, %s}'
+    (tmp_path / "dataset.json").write_bytes(about % HASHES)
     assert pipeline(["verify", str(tmp_path)]) == 2
     assert "dataset.json: recipe.sources: " in capfd.readouterr().err
 

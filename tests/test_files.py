@@ -143,7 +143,7 @@ def test_what_may_not_be_read_is_told_with_its_reason_and_costs_no_other(
     assert status == 1 and errors["good.wav"] == ""
     assert "Permission denied" in errors["shut.wav"] and "File name too long" in errors[long.name]
     corpus = find_corpus("speech", "test")
-    table = scan("speech", corpus, [tmp_path / "in"], progress=False)
+    table = scan("speech", corpus, [tmp_path / "in"])
     assert table.rejections() == {"cannot be read": 1} and len(table.usable) == 1
     assert table.left_out()[0].reason == "cannot be read: Permission denied"
     rated = put(tmp_path, "rated.csv", "\n".join(["path,mos", "in/shut.wav,3"]).encode())
@@ -155,7 +155,7 @@ def test_what_may_not_be_read_is_told_with_its_reason_and_costs_no_other(
     (tmp_path / "loop").symlink_to("loop")
     for name, said in (("loop", "cannot be read: Too many levels"), ("none", "no such folder")):
         with pytest.raises(CorpusError, match=said):
-            scan("speech", corpus, [tmp_path / name], progress=False)
+            scan("speech", corpus, [tmp_path / name])
 
 
 # --- the reader -----------------------------------------------------------------------------------
@@ -250,7 +250,7 @@ def test_a_bit_of_a_flacs_length_makes_it_neither_longer_nor_shorter(
 def test_a_flac_of_unknown_length_costs_no_other_a_sample(tmp_path: Path) -> None:
     put(tmp_path, "good.flac", encoded(10, "flac"))
     put(tmp_path, "unknown.flac", with_flac_total(encoded(11, "flac"), lambda total: 0))
-    table = scan("speech", find_corpus("speech", "test"), [tmp_path], progress=False).table
+    table = scan("speech", find_corpus("speech", "test"), [tmp_path]).table
     assert table["frames"].to_pylist() == [20_000, 20_000]
     assert len(read_part(tmp_path / "unknown.flac", 4_000, 30_000)) == 16_000
     assert np.array_equal(
@@ -407,7 +407,7 @@ def test_faults_that_users_met(small: None, tmp_path: Path) -> None:
         "vbr_without_xing_10s.mp3": 10.0,
     }
     reasons = {"git_lfs_pointer.wav": "Git LFS pointer", "mp3_cut_short_8s.mp3": "cut short"}
-    table = scan("speech", find_corpus("speech", "test"), [FAULTS], progress=False).table
+    table = scan("speech", find_corpus("speech", "test"), [FAULTS]).table
     for row in table.to_pylist():
         if row["path"] in seconds:
             length = row["frames"] / row["sample_rate_hz"]
@@ -430,7 +430,7 @@ def test_names_that_are_not_utf_8(
         put(tmp_path / "in", each, encoded(number))
     status, rows = scored(tmp_path / "s.csv", str(tmp_path / "in"))
     assert status == 0 and str(tmp_path / "in" / name) in rows
-    table = scan("speech", find_corpus("speech", "test"), [tmp_path / "in"], progress=False)
+    table = scan("speech", find_corpus("speech", "test"), [tmp_path / "in"])
     assert [row["path"] for row in table.usable.to_pylist()] == ["good.wav"]
     assert table.rejections() == {"name is not UTF-8": 1}
     assert table.left_out()[0].path == "caf\\udce9.wav"

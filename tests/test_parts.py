@@ -20,9 +20,10 @@ from data_specs.cluster.needs import (
 )
 from pipeline.__main__ import main
 from pipeline.dataset import shards
-from pipeline.engine import ray_cluster, run
+from pipeline.engine import ray_cluster
 from pipeline.engine.base import Outcome
-from pipeline.render.row import Row
+from pipeline.render.label import Row
+from tests import engines
 from tests.drills.drill_cluster import begin, groups_rendered, locally, tars
 from tests.drills.drill_job import TWICE, StubWorker, stub_job
 
@@ -161,9 +162,7 @@ def make(out: Path, part: Part, factory: Any = None) -> Outcome:
     from functools import partial
 
     maker = factory or partial(StubWorker, log=Path("/dev/null"), pause_s=0)
-    return run.run(
-        stub_job(out, SAMPLES), "local", 1, progress=False, factory=maker, part=str(part)
-    )
+    return engines.run(stub_job(out, SAMPLES), "local", 1, factory=maker, part=str(part))
 
 
 def test_another_number_of_parts_makes_what_is_left(

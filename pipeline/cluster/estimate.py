@@ -35,15 +35,13 @@ from data_specs.strict import Strict, checked
 from pipeline.cluster import rates as rate_files
 from pipeline.cluster.rates import Estimate, Rates, predict
 from pipeline.dataset import shards
-from pipeline.dataset.job import CLIP_HOURS, Job
+from pipeline.dataset.job import CLIP_HOURS, Job, Worker
 from pipeline.dataset.prepare import prepare, require_samples
 from pipeline.options import parse_roots, recipe_option
 from pipeline.render import label
-from pipeline.render.guard import Guard
+from pipeline.render.label import Row
 from pipeline.render.processors.interface import Params, Waves
-from pipeline.render.processors.runtime import Runtime
 from pipeline.render.render import Roots, render_group
-from pipeline.render.row import Row
 
 HOUR_S = 3600.0
 GIGABIT = 1e9 / 8
@@ -140,7 +138,6 @@ def measure(recipe: Recipe, roots: Roots, setup: Setup) -> Rates:
             Path(folder) / "out",
             each * workers,
             device=setup.device,
-            progress=False,
             teacher_device=setup.teacher_device,
         )
         parts = [range(i * each, (i + 1) * each) for i in range(workers)]
@@ -163,16 +160,15 @@ def measure(recipe: Recipe, roots: Roots, setup: Setup) -> Rates:
     )
 
 
-class TimedWorker:
-    """Makes samples as a worker does; ``seconds`` are those of each stage.
+class TimedWorker(Worker):
+    """A worker that stands between itself and its teacher and processors, so that they are timed.
 
-    It stands between the worker and its teacher and processors, so that they are timed.
+    ``seconds`` are those of each stage.
     """
 
     def __init__(self, job: Job) -> None:
-        self.job, self.seconds = job, defaultdict[str, float](float)
-        self.guard = Guard(Runtime(job.device, job.recipe.precision), job.time_limit_s)
-        self.teacher = job.load_teacher()
+        super().__init__(job)
+        self.seconds = defaultdict[str, float](float)
         self.name, self.weights_sha256 = self.teacher.name, self.teacher.weights_sha256
 
     @contextmanager

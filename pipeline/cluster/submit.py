@@ -71,7 +71,7 @@ def _checked(kind: str, site: Site, job: Sequence[str]) -> argparse.Namespace:
     for name in sorted({name for name, _ in folders} - corpora):
         raise UserError(f"--corpus {shown(name)}: {unknown('corpus', shown(name), corpora)}")
     paths = [(f"--corpus {name}", folder) for name, folder in folders]
-    outs = [("--out", options.out), *(("--and", one.out) for one in parse_beside(options.beside))]
+    outs = [("--out", options.out), *(("--and", out) for _, _, out in parse_beside(options.beside))]
     submit.check_paths(kind, site, [*((flag, str(out)) for flag, out in outs), *paths])
     require_no_secret([("the job:", word) for word in job])
     for name in sorted(corpora - {name for name, _ in folders}):

@@ -10,7 +10,6 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,6 +32,9 @@ Wave = NDArray[np.float64]
 Record = dict[str, Any]
 Job = tuple[Path, Callable[[], NDArray[np.floating[Any]]]]
 """A file, and what makes its samples (T,) at 16 kHz."""
+
+LabelledJob = tuple[Record, Callable[[], NDArray[np.floating[Any]]]]
+"""The same by its row of a labelled CSV, whose path is below the folder."""
 
 MADE_BY = "made-by.json"
 """Beside the audio: what made it and the seed, so that two seeds never mix in one folder."""
@@ -99,14 +101,6 @@ def _make(job: Job, dropped: dict[Path, str] | None) -> None:
         dropped[path] = str(drop)
 
 
-@dataclass(frozen=True)
-class LabelledJob:
-    """A clip to be made: its row of the labelled CSV, whose path is below the folder."""
-
-    row: Record
-    make: Callable[[], NDArray[np.floating[Any]]]
-
-
 def make_labelled(
     out: Path, what: str, recipe: Record, seed: int, jobs: Sequence[LabelledJob], workers: int
 ) -> int:
@@ -118,8 +112,8 @@ def make_labelled(
     dropped: dict[Path, str] = {}
     with claimed(out, f"{what}: recipe {digest(recipe)[:16]}", seed):
         write_text(out / RECIPE, json.dumps(recipe, indent=1, sort_keys=True) + "\n")
-        make_files([(out / job.row["path"], job.make) for job in jobs], what, workers, dropped)
-        whole = [job.row for job in jobs if not dropped.keys() & _files(out, job.row)]
+        make_files([(out / row["path"], make) for row, make in jobs], what, workers, dropped)
+        whole = [row for row, _ in jobs if not dropped.keys() & _files(out, row)]
         write_text(out / LABELLED, csv_text(whole))
     print(f"{out / LABELLED}: {len(whole)} clips, recipe {digest(recipe)[:16]}")
     once = {why: str(path.relative_to(out)) for path, why in sorted(dropped.items(), reverse=True)}

@@ -92,12 +92,9 @@ class Manifest:
         """The rows that are not rejected."""
         return self.table.filter(pc.equal(self.table["rejected"], ""))
 
+    @cached_property
     def sha256(self) -> str:
         """Hash of the usable files: paths, headers, sizes, speakers, languages; not the folder."""
-        return self._sha256
-
-    @cached_property
-    def _sha256(self) -> str:
         columns = [name for name in SCHEMA.names if name not in NOT_HASHED]
         found = hashlib.sha256(self.name.encode())
         table = self.usable.select(columns).combine_chunks()  # however it was read or put together
@@ -140,7 +137,7 @@ class Manifest:
 
     @classmethod
     def load(cls, name: str, folder: LocalFolder | RemoteFolder, file: str) -> Manifest:
-        """Read one out of a folder, wherever that is; one of before there were stamps, too.
+        """Read one out of a folder, wherever that is.
 
         Raises ``CorpusError`` naming the file where it is no manifest, damaged or too large.
         """
@@ -168,14 +165,12 @@ def _read_parquet(file: IO[bytes]) -> pa.Table:
     about = pq.read_metadata(source)
     if about.num_rows > MOST_FILES:
         raise pa.ArrowInvalid(f"{about.num_rows} rows are too many")
-    if about.schema.names not in (SCHEMA.names, SCHEMA.names[:-1]):
+    if about.schema.names != SCHEMA.names:
         raise pa.ArrowInvalid(f"its columns are {', '.join(about.schema.names[:20])}")
     texts = [name for name in about.schema.names if SCHEMA.field(name).type == pa.string()]
     table = pq.ParquetFile(
         source, metadata=about, read_dictionary=texts, page_checksum_verification=True
     ).read()
-    if "stamp" not in table.schema.names:
-        table = table.append_column("stamp", pa.nulls(len(table), pa.string()))
     for place, name in enumerate(SCHEMA.names):
         if name in texts:
             table = table.set_column(place, name, _written_out(table[name], name))
@@ -195,7 +190,7 @@ def _checked(table: pa.Table) -> pa.Table:
     rejected = pc.not_equal(table["rejected"], "")
     numbers = ("root", "frames", "sample_rate_hz", "channels", "size_bytes")
     wrong = {
-        "an empty field": [pc.is_null(table[name]) for name in SCHEMA.names[:-1]],
+        "an empty field": [pc.is_null(table[name]) for name in SCHEMA.names],
         "a negative number": [pc.less(table[name], 0) for name in numbers],
         "a file without audio": [
             pc.and_(pc.invert(rejected), pc.less(table[name], 1))
@@ -218,7 +213,6 @@ def scan(
     name: str,
     corpus: Corpus,
     roots: Sequence[PathOrUrl],
-    progress: bool = True,
     known: Manifest | None = None,
 ) -> Manifest:
     """Look at every audio file of a corpus below its folders, given by path or address.
@@ -242,9 +236,7 @@ def scan(
             if _keys(left_out_then) == _keys(rejected):
                 return known
         looked_at = pool.map(lambda f: kept.get(f[:2]) or _row(corpus, roots[f[0]], *f), found)
-        bar = progress_bar(
-            looked_at, total=len(found), desc=f"scan {name}", unit="file", disable=not progress
-        )
+        bar = progress_bar(looked_at, total=len(found), desc=f"scan {name}", unit="file")
         stamped = [
             row | {"stamp": stamp, "size_bytes": row["size_bytes"] or size or 0}
             for row, (size, stamp) in zip(bar, stamps.values(), strict=True)

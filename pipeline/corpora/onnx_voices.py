@@ -27,6 +27,12 @@ from data_specs.weight import all_weights
 from pipeline.corpora.voice_engine import Wave, require_package
 from train.models.weights import cached, find
 
+
+def _phonemizer() -> str:
+    """The package that both take phonemes of, and its version; ``UserError`` where it is not."""
+    return f"piper-tts {require_package('piper-tts', 'piper', 'voices')}"
+
+
 # --- Kokoro ---------------------------------------------------------------------------------------
 
 KOKORO = "kokoro"
@@ -49,7 +55,7 @@ def check_kokoro(model: VoiceModel, where: str) -> None:
         )
     if model.licence != (stated := all_weights()[KOKORO].licence):
         raise SpecError(f"{where}.licence: weights.yaml says {stated!r}, not {model.licence!r}")
-    require_package("piper-tts", "piper", "voices")
+    _phonemizer()
     _weights_found()
 
 
@@ -75,9 +81,7 @@ class Kokoro:
         self.session = cpu_session(folder / "kokoro-v1.0.int8.onnx", threads=1)
         self.styles: Mapping[str, NDArray[np.float32]] = np.load(folder / "voices-v1.0.npz")
         self.tokens: dict[str, int] = json.loads((folder / "config.json").read_bytes())["vocab"]
-        self.version = (
-            f"Kokoro-82M v1.0 int8, piper-tts {require_package('piper-tts', 'piper', 'voices')}"
-        )
+        self.version = f"Kokoro-82M v1.0 int8, {_phonemizer()}"
 
     def speakers(self, language: str) -> Sequence[str]:
         return [v for v in self.styles if ESPEAK_VOICES.get(v[0], "").startswith(language)]
@@ -126,7 +130,7 @@ MOST_NOISE = 1 << 20
 
 def check_piper(model: VoiceModel, where: str) -> None:
     """``UserError`` where package or voice is missing."""
-    require_package("piper-tts", "piper", "voices")
+    _phonemizer()
     require_package("onnx", "onnx", "voices")
     voice_files(model.name)
 
@@ -162,7 +166,7 @@ class Piper:
         self.session = cpu_session(noisy, threads=1)
         self.voice = PiperVoice(self.session, config)
         self.rate_hz = config.sample_rate
-        self.version = f"piper-tts {require_package('piper-tts', 'piper', 'voices')}"
+        self.version = _phonemizer()
 
     def speakers(self, language: str) -> Sequence[str]:
         return list(self.voice.config.speaker_id_map)

@@ -58,28 +58,19 @@ GIVE_UP = 3
 
 Loader = Callable[[VoiceModel], Engine]
 
-
-@dataclass(frozen=True)
-class Kind:
-    """An engine: ``check`` names what a model lacks here before anything is said, ``load`` loads.
-
-    ``device`` is for those that can use another than the CPU.
-    """
-
-    check: Callable[[VoiceModel, str], None]
-    load: Callable[[VoiceModel, str], Engine]
-
-
-ENGINES = {
-    "coqui": Kind(check_listed, load_coqui),
-    "kokoro": Kind(check_kokoro, Kokoro),
-    "piper": Kind(check_piper, Piper),
+CHECKS: dict[str, Callable[[VoiceModel, str], None]] = {
+    "coqui": check_listed,
+    "kokoro": check_kokoro,
+    "piper": check_piper,
 }
+"""By engine: raises ``UserError`` for what a model lacks here, before anything is said."""
 
-
-def load_engine(model: VoiceModel, device: str = "cpu") -> Engine:
-    """Load a model by its engine."""
-    return ENGINES[model.engine].load(model, device)
+ENGINES: dict[str, Callable[[VoiceModel, str], Engine]] = {
+    "coqui": load_coqui,
+    "kokoro": Kokoro,
+    "piper": Piper,
+}
+"""By engine: loads a model. The device is for those that can use another than the CPU."""
 
 
 class NoSpeech(Exception):
@@ -304,11 +295,7 @@ def choose_models(spec: VoiceSpec, names: Sequence[str], noncommercial: bool) ->
 
 
 def run(args: argparse.Namespace) -> int:
-    """``python -m pipeline speak SPEC --out DIR --clips N``: run it again to go on.
-
-    Returns the exit status: 0 where all clips are there, 1 where a model or clip failed. Raises
-    ``UserError`` for wrong input.
-    """
+    """Speak, or go on with it; exit status 1 where a model or a clip failed."""
     if args.clips < 0:
         raise UserError(f"--clips must not be negative, is {args.clips}")
     require_device(args.device)
@@ -316,9 +303,9 @@ def run(args: argparse.Namespace) -> int:
     models = choose_models(spec, args.models, args.allow_noncommercial)
     for index, model in enumerate(spec.models):
         if model in models:
-            ENGINES[model.engine].check(model, f"{args.spec}: models[{index}]")
+            CHECKS[model.engine](model, f"{args.spec}: models[{index}]")
     order = Order(spec, args.out, parse_texts(args.text, spec))
-    outcome = speak(order, args.clips, models, partial(load_engine, device=args.device))
+    outcome = speak(order, args.clips, models, lambda m: ENGINES[m.engine](m, args.device))
     print(f"{args.out}: {outcome.made} clips made, {outcome.kept} were there already")
     for name, reason in outcome.failed_models.items():
         print(f"failed: {name}: {reason}")

@@ -8,6 +8,7 @@ resumable (what is there is kept).
 from __future__ import annotations
 
 import argparse
+import re
 import shutil
 import subprocess
 import tempfile
@@ -30,7 +31,6 @@ from data_specs.voice import sentences
 from pipeline.audio import DropSample, read_part
 from pipeline.corpora.folder import PEAK, Job, Wave, claimed, make_files, rng_of
 from pipeline.corpora.rooms import make_rooms
-from pipeline.corpora.studio import make_studio
 
 MIN_SPEECH_SECONDS = 8.2  # a crop of 7.68 s fits, with some left for a recipe's speed change
 AIM_SPEECH_SECONDS = 9.6
@@ -187,8 +187,8 @@ def make_speech(out: Path, clips: int = 260, seed: int = 1, workers: int = 2) ->
 
     flite's three English voices and espeak-ng's of seven other languages, each with several
     settings, stand for ``len(voices())`` speakers; clips go round them in turn. Raises
-    ``RuntimeError`` naming the Debian package if a synthesizer is missing, ``ValueError`` if
-    ``out`` holds the clips of another seed.
+    ``UserError`` naming the Debian package if a synthesizer is missing, or if ``out`` holds the
+    clips of another seed.
     """
     for program in sorted({voice.engine for voice in voices()}):
         _need(program)
@@ -200,6 +200,52 @@ def make_speech(out: Path, clips: int = 260, seed: int = 1, workers: int = 2) ->
         jobs.append((out / name, partial(_say, voice, seed, name)))
     with claimed(out, "speech", seed):
         return make_files(jobs, "speech", workers)
+
+
+# --- studio prompts, out of Debian's asterisk-core-sounds -----------------------------------------
+
+MIN_PROMPT_SECONDS = 3.0
+BYTES_A_SECOND = 8_000
+
+# The packages hold raw G.722, 16 kHz at 64 kbit/s, a folder for each talker: en_US_f_Allison.
+TALKER = re.compile(r"/(?P<language>[a-z]{2})_[A-Z]{2}_[fm]_(?P<name>\w+)/(?P<prompt>.+)\.g722$")
+
+
+def make_studio(unpacked: Path, out: Path, workers: int = 2) -> list[Path]:
+    """Write the prompts of 3 s and more below a folder as ``<language>/studio-<name>/*.flac``.
+
+    Raises ``UserError`` where the folder has none, or what decodes them is not installed.
+    """
+    try:
+        import av  # noqa: F401
+    except ImportError as error:
+        raise UserError("PyAV, which decodes G.722, is not installed: run make setup") from error
+    found = ((TALKER.search(path.as_posix()), path) for path in sorted(unpacked.rglob("*.g722")))
+    jobs = [
+        (out / talker["language"] / f"studio-{talker['name'].lower()}" / _name(talker), path)
+        for talker, path in found
+        if talker and path.stat().st_size >= MIN_PROMPT_SECONDS * BYTES_A_SECOND
+        if not talker["prompt"].startswith("silence/")
+    ]
+    if not jobs:
+        raise UserError(f"{unpacked}: no prompts of asterisk-core-sounds-*-g722 below it")
+    with claimed(out, "studio", 0):
+        return make_files(
+            [(to, partial(decode_g722, path)) for to, path in jobs], "studio", workers
+        )
+
+
+def _name(talker: re.Match[str]) -> str:
+    return talker["prompt"].replace("/", "-") + ".flac"
+
+
+def decode_g722(path: Path) -> Wave:
+    """Speech (T,) at 16 kHz."""
+    import av
+
+    with av.open(str(path), format="g722") as file:
+        frames = [frame.to_ndarray() for frame in file.decode(audio=0)]
+    return np.concatenate(frames, axis=1)[0].astype(np.float64) / 2**15
 
 
 # --- noise ----------------------------------------------------------------------------------------
@@ -341,10 +387,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """``python -m pipeline corpora speech|noise|rooms|studio --out DIR [--count N] [--seed S]``.
-
-    Raises ``UserError`` for a missing synthesizer or wrong input.
-    """
+    """``python -m pipeline corpora speech|noise|rooms|studio --out DIR [--count N] [--seed S]``."""
     if args.count < 0:
         raise UserError(f"--count must not be negative, is {args.count}")
     made = _make(args)

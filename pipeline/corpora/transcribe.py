@@ -17,7 +17,6 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,16 +42,8 @@ Hear = Callable[[Sequence[Wave]], list[str]]
 """What is said in waves (T,) at 16 kHz."""
 
 
-@dataclass(frozen=True)
-class Recogniser:
-    """Something that hears, and what texts are said to be by."""
-
-    name: str
-    hear: Hear
-
-
-def load_recogniser(source: str, device: str = "cpu") -> Recogniser:
-    """Load a recogniser from a folder in ``transformers``' layout, or from a hub.
+def load_recogniser(source: str, device: str = "cpu") -> tuple[str, Hear]:
+    """Whom texts are said to be by, and what hears: a folder in ``transformers``' layout, or a hub.
 
     Raises ``UserError`` for what is none, or is not to be had as safetensors.
     """
@@ -60,7 +51,7 @@ def load_recogniser(source: str, device: str = "cpu") -> Recogniser:
     from train.models.tensors import state_sha256
 
     found = recogniser.load_recogniser(source, device)
-    return Recogniser(f"{Path(source).name} {state_sha256(found.network)[:12]}", found.hear)
+    return f"{Path(source).name} {state_sha256(found.network)[:12]}", found.hear
 
 
 def transcribe(
@@ -162,37 +153,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """``python -m pipeline transcribe CSV|DIR --model DIR --out DIR``: run it again to go on.
-
-    Returns the exit status: 1 where a clip could not be heard. Raises ``UserError`` for wrong
-    input.
-    """
+    """Transcribe, or go on with it; exit status 1 where a clip could not be heard."""
     if args.batch < 1:
         raise UserError(f"--batch must be 1 or more, is {args.batch}")
     require_device(args.device)
     if args.source.is_dir():
         files = [path.resolve() for path in audio_files_below(args.source, "to transcribe")]
-        strange = [LeftOut(str(path), NOT_UNICODE) for path in files if not is_unicode(str(path))]
-        print_left_out(str(args.source), strange)
-        clips = [
-            LabelledClip(path=path, dataset="", split=args.split)
-            for path in files
-            if is_unicode(str(path))
-        ]
+        strange = [path for path in files if not is_unicode(str(path))]
+        print_left_out(str(args.source), [LeftOut(str(path), NOT_UNICODE) for path in strange])
+        named = [path for path in files if path not in strange]
+        clips = [LabelledClip(path=path, dataset="", split=args.split) for path in named]
     else:
         clips = read_labelled([args.source])
-    recogniser = load_recogniser(args.model, args.device)
+    name, hear = load_recogniser(args.model, args.device)
     asked = digest([[str(c.path), c.path.stat().st_size] for c in clips])[:16]
-    with claimed(
-        args.out, f"transcribe: {recogniser.name}, clips {asked}, {args.batch} at once", 0
-    ):
-        heard, failed = transcribe(clips, recogniser.hear, args.out / "parts", args.batch)
-        rows = rows_of(clips, heard, recogniser.name, args.out.resolve())
+    with claimed(args.out, f"transcribe: {name}, clips {asked}, {args.batch} at once", 0):
+        heard, failed = transcribe(clips, hear, args.out / "parts", args.batch)
+        rows = rows_of(clips, heard, name, args.out.resolve())
         write_text(args.out / LABELLED, csv_text(rows))
         rates = word_errors(rows) if any(clip.condition or clip.text for clip in clips) else []
         if rates:
             write_text(args.out / "word_errors.csv", csv_text(rates))
-    print(f"{args.out / LABELLED}: {len(clips) - len(failed)} clips heard by {recogniser.name}")
+    print(f"{args.out / LABELLED}: {len(clips) - len(failed)} clips heard by {name}")
     for one in rates:
         print(
             "{condition:20} {clips:5} clips {words:6} words  word error rate {rate:.3f}".format(

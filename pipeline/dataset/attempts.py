@@ -2,18 +2,16 @@
 
 Records (``shard-NNNNNN.json``) say what is whole. Beside them every driver keeps one small file in
 ``attempts/``, written anew every ``HEARTBEAT_S``: what it has in flight, what failed and why, how
-fast it is. A driver that died is known by its silence. ``failed-NNNNNN.json`` keeps why a shard's
-last attempt failed until it is made. No shard depends on any of these: lost, or in a folder that
-cannot be written, only what they say is missing.
+fast it is. A driver that died is known by its silence. No shard depends on any of these: lost, or
+in a folder that cannot be written, only what they say is missing.
 """
 
 from __future__ import annotations
 
-import re
 import secrets
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
@@ -33,8 +31,8 @@ HEARTBEAT_S = 30.0
 LOST_AFTER = 4
 """Heartbeats of silence after which a driver counts as dead; clocks may differ by some."""
 
-MOST_FAILURES = 1000
-"""Failed shards that a driver's file lists; a job with more has one cause, not a thousand."""
+MOST_FAILURES = 10_000
+"""Failed shards that a driver's file lists; a job with more has one cause, not ten thousand."""
 
 
 class Attempts(Strict):
@@ -104,8 +102,6 @@ class Tally:
     processors: Counter[str] = field(default_factory=Counter)
     mos: list[int] = field(default_factory=lambda: [0] * MOS_BINS)
     mos_sum: float = 0.0
-    summarised: int = 0
-    """Samples of shards whose records count them; older ones do not."""
 
     @property
     def samples(self) -> int:
@@ -117,15 +113,11 @@ class Tally:
         self.tar_bytes += record.tar_bytes
         self.dropped.update(drop["reason"] for drop in record.dropped)
         self.licences.update(record.licences)
-        found = record.summary
-        if found is None:
-            return
-        self.summarised += record.samples
-        self.corpora.update(found.corpora)
-        self.languages.update(found.languages)
-        self.processors.update(found.processors)
-        self.mos = [a + b for a, b in zip(self.mos, found.mos, strict=True)]
-        self.mos_sum += found.mos_sum
+        self.corpora.update(record.summary.corpora)
+        self.languages.update(record.summary.languages)
+        self.processors.update(record.summary.processors)
+        self.mos = [a + b for a, b in zip(self.mos, record.summary.mos, strict=True)]
+        self.mos_sum += record.summary.mos_sum
 
 
 def load(out: PathOrUrl, dataset_hash: str, planned: Iterable[int]) -> Tally:
@@ -144,26 +136,6 @@ def load(out: PathOrUrl, dataset_hash: str, planned: Iterable[int]) -> Tally:
 # --- made again ----------------------------------------------------------------------------------
 
 
-def name_of(shard: int) -> str:
-    """The file that keeps why a shard's last attempt failed."""
-    return f"failed-{shard:06d}.json"
-
-
-def note(job: Job, made: Sequence[int], failed: Mapping[int, str]) -> None:
-    """Keep the reasons of a run's failed attempts, and remove those of shards that it made."""
-    for shard, reason in failed.items():
-        shards.write_json(job.out, name_of(shard), {"shard": shard, "reason": reason})
-    if made:
-        for shard in noted(job) & set(made):
-            job.folder.remove(name_of(shard))
-
-
-def noted(job: Job) -> set[int]:
-    """Shards whose last attempt failed."""
-    matches = (re.fullmatch(r"failed-(\d+)\.json", name) for name in job.folder.sizes())
-    return {int(match[1]) for match in matches if match}
-
-
 def again(job: Job) -> Job:
     """The same job, but only its shards with dropped samples or a failed attempt, made again.
 
@@ -174,7 +146,7 @@ def again(job: Job) -> Job:
     whole = {shard for shard in range(job.shard_count) if job.is_whole(shard, ledger)}
     gone = [run for run in read_attempts(job.out) if not run.alive(time.time())]
     cut_short = {shard for run in gone for shard in (*run.running, *run.failed)}
-    attempts = (noted(job) | cut_short | set(ledger.uncommitted) | set(ledger.wrong)) - whole
+    attempts = (cut_short | set(ledger.uncommitted) | set(ledger.wrong)) - whole
     chosen = frozenset((dropped | attempts) & set(range(job.shard_count)))
     print(f"{len(dropped)} shards with dropped samples, {len(attempts)} with failed attempts")
     return replace(job, again=chosen, only=chosen if job.only is None else chosen & job.only)

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jinja2
+import numpy as np
 import pyarrow.compute as pc
 import yaml
 from huggingface_hub import DatasetCardData
@@ -196,12 +197,7 @@ def corpus_licences(job: Job) -> dict[str, Counter[str]]:
 
 def _median(bins: Sequence[int]) -> float:
     """The score below which half of the samples lie: the middle of its bin."""
-    seen = 0
-    for i, count in enumerate(bins):
-        seen += count
-        if 2 * seen >= sum(bins):
-            return 1 + (i + 0.5) / 10
-    return 5.0
+    return 1 + (int(np.searchsorted(np.cumsum(bins), sum(bins) / 2)) + 0.5) / 10
 
 
 def _recipe(job: Job) -> str:
@@ -228,9 +224,7 @@ def _command(job: Job) -> str:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the verb."""
-    parser.add_argument(
-        "dataset", type=path_or_url, metavar="DATASET", help="folder, or its address"
-    )
+    parser.add_argument("dataset", type=path_or_url, help="a folder, or its address")
 
 
 def run(options: argparse.Namespace) -> int:

@@ -142,7 +142,7 @@ def scan_sources(
         if not folders[option]:
             raise UserError(f"condition {users[0].name!r} needs --{option} DIR")
         manifest = scan_folders(role, option, folders[option])
-        hashes[option] = manifest.sha256()
+        hashes[option] = manifest.sha256
         table = make_table(manifest, Source(corpus=option), role, "all")
         if role == "noise":
             noise[sources] = table
@@ -195,7 +195,7 @@ def jobs_of(
     """
     whole = [_seconds_of(clip) <= seconds for clip in clips]
     return [
-        LabelledJob(
+        (
             {
                 "path": _name(one.name, index),
                 "mos": clip.mos if one.name == CLEAN and whole[index] else None,
@@ -277,10 +277,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """``python -m pipeline conditions CSV --out DIR``: run it again to go on, or with more names.
-
-    Returns the exit status: 1 where a clip cannot be made. Raises ``UserError`` for wrong input.
-    """
+    """Make clips, go on with them, or add names; exit status 1 where one cannot be made."""
     if not 0 < args.seconds <= 3600:
         raise UserError(f"--seconds must be from 0 to 3600, is {args.seconds}")
     wanted = chosen(args.conditions)

@@ -32,11 +32,11 @@ NOT_DATA = {"about", "max_dropped_share", "allow_noncommercial"}
 DESCRIPTION_LOCK = f"{LOCK_FILE}.{DATASET_FILE}"
 """Held while a folder is looked at and described: of two recipes begun together one is refused."""
 
-FIELDS = {"identity": dict, "recipe": dict, "recipe_hash": str, "samples": int}
-"""What every ``dataset.json`` has."""
-
-HASHES = {"manifests_sha256": dict, "teacher_calibration_sha256": str}
-"""What ``dataset.json`` has of what its identity does not cover; older ones lack both."""
+FIELDS = {
+    **{"identity": dict, "recipe": dict, "recipe_hash": str, "samples": int},
+    **{"manifests_sha256": dict, "teacher_calibration_sha256": str},
+}
+"""What every ``dataset.json`` has: the last two are of what its identity does not cover."""
 
 
 Folder = storage.LocalFolder | storage.RemoteFolder
@@ -74,8 +74,7 @@ def read_dataset(out: PathOrUrl) -> dict[str, Any] | None:
         value = json_object(folder.read([DATASET_FILE], MOST_INFO_BYTES)[0], path)
     except storage.NotFound:
         return None
-    expected = FIELDS | {name: kind for name, kind in HASHES.items() if name in value}
-    for name, kind in expected.items():
+    for name, kind in FIELDS.items():
         if not isinstance(value.get(name), kind):
             raise ShardError(f"{path}: not a dataset description of this version: no {name!r}")
     return value
@@ -125,13 +124,9 @@ def description_problems(job: Job) -> Iterator[str]:
     """Say what is wrong with ``dataset.json`` and the manifests; ``job`` is ``reopen``'s."""
     where, found = job.folder.shown(DATASET_FILE), require_dataset(job.out)
     free = {key: value for key, value in found["recipe"].items() if key in NOT_DATA}
-    expected: dict[str, Any] = {"derived_from": None} | _description(
-        job, found.get("manifests_sha256", {})
-    )
+    expected = {"derived_from": None} | _description(job, found["manifests_sha256"])
     expected["recipe"] = free | job.identity["recipe"]
     expected["teacher"] = job.identity["recipe"]["teacher"]["name"]
-    if not HASHES.keys() & found.keys():  # an older version's
-        expected = {key: value for key, value in expected.items() if key not in HASHES}
     stated = {key: found.get(key) for key in expected}
     for line in differences(stated, expected, between=("there", "by what is hashed")):
         yield f"{where}: was changed: {line}"
@@ -151,12 +146,9 @@ def changed_manifests(job: Job, described: Mapping[str, Any]) -> Iterator[str]:
 def _is_changed(folder: Folder, manifest: Manifest, described: Mapping[str, Any]) -> bool:
     """Whether a manifest's files, or its bytes, are others than those stated."""
     corpora = described["identity"].get("corpora")
-    if corpora is not None and manifest.sha256() != corpora.get(manifest.name):
+    if corpora is not None and manifest.sha256 != corpora.get(manifest.name):
         return True
-    if not HASHES.keys() & described.keys():
-        return False
-    stated = described.get("manifests_sha256", {}).get(manifest.name)
-    return bool(_sha256(folder, manifest.name) != stated)
+    return bool(_sha256(folder, manifest.name) != described["manifests_sha256"].get(manifest.name))
 
 
 def _sha256(folder: Folder, corpus: str) -> str:

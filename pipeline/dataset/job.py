@@ -20,11 +20,11 @@ from pipeline.dataset import shards
 from pipeline.dataset.shards import ShardError
 from pipeline.render import label
 from pipeline.render.guard import TIME_LIMIT_S, Guard
+from pipeline.render.label import Row
 from pipeline.render.plan import SamplePlan, Table, make_table, plan_range
 from pipeline.render.processors import versions
 from pipeline.render.processors.runtime import Runtime
 from pipeline.render.render import Roots, render_group
-from pipeline.render.row import Row
 
 LABEL_PACKAGES = ("numpy", "torch")
 """Of the packages whose versions a dataset states, those that compute every teacher's labels."""
@@ -141,7 +141,7 @@ class Job:
     def is_whole(self, shard: int, ledger: shards.Ledger | None = None) -> bool:
         """Whether a shard is done, as a ledger says that was read for many, or as it is now."""
         ledger = ledger or shards.one_shard(self.out, shard)
-        return ledger.is_whole(shard, self.dataset_hash, len(self.shard_range(shard)))
+        return not ledger.problem(shard, self.dataset_hash, len(self.shard_range(shard)))
 
     def plans(self, rows: range) -> list[SamplePlan]:
         return list(plan_range(self.recipe, self.tables, rows.start, rows.stop))

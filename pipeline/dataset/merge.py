@@ -57,7 +57,7 @@ def _chosen(job: jobs.Job, found: Sequence[jobs.Job], ledgers: Sequence[Ledger])
     chosen: dict[int, int] = {}
     for source, ledger in enumerate(ledgers):
         for shard, record in ledger.records.items():
-            if not ledger.is_whole(shard, job.dataset_hash, record.planned):
+            if ledger.problem(shard, job.dataset_hash, record.planned):
                 continue
             best = chosen.setdefault(shard, source)
             other = ledgers[best].records[shard]

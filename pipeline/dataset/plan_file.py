@@ -73,18 +73,15 @@ def _named(job: jobs.Job, block: Block, name: str) -> pa.Array:
     if role:
         return names_by_index(column, job.tables[role].path if role in job.tables else [])
     if name == "speech.file":
-        spoken, voices = job.tables["speech"].path, job.tables.get("voices")
+        spoken = job.tables["speech"].path
+        voices = job.tables["voices"].path if "voices" in job.tables else ()
         index = column + np.where(block["voice"], len(spoken), 0)
-        return names_by_index(index, np.concatenate([spoken, voices.path]) if voices else spoken)
+        return names_by_index(index, [*spoken, *voices])
     return pa.array(column)
 
 
 def names_by_index(index: np.ndarray, names: Sequence[str] | np.ndarray) -> pa.Array:
-    """Names by their index. Only those that occur are written: a corpus of a million files would
-    otherwise be written out with every block."""
-    mask = index < 0
-    used, indices = np.unique(np.where(mask, 0, index), return_inverse=True)
-    occurring = [names[i] for i in used] if len(names) else []
-    return pa.DictionaryArray.from_arrays(
-        pa.array(indices.astype(np.int32), mask=mask), pa.array(occurring, pa.string())
-    )
+    """Names by their index, of -1 null. Only those that occur are written: a corpus of a million
+    files would otherwise be written out with every block."""
+    named = np.array([*names, None], dtype=object)[index]
+    return pa.array(named, pa.string()).dictionary_encode()

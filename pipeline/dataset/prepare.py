@@ -30,7 +30,6 @@ def prepare(
     samples: int,
     splits: dict[str, str] | None = None,
     device: str = "cpu",
-    progress: bool = True,
     time_limit_s: float = TIME_LIMIT_S,
     teacher_device: str = "",
     derived_from: dict[str, Any] | None = None,
@@ -49,7 +48,7 @@ def prepare(
     check_processors(recipe, device, time_limit_s)
     before = read_dataset(out)
     if manifests is None:
-        manifests = scan_all(recipe, roots, progress, known_manifests(out, before))
+        manifests = scan_all(recipe, roots, known_manifests(out, before))
     teacher = label.identify(recipe.teacher, teacher_device or device)
     identity = identity_of(recipe, manifests, splits or {}, teacher.weights_sha256)
     if before is None or "assigned" in before["identity"]:  # an older folder's are found anew
@@ -102,7 +101,6 @@ def require_samples(samples: int) -> None:
 def scan_all(
     recipe: Recipe,
     roots: Roots,
-    progress: bool = True,
     known: Mapping[str, Manifest] | None = None,
 ) -> dict[str, Manifest]:
     """The manifests of the recipe's corpora. Raises ``CorpusError`` for a missing folder.
@@ -114,7 +112,7 @@ def scan_all(
         raise CorpusError(f"--corpus {given}: {unknown('corpus', given, names)}")
     known, where = known or {}, f"recipe {recipe.name!r}"
     return {
-        name: scan(name, find_corpus(name, where), roots.get(name, []), progress, known.get(name))
+        name: scan(name, find_corpus(name, where), roots.get(name, []), known.get(name))
         for name in sorted(names)
     }
 
@@ -140,7 +138,7 @@ def identity_of(
         "plan_version": PLAN_VERSION,
         "render_version": RENDER_VERSION,
         "recipe": recipe.model_dump(mode="json", exclude=NOT_DATA),
-        "corpora": {name: manifest.sha256() for name, manifest in manifests.items()},
+        "corpora": {name: manifest.sha256 for name, manifest in manifests.items()},
         "splits": resolve_splits(recipe, splits),
         "teacher_sha256": teacher_sha256,
         "processors_sha256": weights_sha256(recipe),

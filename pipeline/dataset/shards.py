@@ -33,7 +33,7 @@ from data_specs.sample import (
     shard_name,
 )
 from data_specs.strict import Strict
-from pipeline.render.row import Row
+from pipeline.render.label import Row
 
 FORMAT = 1
 
@@ -84,7 +84,7 @@ class ShardRecord(Strict):
     dropped: tuple[dict[str, str], ...]
     versions: dict[str, str]
     licences: dict[str, int] = Field(default_factory=dict)
-    summary: Summary | None = None  # records of before it was written have none
+    summary: Summary = Summary()
 
 
 class ShardError(UserError):
@@ -243,9 +243,6 @@ class Ledger:
         if record.planned < planned:
             return f"holds {record.planned} of {planned} planned samples: a shorter run made it"
         return ""
-
-    def is_whole(self, shard: int, dataset_hash: str, planned: int) -> bool:
-        return not self.problem(shard, dataset_hash, planned)
 
 
 def read_ledger(folder: PathOrUrl, only: Iterable[int] | None = None) -> Ledger:

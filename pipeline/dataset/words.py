@@ -272,7 +272,7 @@ def jobs_of(
     roots: Roots,
 ) -> list[LabelledJob]:
     """The strings of every split, each with its row, in rooms and noise of that split."""
-    jobs = []
+    jobs: list[LabelledJob] = []
     for split, those in strings.items():
         rooms, noise = (
             make_table(manifests[role], Source(corpus=role, holdout=HOLDOUT), role, split)
@@ -290,7 +290,7 @@ def jobs_of(
                 "split": split,
             }
             scene = drawing.around(rooms, noise, split, k)
-            jobs.append(LabelledJob(row, partial(make_string, pieces, *scene, roots)))
+            jobs.append((row, partial(make_string, pieces, *scene, roots)))
     return jobs
 
 
@@ -345,10 +345,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """``python -m pipeline words CSV|DIR --out DIR --strings train=N``: run it again to go on.
-
-    Returns the exit status: 1 where a string cannot be made. Raises ``UserError`` for wrong input.
-    """
+    """Make strings, or go on with them; exit status 1 where one cannot be made."""
     drawing = checked(Drawing, options_of(args, Drawing), "options")
     counts, source = parse_strings(args.strings), args.source
     if source.is_dir():
@@ -368,7 +365,7 @@ def run(args: argparse.Namespace) -> int:
     recipe = {
         "version": VERSION,
         "recordings": digest(files),
-        "sources": {role: one.sha256() for role, one in manifests.items()},
+        "sources": {role: one.sha256 for role, one in manifests.items()},
         **drawing.model_dump(mode="json", exclude={"seed"}),
     }
     return make_labelled(args.out, "words", recipe, drawing.seed, jobs, args.workers)

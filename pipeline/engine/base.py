@@ -18,7 +18,7 @@ from data_specs.io.storage import patiently
 from pipeline.dataset.job import Job, ShardWorker, WorkerFactory
 from pipeline.dataset.shards import ShardError
 from pipeline.engine.watch import Watch
-from pipeline.render.row import Row
+from pipeline.render.label import Row
 
 WHOLE_ALREADY = "whole already"
 """What an engine says of a shard that another made meanwhile."""

@@ -39,8 +39,8 @@ def extended(dataset: PathOrUrl, options: argparse.Namespace) -> jobs.Job:
             f"--samples {options.samples}: {shown(dataset)} has {old.samples} already; --samples "
             "is how many it shall have in all"
         )
-    found = prepare.scan_all(old.recipe, old.roots, True, old.manifests)
-    changed = [n for n, m in found.items() if m.sha256() != old.identity["corpora"].get(n)]
+    found = prepare.scan_all(old.recipe, old.roots, old.manifests)
+    changed = [n for n, m in found.items() if m.sha256 != old.identity["corpora"].get(n)]
     out = options.out or dataset
     if not changed and description.same_location(out, dataset):
         _require_adopted(old)
@@ -148,9 +148,7 @@ def adopt(old: jobs.Job, job: jobs.Job) -> None:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the verb."""
-    parser.add_argument(
-        "dataset", type=path_or_url, metavar="DATASET", help="folder, or its address"
-    )
+    parser.add_argument("dataset", type=path_or_url, help="a folder, or its address")
     parser.add_argument("--samples", type=int, required=True, help="how many it shall have in all")
     parser.add_argument(
         "--out", type=path_or_url, metavar="DIR", help="the new version, with more recordings"

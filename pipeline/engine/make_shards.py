@@ -20,18 +20,15 @@ from pipeline.options import (
 )
 from pipeline.render import label
 
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of the verb."""
-    shards_options(parser)
+add_arguments = shards_options
 
 
 def run(options: argparse.Namespace) -> int:
     """Make what is missing of the dataset, and of further splits of it."""
     recipe = load_recipe(options.recipe)
-    splits = parse_splits(options.split, list(recipe.sources.present()))
+    roles = list(recipe.sources.present())
     roots, further = parse_roots(options.corpus, recipe), parse_beside(options.beside)
-    outs = [("--out", options.out), *(("--and", one.out) for one in further)]
+    outs = [("--out", options.out), *(("--and", out) for _, _, out in further)]
     device = options.teacher_device or options.device
     how = engine_options(options, device, [*outs, *corpus_places(roots)])
     job = prepare.prepare(
@@ -39,7 +36,7 @@ def run(options: argparse.Namespace) -> int:
         roots,
         options.out,
         options.samples,
-        splits,
+        parse_splits(options.split, roles),
         options.device,
         time_limit_s=options.time_limit,
         teacher_device=options.teacher_device,
@@ -48,11 +45,9 @@ def run(options: argparse.Namespace) -> int:
         print(manifest.summary())
     if warning := label.slow_precision(recipe.teacher, job.label_device):
         print(warning)
-    roles = list(recipe.sources.present())
     wanted = [job]
-    for one in further:
-        splits = dict.fromkeys(roles, one.split)
-        wanted.append(prepare.beside(job, one.out, one.samples, splits))
+    for split, samples, out in further:
+        wanted.append(prepare.beside(job, out, samples, dict.fromkeys(roles, split)))
     if options.retry_failed:
         wanted = [attempts.again(one) for one in wanted]
     return make(wanted, how)

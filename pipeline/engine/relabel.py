@@ -30,11 +30,11 @@ from pipeline.dataset.description import open_folder, reopen, same_location
 from pipeline.dataset.job import Job
 from pipeline.dataset.shards import ShardError
 from pipeline.engine.base import EngineOptions
-from pipeline.engine.run import carry_out, run_all
+from pipeline.engine.run import make
 from pipeline.options import engine_options
 from pipeline.render import label
+from pipeline.render.label import Row
 from pipeline.render.processors import audio_packages
-from pipeline.render.row import Row
 
 PRECISIONS = get_args(TeacherSpec.model_fields["precision"].annotation)
 
@@ -188,7 +188,5 @@ def run(options: argparse.Namespace) -> int:
     job = prepare(source, options.out, spec, options.device)
     if warning := label.slow_precision(job.recipe.teacher, options.device):
         print(warning)
-    # Nothing is planned: the workers need no manifests.
     factory = partial(Relabeller, source=replace(source, manifests={}), batch=options.batch)
-    small = replace(job, manifests={})
-    return carry_out([job], how.own, lambda: run_all([small], how, factory=factory))
+    return make([job], how, factory, planned=False)

@@ -5,15 +5,15 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, closing
-from typing import Any
+from dataclasses import replace
 
 from data_specs.cluster.needs import EVERY, Part
 from data_specs.io.addresses import shown
 from data_specs.io.storage import NotFound
 from data_specs.sample import shard_name
-from pipeline.dataset import attempts, shards
+from pipeline.dataset import shards
 from pipeline.dataset.card import write_card
 from pipeline.dataset.description import WrongDataset, require_ours, writing
 from pipeline.dataset.job import CLIP_HOURS, Job, Worker, WorkerFactory
@@ -23,24 +23,8 @@ from pipeline.engine.ray_engine import run_ray
 from pipeline.engine.watch import Watch
 
 
-def run(
-    job: Job,
-    engine: str,
-    workers: int,
-    progress: bool = True,
-    factory: WorkerFactory = Worker,
-    **how: Any,
-) -> Outcome:
-    """``run_all`` of one job, by these fields of ``EngineOptions``."""
-    options = EngineOptions(engine=engine, workers=workers, **how)  # type: ignore[arg-type]
-    return run_all([job], options, progress, factory)[0]
-
-
 def run_all(
-    jobs: Sequence[Job],
-    how: EngineOptions,
-    progress: bool = True,
-    factory: WorkerFactory = Worker,
+    jobs: Sequence[Job], how: EngineOptions, factory: WorkerFactory = Worker
 ) -> list[Outcome]:
     """Make every shard of a part of some jobs that is not whole yet, one job after the other.
 
@@ -62,9 +46,7 @@ def run_all(
         for number, own in enumerate(todo):
             if own:
                 whole, waits = outcomes[number].skipped, bool(watches)
-                watch = Watch(
-                    jobs[number], own, how.engine, how.workers, whole, progress, waits=waits
-                )
+                watch = Watch(jobs[number], own, how.engine, how.workers, whole, waits=waits)
                 watches[number] = stack.enter_context(watch)
         since = time.monotonic()
         finished = stack.enter_context(closing(engine(factory, jobs, tasks, how, watches)))
@@ -82,27 +64,21 @@ def left_whole(job: Job, part: Part, todo: Sequence[int]) -> int:
     return len(part.own(range(job.shard_count))) - len({*todo, *lacking})
 
 
-def make(jobs: Sequence[Job], how: EngineOptions) -> int:
-    """Make what is to be made of some jobs in one run; exit status of ``carry_out``."""
+def make(
+    jobs: Sequence[Job], how: EngineOptions, factory: WorkerFactory = Worker, planned: bool = True
+) -> int:
+    """Make what is to be made of some jobs in one run, as their folders' only writer.
 
-    def work() -> list[Outcome]:
-        outcomes = run_all(jobs, how)
-        for job, outcome in zip(jobs, outcomes, strict=True):
-            attempts.note(job, outcome.made, outcome.failed)
-        return outcomes
-
-    return carry_out(jobs, how.own, work)
-
-
-def carry_out(jobs: Sequence[Job], part: Part, work: Callable[[], list[Outcome]]) -> int:
-    """Do the work on some datasets as their only writer; exit status of ``finish``, and 1 where a
-    folder was removed under it."""
+    Exit status of ``finish``, and 1 where a folder was removed under it. Where nothing is
+    ``planned`` workers get no manifests.
+    """
+    given = jobs if planned else [replace(job, manifests={}) for job in jobs]
     with ExitStack() as stack:
         for job in jobs:
-            stack.enter_context(writing(job.out, part))
+            stack.enter_context(writing(job.out, how.own))
         try:
-            outcomes = zip(jobs, work(), strict=True)
-            return max([finish(job, outcome, part) for job, outcome in outcomes])
+            outcomes = zip(jobs, run_all(given, how, factory), strict=True)
+            return max([finish(job, outcome, how.own) for job, outcome in outcomes])
         except (FileNotFoundError, NotFound, WrongDataset):
             try:
                 for job in jobs:

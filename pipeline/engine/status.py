@@ -169,9 +169,7 @@ def lines(status: Status) -> Iterator[str]:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the verb."""
-    parser.add_argument(
-        "dataset", type=path_or_url, metavar="DATASET", help="folder, or its address"
-    )
+    parser.add_argument("dataset", type=path_or_url, help="a folder, or its address")
     parser.add_argument("--json", action="store_true", help="everything, for machines")
 
 

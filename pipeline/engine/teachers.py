@@ -99,9 +99,9 @@ def _answer(reference: Any, name: str) -> Any:
         raise error.cause from None
     except RayActorError:
         raise TeacherError(
-            f"teacher {name!r}: its actor died (killed, or out of memory) and was started again "
-            f"{RESTARTS} times in vain; run the same command again, with fewer --teachers-per-gpu "
-            "or --teacher-actors if memory was short"
+            f"teacher {name!r}: its actor died (killed, or out of memory) and was started again in "
+            "vain; run the same command again, with fewer --teachers-per-gpu or --teacher-actors "
+            "if memory was short"
         ) from None
 
 

@@ -61,8 +61,8 @@ class Watch:
     """The driver's view of a run; a context. Every method may be called from any thread.
 
     ``whole`` shards were there before (default: all that are not in ``todo``). ``stream`` (default:
-    stderr) gets the bar, where it is a terminal, or the lines; nothing where ``show`` is false, nor
-    before the first shard begins where it ``waits`` for another job of the same run.
+    stderr) gets the bar, where it is a terminal, or the lines; nothing before the first shard
+    begins where it ``waits`` for another job of the same run.
     """
 
     def __init__(
@@ -72,7 +72,6 @@ class Watch:
         engine: str,
         workers: int,
         whole: int | None = None,
-        show: bool = True,
         stream: TextIO | None = None,
         clock: Callable[[], float] = time.time,
         waits: bool = False,
@@ -94,11 +93,9 @@ class Watch:
         self._dropped: Counter[str] = Counter()
         self._points: deque[tuple[float, int]] = deque([(now, 0)])
         self._spoke = self._wrote = now
-        terminal = show and self.stream.isatty()
-        self._lines = show and not terminal
-        self._bar = tqdm(
-            total=self._total, desc="samples", unit="sample", disable=not terminal, file=self.stream
-        )
+        self._lines = not self.stream.isatty()
+        drawn: dict[str, Any] = {"disable": self._lines, "file": self.stream}
+        self._bar = tqdm(total=self._total, desc="samples", unit="sample", **drawn)
         self._stop = threading.Event()
         # Two, for a store that fails may hold the file for minutes, and lines are wanted just then.
         self._threads = [
@@ -158,11 +155,6 @@ class Watch:
                 retries=self._retries,
                 dropped=dict(self._dropped.most_common()),
             )
-
-    def tick(self) -> None:
-        """Look at the clock: what is due is shown, sent and written."""
-        self._show()
-        self._beat()
 
     def _show(self) -> None:
         now = self.clock()
@@ -298,9 +290,6 @@ def reasons(dropped: Mapping[str, int]) -> str:
 
 
 # --- metrics --------------------------------------------------------------------------------------
-
-EXPORTED = "ray_"
-"""What Ray puts before the name of a metric that it exports to Prometheus."""
 
 LABELS = ("dataset", "run")
 

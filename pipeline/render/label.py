@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,20 @@ from data_specs.sample import SampleRecord
 from pipeline.audio import encode_flac, from_pcm, pcm_sha256
 from pipeline.render.processors import licences
 from pipeline.render.render import Rendered
-from pipeline.render.row import Row
+
+if TYPE_CHECKING:  # for it imports torch
+    from train.models.head_teacher import Identity
+
+
+@dataclass(frozen=True)
+class Row:
+    """One sample on its way into a shard: audio and record, or the reason why it was dropped."""
+
+    key: str
+    flac: bytes | None
+    record: bytes | None
+    reason: str = ""
+    detail: str = ""
 
 
 class Teacher(Protocol):
@@ -38,13 +52,6 @@ def load(spec: TeacherSpec, device: str = "cpu") -> Teacher:
     return load_teacher(spec.name, device=device, precision=spec.precision)
 
 
-class Identity(Protocol):
-    """What ``train.models.teacher.identify_teacher`` gives."""
-
-    @property
-    def weights_sha256(self) -> str: ...
-
-
 def identify(spec: TeacherSpec, device: str = "cpu") -> Identity:
     """Who the recipe's teacher is, from its files alone; the device need not be here.
 
@@ -55,10 +62,9 @@ def identify(spec: TeacherSpec, device: str = "cpu") -> Identity:
     return identify_teacher(spec.name, device, spec.precision)
 
 
-def calibration(teacher: Teacher | Identity) -> dict[str, Any] | None:
+def calibration(teacher: Identity) -> dict[str, Any] | None:
     """A teacher's maps to the scales of rated sets, or None for one that has none."""
-    found = getattr(teacher, "calibration", None)
-    return None if found is None else found.model_dump(mode="json")
+    return teacher.calibration and teacher.calibration.model_dump(mode="json")
 
 
 def slow_precision(spec: TeacherSpec, device: str) -> str:

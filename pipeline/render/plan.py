@@ -152,8 +152,7 @@ def plan_block(recipe: Recipe, tables: Tables, start: int, count: int) -> Block:
     block["level_dbfs"] = sample(recipe.level_dbfs, uniform("level_dbfs"))
     _draw_speech(block, tables, uniform)
     plain = block["voice"] if recipe.voices and not recipe.voices.degrade else np.zeros(count, bool)
-    _draw_room(block, recipe, tables, uniform, plain)
-    _draw_noise(block, recipe, tables, uniform, plain)
+    _draw_room_and_noise(block, recipe, tables, uniform, plain)
     for stage in recipe.all_stages():
         _draw_stage(block, stage, uniform, plain)
     return block
@@ -178,28 +177,17 @@ def _draw_speech(block: Block, tables: Tables, uniform: Uniform) -> None:
             block["speech.start_sample"][rows] = np.floor(place[rows] * room)
 
 
-def _draw_room(
+def _draw_room_and_noise(
     block: Block, recipe: Recipe, tables: Tables, uniform: Uniform, plain: NDArray[np.bool_]
 ) -> None:
-    chosen = np.full(len(plain), -1, dtype=np.int64)
-    if recipe.room:
-        happens = _happens(uniform, "room", recipe.room.probability) & ~plain
-        file = np.floor(uniform("room.file") * len(tables["rooms"])).astype(np.int64)
-        chosen = np.where(happens, file, chosen)
-    block["room.file"] = chosen
-
-
-def _draw_noise(
-    block: Block, recipe: Recipe, tables: Tables, uniform: Uniform, plain: NDArray[np.bool_]
-) -> None:
-    block["noise.file"] = np.full(len(plain), -1, dtype=np.int64)
-    if recipe.noise:
-        table = tables["noise"]
-        happens = _happens(uniform, "noise", recipe.noise.probability) & ~plain
-        file = np.floor(uniform("noise.file") * len(table)).astype(np.int64)
-        start = np.floor(uniform("noise.start") * table.samples[file]).astype(np.int64)
-        block["noise.file"] = np.where(happens, file, -1)
-        block["noise.start_sample"] = start
+    for name, role, step in (("room", "rooms", recipe.room), ("noise", "noise", recipe.noise)):
+        happens = _happens(uniform, name, step.probability if step else 0.0) & ~plain
+        files = len(tables[role]) if step else 0
+        file = np.floor(uniform(f"{name}.file") * files).astype(np.int64)
+        block[f"{name}.file"] = np.where(happens, file, -1)
+    if recipe.noise:  # whose file was drawn last
+        start = np.floor(uniform("noise.start") * tables["noise"].samples[file])
+        block["noise.start_sample"] = start.astype(np.int64)
         block["noise.snr_db"] = sample(recipe.noise.snr_db, uniform("noise.snr_db"))
 
 
@@ -210,30 +198,31 @@ def _draw_stage(block: Block, stage: Stage, uniform: Uniform, plain: NDArray[np.
     block[name] = np.where(happens, chosen, -1)
     for option in stage.choices:
         prefix = f"{name}.{option.use.kind}"
-        processor = PROCESSORS.get(option.use.kind)
-        if processor is not None:  # one not built yet can be planned, not run
-            for field, column in processor.draw(option.use, uniform, prefix).items():
-                block[f"{prefix}.{field}"] = column
+        for field, column in PROCESSORS[option.use.kind].draw(option.use, uniform, prefix).items():
+            block[f"{prefix}.{field}"] = column
 
 
-def _row(recipe: Recipe, tables: Tables, columns: dict[str, list[Any]], i: int) -> SamplePlan:
-    spoken = tables["voices" if columns["voice"][i] else "speech"]
-    file = columns["speech.file"][i]
-    steps = [_step(stage, columns, i) for stage in recipe.all_stages()]
+def _row(recipe: Recipe, tables: Tables, at: dict[str, Any]) -> SamplePlan:
+    """The plan of one sample, out of its values ``at`` each column."""
+    spoken = tables["voices" if at["voice"] else "speech"]
+    file, room, noise = at["speech.file"], at["room.file"], at["noise.file"]
+    steps = [_step(stage, at) for stage in recipe.all_stages()]
     before = len(recipe.speech_stages)
     return SamplePlan.model_construct(
         version=PLAN_VERSION,
-        index=columns["index"][i],
+        index=at["index"],
         speech=SpeechPlan.model_construct(
             **_file(spoken, file),
-            start_sample=columns["speech.start_sample"][i],
+            start_sample=at["speech.start_sample"],
             speaker=spoken.speaker[file],
             language=spoken.language[file],
         ),
-        speed=columns["speed"][i],
-        level_dbfs=columns["level_dbfs"][i],
-        room=_room(tables, columns, i),
-        noise=_noise(tables, columns, i),
+        speed=at["speed"],
+        level_dbfs=at["level_dbfs"],
+        room=None if room < 0 else room_at(tables["rooms"], room),
+        noise=None
+        if noise < 0
+        else _noise_at(tables["noise"], noise, at["noise.start_sample"], at["noise.snr_db"]),
         speech_steps=sum(step is not None for step in steps[:before]),
         steps=tuple(step for step in steps if step is not None),
     )
@@ -257,32 +246,20 @@ def draw_noise(table: Table, seed: int, name: str, clip: int, snr_db: float) -> 
     """A noise, and where it begins, for one clip that no recipe plans."""
     file = index(seed, f"{name}/noise", clip, len(table))
     start = index(seed, f"{name}/start", clip, int(table.samples[file]))
+    return _noise_at(table, file, start, snr_db)
+
+
+def _noise_at(table: Table, file: int, start: int, snr_db: float) -> NoisePlan:
     return NoisePlan.model_construct(**_file(table, file), start_sample=start, snr_db=snr_db)
 
 
-def _room(tables: Tables, columns: dict[str, list[Any]], i: int) -> RoomPlan | None:
-    file = columns["room.file"][i]
-    return None if file < 0 else room_at(tables["rooms"], file)
-
-
-def _noise(tables: Tables, columns: dict[str, list[Any]], i: int) -> NoisePlan | None:
-    file = columns["noise.file"][i]
-    if file < 0:
-        return None
-    return NoisePlan.model_construct(
-        **_file(tables["noise"], file),
-        start_sample=columns["noise.start_sample"][i],
-        snr_db=columns["noise.snr_db"][i],
-    )
-
-
-def _step(stage: Stage, columns: dict[str, list[Any]], i: int) -> Step | None:
-    chosen = columns[f"stage.{stage.stage}"][i]
+def _step(stage: Stage, at: dict[str, Any]) -> Step | None:
+    chosen = at[f"stage.{stage.stage}"]
     if chosen < 0:
         return None
     kind = stage.choices[chosen].use.kind
     prefix = f"stage.{stage.stage}.{kind}."
-    params = {n.removeprefix(prefix): c[i] for n, c in columns.items() if n.startswith(prefix)}
+    params = {n.removeprefix(prefix): value for n, value in at.items() if n.startswith(prefix)}
     return Step.model_construct(stage=stage.stage, kind=kind, params=params)
 
 
@@ -290,6 +267,5 @@ def plan_range(recipe: Recipe, tables: Tables, start: int, stop: int) -> Iterato
     """Samples ``start`` to ``stop``, drawn block by block."""
     for first in range(start, stop, BLOCK):
         block = plan_block(recipe, tables, first, min(BLOCK, stop - first))
-        columns = {name: column.tolist() for name, column in block.items()}
-        for i in range(len(block["index"])):
-            yield _row(recipe, tables, columns, i)
+        for values in zip(*(column.tolist() for column in block.values()), strict=True):
+            yield _row(recipe, tables, dict(zip(block, values, strict=True)))

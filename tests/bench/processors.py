@@ -156,7 +156,7 @@ def _corpora(folder: Path) -> Roots:
 
 
 def _plans(setting: Setting, start: int, count: int) -> list[SamplePlan]:
-    manifests = scan_all(setting.recipe, setting.roots, progress=False)
+    manifests = scan_all(setting.recipe, setting.roots)
     tables = {
         role: make_table(manifests[source.corpus], source, role, "all")
         for role, source in setting.recipe.sources.present().items()

@@ -24,11 +24,11 @@ import pyarrow as pa
 from data_specs.io.errors import UserError
 from data_specs.io.files import whole_file
 from data_specs.recipe import Recipe, load_recipe
-from data_specs.sample import DATASET_FILE, sample_key, shard_name
+from data_specs.sample import sample_key, shard_name
 from pipeline.corpora.manifest import SCHEMA, Manifest
 from pipeline.dataset import attempts, plan_file, shards
 from pipeline.dataset.card import CARD, write_card
-from pipeline.dataset.description import reopen
+from pipeline.dataset.description import open_folder, reopen
 from pipeline.dataset.job import CLIP_HOURS, Job
 from pipeline.dataset.shards import MOS_BINS, ShardRecord, Summary
 from pipeline.engine import status
@@ -79,14 +79,9 @@ def make(out: Path, samples: int, count: int) -> None:
     identity = {"splits": dict.fromkeys(corpora, "train"), "teacher_sha256": HASH}
     identity["versions"] = {"numpy": np.__version__}
     job = Job(recipe, identity, samples, out, {}, manifests=manifests)
-    (out / "manifests").mkdir(parents=True)
-    for name, manifest in manifests.items():
-        manifest.save(out / "manifests" / f"{name}.parquet")
+    open_folder(job)
     for shard in range(count):
         _write_shard(job, shard)
-    described = {"recipe": recipe.model_dump(mode="json"), "identity": job.identity}
-    described |= {"recipe_hash": job.dataset_hash, "samples": samples, "teacher": "distillmos"}
-    (out / DATASET_FILE).write_text(json.dumps(described))
     run, at = attempts.new_run(), {"began": 0, "updated": 0}
     attempts.write_attempts(
         out, attempts.Attempts(run=run, engine="ray", workers=100, shards=count, **at)

@@ -159,10 +159,7 @@ def test_no_speaker_and_no_recording_of_the_judges_is_in_the_open_corpora(shared
     judges = [path for folder in JUDGES for path in (root / folder).rglob("*.*")]
     heard = {sha256(path.read_bytes()).digest() for path in judges}
     others = {path.name.split("-")[0] for path in (root / "speech/test-other").iterdir()}
-    found = {
-        name: scan(name, all_corpora()[name], [root], progress=False).usable.to_pylist()
-        for name in OPEN[:3]
-    }
+    found = {name: scan(name, all_corpora()[name], [root]).usable.to_pylist() for name in OPEN[:3]}
     for rows in found.values():
         assert len(rows) >= 20
         for row in rows:

@@ -262,9 +262,9 @@ def at_address(speech: Path) -> str:
 
 def test_a_corpus_at_an_address_is_the_same_corpus(at_address: str, speech: Path) -> None:
     corpus = find_corpus("speech", "test")
-    here, there = (scan("speech", corpus, [root], progress=False) for root in (speech, at_address))
+    here, there = (scan("speech", corpus, [root]) for root in (speech, at_address))
     assert there.table.drop_columns("stamp").equals(here.table.drop_columns("stamp"))
-    assert there.sha256() == here.sha256()
+    assert there.sha256 == here.sha256
     assert len(here.usable) == 3 and here.rejections()
     for row in here.usable.to_pylist():
         clip = remote_clip(at_address, row["path"])
@@ -274,7 +274,7 @@ def test_a_corpus_at_an_address_is_the_same_corpus(at_address: str, speech: Path
 
 def test_no_corpus_at_an_address(at_address: str) -> None:
     with pytest.raises(CorpusError, match="memory://elsewhere: no such folder"):
-        scan("speech", find_corpus("speech", "test"), ["memory://elsewhere"], progress=False)
+        scan("speech", find_corpus("speech", "test"), ["memory://elsewhere"])
 
 
 def test_a_store_that_fails_is_no_fault_of_the_file(
@@ -343,13 +343,13 @@ def test_a_corpus_behind_a_password_and_none_of_it_told(
     handler = functools.partial(Guarded, directory=str(speech))
     corpus = find_corpus("speech", "test")
     with serving(handler) as host:
-        found = scan("speech", corpus, [f"http://me1:PASSWORD1@{host}"], progress=False)
+        found = scan("speech", corpus, [f"http://me1:PASSWORD1@{host}"])
         with pytest.raises((OSError, ValueError)) as caught:
-            scan("speech", corpus, [f"http://me1:WRONGPASS@{host}"], progress=False)
+            scan("speech", corpus, [f"http://me1:WRONGPASS@{host}"])
         clip = remote_clip(f"http://me1:PASSWORD1@{host}", "en/talker1/b c.flac")
         read_part(clip, 0, 100)
-    here = scan("speech", corpus, [speech], progress=False)
-    assert found.sha256() == here.sha256()
+    here = scan("speech", corpus, [speech])
+    assert found.sha256 == here.sha256
     found.save(tmp_path / "speech.parquet")
     told = [str(caught.value), found.summary(), str(clip), repr(clip), *capsys.readouterr()]
     assert not [text for text in told if "PASS" in text or "me1" in text]

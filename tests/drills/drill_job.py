@@ -28,9 +28,9 @@ from pipeline.dataset.description import open_folder
 from pipeline.dataset.job import Job, Worker
 from pipeline.dataset.prepare import prepare
 from pipeline.engine.base import EngineOptions
-from pipeline.engine.run import carry_out, run_all
+from pipeline.engine.run import make
 from pipeline.options import parse_roots
-from pipeline.render.row import Row
+from pipeline.render.label import Row
 
 TWICE = "TWICE"
 
@@ -129,14 +129,14 @@ def main() -> int:
     if options.recipe:
         recipe = load_recipe(options.recipe)
         roots = parse_roots(options.corpus, recipe)
-        job = prepare(recipe, roots, options.out, options.samples, progress=False)
+        job = prepare(recipe, roots, options.out, options.samples)
         kind: type[StubWorker | LoggedWorker] = LoggedWorker
     else:
         job, kind = stub_job(options.out, options.samples), StubWorker
     how = EngineOptions.model_validate(options_of(options, EngineOptions))
     how.check("cpu")
     factory = partial(kind, log=options.log, pause_s=options.pause)
-    return carry_out([job], how.own, lambda: run_all([job], how, progress=False, factory=factory))
+    return make([job], how, factory)
 
 
 if __name__ == "__main__":

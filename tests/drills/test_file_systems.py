@@ -35,7 +35,8 @@ from pipeline.__main__ import main
 from pipeline.corpora import folder as corpora
 from pipeline.corpora.manifest import scan
 from pipeline.dataset.description import DESCRIPTION_LOCK, WrongDataset, require_ours
-from pipeline.engine import ray_cluster, ray_engine, run, teachers
+from pipeline.engine import ray_cluster, ray_engine, teachers
+from tests import engines
 from tests.conftest import ROOT, talk, write
 from tests.drills.drill_cluster import begin, held, wait_for
 from tests.drills.drill_job import stub_job
@@ -477,7 +478,7 @@ def test_a_worker_that_cannot_begin_says_why_itself(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(UserError, match=r"^the teacher cannot be had: do something$"):
-        run.run(stub_job(tmp_path, 16), "local", 2, progress=False, factory=broken_factory)
+        engines.run(stub_job(tmp_path, 16), "local", 2, factory=broken_factory)
     assert "Traceback" not in capfd.readouterr().err
 
 

@@ -14,7 +14,7 @@ import yaml
 from data_specs.cluster.site import Site
 from pipeline.cluster import submit as shards_submit
 from pipeline.dataset.prepare import prepare
-from pipeline.engine import run as engines
+from tests import engines
 from tests.conftest import ROOT, small_recipe
 from tests.drills.drill_cluster import tars, wait_for, whole
 from tests.drills.slurm_here import Here, missing, slurm
@@ -69,8 +69,8 @@ def recipe() -> dict:
 @pytest.fixture(scope="module")
 def reference(corpora: Corpora, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     small = small_recipe(shard_samples=4, group_samples=2)
-    job = prepare(small, corpora, tmp_path_factory.mktemp("reference"), SAMPLES, progress=False)
-    assert engines.run(job, "local", 1, progress=False).failed == {}
+    job = prepare(small, corpora, tmp_path_factory.mktemp("reference"), SAMPLES)
+    assert engines.run(job, "local", 1).failed == {}
     return tars(job.out)
 
 

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
 
 import pytest
 
 from pipeline.__main__ import main
 
 Says = Callable[..., str]
+
+
+def hashes(folder: Path, pattern: str = "*") -> dict[str, str]:
+    """SHA-256 of every file below ``folder`` whose name fits."""
+    return {
+        path.relative_to(folder).as_posix(): sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob(pattern))
+        if path.is_file()
+    }
 
 
 @pytest.fixture

@@ -23,12 +23,12 @@ from data_specs.processors import Processor as Spec
 from pipeline.audio import from_pcm, to_pcm
 from pipeline.dataset.prepare import prepare
 from pipeline.dataset.shards import samples
-from pipeline.engine import run as engines
 from pipeline.render import processors as degrade
 from pipeline.render.mix import active_dbfs
 from pipeline.render.processors import PROCESSORS, SelfCheckError, late_reverb, opus, self_check
 from pipeline.render.processors.codec import CODECS
 from pipeline.render.processors.interface import arrives
+from tests import engines
 from tests.conftest import ROOT, small_recipe, talk
 from tests.pipeline.test_processors import power_db, settings_of, stage_of, weights
 
@@ -240,8 +240,8 @@ def test_a_recipe_of_codecs_makes_shards_that_say_which_libraries_made_them(
         {"stage": "line", "choices": [{"use": {"kind": kind}} for kind in kinds]},
         {"stage": "end", "choices": [{"use": {"kind": "level"}}]},
     )
-    job = prepare(small_recipe(stages=stages), corpora, tmp_path, 8, progress=False)
-    engines.run(job, "local", 1, progress=False)
+    job = prepare(small_recipe(stages=stages), corpora, tmp_path, 8)
+    engines.run(job, "local", 1)
     assert len(list(samples(tmp_path / "shard-000000.tar"))) == 8
     made_by = {"gsm": "libsndfile", "aac": "ffmpeg", "speex_nb": "libspeex", "codec2": "libcodec2"}
     for kind, library in (made_by | {"amr_wb": "libvo-amrwbenc"}).items():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ from pipeline.__main__ import main
 from pipeline.dataset import conditions
 from pipeline.render.mix import active_dbfs
 from tests.conftest import talk, write
+from tests.pipeline.conftest import hashes
 
 Corpora = dict[str, list[Path]]
 
@@ -38,11 +38,6 @@ def command(table: Path, corpora: Corpora, out: Path, *more: str) -> list[str]:
     sources = ["--noise", noise, "--rooms", rooms, "--unseen-noise", noise, "--unseen-rooms", rooms]
     fixed = ["--rt60", "0.4", "3", "--workers", "1"]
     return ["conditions", str(table), "--out", str(out), *sources, *fixed, *more]
-
-
-def hashes(folder: Path) -> dict[str, str]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {str(p.relative_to(folder)): sha256(p.read_bytes()).hexdigest() for p in files}
 
 
 def heard(path: Path) -> np.ndarray:

@@ -284,7 +284,7 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StandI
 def test_lpcnet_stand_in_keeps_the_contract(stand_in: StandIn, tmp_path: Path) -> None:
     waves = voices(1.003)
     out = check_process(lpcnet.PROCESSOR, waves, [{}] * 3, tmp_path / "tmp")
-    single = [lpcnet.process(wave[None], [{}])[0] for wave in waves]
+    single = [lpcnet.PROGRAM.process(wave[None], [{}])[0] for wave in waves]
     assert np.array_equal(out, np.stack(single))
     assert np.abs(out - waves).max() > 0.001
 
@@ -295,7 +295,7 @@ def test_lpcnet_stand_in_whatever_its_look_ahead_the_delay_is_taken_out(
 ) -> None:
     stand_in.write(look_ahead=look_ahead)
     wave = voices(1, 1)[0]
-    out = lpcnet.process(wave[None], [{}])[0]
+    out = lpcnet.PROGRAM.process(wave[None], [{}])[0]
     assert lpcnet._delay(stand_in.path) == 160 * look_ahead + 80
     assert lag_samples(wave, out) == 0
     assert si_sdr_db(wave, out) > 5  # to the end: nothing is cut from the last frame
@@ -306,7 +306,7 @@ def test_lpcnet_stand_in_whatever_its_look_ahead_the_delay_is_taken_out(
 def test_lpcnet_stand_in_any_length_and_silence(length: int, stand_in: StandIn) -> None:
     waves = np.zeros((2, length), np.float32)
     waves[1] = 0.1
-    out = lpcnet.process(waves, [{}] * 2)
+    out = lpcnet.PROGRAM.process(waves, [{}] * 2)
     assert out.shape == waves.shape and out.dtype == np.float32
     assert (out[0] == 0).all() and (out[1] > 0).any()
 
@@ -338,7 +338,7 @@ def test_lpcnet_stand_in_that_fails_is_named(
 ) -> None:
     stand_in.write(before, after)
     with pytest.raises(DropSample) as error:
-        lpcnet.process(voices(0.2, 1), [{}])
+        lpcnet.PROGRAM.process(voices(0.2, 1), [{}])
     assert error.value.reason == reason
     assert error.value.detail.startswith("lpcnet: lpcnet_demo ") and says in error.value.detail
     assert list((tmp_path / "tmp").iterdir()) == []
@@ -346,9 +346,9 @@ def test_lpcnet_stand_in_that_fails_is_named(
 
 def test_lpcnet_stand_in_that_fails_on_one_wave_only(stand_in: StandIn) -> None:
     stand_in.write("mode == '-features' and len(data) > 20_000 and sys.exit('too long for me')")
-    assert np.isfinite(lpcnet.process(voices(0.2, 1), [{}])).all()
+    assert np.isfinite(lpcnet.PROGRAM.process(voices(0.2, 1), [{}])).all()
     with pytest.raises(DropSample, match="too long for me"):
-        lpcnet.process(voices(1, 1), [{}])
+        lpcnet.PROGRAM.process(voices(1, 1), [{}])
 
 
 def test_lpcnet_stand_in_killed_from_outside_fails_the_attempt_not_the_sample(
@@ -356,7 +356,7 @@ def test_lpcnet_stand_in_killed_from_outside_fails_the_attempt_not_the_sample(
 ) -> None:
     stand_in.write("os.kill(os.getpid(), signal.SIGKILL)")
     with pytest.raises(OSError, match="-features was killed; is memory short"):
-        lpcnet.process(voices(0.2, 1), [{}])
+        lpcnet.PROGRAM.process(voices(0.2, 1), [{}])
 
 
 def test_lpcnet_stand_in_that_hangs_is_ended(
@@ -367,7 +367,7 @@ def test_lpcnet_stand_in_that_hangs_is_ended(
     monkeypatch.setattr(demo_program, "LIMIT_SECONDS", 5.0)
     began = time.monotonic()
     with pytest.raises(DropSample, match="-features took more than 5 s") as error:
-        lpcnet.process(voices(0.2, 1), [{}])
+        lpcnet.PROGRAM.process(voices(0.2, 1), [{}])
     assert error.value.reason == "processor_timeout" and time.monotonic() - began < 100
     with pytest.raises(ProcessLookupError):
         os.kill(int(note.read_text()), 0)
@@ -376,13 +376,13 @@ def test_lpcnet_stand_in_that_hangs_is_ended(
 def test_lpcnet_stand_in_runs_under_limits_of_its_own(stand_in: StandIn) -> None:
     stand_in.write("sys.exit(str([resource.getrlimit(r)[1] for r in (0, 4)]))")  # CPU, CORE
     with pytest.raises(DropSample, match=r"exit status 1: \[60, 0\]"):
-        lpcnet.process(voices(0.2, 1), [{}])
+        lpcnet.PROGRAM.process(voices(0.2, 1), [{}])
 
 
 def test_lpcnet_stand_in_that_is_silent_is_no_vocoder(stand_in: StandIn) -> None:
     stand_in.write(after="out *= 0")
     with pytest.raises(OSError, match="answers with silence: run make lpcnet"):
-        lpcnet.process(voices(0.2, 1), [{}])
+        lpcnet.PROGRAM.process(voices(0.2, 1), [{}])
 
 
 def test_lpcnet_is_found_by_variable_then_path_then_cache(
@@ -415,14 +415,14 @@ def test_lpcnet_without_its_executable_says_what_to_run(
     with pytest.raises(
         FileNotFoundError, match="run make lpcnet LPCNET_REF=COMMIT, or set LPCNET_DEMO"
     ) as error:
-        lpcnet.process(voices(0.2, 1), [{}])
+        lpcnet.PROGRAM.process(voices(0.2, 1), [{}])
     assert str(where or tmp_path / "lpcnet" / "lpcnet_demo") in str(error.value)
 
 
 def test_lpcnet_stand_in_that_may_not_be_executed(stand_in: StandIn) -> None:
     stand_in.path.chmod(0o644)
     with pytest.raises(PermissionError, match=r"lpcnet_demo cannot be executed: run chmod \+x"):
-        lpcnet.process(voices(0.2, 1), [{}])
+        lpcnet.PROGRAM.process(voices(0.2, 1), [{}])
 
 
 def envelope(wave: np.ndarray) -> np.ndarray:
@@ -440,8 +440,8 @@ def test_lpcnet_real_executable_speaks_in_time(shared: Path) -> None:
         pytest.skip(str(error))
     talkers = sorted((SHARED / "data" / "speech" / "test-other").rglob("*.flac"))[:20:5]
     waves = np.stack([fit_length(read_part(path, 0, CROP), CROP) for path in talkers])
-    out = lpcnet.process(waves, [{}] * len(waves))
-    assert np.array_equal(out[:1], lpcnet.process(waves[:1], [{}]))
+    out = lpcnet.PROGRAM.process(waves, [{}] * len(waves))
+    assert np.array_equal(out[:1], lpcnet.PROGRAM.process(waves[:1], [{}]))
     for before, after in zip(waves, out, strict=True):
         assert abs(10 * np.log10(np.mean(after**2) / np.mean(before**2))) < 6
         assert np.corrcoef(envelope(before), envelope(after))[0, 1] > 0.8

@@ -69,12 +69,6 @@ def test_a_changed_calibration_is_told(out: Path, says: Says) -> None:
         read_dataset_info(out)
 
 
-def test_a_dataset_of_before_there_were_these_hashes_is_whole(out: Path) -> None:
-    for name in ("manifests_sha256", "teacher_calibration_sha256"):
-        change(out, lambda told, name=name: told.pop(name))
-    assert verified(out) == 0 and reopen(out, {}).samples == 4
-
-
 def test_another_manifest_is_told(out: Path, says: Says) -> None:
     manifest("speech", 4).save(out / "manifests" / "speech.parquet")
     assert "speech.parquet: was changed: bring back" in says(1, "verify", out, "--deep")

@@ -21,8 +21,8 @@ from pipeline.dataset.job import Job, Worker
 from pipeline.dataset.prepare import prepare
 from pipeline.dataset.shards import find_shards, read_record, verify_shard
 from pipeline.engine import ray_cluster
-from pipeline.engine import run as engines
-from pipeline.render.row import Row
+from pipeline.render.label import Row
+from tests import engines
 from tests.conftest import ROOT, small_recipe, talk, write
 from tests.drills.drill_cluster import contents, kill_all, tars, wait_for, whole
 
@@ -46,8 +46,8 @@ def cluster() -> Iterator[None]:
 
 
 def make(corpora: Corpora, out: Path, engine: str, workers: int, samples: int = SAMPLES) -> Job:
-    job = prepare(recipe(), corpora, out, samples, progress=False)
-    outcome = engines.run(job, engine, workers, progress=False)
+    job = prepare(recipe(), corpora, out, samples)
+    outcome = engines.run(job, engine, workers)
     assert outcome.failed == {}
     return job
 
@@ -113,22 +113,22 @@ def count_loads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def test_running_again_makes_nothing_again(reference: Job, corpora: Corpora) -> None:
     before = {path: path.stat().st_mtime_ns for path in reference.out.glob("shard-*")}
-    outcome = engines.run(reference, "local", 1, progress=False)
+    outcome = engines.run(reference, "local", 1)
     assert (outcome.made, outcome.skipped) == ([], 5)
     assert before == {path: path.stat().st_mtime_ns for path in reference.out.glob("shard-*")}
 
 
 def test_words_and_limits_are_not_the_data(reference: Job, corpora: Corpora) -> None:
     again = recipe(about="other words", max_dropped_share=0.5)
-    assert prepare(again, corpora, reference.out, SAMPLES, progress=False).todo() == []
+    assert prepare(again, corpora, reference.out, SAMPLES).todo() == []
 
 
 def test_more_samples_extend_a_dataset(reference: Job, corpora: Corpora, tmp_path: Path) -> None:
-    job = prepare(recipe(), corpora, tmp_path, 8, progress=False)
-    engines.run(job, "local", 1, progress=False)
-    more = prepare(recipe(), corpora, tmp_path, SAMPLES, progress=False)
+    job = prepare(recipe(), corpora, tmp_path, 8)
+    engines.run(job, "local", 1)
+    more = prepare(recipe(), corpora, tmp_path, SAMPLES)
     assert more.todo() == [2, 3, 4]
-    engines.run(more, "local", 1, progress=False)
+    engines.run(more, "local", 1)
     assert tars(tmp_path) == tars(reference.out)
 
 
@@ -143,7 +143,7 @@ def test_another_recipe_is_refused(
     changes: dict, said: str, reference: Job, corpora: Corpora
 ) -> None:
     with pytest.raises(WrongDataset, match=said.replace(".", r"\.")):
-        prepare(recipe(**changes), corpora, reference.out, SAMPLES, progress=False)
+        prepare(recipe(**changes), corpora, reference.out, SAMPLES)
 
 
 def test_other_recordings_are_refused(reference: Job, corpora: Corpora, tmp_path: Path) -> None:
@@ -216,7 +216,7 @@ def test_a_shard_over_its_failure_limit_fails_alone(
 ) -> None:
     out = tmp_path / "out"
     job = prepare(recipe(max_dropped_share=0.0), corpora | quiet(tmp_path), out, SAMPLES)
-    outcome = engines.run(job, engine, 1, progress=False)
+    outcome = engines.run(job, engine, 1)
     assert outcome.failed and all("silent" in text for text in outcome.failed.values())
     assert set(outcome.failed) | set(outcome.made) == set(SHARDS)
     assert find_shards(out) == sorted(outcome.made)
@@ -232,8 +232,8 @@ def test_a_shard_that_kills_its_workers_fails_and_the_others_are_made(
                 os._exit(1)
             return super().make(rows)
 
-    job = prepare(recipe(), corpora, tmp_path, 12, progress=False)
-    outcome = engines.run(job, "ray", 1, progress=False, factory=Deadly)
+    job = prepare(recipe(), corpora, tmp_path, 12)
+    outcome = engines.run(job, "ray", 1, factory=Deadly)
     assert outcome.made == [0, 2]
     assert outcome.failed == {1: "its worker died 4 times (killed, or out of memory)"}
 
@@ -245,7 +245,7 @@ def test_a_recording_that_vanishes_fails_the_attempt_by_name(
     copy = Path(shutil.copytree(corpora["speech"][0], tmp_path / "speech"))
     job = prepare(recipe(), corpora | {"speech": [copy]}, tmp_path / "out", SAMPLES)
     shutil.rmtree(copy)
-    failed = engines.run(job, engine, 1, progress=False).failed
+    failed = engines.run(job, engine, 1).failed
     assert sorted(failed) == SHARDS
     assert all(str(copy) in reason for reason in failed.values())
     assert find_shards(job.out) == []
@@ -262,17 +262,17 @@ def test_a_full_disk_stops_the_run_and_a_larger_one_goes_on(
     if subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("mounting a small disk needs root")
     try:
-        job = prepare(recipe(), corpora, disk / "out", SAMPLES, progress=False)
+        job = prepare(recipe(), corpora, disk / "out", SAMPLES)
         with pytest.raises(OSError, match="No space left"):
-            engines.run(job, engine, 1, progress=False)
+            engines.run(job, engine, 1)
         for shard in find_shards(job.out):
             rows = job.shard_range(shard)
             assert verify_shard(job.out, shard, job.dataset_hash, rows) == []
         assert len(find_shards(job.out)) < len(SHARDS)
         subprocess.run(["mount", "-o", "remount,size=30m", str(disk)], check=True)
-        again = prepare(recipe(), corpora, job.out, SAMPLES, progress=False)
+        again = prepare(recipe(), corpora, job.out, SAMPLES)
         assert not list(disk.rglob("*.tmp"))  # left where Ray ended another write midway
-        assert engines.run(again, engine, 1, progress=False).failed == {}
+        assert engines.run(again, engine, 1).failed == {}
         assert tars(job.out) == tars(reference.out)
     finally:
         subprocess.run(["umount", str(disk)], check=True)
@@ -289,7 +289,7 @@ def test_every_record_says_what_was_dropped(corpora: Corpora, tmp_path: Path) ->
     job = prepare(
         recipe(max_dropped_share=1.0), corpora | quiet(tmp_path), tmp_path / "out", SAMPLES
     )
-    engines.run(job, "local", 1, progress=False)
+    engines.run(job, "local", 1)
     records = [read_record(job.out, shard) for shard in SHARDS]
     dropped = [drop for record in records if record for drop in record.dropped]
     assert dropped

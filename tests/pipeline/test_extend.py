@@ -293,18 +293,20 @@ def test_an_input_is_no_output(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- made again
 
 
+def ended(**said: Any) -> attempts.Attempts:
+    told = {"run": attempts.new_run(), "began": 0.0, "updated": 0.0, "engine": "ray"}
+    return attempts.Attempts(**told, workers=1, shards=5, **said)
+
+
 def test_only_what_failed_is_made_again(tmp_path: Path) -> None:
     job = sketch_job(tmp_path / "out", 18, max_dropped_share=0.5)
-    first = replace(job, only=frozenset({0, 1, 2}))
-    make_all(first, frozenset({5}))
-    attempts.note(first, [0, 1, 2], {3: "GuardError: memory is short"})
-    assert attempts.noted(job) == {3}
+    make_all(replace(job, only=frozenset({0, 1, 2})), frozenset({5}))
+    attempts.write_attempts(job.out, ended(failed={3: "GuardError: memory is short"}))
     again = attempts.again(job)
     assert again.todo() == [1, 3]  # a dropped sample, a failed attempt; shard 4 was never tried
     assert run.left_whole(again, EVERY, [1, 3]) == 2  # 0 and 2
     assert make_all(again) == [1, 3]
-    attempts.note(again, [1, 3], {})
-    assert attempts.noted(job) == set() and attempts.again(job).todo() == []
+    assert attempts.again(job).todo() == []
     make_all(job)
     make_all(sketch_job(tmp_path / "undisturbed", 18))
     assert tars(tmp_path / "out") == tars(tmp_path / "undisturbed")
@@ -316,8 +318,7 @@ def test_what_a_killed_run_had_in_flight_is_made_again(tmp_path: Path) -> None:
     assert attempts.again(job).todo() == [1]
     (tmp_path / "shard-000001.json").unlink()  # making it again began, and its driver was killed
     assert attempts.again(job).todo() == [1]
-    told = {"run": attempts.new_run(), "began": 0.0, "updated": 0.0, "engine": "ray"}
-    gone = attempts.Attempts(**told, workers=1, shards=5, running={3: 0.0}, failed={0: "mended"})
+    gone = ended(running={3: 0.0}, failed={0: "mended"})
     attempts.write_attempts(tmp_path, gone)
     assert attempts.again(job).todo() == [1, 3]  # 0 is whole, 4 was never begun
     attempts.write_attempts(tmp_path, gone.model_copy(update={"updated": time.time()}))
@@ -326,7 +327,7 @@ def test_what_a_killed_run_had_in_flight_is_made_again(tmp_path: Path) -> None:
 
 def test_a_failure_that_another_run_made_up_for_is_none(tmp_path: Path) -> None:
     job = sketch_job(tmp_path, 8)
-    attempts.note(job, [], {1: "its worker died"})
+    attempts.write_attempts(job.out, ended(failed={1: "its worker died"}))
     make_all(job)
     assert attempts.again(job).todo() == []
 

@@ -55,7 +55,7 @@ def test_the_real_program_takes_any_length_and_silence(
     length: int, fargan_demo: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(fargan.PROGRAM.variable, str(fargan_demo))
-    out = fargan.process(np.zeros((1, length), np.float32), [{}])
+    out = fargan.PROGRAM.process(np.zeros((1, length), np.float32), [{}])
     assert out.shape == (1, length) and np.abs(out).max() < 1e-3
 
 
@@ -76,7 +76,7 @@ def test_without_the_program_it_says_what_brings_it(
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv(fargan.PROGRAM.variable, raising=False)
     with pytest.raises(FileNotFoundError, match="run make fargan, or set FARGAN_DEMO to") as error:
-        fargan.process(np.zeros((1, 160), np.float32), [{}])
+        fargan.PROGRAM.process(np.zeros((1, 160), np.float32), [{}])
     assert str(tmp_path / "fargan" / "fargan_demo") in str(error.value)
 
 

@@ -18,12 +18,12 @@ import pytest
 from pipeline.audio import DropSample
 from pipeline.dataset.prepare import prepare
 from pipeline.dataset.shards import read_record
-from pipeline.engine import run as engines
 from pipeline.render import processors as degrade
 from pipeline.render.guard import Guard, GuardError
 from pipeline.render.plan import Step
 from pipeline.render.processors.interface import Params, Waves
 from pipeline.render.render import _run_steps
+from tests import engines
 from tests.conftest import small_recipe, talk
 
 LOUD = 0.5
@@ -169,14 +169,14 @@ def test_a_hanging_processor_costs_one_sample_of_a_run(
     corpora: dict[str, list[Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = small_recipe(max_dropped_share=0.5)
-    job = prepare(recipe, corpora, tmp_path, 8, progress=False, time_limit_s=2.0)
+    job = prepare(recipe, corpora, tmp_path, 8, time_limit_s=2.0)
     victim = next(plan for plan in job.plans(range(8)) if plan.steps[-1].params)
     monkeypatch.setenv("HANG_ON", json.dumps([victim.steps[-1].kind, victim.steps[-1].params]))
     monkeypatch.setattr("pipeline.render.guard.LOAD_SECONDS", 12.0)
     monkeypatch.setattr(
         "pipeline.dataset.job.Guard", partial(Guard, target="tests.pipeline.test_guard:hang_on_one")
     )
-    outcome = engines.run(job, "local", 1, progress=False)
+    outcome = engines.run(job, "local", 1)
     record = read_record(tmp_path, 0)
     assert outcome.failed == {} and record is not None
     dropped = [(drop["key"], drop["reason"]) for drop in record.dropped]

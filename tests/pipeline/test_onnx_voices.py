@@ -256,7 +256,7 @@ def test_tiny_corpus_is_resumed_and_scanned_with_speaker_language_and_licence(
     assert main(["speak", str(spec), "--out", str(tmp_path / "whole"), "--clips", "16"]) == 0
     assert clips(tmp_path / "grown") == clips(tmp_path / "whole")
     corpus = find_corpus("open_voices", "here")
-    rows = scan("open_voices", corpus, [tmp_path / "whole"], progress=False).usable.to_pylist()
+    rows = scan("open_voices", corpus, [tmp_path / "whole"]).usable.to_pylist()
     assert len(rows) == 16 and {row["licence"] for row in rows} == {"Apache-2.0"}
     assert {(row["language"], row["speaker"]) for row in rows} == {
         ("en", "kokoro-82m/af_heart"),
@@ -312,7 +312,7 @@ def test_the_real_voices_speak_well_and_loud_enough(engine: str, tmp_path: Path)
     spec = load_voices("open")
     models = [model for model in spec.models if model.engine == engine]
     order = speak.Order(spec, tmp_path, {k: sentences(spec.texts)[k] for k in spec.languages})
-    voice, teacher, scores = speak.load_engine(models[0]), load("v7"), []
+    voice, teacher, scores = speak.ENGINES[engine](models[0], "cpu"), load("v7"), []
     for clip in (10, 12, 14):
         wave, path, record = speak.make_clip(order, models[0], voice, clip)
         again = speak.make_clip(order, models[0], voice, clip)[0]

@@ -24,7 +24,7 @@ from tests.conftest import small_recipe
 def tables_of(recipe: Recipe, corpora: dict[str, list[Path]], split: str = "all") -> Tables:
     return {
         role: make_table(
-            scan(role, find_corpus(role, "test"), corpora[role], progress=False),
+            scan(role, find_corpus(role, "test"), corpora[role]),
             source,
             role,
             split,

@@ -88,7 +88,7 @@ def test_prepare_checks_the_processors_so(
         partial(Guard, target="tests.pipeline.test_prepare:troubled"),
     )
     with pytest.raises(SelfCheckError, match="clip: its process ended with SIGSEGV"):
-        prepare(of("clip"), corpora, tmp_path / "out", 8, progress=False)
+        prepare(of("clip"), corpora, tmp_path / "out", 8)
     assert not (tmp_path / "out").exists()
 
 
@@ -101,7 +101,7 @@ def test_a_teacher_in_fp16_can_be_prepared_where_no_gpu_is(
     exact = label.load(of(teacher={"name": "distillmos"}).teacher)
     teacher = {"name": "distillmos", "precision": "fp16"}
     monkeypatch.setattr("train.models.teacher.load_v7", lambda: pytest.fail("it is built"))
-    job = prepare(of(teacher=teacher), corpora, tmp_path, 8, progress=False, teacher_device="cuda")
+    job = prepare(of(teacher=teacher), corpora, tmp_path, 8, teacher_device="cuda")
     assert job.identity["teacher_sha256"] == exact.weights_sha256
     with pytest.raises(UserError, match="fp16 is for CUDA; on a CPU take bf16 or fp32"):
-        prepare(of(teacher=teacher), corpora, tmp_path / "cpu", 8, progress=False)
+        prepare(of(teacher=teacher), corpora, tmp_path / "cpu", 8)

@@ -90,7 +90,7 @@ def test_a_sample_for_each_processor_and_the_least_else(tmp_path: Path) -> None:
 
 
 def test_the_recording_stands_beside_it(corpora: dict[str, list[Path]], tmp_path: Path) -> None:
-    job = prepare(small_recipe(), corpora, tmp_path, 40, progress=False)
+    job = prepare(small_recipe(), corpora, tmp_path, 40)
     plan = next(p for p in job.plans(range(40)) if p.noise and p.noise.snr_db < 10)
     record = SampleRecord.model_validate(
         json.loads(fake_record(plan.index)) | {"plan": plan.model_dump(mode="json")}

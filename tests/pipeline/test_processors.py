@@ -25,7 +25,6 @@ from pipeline.audio import DropSample
 from pipeline.dataset.card import write_card
 from pipeline.dataset.prepare import prepare
 from pipeline.dataset.shards import samples
-from pipeline.engine import run as engines
 from pipeline.render import processors as degrade
 from pipeline.render.plan import Step
 from pipeline.render.processors import (
@@ -40,6 +39,7 @@ from pipeline.render.processors import (
 )
 from pipeline.render.processors.codec import CODECS
 from pipeline.render.render import _run_steps, _stage_order
+from tests import engines
 from tests.conftest import small_recipe, talk
 from tests.tolerance import rounding
 from train.models.weights import cache_folder
@@ -310,8 +310,8 @@ def test_every_sample_and_the_card_carry_licences(
 ) -> None:
     foreign = replace(PROCESSORS["spectral_gating"], licence="CC-BY-NC-4.0")
     monkeypatch.setitem(PROCESSORS, "spectral_gating", foreign)
-    job = prepare(small_recipe(allow_noncommercial=True), corpora, tmp_path, 8, progress=False)
-    engines.run(job, "local", 1, progress=False)
+    job = prepare(small_recipe(allow_noncommercial=True), corpora, tmp_path, 8)
+    engines.run(job, "local", 1)
     write_card(job)
     card = (job.out / "README.md").read_text()
     expected: Counter[str] = Counter()

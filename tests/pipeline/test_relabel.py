@@ -25,10 +25,10 @@ from pipeline.dataset.job import Job, Worker
 from pipeline.dataset.prepare import prepare
 from pipeline.dataset.preview import page
 from pipeline.dataset.shards import ShardError, find_shards, read_record
-from pipeline.engine import run as engines
 from pipeline.engine.relabel import Relabeller
 from pipeline.engine.relabel import prepare as prepare_again
 from pipeline.render import label
+from tests import engines
 from tests.conftest import small_recipe
 from tests.drills.drill_cluster import contents
 from tests.pipeline.conftest import Says
@@ -128,7 +128,7 @@ def test_the_new_folder_verifies_replays_and_can_be_listened_to(
 
 def test_shards_takes_it_for_its_own(made: Path, sources: Corpora) -> None:
     before = contents(made)
-    assert prepare(recipe("distillmos"), sources, made, SAMPLES, progress=False).todo() == []
+    assert prepare(recipe("distillmos"), sources, made, SAMPLES).todo() == []
     assert contents(made) == before
 
 
@@ -258,7 +258,7 @@ def test_audio_that_is_not_its_records_gets_no_label(copy: Path, tmp_path: Path)
         rows.append(shards.Row(key, flac, data.replace(record.pcm_sha256.encode(), b"0" * 64)))
     shards.commit(copy, 1, rows, old.dataset_hash, 1.0, old.identity["versions"])
     job = prepare_again(old, tmp_path / "out", TeacherSpec())
-    outcome = engines.run(job, "local", 1, progress=False, factory=partial(Relabeller, source=old))
+    outcome = engines.run(job, "local", 1, factory=partial(Relabeller, source=old))
     assert outcome.made == [0, 2]
     first = next(row.key for row in rows if row.flac)
     assert f"{first}.flac: audio differs" in outcome.failed[1]
@@ -303,7 +303,7 @@ def test_samples_are_scored_in_the_groups_in_which_they_were_made(
     seen: list[int] = []
     seen_again: list[int] = []
     (tmp_path / "again").mkdir()
-    job = prepare(recipe(), sources, tmp_path / "made", SAMPLES, progress=False)
+    job = prepare(recipe(), sources, tmp_path / "made", SAMPLES)
     engines.run(job, "local", 1, factory=lambda job, _: Worker(job, BatchTeacher(seen)))
     old = reopen(source, {})
     job = replace(old, out=tmp_path / "again")
@@ -330,7 +330,7 @@ def test_the_teachers_calibration_stands_in_the_dataset_and_is_not_its_identity(
     plain = json.loads((source / DATASET_FILE).read_bytes())
     assert plain["teacher_calibration"] is None
     monkeypatch.setattr(label, "identify", lambda *_: BatchTeacher([]))
-    prepare(recipe(), sources, tmp_path / "made", SAMPLES, progress=False)
+    prepare(recipe(), sources, tmp_path / "made", SAMPLES)
     prepare_again(reopen(source, {}), tmp_path / "again", TeacherSpec(name="mfcc"))
     for folder in ("made", "again"):
         about = json.loads((tmp_path / folder / DATASET_FILE).read_bytes())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import socket
-from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,7 @@ from data_specs.strict import SpecError
 from pipeline.__main__ import main
 from pipeline.corpora import folder, rooms
 from pipeline.corpora.manifest import scan
-from tests.pipeline.conftest import Says
+from tests.pipeline.conftest import Says, hashes
 
 
 def small(**changes: object) -> RoomSpec:
@@ -33,15 +32,6 @@ def small(**changes: object) -> RoomSpec:
         "distance_m": {"distribution": "uniform", "low": 0.5, "high": 3},
     }
     return RoomSpec.model_validate(values | changes)
-
-
-def hashes(folder: Path, pattern: str = "*") -> dict[str, str]:
-    """SHA-256 of every file below ``folder`` whose name fits."""
-    return {
-        path.relative_to(folder).as_posix(): sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob(pattern))
-        if path.is_file()
-    }
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +112,7 @@ def test_a_low_image_order_is_continued_to_the_same_decay() -> None:
 
 @pytest.mark.parametrize("corpus", ["rooms", "open_rooms"])
 def test_the_folder_is_a_corpus_of_rooms(corpus: str, thirty: Path) -> None:
-    manifest = scan(corpus, find_corpus(corpus, "here"), [thirty], progress=False)
+    manifest = scan(corpus, find_corpus(corpus, "here"), [thirty])
     assert len(manifest.usable) == 30 and not manifest.rejections()
     assert len(set(manifest.usable["speaker"].to_pylist())) == 30  # each room its own group
 

@@ -53,7 +53,7 @@ def folder(tmp_path: Path) -> Path:
 
 def test_a_committed_shard_is_whole_and_deeply_right(folder: Path) -> None:
     assert sorted(os.listdir(folder)) == ["shard-000000.json", "shard-000000.tar"]
-    assert one_shard(folder, 0).is_whole(0, HASH, 3)
+    assert not one_shard(folder, 0).problem(0, HASH, 3)
     assert verify_shard(folder, 0, HASH, range(3), deep=True) == []
 
 
@@ -66,13 +66,13 @@ def test_the_tars_bytes_follow_from_the_samples_alone(folder: Path) -> None:
     ("hash_", "planned"), [("c" * 64, 3), (HASH, 4)], ids=["another dataset", "another length"]
 )
 def test_what_is_not_ours_is_not_whole(folder: Path, hash_: str, planned: int) -> None:
-    assert not one_shard(folder, 0).is_whole(0, hash_, planned)
+    assert one_shard(folder, 0).problem(0, hash_, planned)
 
 
 def test_a_truncated_tar_is_not_whole_and_is_told(folder: Path) -> None:
     tar = folder / "shard-000000.tar"
     tar.write_bytes(tar.read_bytes()[:-5000])
-    assert not one_shard(folder, 0).is_whole(0, HASH, 3)
+    assert one_shard(folder, 0).problem(0, HASH, 3)
     (line,) = verify_shard(folder, 0, HASH, range(3))
     assert str(tar) in line and "truncated" in line
 

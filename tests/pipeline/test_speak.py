@@ -16,7 +16,6 @@ import sys
 import time
 from collections import Counter
 from functools import partial
-from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +32,7 @@ from pipeline.corpora import coqui, speak, texts
 from pipeline.corpora.manifest import scan
 from pipeline.corpora.voice_engine import Engine
 from tests.conftest import ROOT
+from tests.pipeline.conftest import hashes
 from train.models.weights import cache_folder
 
 LJ, VCTK, THORSTEN = (
@@ -58,15 +58,6 @@ def voices(*names: str, **changes: object) -> VoiceSpec:
 
 def order(spec: VoiceSpec, out: Path) -> speak.Order:
     return speak.Order(spec, out, texts.parse_texts((), spec))
-
-
-def hashes(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file below ``folder``, whatever it is."""
-    return {
-        path.relative_to(folder).as_posix(): sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
 
 
 class FakeEngine:
@@ -472,7 +463,7 @@ def test_random_weights_corpus_is_scanned_with_speakers_and_languages(
     outcome = speak.speak(order(spec, tmp_path), 24, spec.models, coqui.load_coqui)
     assert (outcome.made, outcome.kept) == (24, 0)
     assert not outcome.failed_models and not outcome.failed_clips
-    manifest = scan("coqui_voices", find_corpus("coqui_voices", "here"), [tmp_path], progress=False)
+    manifest = scan("coqui_voices", find_corpus("coqui_voices", "here"), [tmp_path])
     rows = manifest.usable.to_pylist()
     assert len(rows) == 24 and {row["sample_rate_hz"] for row in rows} == {16_000}
     assert {(row["language"], row["speaker"]) for row in rows} == {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import sys
-from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -17,20 +16,13 @@ from data_specs.voice import sentences
 from pipeline.__main__ import main
 from pipeline.corpora import synthetic
 from pipeline.corpora.manifest import scan
-from pipeline.corpora.studio import make_studio
+from pipeline.corpora.synthetic import make_studio
+from tests.pipeline.conftest import hashes
 
 needs_synthesizers = pytest.mark.skipif(
     not (shutil.which("flite") and shutil.which("espeak-ng")),
     reason="needs the Debian packages flite and espeak-ng",
 )
-
-
-def hashes(folder: Path) -> dict[str, str]:
-    """SHA-256 of every FLAC file below ``folder``."""
-    return {
-        path.relative_to(folder).as_posix(): sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*.flac"))
-    }
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +38,7 @@ def talkers(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_speech_is_seeded_long_enough_and_levelled(tmp_path: Path) -> None:
     made = synthetic.make_speech(tmp_path / "a", clips=5, seed=3, workers=2)
     synthetic.make_speech(tmp_path / "b", clips=5, seed=3, workers=1)
-    assert hashes(tmp_path / "a") == hashes(tmp_path / "b")
+    assert hashes(tmp_path / "a", "*.flac") == hashes(tmp_path / "b", "*.flac")
     for path in made:
         wave, rate = soundfile.read(path)
         assert rate == 16_000 and wave.ndim == 1
@@ -54,7 +46,9 @@ def test_speech_is_seeded_long_enough_and_levelled(tmp_path: Path) -> None:
         assert 0.05 < np.abs(wave).max() <= 0.91
     assert {path.parts[-3] for path in made} == {"en", "de"}
     synthetic.make_speech(tmp_path / "c", clips=1, seed=4)  # another seed says other things
-    assert not set(hashes(tmp_path / "c").values()) & set(hashes(tmp_path / "a").values())
+    assert not set(hashes(tmp_path / "c", "*.flac").values()) & set(
+        hashes(tmp_path / "a", "*.flac").values()
+    )
 
 
 def test_there_are_many_speakers_and_most_are_flite() -> None:
@@ -76,8 +70,8 @@ def test_a_missing_synthesizer_names_its_package(
 def test_noise_of_every_kind_is_seeded(tmp_path: Path, talkers: Path) -> None:
     synthetic.make_noise(tmp_path / "a", files=5, seed=3, speech=talkers, workers=2)
     synthetic.make_noise(tmp_path / "b", files=5, seed=3, speech=talkers, workers=1)
-    found = hashes(tmp_path / "a")
-    assert found == hashes(tmp_path / "b")
+    found = hashes(tmp_path / "a", "*.flac")
+    assert found == hashes(tmp_path / "b", "*.flac")
     kinds = ("babble", "band", "clicks", "coloured", "hum")
     assert list(found) == [f"{kind}-000.flac" for kind in kinds]
     for name in found:
@@ -98,12 +92,12 @@ def test_babble_needs_speech_files(tmp_path: Path) -> None:
 
 def test_what_is_whole_is_kept_and_what_is_missing_is_made(tmp_path: Path) -> None:
     synthetic.make_noise(tmp_path, files=4, seed=3)
-    before = hashes(tmp_path)
+    before = hashes(tmp_path, "*.flac")
     kept, lost = tmp_path / "hum-000.flac", tmp_path / "band-000.flac"
     stamp = kept.stat().st_mtime_ns
     lost.unlink()
     synthetic.make_noise(tmp_path, files=6, seed=3)
-    after = hashes(tmp_path)
+    after = hashes(tmp_path, "*.flac")
     assert len(after) == 6 and before.items() <= after.items()
     assert kept.stat().st_mtime_ns == stamp
 
@@ -116,7 +110,7 @@ def test_two_seeds_never_mix_in_one_folder(tmp_path: Path) -> None:
 
 def test_the_command_writes_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["corpora", "noise", "--out", str(tmp_path), "--count", "2", "--workers", "1"]) == 0
-    assert len(hashes(tmp_path)) == 2
+    assert len(hashes(tmp_path, "*.flac")) == 2
     assert "2 noise files" in capsys.readouterr().out
 
 
@@ -159,9 +153,9 @@ def test_studio_prompts_are_decoded_by_language_and_talker(tmp_path: Path) -> No
     # 64 kbit/s G.722 of a tone: some 40 dB; it is 22 samples late (both filter banks)
     late, lag = wave[22:60_022], tone[:60_000]
     assert np.corrcoef(late, lag)[0, 1] > 0.99
-    before = hashes(tmp_path / "out")
-    assert main(argv) == 0 and hashes(tmp_path / "out") == before
-    rows = scan("speech", find_corpus("speech", "here"), [tmp_path / "out"], progress=False)
+    before = hashes(tmp_path / "out", "*.flac")
+    assert main(argv) == 0 and hashes(tmp_path / "out", "*.flac") == before
+    rows = scan("speech", find_corpus("speech", "here"), [tmp_path / "out"])
     assert {(r["language"], r["speaker"], r["licence"]) for r in rows.usable.to_pylist()} == {
         ("en", "studio-allison", "CC BY-SA 3.0"),
         ("it", "studio-carlo", "CC BY 3.0"),

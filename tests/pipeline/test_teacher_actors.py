@@ -20,11 +20,11 @@ from pipeline.dataset.job import Job
 from pipeline.dataset.prepare import prepare
 from pipeline.dataset.shards import ShardError, find_shards
 from pipeline.engine import ray_cluster, teachers
-from pipeline.engine import run as engines
 from pipeline.engine.base import EngineOptions
 from pipeline.engine.local import torch_threads_kept
 from pipeline.engine.relabel import Relabeller
 from pipeline.engine.relabel import prepare as prepare_again
+from tests import engines
 from tests.conftest import small_recipe
 from tests.drills.drill_cluster import kill_all, tars, titled, wait_for, whole
 from tests.pipeline.conftest import Says
@@ -45,7 +45,7 @@ def cluster() -> Iterator[None]:
 
 def job_in(corpora: Corpora, out: Path, samples: int = SAMPLES) -> Job:
     recipe = small_recipe(shard_samples=4, group_samples=2)
-    return prepare(recipe, corpora, out, samples, progress=False)
+    return prepare(recipe, corpora, out, samples)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def prepared(corpora: Corpora, tmp_path_factory: pytest.TempPathFactory) -> Job:
 
 @pytest.fixture(scope="module")
 def reference(prepared: Job) -> Job:
-    assert engines.run(prepared, "local", 1, progress=False).failed == {}
+    assert engines.run(prepared, "local", 1).failed == {}
     return prepared
 
 
@@ -64,7 +64,7 @@ def test_workers_that_share_a_teacher_make_the_same_bytes(
     reference: Job, corpora: Corpora, tmp_path: Path
 ) -> None:
     job = job_in(corpora, tmp_path, 8)
-    outcome = engines.run(job, "ray", 2, progress=False, teacher_actors=1)
+    outcome = engines.run(job, "ray", 2, teacher_actors=1)
     assert outcome.failed == {} and find_shards(tmp_path) == [0, 1]
     assert tars(tmp_path) == {name: tars(reference.out)[name] for name in tars(tmp_path)}
 
@@ -103,7 +103,7 @@ def test_a_killed_teacher_is_started_again_and_nothing_is_lost(
 ) -> None:
     job = job_in(corpora, tmp_path)
     with one_killed(tmp_path):
-        outcome = engines.run(job, "ray", 2, progress=False, teacher_actors=1)
+        outcome = engines.run(job, "ray", 2, teacher_actors=1)
     assert outcome.failed == {} and len(outcome.made) == 7
     assert tars(tmp_path) == tars(reference.out)
 
@@ -115,12 +115,12 @@ def test_a_teacher_that_dies_for_good_fails_its_shards_by_name(
     monkeypatch.setattr(teachers, "RESTARTS", 0)
     job = job_in(corpora, tmp_path)
     with one_killed(tmp_path):
-        outcome = engines.run(job, "ray", 2, progress=False, teacher_actors=1)
+        outcome = engines.run(job, "ray", 2, teacher_actors=1)
     assert outcome.made and outcome.failed
     assert sorted([*outcome.made, *outcome.failed]) == list(range(7))
     assert all("'mfcc': its actor died" in reason for reason in outcome.failed.values())
     monkeypatch.undo()  # and the same command again makes the rest
-    again = engines.run(job, "ray", 2, progress=False, teacher_actors=1)
+    again = engines.run(job, "ray", 2, teacher_actors=1)
     assert sorted(again.made) == sorted(outcome.failed)
     assert tars(tmp_path) == tars(reference.out)
 
@@ -132,7 +132,7 @@ def test_two_teachers_label_a_dataset_again(
     source = replace(reference, samples=8)
     job = prepare_again(source, tmp_path / "out", TeacherSpec(name="mfcc"))
     factory = partial(Relabeller, source=source)
-    outcome = engines.run(job, "ray", 1, progress=False, factory=factory, teacher_actors=2)
+    outcome = engines.run(job, "ray", 1, factory=factory, teacher_actors=2)
     assert outcome.failed == {}
     assert find_shards(job.out) == [0, 1]
     assert tars(job.out) == {name: tars(reference.out)[name] for name in tars(job.out)}
@@ -215,7 +215,7 @@ def test_more_teachers_than_there_is_room_for_are_refused(
         pytest.skip("there is a GPU")
     job = replace(job_in(corpora, tmp_path), teacher_device=device)
     with pytest.raises(ValueError, match=said):
-        engines.run(job, "ray", 1, progress=False, **asked)
+        engines.run(job, "ray", 1, **asked)
     assert find_shards(tmp_path) == []
 
 
@@ -225,7 +225,7 @@ def test_teachers_that_fit_on_no_machine_are_refused(
     monkeypatch.setattr(teachers, "ROOM_S", 2.0)
     asked = {"teacher_actors": 1, "teacher_needs": "cores=1,memory_gb=100000"}
     with pytest.raises(ValueError, match=r"each needs .*'memory': 1000.* on one machine"):
-        engines.run(job_in(corpora, tmp_path), "ray", 1, progress=False, **asked)
+        engines.run(job_in(corpora, tmp_path), "ray", 1, **asked)
     assert find_shards(tmp_path) == []
 
 
@@ -248,7 +248,7 @@ def test_an_autoscaler_sees_what_all_workers_take_that_have_no_place(
     thread = threading.Thread(target=look, daemon=True)
     thread.start()
     job = job_in(corpora, tmp_path, 20)  # five shards
-    assert engines.run(job, "ray", 7, progress=False, teacher_actors=1).failed == {}
+    assert engines.run(job, "ray", 7, teacher_actors=1).failed == {}
     stop.set()
     thread.join()
     assert max(pending) == 3  # of five workers, beside the teacher two had a core

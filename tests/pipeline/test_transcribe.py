@@ -27,8 +27,7 @@ def fake(waves: Sequence[Wave]) -> list[str]:
 
 @pytest.fixture
 def by_fake(monkeypatch: pytest.MonkeyPatch) -> None:
-    recogniser = transcribe.Recogniser("fake 123", fake)
-    monkeypatch.setattr(transcribe, "load_recogniser", lambda *_: recogniser)
+    monkeypatch.setattr(transcribe, "load_recogniser", lambda *_: ("fake 123", fake))
 
 
 def command(source: Path, out: Path, *more: str) -> list[str]:
@@ -87,9 +86,7 @@ def test_killed_and_resumed_it_is_the_undisturbed_one(
             raise KeyboardInterrupt
         return fake(waves)
 
-    monkeypatch.setattr(
-        transcribe, "load_recogniser", lambda *_: transcribe.Recogniser("fake 123", killed)
-    )
+    monkeypatch.setattr(transcribe, "load_recogniser", lambda *_: ("fake 123", killed))
     assert main(command(tmp_path / "in", tmp_path / "b")) == 130
     assert not (tmp_path / "b" / "labelled.csv").exists()
     assert main(command(tmp_path / "in", tmp_path / "b")) == 0
@@ -174,7 +171,7 @@ def test_a_ctc_recogniser_of_a_folder(ctc: Path, tmp_path: Path) -> None:
     assert [row["text"] for row in rows] == ["A"] * 3  # all frames are one letter, once
     name = {row["text_by"] for row in rows}.pop()
     assert name.startswith(f"{ctc.name} ") and len(name.split()[1]) == 12
-    assert name == transcribe.load_recogniser(str(ctc)).name
+    assert name == transcribe.load_recogniser(str(ctc))[0]
 
 
 def test_no_pickle_no_code_and_no_half_a_model(ctc: Path, tmp_path: Path) -> None:

@@ -25,9 +25,10 @@ from pipeline.dataset import attempts, card
 from pipeline.dataset.description import open_folder
 from pipeline.dataset.job import CLIP_HOURS, Job
 from pipeline.dataset.shards import MOS_BINS, commit, mos_bin, read_record, summarise
-from pipeline.engine import ray_cluster, ray_engine, run, status, watch
+from pipeline.engine import ray_cluster, ray_engine, status, watch
 from pipeline.engine.watch import METRICS, Progress, Watch, duration, line, measures
-from pipeline.render.row import Row
+from pipeline.render.label import Row
+from tests import engines
 from tests.conftest import ROOT
 from tests.drills.drill_cluster import wait_for
 from tests.pipeline.conftest import Says
@@ -45,10 +46,19 @@ class Clock:
         return self.now
 
 
+def tick(seen: Watch) -> None:
+    """What its threads do at each look at the clock."""
+    seen._show()
+    seen._beat()
+
+
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
 
+
+EXPORTED = "ray_"
+"""What Ray puts before the name of a metric that it exports to Prometheus."""
 
 LICENCES = {"speech": "CC BY 4.0", "noise": "CC BY-SA 3.0", "rooms": "Apache 2.0"}
 
@@ -107,7 +117,7 @@ def test_a_log_gets_one_line_every_half_minute_and_no_bar(job: Job) -> None:
     seen.report(0, 0)
     for _ in range(40):
         clock.now += 2
-        seen.tick()
+        tick(seen)
     assert len(stream.getvalue().splitlines()) == 2  # at 30 s and at 60 s
     assert "\r" not in stream.getvalue()
 
@@ -130,7 +140,7 @@ def test_the_line_says_what_one_asks_for(job: Job) -> None:
     stream, clock = io.StringIO(), Clock()
     make(job, 3)
     seen = watching(job, stream, clock)
-    seen.tick()
+    tick(seen)
     seen.report(0, 0)
     clock.now += 10
     seen.report(0, 4)
@@ -140,7 +150,7 @@ def test_the_line_says_what_one_asks_for(job: Job) -> None:
     seen.report(2, 0)
     clock.now += 20
     seen.ended(2, "OSError: gone")
-    seen.tick()
+    tick(seen)
     said = stream.getvalue()
     for text in (
         "shards 2/4 (1 in flight, 1 failed)",
@@ -156,17 +166,17 @@ def test_the_line_says_what_one_asks_for(job: Job) -> None:
 
 def test_rates_are_of_the_last_minutes(job: Job) -> None:
     clock = Clock()
-    seen = watching(job, io.StringIO(), clock, show=False)
+    seen = watching(job, io.StringIO(), clock)
     clock.now += 500  # start-up
-    seen.tick()
+    tick(seen)
     for _ in range(400):
         clock.now += 2
         seen.report(0, 2)
-        seen.tick()
+        tick(seen)
     assert seen.progress().rate == pytest.approx(1.0, rel=0.02)
     for _ in range(151):
         clock.now += 2
-        seen.tick()
+        tick(seen)
     assert seen.progress().rate == pytest.approx(0.0, abs=0.01)
 
 
@@ -175,14 +185,14 @@ def test_a_terminal_gets_a_bar_and_no_lines(job: Job) -> None:
     with watching(job, stream, clock) as seen:
         seen.report(0, 5)
         clock.now += 31
-        seen.tick()
+        tick(seen)
     assert "samples:" in stream.getvalue() and "retries 0" in stream.getvalue()
     assert "in flight," not in stream.getvalue()
 
 
-def test_silence_where_none_asked_and_yet_a_ledger(job: Job) -> None:
+def test_a_short_run_says_nothing_and_yet_has_a_ledger(job: Job) -> None:
     stream = io.StringIO()
-    with watching(job, stream, Clock(), show=False) as seen:
+    with watching(job, stream, Clock()) as seen:
         seen.report(1, 0)
     (found,) = attempts.read_attempts(job.out)
     assert stream.getvalue() == ""
@@ -191,7 +201,7 @@ def test_silence_where_none_asked_and_yet_a_ledger(job: Job) -> None:
 
 def test_a_shard_is_in_flight_from_its_first_report_to_its_end(job: Job) -> None:
     clock = Clock()
-    seen = watching(job, io.StringIO(), clock, show=False)
+    seen = watching(job, io.StringIO(), clock)
     for shard in (1, 2, 3):
         seen.report(shard, 0)
     clock.now += 10
@@ -208,15 +218,15 @@ def test_a_job_that_waits_for_another_of_its_run_says_nothing(job: Job) -> None:
     stream, clock = io.StringIO(), Clock()
     seen = watching(job, stream, clock, waits=True)
     clock.now += 40
-    seen.tick()
+    tick(seen)
     assert stream.getvalue() == ""
     seen.report(0, 0)
-    seen.tick()
+    tick(seen)
     assert len(stream.getvalue().splitlines()) == 1
     for shard in job.todo():
         seen.ended(shard, "")
     clock.now += 40
-    seen.tick()
+    tick(seen)
     assert len(stream.getvalue().splitlines()) == 1
 
 
@@ -233,11 +243,11 @@ def test_a_sink_hears_all_and_may_fail(job: Job) -> None:
     def broken(progress: Progress) -> None:
         raise RuntimeError("no network")
 
-    seen = watching(job, io.StringIO(), Clock(), show=False)
+    seen = watching(job, io.StringIO(), Clock())
     with seen.sending(broken), seen.sending(heard.append):
-        seen.tick()
+        tick(seen)
         seen.report(0, 3)
-    seen.tick()
+    tick(seen)
     assert [progress.samples for progress in heard] == [0, 3]
 
 
@@ -246,18 +256,18 @@ def test_a_log_that_was_closed_ends_nothing(job: Job) -> None:
     seen = watching(job, stream, clock)
     stream.close()
     clock.now += 31
-    seen.tick()
+    tick(seen)
 
 
 def test_a_part_counts_its_own_shards(job: Job) -> None:
-    seen = Watch(job, [1, 3], "local", 1, 0, show=False, stream=io.StringIO(), clock=Clock())
+    seen = Watch(job, [1, 3], "local", 1, 0, stream=io.StringIO(), clock=Clock())
     assert (seen.progress().shards, seen.progress().done) == (2, 0)
 
 
 def test_an_error_ends_the_run_by_its_name(job: Job) -> None:
     with (
         pytest.raises(OSError, match="No space"),
-        watching(job, io.StringIO(), Clock(), show=False),
+        watching(job, io.StringIO(), Clock()),
     ):
         raise OSError(28, "No space left")
     assert attempts.read_attempts(job.out)[0].ended == "OSError: [Errno 28] No space left"
@@ -280,7 +290,7 @@ def sketcher(job: Job, _: object) -> Sketcher:
 
 @pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_an_engine_tells_the_watch_and_the_ledger(job: Job, workers: int) -> None:
-    outcome = run.run(job, "local", workers, progress=False, factory=sketcher)
+    outcome = engines.run(job, "local", workers, factory=sketcher)
     assert sorted(outcome.made) == [0, 1, 2, 3]
     (found,) = attempts.read_attempts(job.out)
     assert (found.samples, found.made, found.running, found.ended) == (SAMPLES, 4, {}, "done")
@@ -291,7 +301,7 @@ def test_a_worker_that_raises_leaves_nothing_in_flight(job: Job) -> None:
         def make(self, rows: range) -> list[Row]:
             raise RuntimeError("broken")
 
-    outcome = run.run(job, "local", 1, progress=False, factory=lambda j, _: Broken(j))
+    outcome = engines.run(job, "local", 1, factory=lambda j, _: Broken(j))
     assert sorted(outcome.failed) == [0, 1, 2, 3] and "broken" in outcome.failed[0]
     assert attempts.read_attempts(job.out)[0].running == {}
 
@@ -411,7 +421,7 @@ def queries(value: Any) -> Iterator[str]:
 def test_the_dashboard_asks_for_metrics_that_are_exported() -> None:
     asked = [text for text in queries(json.loads(DASHBOARD.read_text())) if isinstance(text, str)]
     named = {name for text in asked for name in re.findall(r"\bray_\w+", text)}
-    exported = {f"{watch.EXPORTED}{metric.name}": metric for metric in METRICS}
+    exported = {f"{EXPORTED}{metric.name}": metric for metric in METRICS}
     assert named == set(exported)  # none that is not there, none that is not shown
     for text in asked:
         labels = set(re.findall(r"(\w+)\s*=~?\s*\"", text))
@@ -431,7 +441,7 @@ def test_a_cluster_exports_the_metrics() -> None:
     try:
         send = ray_engine.metrics("small", "a-run")
         port = ray.nodes()[0]["MetricsExportPort"]
-        wanted, found = {f"{watch.EXPORTED}{m.name}" for m in METRICS}, set()
+        wanted, found = {f"{EXPORTED}{m.name}" for m in METRICS}, set()
         deadline = time.monotonic() + 90
         while wanted - found and time.monotonic() < deadline:
             send(progress())

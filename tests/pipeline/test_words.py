@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from pipeline.__main__ import main
 from pipeline.dataset import words
 from pipeline.render.mix import active_dbfs
 from tests.conftest import talk, write
+from tests.pipeline.conftest import hashes
 
 Corpora = dict[str, list[Path]]
 WORDS = ("bed", "cat", "happy")
@@ -52,11 +52,6 @@ def command(recordings: Path, out: Path, *more: str) -> list[str]:
     counts = ["--strings", "train=4", "test=3"]
     fixed = ["--column", "word", "--workers", "1", "--words", "2", "4"]
     return ["words", str(recordings), "--out", str(out), *counts, *fixed, *more]
-
-
-def hashes(folder: Path) -> dict[str, str]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {str(p.relative_to(folder)): sha256(p.read_bytes()).hexdigest() for p in files}
 
 
 def test_strings_are_of_one_speaker_of_their_split(recordings: Path, tmp_path: Path) -> None:

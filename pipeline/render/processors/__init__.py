@@ -35,13 +35,12 @@ from pipeline.render.processors import (
     nsnet2,
     opus,
     spectral_gating,
-    untouched,
 )
 from pipeline.render.processors.interface import Params, Processor, Run, Waves, noncommercial
 from pipeline.render.processors.networks import groups
 
 PROCESSORS: dict[str, Processor] = {
-    "none": untouched.PROCESSOR,
+    "none": Processor(lambda waves_BT, params: waves_BT),
     "spectral_gating": spectral_gating.PROCESSOR,
     "deepfilternet3": deepfilternet3.PROCESSOR,
     "deepfilternet3_onnx": deepfilternet3_onnx.PROCESSOR,
@@ -94,10 +93,8 @@ def self_check(recipe: Recipe, using: Run | None = None) -> None:
 
 
 def _not_allowed(recipe: Recipe, kind: str) -> str | None:
-    if recipe.allow_noncommercial or kind not in PROCESSORS:
-        return None
     licence = PROCESSORS[kind].licence
-    if not noncommercial(licence):
+    if recipe.allow_noncommercial or not noncommercial(licence):
         return None
     return f"is {licence}: say allow_noncommercial: true in the recipe, or leave it out"
 
@@ -109,8 +106,6 @@ def licences(kinds: Iterable[str]) -> tuple[str, ...]:
 
 def _problem(option: Option, using: Run | None) -> str | None:
     kind = option.use.kind
-    if kind not in PROCESSORS:
-        return "not built yet"
     columns = PROCESSORS[kind].draw(option.use, lambda name: np.full(1, 0.5), "self_check")
     params = {name: float(values[0]) for name, values in columns.items()}
     tone = np.sin(np.arange(SAMPLE_RATE, dtype=np.float32) * 0.3) * 0.1

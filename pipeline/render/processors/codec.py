@@ -10,6 +10,7 @@ import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from math import inf
 from types import ModuleType
 from typing import Any
@@ -54,10 +55,6 @@ Options = Callable[[int], dict[str, str]]
 """Options for FFmpeg at a bitrate."""
 
 
-def _none(bitrate_bps: int) -> dict[str, str]:
-    return {}
-
-
 def _av() -> ModuleType:
     try:
         import av
@@ -81,8 +78,8 @@ def ffmpeg(
     decoder: str = "",
     pcm_format: str = "s16",
     lost: bytes = b"",
-    encoding: Options = _none,
-    decoding: Options = _none,
+    encoding: Options = lambda bitrate_bps: {},
+    decoding: Options = lambda bitrate_bps: {},
 ) -> Code:
     """A codec of FFmpeg's; ``lost`` is the packet in the place of one that does not arrive."""
 
@@ -217,14 +214,14 @@ CODECS = {
     ),
     # What encoder and decoder say of themselves (SPEEX_GET_LOOKAHEAD): 40 + 40, 143 + 80.
     "speex_nb": Codec(
-        native_code(native.speex),
+        native_code(partial(native.speex, mode=0, samples=160)),
         "BSD-3-Clause",
         delay=80,
         packages=(),
         libraries=native.speex_version,
     ),
     "speex_wb": Codec(
-        native_code(native.speex_wide),
+        native_code(partial(native.speex, mode=1, samples=320)),
         "BSD-3-Clause",
         0,
         delay=223,

@@ -91,7 +91,10 @@ def weights_folder() -> Path:
     Raises ``FileNotFoundError`` saying what to set or to run; nothing is downloaded.
     """
     given = os.environ.get(FOLDER_VARIABLE)
-    folder = Path(given) if given else _fetched_folder() or _package_folder()
+    try:
+        folder = Path(given) if given else weights.find(WEIGHTS) / "DeepFilterNet3"
+    except FileNotFoundError:
+        folder = _package_folder()
     if not (folder / "config.ini").is_file() or not _checkpoints(folder):
         raise FileNotFoundError(
             f"no DeepFilterNet3 weights (config.ini, checkpoints/model_*.ckpt.best) in {folder}"
@@ -99,14 +102,6 @@ def weights_folder() -> Path:
             + f": run make weights NAMES={WEIGHTS}, or set {FOLDER_VARIABLE} to their folder"
         )
     return folder
-
-
-def _fetched_folder() -> Path | None:
-    """Where ``make weights`` puts them, if they are whole there."""
-    try:
-        return weights.find(WEIGHTS) / "DeepFilterNet3"
-    except FileNotFoundError:
-        return None
 
 
 def _package_folder() -> Path:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import tarfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -64,32 +63,25 @@ def archive() -> Path:
     return weights.find(WEIGHTS) / weights.entry_of(WEIGHTS).files[0].name
 
 
-@dataclass(frozen=True)
-class Networks:
-    """``gains`` and ``filters`` decode what ``encode`` makes of the features."""
-
-    encode: Any
-    gains: Any
-    filters: Any
-
-
 @cache
-def _networks(path: Path) -> Networks:
+def _networks(path: Path) -> list[Any]:
+    """The encoder of the features, and what decodes gains and filters from what it makes."""
     if sha256_of(path) != weights.entry_of(WEIGHTS).files[0].sha256:
         raise OSError(f"{path} is damaged: {weights.remedy(WEIGHTS, weights.entry_of(WEIGHTS))}")
     with tarfile.open(path) as tar:
         models = {Path(m.name).name: tar.extractfile(m).read() for m in tar if m.isfile()}  # type: ignore[union-attr]
     names = ("enc.onnx", "erb_dec.onnx", "df_dec.onnx")
-    return Networks(*(cpu_session(models[name], threads=1) for name in names))
+    return [cpu_session(models[name], threads=1) for name in names]
 
 
-def _enhance(networks: Networks, wave_T: Wave) -> Wave:
+def _enhance(networks: Sequence[Any], wave_T: Wave) -> Wave:
+    encoder, gain_decoder, filter_decoder = networks
     spectra_NF = _spectra(wave_T)
     bands, low_NF = _features(spectra_NF)
-    *skips, inner, low, _ = networks.encode.run(None, {"feat_erb": bands, "feat_spec": low_NF})
+    *skips, inner, low, _ = encoder.run(None, {"feat_erb": bands, "feat_spec": low_NF})
     skipped = {f"e{i}": skip for i, skip in enumerate(skips)}
-    (gains,) = networks.gains.run(None, {"emb": inner} | skipped)
-    filters = networks.filters.run(None, {"emb": inner, "c0": low})[0]
+    (gains,) = gain_decoder.run(None, {"emb": inner} | skipped)
+    filters = filter_decoder.run(None, {"emb": inner, "c0": low})[0]
     out_NF = spectra_NF * np.repeat(gains[0, 0], BAND_BINS, axis=1)
     out_NF[:, :LOW_BINS] = _filtered(spectra_NF[:, :LOW_BINS], filters[0])
     return _wave(out_NF, len(wave_T))

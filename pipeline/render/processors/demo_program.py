@@ -14,6 +14,7 @@ import resource
 import shutil
 import signal
 import subprocess
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_specs.io.files import sha256_of
-from pipeline.audio import DropSample, Wave, from_pcm, to_pcm
+from pipeline.audio import DropSample, from_pcm, to_pcm
+from pipeline.render.processors.interface import Params, Waves
 from train.models import weights
 
 FRAME = 160
@@ -39,7 +41,7 @@ class DemoProgram:
     """An executable, its synthesis mode, and what brings it.
 
     ``kind`` is the processor's and the name of its folder in the weights' cache; ``variable`` is
-    the environment's that may hold its path.
+    the environment's that may hold its path; ``delay`` is by how many samples its answer lags.
     """
 
     kind: str
@@ -47,6 +49,7 @@ class DemoProgram:
     variable: str
     synthesis: str
     brings: str
+    delay: Callable[[Path], int] = lambda path: 0
 
     @property
     def hash_variable(self) -> str:
@@ -89,11 +92,13 @@ class DemoProgram:
         if from_elsewhere:
             path.chmod(0o755)
 
-    def resynthesise(self, path: Path, wave_T: Wave, delay: int = 0) -> Wave:
-        """Analyse and resynthesise a wave by the program at ``path``, which lags ``delay``."""
-        length = len(wave_T)
-        padded = np.pad(wave_T, (0, delay + -(length + delay) % FRAME))
-        return from_pcm(self.answer(path, to_pcm(padded))[delay : delay + length])
+    def process(self, waves_BT: Waves, params: Sequence[Params]) -> Waves:
+        """Analyse and resynthesise each wave, one after the other; the delay is taken out."""
+        path, length = self.path(), waves_BT.shape[1]
+        delay = self.delay(path)
+        padded_BT = np.pad(waves_BT, ((0, 0), (0, delay + -(length + delay) % FRAME)))
+        answers = [self.answer(path, to_pcm(wave_T)) for wave_T in padded_BT]
+        return from_pcm(np.stack(answers)[:, delay : delay + length])
 
     def answer(self, path: Path, pcm: NDArray[np.int16]) -> NDArray[np.int16]:
         """Both modes in turn on whole frames: as many samples as were given."""

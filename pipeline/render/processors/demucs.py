@@ -32,7 +32,7 @@ from pipeline.render.processors.networks import (
     load_weights,
     read_checkpoint,
 )
-from pipeline.render.processors.timewise import Layer, conv, dtype_of, lstm, taps, transposed
+from pipeline.render.processors.timewise import Layer, conv, lstm, taps, transposed
 from train.models import weights
 
 INSTALL = "pip install --no-deps denoiser==0.1.5"
@@ -65,7 +65,7 @@ def _denoise(waves_BT: Waves, hidden: int) -> Waves:
     import torch
 
     precision = runtime.current().precision
-    with runtime.inference("fp32") as device:  # the layers have their own precision
+    with runtime.inference() as device:
         network = _network(weights_path(hidden), hidden, device, precision)
         return network.run(torch.from_numpy(waves_BT).to(device)).cpu().numpy()
 
@@ -160,10 +160,7 @@ def _sinc(kernel_K: Any, first: int) -> Layer:
 
 
 def weights_path(hidden: int) -> Path:
-    """The official file of the network of that width.
-
-    Raises ``FileNotFoundError`` saying what to run; nothing is downloaded.
-    """
+    """The official file of that width; ``FileNotFoundError`` saying what to run without it."""
     return weights.find(f"demucs-dns{hidden}") / FILES[hidden]
 
 
@@ -175,6 +172,8 @@ def _weights(spec: Spec) -> list[Path]:
 
 @cache
 def _network(path: Path, hidden: int, device: Any, precision: str) -> Network:
+    from train.models.precision import DTYPES
+
     with building(f"Demucs needs the denoiser package: {INSTALL}"):
         from denoiser.demucs import Demucs
         from denoiser.resample import kernel_upsample2
@@ -183,7 +182,7 @@ def _network(path: Path, hidden: int, device: Any, precision: str) -> Network:
     load_weights(whole, read_checkpoint(path), path)
     keep_freed_memory()
     whole.to(device)
-    kernel_K, dtype = kernel_upsample2().flatten().to(device), dtype_of(precision)
+    kernel_K, dtype = kernel_upsample2().flatten().to(device), DTYPES[precision]
     return Network(
         [(conv(layer[0], dtype), conv(layer[2], dtype)) for layer in whole.encoder],
         lstm(whole.lstm.lstm, dtype),

@@ -32,11 +32,11 @@ from pipeline.audio import resample
 from pipeline.render.processors import runtime
 from pipeline.render.processors.interface import Params, Processor, Waves
 from pipeline.render.processors.networks import batches, building, load_weights, read_checkpoint
-from pipeline.render.processors.timewise import Layer, conv, dtype_of, lstm, transposed
+from pipeline.render.processors.timewise import Layer, conv, lstm, transposed
 from train.models import weights
 
 RATE_HZ = 24_000
-FRAMES_HZ = 75
+FRAMES_HZ = 75  # of 10 bits: 0.75 kbit/s for each codebook
 WEIGHTS, CHECKPOINT = "encodec-24khz", "encodec_24khz-d7cc33bc.th"
 
 
@@ -68,14 +68,13 @@ class Network:
         """One run of encoder and decoder; between them each wave's own number of codebooks."""
         import torch
 
-        with runtime.inference("fp32") as device:  # the layers have their own precision
+        with runtime.inference() as device:
             embeddings_BND = _chain(self.encoder, torch.from_numpy(waves_BT).to(device)[:, :, None])
-            quantised_BDN = torch.cat(
-                [
-                    _quantise(self.quantizer, embedding_ND.T[None], bandwidth)
-                    for embedding_ND, bandwidth in zip(embeddings_BND, bandwidths_kbps, strict=True)
-                ]
-            )
+            codes = [
+                self.quantizer.encode(embedding_ND.T[None], FRAMES_HZ, kbps)
+                for embedding_ND, kbps in zip(embeddings_BND, bandwidths_kbps, strict=True)
+            ]
+            quantised_BDN = torch.cat([self.quantizer.decode(one) for one in codes])
             quantised_BND = quantised_BDN.transpose(1, 2).to(self.decoder_dtype)
             decoded_BTC = _chain(self.decoder, quantised_BND.contiguous())
             return decoded_BTC[:, : waves_BT.shape[1], 0].float().cpu().numpy()
@@ -87,21 +86,15 @@ def _chain(layers: Sequence[Layer], x_BTC: Any) -> Any:
     return x_BTC
 
 
-def _quantise(quantizer: Any, embedding_1DN: Any, bandwidth_kbps: float) -> Any:
-    """To the codes and back: 75 frames/s of 10 bits are 0.75 kbit/s for each codebook."""
-    return quantizer.decode(quantizer.encode(embedding_1DN, FRAMES_HZ, bandwidth_kbps))
-
-
 def weights_path() -> Path:
-    """Where the published file is.
-
-    Raises ``FileNotFoundError`` saying what to run; nothing is downloaded.
-    """
+    """The published file; ``FileNotFoundError`` saying what to run where it is not here."""
     return weights.find(WEIGHTS) / CHECKPOINT
 
 
 @cache
 def _network(path: Path, device: str, precision: str) -> Network:
+    from train.models.precision import DTYPES
+
     with building("EnCodec needs its package: pip install encodec"), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of the way it normalises weights
         from encodec import EncodecModel
@@ -111,10 +104,9 @@ def _network(path: Path, device: str, precision: str) -> Network:
     _remove_weight_norm(whole)
     whole.to(device)
     keep_freed_memory()
-    fp32, dtype = dtype_of("fp32"), dtype_of(precision)
-    encoder = [_layer(layer, fp32) for layer in whole.encoder.model]
-    decoder = [_layer(layer, dtype) for layer in whole.decoder.model]
-    return Network(encoder, whole.quantizer, decoder, dtype)
+    encoder = [_layer(layer, DTYPES["fp32"]) for layer in whole.encoder.model]
+    decoder = [_layer(layer, DTYPES[precision]) for layer in whole.decoder.model]
+    return Network(encoder, whole.quantizer, decoder, DTYPES[precision])
 
 
 def _remove_weight_norm(network: Any) -> None:

@@ -7,12 +7,8 @@ Another CPU may take other instructions (it asks which there are) and round othe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import numpy as np
-
 from pipeline.render.processors.demo_program import DemoProgram
-from pipeline.render.processors.interface import Params, Processor, Waves
+from pipeline.render.processors.interface import Processor
 
 PROGRAM = DemoProgram(
     kind="fargan",
@@ -23,10 +19,6 @@ PROGRAM = DemoProgram(
 )
 
 
-def process(waves_BT: Waves, params: Sequence[Params]) -> Waves:
-    """Analyse and resynthesise each wave, one after the other."""
-    path = PROGRAM.path()
-    return np.stack([PROGRAM.resynthesise(path, wave_T) for wave_T in waves_BT])
-
-
-PROCESSOR = Processor(process, licence="BSD-3-Clause", weights=lambda spec: [PROGRAM.path()])
+PROCESSOR = Processor(
+    PROGRAM.process, licence="BSD-3-Clause", weights=lambda spec: [PROGRAM.path()]
+)

@@ -15,7 +15,7 @@ hop later. Where one lies in Coqui's format, its output is that late on Coqui's 
 back. A checkpoint's SHA-256 says so (``HALF_HOP_LATE``): its configuration has no word for it, and
 any that is not listed is Coqui's. The dataset records the same hash.
 
-Both generators have one shape and run as one ``Generator`` of ``timewise`` layers: 7.68 s take one
+Both generators have one shape and run as the same ``timewise`` layers: 7.68 s take one
 core 0.70 s (16 kHz) and 0.20 s (22.05 kHz) in bf16, where the packages' own calls take 1.45 and
 0.45 s. At 16 kHz they are 127 GFLOP, and one core does about 200 a second.
 """
@@ -46,7 +46,7 @@ from pipeline.render.processors.networks import (
     load_weights,
     read_checkpoint,
 )
-from pipeline.render.processors.timewise import Layer, conv, dtype_of, transposed
+from pipeline.render.processors.timewise import Layer, conv, transposed
 from train.models import weights
 
 SPEECHT5 = "hifigan-speecht5"
@@ -97,33 +97,9 @@ class Vocoder:
 
         padded_BT = np.pad(waves_BT, ((0, 0), (0, self.late)))
         mels_BNM = np.stack([self.mel(wave_T) for wave_T in padded_BT])
-        with runtime.inference("fp32") as device:  # the layers have their own precision
+        with runtime.inference() as device:
             out_BT = self.generate(torch.from_numpy(mels_BNM).to(device))
             return out_BT[:, self.late : padded_BT.shape[1]].cpu().numpy()
-
-
-@dataclass(frozen=True)
-class Generator:
-    """Upsampling layers, each with its residual blocks, whose mean goes on."""
-
-    first: Layer
-    stages: list[tuple[Layer, list[Block]]]
-    last: Layer
-    dtype: Any
-
-    def run(self, mels_BNM: Any) -> Any:
-        """Waves (B, N * hop)."""
-        import torch
-        from torch.nn import functional
-
-        x_BTC = self.first(mels_BNM.to(self.dtype))
-        for upsample, blocks in self.stages:
-            x_BTC = upsample(functional.leaky_relu_(x_BTC, SLOPE))
-            total_BTC = _residual(blocks[0], x_BTC)
-            for block in blocks[1:]:
-                total_BTC += _residual(block, x_BTC)
-            x_BTC = total_BTC.div_(len(blocks))
-        return torch.tanh(self.last(functional.leaky_relu_(x_BTC)).float())[:, :, 0]
 
 
 def _residual(block: Block, x_BTC: Any) -> Any:
@@ -135,10 +111,16 @@ def _residual(block: Block, x_BTC: Any) -> Any:
     return x_BTC
 
 
-def _generator(network: Any, upsamplers: Any, precision: str) -> Generator:
-    """What transformers and coqui-tts name alike, but for the upsampling layers."""
+def _generator(network: Any, upsamplers: Any, precision: str) -> Callable[[Any], Any]:
+    """Mels (B, N, M) to waves (B, N * hop): upsampling layers, each with its residual blocks, whose
+    mean goes on. What transformers and coqui-tts name alike, but for the upsampling layers."""
+    import torch
+    from torch.nn import functional
+
+    from train.models.precision import DTYPES
+
     keep_freed_memory()
-    dtype = dtype_of(precision)
+    dtype = DTYPES[precision]
     blocks = [
         [(conv(a, dtype), conv(b, dtype)) for a, b in zip(r.convs1, r.convs2, strict=True)]
         for r in network.resblocks
@@ -148,7 +130,19 @@ def _generator(network: Any, upsamplers: Any, precision: str) -> Generator:
         (transposed(layer, dtype), blocks[i * each : (i + 1) * each])
         for i, layer in enumerate(upsamplers)
     ]
-    return Generator(conv(network.conv_pre, dtype), stages, conv(network.conv_post, dtype), dtype)
+    first, last = conv(network.conv_pre, dtype), conv(network.conv_post, dtype)
+
+    def run(mels_BNM: Any) -> Any:
+        x_BTC = first(mels_BNM.to(dtype))
+        for upsample, own in stages:
+            x_BTC = upsample(functional.leaky_relu_(x_BTC, SLOPE))
+            total_BTC = _residual(own[0], x_BTC)
+            for block in own[1:]:
+                total_BTC += _residual(block, x_BTC)
+            x_BTC = total_BTC.div_(len(own))
+        return torch.tanh(last(functional.leaky_relu_(x_BTC)).float())[:, :, 0]
+
+    return run
 
 
 def _resynthesise(vocoder: Vocoder, waves_BT: Waves) -> Waves:
@@ -160,10 +154,7 @@ def _resynthesise(vocoder: Vocoder, waves_BT: Waves) -> Waves:
 
 
 def weight_paths(name: str) -> tuple[Path, Path]:
-    """Configuration and checkpoint of a network.
-
-    Raises ``FileNotFoundError`` saying what to run; nothing is downloaded.
-    """
+    """Configuration and checkpoint; ``FileNotFoundError`` saying what to run without them."""
     folder = weights.find(name)
     return folder / "config.json", folder / CHECKPOINTS[name]
 
@@ -202,7 +193,7 @@ def _speecht5(config_path: Path, checkpoint: Path, device: str, precision: str) 
         return np.asarray(features["input_values"][0], dtype=np.float32)
 
     def generate(mels_BNM: Any) -> Any:
-        return generator.run((mels_BNM - mean_M) / scale_M)
+        return generator((mels_BNM - mean_M) / scale_M)
 
     return Vocoder(extractor.sampling_rate, mel, generate)
 
@@ -231,7 +222,7 @@ def _coqui(config_path: Path, checkpoint: Path, device: str, precision: str) -> 
     def generate(mels_BNM: Any) -> Any:
         # The package repeats some frames at both ends, and leaves what comes of them in.
         ends = [mels_BNM[:, at : at + 1 or None].repeat(1, frames, 1) for at in (0, -1)]
-        out_BT = generator.run(torch.cat([ends[0], mels_BNM, ends[1]], dim=1))
+        out_BT = generator(torch.cat([ends[0], mels_BNM, ends[1]], dim=1))
         return out_BT[:, margin : out_BT.shape[1] - margin]
 
     late = audio.hop_length // 2 if sha256_of(checkpoint) in HALF_HOP_LATE else 0

@@ -6,7 +6,6 @@ synthesises with FARGAN instead.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -14,28 +13,12 @@ import numpy as np
 
 from pipeline.audio import to_pcm
 from pipeline.render.processors.demo_program import FRAME, DemoProgram
-from pipeline.render.processors.interface import Params, Processor, Waves
-
-PROGRAM = DemoProgram(
-    kind="lpcnet",
-    executable="lpcnet_demo",
-    variable="LPCNET_DEMO",
-    synthesis="-synthesis",
-    brings="run make lpcnet LPCNET_REF=COMMIT, or set LPCNET_DEMO to the path of one built from "
-    "github.com/xiph/LPCNet",
-)
+from pipeline.render.processors.interface import Processor
 
 CENTRING = 80
 """Features come from 20 ms around the start of a frame: half a frame late (``TRAINING_OFFSET``)."""
 
 PROBE_FRAMES = 32
-
-
-def process(waves_BT: Waves, params: Sequence[Params]) -> Waves:
-    """Analyse and resynthesise each wave, one after the other; the delay is taken out."""
-    path = PROGRAM.path()
-    delay = _delay(path)
-    return np.stack([PROGRAM.resynthesise(path, wave_T, delay) for wave_T in waves_BT])
 
 
 @cache
@@ -53,4 +36,16 @@ def _delay(path: Path) -> int:
     return int(np.argmax(sounds)) * FRAME + CENTRING
 
 
-PROCESSOR = Processor(process, licence="BSD-3-Clause", weights=lambda spec: [PROGRAM.path()])
+PROGRAM = DemoProgram(
+    kind="lpcnet",
+    executable="lpcnet_demo",
+    variable="LPCNET_DEMO",
+    synthesis="-synthesis",
+    brings="run make lpcnet LPCNET_REF=COMMIT, or set LPCNET_DEMO to the path of one built from "
+    "github.com/xiph/LPCNet",
+    delay=_delay,
+)
+
+PROCESSOR = Processor(
+    PROGRAM.process, licence="BSD-3-Clause", weights=lambda spec: [PROGRAM.path()]
+)

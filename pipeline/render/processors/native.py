@@ -106,18 +106,11 @@ def codec2_path() -> Path:
     )
 
 
-def speex(pcm: Pcm, bitrate_bps: int, params: Params) -> Pcm:
-    """Code at 8 kHz."""
-    return _code_speex(pcm, bitrate_bps, params, mode=0, samples=160)
+def speex(pcm: Pcm, bitrate_bps: int, params: Params, mode: int, samples: int) -> Pcm:
+    """Code at 8 kHz (``mode`` 0) or 16 kHz (1), in frames of so many samples.
 
-
-def speex_wide(pcm: Pcm, bitrate_bps: int, params: Params) -> Pcm:
-    """Code at 16 kHz."""
-    return _code_speex(pcm, bitrate_bps, params, mode=1, samples=320)
-
-
-def _code_speex(pcm: Pcm, bitrate_bps: int, params: Params, mode: int, samples: int) -> Pcm:
-    """Frames are coded in place; where one is lost the decoder is given no bits, and conceals."""
+    In place; where a frame is lost the decoder is given no bits, and conceals.
+    """
     library, frames = _speex(), frames_of(pcm, samples)
     bits = ctypes.create_string_buffer(SPEEX_BITS_BYTES)
     with _speex_states(library, mode, bits) as (encoder, decoder):

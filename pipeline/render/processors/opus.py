@@ -109,20 +109,17 @@ def networks() -> tuple[str, ...]:
     buzz = sum(np.sin(2 * np.pi * 150 * k * time) / k for k in range(1, 40)) * 0.1
     frame = SAMPLE_RATE // 50
     settings = {"bitrate_bps": 16_000.0, "complexity": 5.0, "conceal": 1.0}
+    lossy = settings | {"loss": 0.3, "pattern": 1.0}
     packets, _ = _encode(np.asarray(buzz, np.float32), frame, settings)
     try:
         heard = [
-            b"".join(_decode(packets, frame, settings | _a_third_is_lost(complexity)))
+            b"".join(_decode(packets, frame, lossy | {"decoder_complexity": complexity}))
             for complexity in (0, *NETWORKS)
         ]
     except _package().exceptions.OpusError:  # before 1.5 a decoder has no complexity
         return ()
     changed = (now != before for before, now in pairwise(heard))
     return tuple(name for name, new in zip(NETWORKS.values(), changed, strict=True) if new)
-
-
-def _a_third_is_lost(decoder_complexity: int) -> Params:
-    return {"decoder_complexity": decoder_complexity, "loss": 0.3, "pattern": 1.0}
 
 
 def require_network(decoder_complexity: int) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Runtime:
-    """``device`` as torch names it; ``precision`` is fp32, or bf16 (mixed, by autocast)."""
+    """``device`` as torch names it; ``precision`` is fp32 or bf16."""
 
     device: str = "cpu"
     precision: str = "fp32"
@@ -34,16 +34,9 @@ def use(runtime: Runtime) -> None:
 
 
 @contextmanager
-def inference(precision: str | None = None) -> Iterator[Any]:
-    """Inference mode, with autocast where the recipe asks for bf16.
-
-    A processor whose output would move too far in bf16 passes ``precision="fp32"``. Gives the torch
-    device that its tensors belong on.
-    """
+def inference() -> Iterator[Any]:
+    """Inference mode; gives the torch device that tensors belong on. Layers have a precision."""
     import torch
 
-    runtime = current()
-    device = torch.device(runtime.device)
-    half = (precision or runtime.precision) == "bf16"
-    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=half):
-        yield device
+    with torch.inference_mode():
+        yield torch.device(current().device)

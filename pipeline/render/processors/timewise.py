@@ -19,13 +19,6 @@ Layer = Callable[[Any], Any]
 """(B, T, C) to (B, T', C')."""
 
 
-def dtype_of(precision: str) -> Any:
-    """The torch type of a recipe's precision."""
-    import torch
-
-    return {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
-
-
 def taps(weight_OIK: Any, bias_O: Any, dtype: Any, dilation: int = 1, padding: int = 0) -> Layer:
     """A kernel of stride 1; ``padding`` zeros at both ends."""
     import torch
