@@ -49,7 +49,6 @@ class RatedSamples:
         return len(self.clips)
 
     def read(self, number: int) -> tuple[Pcm, float]:
-        """(audio int16 (122880,), rating)."""
         return self._crop(number)[0], self.clips[number].mos
 
     def length(self, number: int) -> int:
@@ -109,7 +108,6 @@ class Sources:
         return train, ShardSamples(self.validation, caches[1])
 
     def order(self, config: Any) -> Order:
-        """The order in which a run's configuration reads them."""
         counts = tuple(shard.samples for shard in self.shards)
         rated, share = len(self.rated), config.rated_share
         return Order(counts, rated, config.seed, config.batch, share, config.buffer)
