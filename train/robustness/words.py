@@ -56,7 +56,6 @@ class Finetuned:
         return [str(head.predict(states)[0]) for head, states in found]
 
     def loss(self, wave_T: Wave, text: str) -> Tensor:
-        """See ``Recogniser``."""
         head, states = self._states(wave_T)
         clip = LabelledClip(path=Path(), dataset="", split="test", text=text)
         found: Tensor = head.loss(states, [clip])
@@ -92,7 +91,6 @@ class WordsJudged(Judged):
             self._heard[path] = self.recogniser.hear([_read(path)])[0]
 
     def judge(self, clips: Sequence[Clip]) -> Iterator[dict[str, float]]:
-        """See ``Judged.judge``."""
         for clip in clips:
             text = self._heard[clip.clean or clip.path] if clip.text is None else clip.text
             heard = self.recogniser.hear([_read(clip.path)])[0]
@@ -104,7 +102,6 @@ class WordsJudged(Judged):
         return self.recogniser.loss(wave_T, self.recogniser.hear([wave_T])[0])
 
     def hear(self, wave_T: Wave) -> None:
-        """See ``Judged.hear``."""
         self.recogniser.hear([wave_T])
 
     def int8(self, waves: Sequence[Wave], folder: Path) -> Judged:
