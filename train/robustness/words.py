@@ -40,7 +40,7 @@ class Finetuned:
             raise UserError(f"{folder}: was not finetuned on words, but on {', '.join(tasks)}")
         both = nn.ModuleDict({"encoder": encoder, "head": heads[0]})
         self.network: nn.Module = both.to(device).eval()
-        self.device = device
+        self.device, self.longest_s = device, encoder.longest_s
 
     def _states(self, wave_T: Wave) -> tuple[Any, Any]:
         wave_1T = torch.from_numpy(wave_T)[None].to(self.device)
@@ -88,14 +88,24 @@ class WordsJudged(Judged):
     def prepare(self, clips: Sequence[Clip]) -> None:
         """Hear the clean twins of clips without text, once."""
         for path in {c.clean or c.path for c in clips if c.text is None} - self._heard.keys():
-            self._heard[path] = self.recogniser.hear([_read(path)])[0]
+            self._heard[path] = self._heard_in(path)
 
     def judge(self, clips: Sequence[Clip]) -> Iterator[dict[str, float]]:
         for clip in clips:
             text = self._heard[clip.clean or clip.path] if clip.text is None else clip.text
-            heard = self.recogniser.hear([_read(clip.path)])[0]
-            found = word_errors(plain_words(text), plain_words(heard))
+            found = word_errors(plain_words(text), plain_words(self._heard_in(clip.path)))
             yield {"errors": float(found.errors), "words": float(found.words)}
+
+    def _heard_in(self, path: Path) -> str:
+        wave_T, longest_s = to_16k(*read_mono(path)), self.recogniser.longest_s
+        if len(wave_T) < SAMPLE_RATE // 10:
+            raise UserError(f"{path}: shorter than a tenth of a second: no word is in it")
+        if len(wave_T) > longest_s * SAMPLE_RATE:
+            raise UserError(
+                f"{path}: {len(wave_T) / SAMPLE_RATE:.1f} s, but {self.name} hears {longest_s:g} "
+                "s, and words behind them would count as missed: cut the clip"
+            )
+        return self.recogniser.hear([wave_T])[0]
 
     def influence(self, wave_T: Wave) -> Tensor:
         """The likelihood of what it hears: see ``Judged.influence``."""
@@ -111,10 +121,3 @@ class WordsJudged(Judged):
         made.network = made.recogniser.network = int8_linears_(copy.deepcopy(self.network))
         made.megabytes = megabytes(made.network)
         return made
-
-
-def _read(path: Path) -> Wave:
-    wave_T = to_16k(*read_mono(path))
-    if len(wave_T) < SAMPLE_RATE // 10:
-        raise UserError(f"{path}: shorter than a tenth of a second: no word is in it")
-    return wave_T
