@@ -89,4 +89,4 @@ def narrow(model: nn.Module, state: Mapping[str, Tensor], prefix: str = "") -> N
                 outputs, inputs = weight.shape
                 setattr(module, part, nn.Linear(inputs, outputs, linear.bias is not None))
             if part == "q_proj" and hasattr(module, "num_heads"):
-                module.num_heads = len(weight) // module.head_dim
+                module.num_heads = weight.shape[0] // module.head_dim

@@ -78,8 +78,9 @@ class Joint(Trainer):
         own = {"gates": self.gates, "budget": self.budget, "distil": self.distil}
         for part in own.values():
             part.to(self.device)
-        maps = {"params": list(self.distil.parameters()), "lr": config.lr, "weight_decay": 0.0}
-        for group in (*self.budget.groups(self.gates, config.gates_lr), maps):
+        maps = list(self.distil.parameters())
+        groups = self.budget.groups(self.gates, config.gates_lr)
+        for group in [*groups, {"params": maps, "lr": config.lr, "weight_decay": 0.0}]:
             self.optimizer.add_param_group(group)
         self.parts = {**self.parts, **own}
 
