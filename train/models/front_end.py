@@ -86,7 +86,7 @@ class MfccFrontEnd:
 
 
 class _Network(ABC):
-    """A network every 20 ms.
+    """What a network gives every 20 ms.
 
     On a CPU clips go through one at a time, so that a clip's features do not depend on its
     neighbours; on CUDA all of a batch at once.
