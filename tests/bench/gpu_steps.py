@@ -363,10 +363,11 @@ def _gated_update(size: str, layer: int, waves_BT: Tensor) -> Callable[[], objec
     encoder = random_subject(size, layer, str(waves_BT.device)).network.encoder
     dense = copy.deepcopy(encoder).requires_grad_(False)
     layout = layout_of(encoder)
-    open_, budget = Gates(layout).to(waves_BT.device), Budget().to(waves_BT.device)
+    open_ = Gates(layout).to(waves_BT.device)
+    budget = Budget(layout.macs(layout.counts), 0.5, 1).to(waves_BT.device)
     groups: list[dict[str, Any]] = [{"params": list(encoder.parameters()), "lr": 1e-5}]
-    groups += [{"params": [open_.alphas_N]}, {"params": [*budget.parameters()], "maximize": True}]
-    optimizer = torch.optim.AdamW(groups, lr=0.05, weight_decay=0.0, fused=True)
+    groups += budget.groups(open_, 0.05)
+    optimizer = torch.optim.AdamW(groups, weight_decay=0.0, fused=True)
 
     def update() -> None:
         with torch.autocast(kind, torch.bfloat16, enabled=kind == "cuda"):
@@ -374,8 +375,7 @@ def _gated_update(size: str, layer: int, waves_BT: Tensor) -> Callable[[], objec
                 (theirs_BFC,) = dense(waves_BT)
             tensors = gated(encoder, layout, open_.drawn())
             (ours_BFC,) = functional_call(encoder, tensors, (waves_BT,))
-        left = layout.macs(open_.expected()) / layout.macs(layout.counts)
-        loss = (ours_BFC.float() - theirs_BFC.float()).square().mean() + budget(1 - left, 0.5)
+        loss = (ours_BFC.float() - theirs_BFC.float()).square().mean() + budget(open_, 1)
         optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
         optimizer.step()

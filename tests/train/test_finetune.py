@@ -30,11 +30,11 @@ from tests.train_helpers import (
     write_dataset,
 )
 from train.__main__ import main
+from train.data.stream import Waves
 from train.files import load_checkpoint
-from train.finetune.clips import TaskClips, Waves, turns
+from train.finetune.clips import TaskClips, shard_clips, turns
 from train.finetune.finetune import Finetuning
 from train.finetune.saved import load_model
-from train.finetune.shard_clips import shard_clips
 from train.finetune.tasks.speakers import Speakers
 from train.finetune.tasks.task import mean_over
 from train.finetune.tasks.trials import errors, trials_of

@@ -316,6 +316,9 @@ def test_a_recogniser_is_held_against_what_it_heard_in_clean_speech(hearing, spo
     assert found[0] == {"errors": 0, "words": len(text.split())}
     heard = model.recogniser.hear([tone(4, 12_000)])[0]
     assert found[1]["errors"] == word_errors(text, heard).errors
+    model.recogniser.longest_s = 0.7
+    with pytest.raises(ValueError, match=r"clean0.wav: 0.8 s, but .* hears 0.7 s"):
+        next(model.judge(clips))
 
 
 def test_a_model_without_words_is_named(student, spoken, tmp_path, capsys):

@@ -18,9 +18,9 @@ from tests.train.test_pruned_models import TINY, random_student
 from tests.train_helpers import dies_at, killed, logged, require_same_states, tones
 from train.__main__ import main
 from train.finetune.clips import Batch
-from train.finetune.distil import Distilling
 from train.finetune.finetune import Finetuning
 from train.finetune.saved import load_model
+from train.finetune.terms import Distilling
 from train.models.encoders.interface import SpeechEncoder
 from train.models.encoders.loading import load_encoder, save_encoder
 from train.models.encoders.student_encoder import StudentEncoder
@@ -67,8 +67,6 @@ def test_a_gated_encoder_is_the_cut_one_and_is_counted(kind: str, low_rank: bool
         assert counted_macs(model) == pytest.approx(
             macs, rel=0.005
         )  # wav2vec 2.0's last frame is half one
-    parameters = sum(parameter.numel() for parameter in smaller.parameters())
-    assert layout.parameters(encoder, counts) == parameters
     save_encoder(tmp_path / "saved", smaller)
     with torch.inference_mode():
         again = load_encoder(tmp_path / "saved")(*given)

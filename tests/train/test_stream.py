@@ -199,12 +199,6 @@ def test_a_batch_that_cannot_be_shared(folder, batch, world):
         ranks_of(folder, world, batch=batch)
 
 
-def test_a_rank_outside_the_world(folder):
-    alone = batches_of(folder)
-    with pytest.raises(ValueError, match="rank 2 of world 2"):
-        Batches(alone.samples, alone.order, (), 2, 2)
-
-
 def test_more_shards_than_are_kept_open(folder, monkeypatch):
     expected = list(loader(batches_of(folder), 0, 4, workers=0))
     monkeypatch.setattr("train.data.stream.OPEN_SHARDS", 1)

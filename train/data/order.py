@@ -17,8 +17,6 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from data_specs.io.errors import UserError
-
 STREAM_SHARDS, STREAM_MOVES, STREAM_RATED, STREAM_CROPS = range(4)
 """Which decision a random generator is for: one stream each, so that none moves another."""
 
@@ -64,14 +62,6 @@ class Order:
     rated_share: float = 0.0
     buffer: int = 4096
     _cache: dict[tuple[str, int], NDArray[np.int64]] = field(default_factory=dict, compare=False)
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.rated_share <= 1:
-            raise UserError(f"rated share {self.rated_share}: must be 0 to 1")
-        if self.rated_share and not self.rated_clips:
-            raise UserError(f"rated share {self.rated_share}, but no rated clips: give --rated")
-        if self.rated_share < 1 and not sum(self.counts):
-            raise UserError("the shards hold no samples")
 
     def _consumed(self, step: int) -> tuple[int, int]:
         """(samples of the shards, rated clips) in the batches before batch ``step``."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -43,23 +44,17 @@ class RatedSamples:
 
     def __init__(self, clips: Sequence[RatedClip]) -> None:
         self.clips = list(clips)
-        self._pcm: dict[int, tuple[Pcm, int]] = {}
+        self._crop = cache(lambda number: rated_pcm(self.clips[number]))
 
     def __len__(self) -> int:
         return len(self.clips)
 
     def read(self, number: int) -> tuple[Pcm, float]:
-        """(audio int16 (122880,), rating)."""
         return self._crop(number)[0], self.clips[number].mos
 
     def length(self, number: int) -> int:
         """Samples of the audio that are the clip's own; silence follows a shorter one."""
         return self._crop(number)[1]
-
-    def _crop(self, number: int) -> tuple[Pcm, int]:
-        if number not in self._pcm:
-            self._pcm[number] = rated_pcm(self.clips[number])
-        return self._pcm[number]
 
 
 @dataclass(frozen=True)
@@ -109,7 +104,6 @@ class Sources:
         return train, ShardSamples(self.validation, caches[1])
 
     def order(self, config: Any) -> Order:
-        """The order in which a run's configuration reads them."""
         counts = tuple(shard.samples for shard in self.shards)
         rated, share = len(self.rated), config.rated_share
         return Order(counts, rated, config.seed, config.batch, share, config.buffer)

@@ -13,8 +13,10 @@ import mmap
 import os
 from bisect import bisect_left
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import accumulate
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -89,7 +91,6 @@ class ShardSamples:
         return [shard.remote for shard in self.shards if shard.remote]
 
     def record(self, number: int) -> SampleRecord:
-        """The record of sample ``number``."""
         shard = self._shard(number)
         return record_of(self._file(shard), self.shards[shard].where, self._span(shard, number))
 
@@ -200,6 +201,31 @@ RATED_BYTES = 256 << 20
 student takes to learn from it. There is no order in which to drop some: an epoch reads all."""
 
 
+Read = Callable[[], Wave]
+"""Gives a wave (T,) at 16 kHz."""
+
+
+@dataclass
+class Waves:
+    """Clips at 16 kHz, kept in memory as far as there is room."""
+
+    limit_bytes: float
+    readers: Mapping[Path, Read] = field(default_factory=dict)
+    """Of clips that are no files of their own."""
+    _kept: dict[Path, Wave] = field(default_factory=dict)
+    _bytes: int = 0
+
+    def read(self, path: Path) -> Wave:
+        """A clip's first channel (T,). ``UserError`` naming a file that cannot be read."""
+        if path in self._kept:
+            return self._kept[path]
+        wave_T = self.readers[path]() if path in self.readers else to_16k(*read_mono(path))
+        if self._bytes + wave_T.nbytes <= self.limit_bytes:
+            self._kept[path] = wave_T
+            self._bytes += wave_T.nbytes
+        return wave_T
+
+
 class Batch(NamedTuple):
     """Clips with their scores.
 
@@ -227,8 +253,6 @@ class Batches(Dataset[Batch]):
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        if not 0 <= rank < world:
-            raise ValueError(f"rank {rank} of world {world}: must be 0 to {world - 1}")
         if order.batch % world:  # a world larger than the batch, too
             raise UserError(
                 f"a batch of {order.batch} cannot be shared by {world} processes: give a --batch "
@@ -237,7 +261,7 @@ class Batches(Dataset[Batch]):
         _require_cache(samples, order)
         self.samples, self.order, self.rated = samples, order, list(rated)
         self.rank, self.world = rank, world
-        self._waves: dict[int, Wave] = {}
+        self._waves = Waves(RATED_BYTES)
         self._ahead = math.ceil(READ_AHEAD_SAMPLES / order.batch) if samples.remote else 0
 
     @property
@@ -266,17 +290,8 @@ class Batches(Dataset[Batch]):
         if not item.rated:
             return self.samples.read_into(item.number, pcm_T), audible_samples(pcm_T)
         clip = self.rated[item.number]
-        pcm_T[:], length = cropped(self._rated_wave(item.number), item.crop)
+        pcm_T[:], length = cropped(self._waves.read(clip.path), item.crop)
         return clip.mos, length
-
-    def _rated_wave(self, number: int) -> Wave:
-        """A rated clip at 16 kHz; decoded once, where there is room to keep it."""
-        if number in self._waves:
-            return self._waves[number]
-        wave_T = to_16k(*read_mono(self.rated[number].path))
-        if sum(kept.nbytes for kept in self._waves.values()) + wave_T.nbytes <= RATED_BYTES:
-            self._waves[number] = wave_T
-        return wave_T
 
 
 def _require_cache(samples: ShardSamples, order: Order) -> None:

@@ -5,9 +5,10 @@ Which clips batch ``k`` has, and where they are cropped, follows from the seed a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,15 +16,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from data_specs.io.addresses import redacted
 from data_specs.io.errors import UserError
+from data_specs.io.waves import audible_samples
 from data_specs.labelled import SPLITS, LabelledClip, Split
-from data_specs.sample import SAMPLE_RATE
-from train.audio import Wave, read_mono, to_16k
+from train.audio import Wave
 from train.data.loading import ahead
 from train.data.order import Order
-
-Read = Callable[[], Wave]
-"""Gives a wave (T,) at 16 kHz."""
+from train.data.shards import list_shards
+from train.data.stream import PCM_SCALE, Read, ShardSamples, Waves
 
 AHEAD = 4
 """Batches that are read while one is computed."""
@@ -37,27 +38,6 @@ class Batch(NamedTuple):
     waves_BT: Tensor
     lengths_B: Tensor
     clean_BT: Tensor | None = None
-
-
-@dataclass
-class Waves:
-    """Clips at 16 kHz, kept in memory as far as there is room."""
-
-    limit_bytes: float
-    readers: Mapping[Path, Read] = field(default_factory=dict)
-    """Of clips that are no files of their own."""
-    _kept: dict[Path, Wave] = field(default_factory=dict)
-    _bytes: int = 0
-
-    def read(self, path: Path) -> Wave:
-        """A clip's first channel (T,). ``UserError`` naming a file that cannot be read."""
-        if path in self._kept:
-            return self._kept[path]
-        wave_T = self.readers[path]() if path in self.readers else to_16k(*read_mono(path))
-        if self._bytes + wave_T.nbytes <= self.limit_bytes:
-            self._kept[path] = wave_T
-            self._bytes += wave_T.nbytes
-        return wave_T
 
 
 @dataclass(frozen=True)
@@ -144,7 +124,6 @@ class Feed:
     seed: int
 
     def __call__(self, first: int, last: int) -> Generator[Batch, None, None]:
-        """See ``train.loop.loop.Feed``."""
         orders = {
             task: Order((), len(self.data.clips[task]["train"]), self.seed, self.batch, 1.0)
             for task in self.shares
@@ -159,6 +138,32 @@ class Feed:
         return self.data.batch(task, [clips[i.number] for i in items], [i.crop for i in items])
 
 
-def seconds_to_samples(seconds: float) -> int:
-    """Samples at 16 kHz."""
-    return max(1, round(seconds * SAMPLE_RATE))
+def shard_clips(given: Sequence[str]) -> tuple[list[LabelledClip], Mapping[Path, Read]]:
+    """The samples of ``SPLIT=FOLDER``s, and by their names how each is read.
+
+    A folder's records are read once, for the scores. ``UserError`` for a split that is none, and
+    as of ``list_shards``.
+    """
+    clips: list[LabelledClip] = []
+    readers: dict[Path, Read] = {}
+    for words in given:
+        split, _, folder = words.partition("=")
+        if split not in SPLITS or not folder:
+            raise UserError(f"--shards {redacted(words)}: write train=FOLDER, validation= or test=")
+        samples = ShardSamples(list_shards(folder))
+        for number in range(len(samples)):
+            path, mos = Path(folder) / str(number), samples.record(number).mos
+            where = f"{redacted(folder)}: sample {number}"
+            clips.append(
+                LabelledClip(
+                    path=path, dataset=Path(folder).name, split=split, mos=mos, where=where
+                )
+            )
+            readers[path] = partial(_wave, samples, number)
+    return clips, readers
+
+
+def _wave(samples: ShardSamples, number: int) -> Wave:
+    """What is heard of a sample, without the silence that fills it up."""
+    pcm_T, _ = samples.read(number)
+    return (pcm_T[: max(1, audible_samples(pcm_T))] / np.float32(PCM_SCALE)).astype(np.float32)

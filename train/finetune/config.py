@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from data_specs.io.errors import UserError
+from data_specs.strict import Strict
 from train.models.distil import DistilLoss
 
+Hears = Literal["same", "clean"]
+By = Literal["l0", "low-rank", "importance"]
 Share = Annotated[float, Field(gt=0, le=1)]
 
 
-class Settings(BaseModel):
+class Settings(Strict):
     """What a user chooses; folders, threads and the device are not in it."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     encoder: str = Field(
         description="log-mel, v7, conformer or a YAML file of its sizes, a folder (checkpoint of "
@@ -35,14 +36,14 @@ class Settings(BaseModel):
     )
     distil_weight: float = Field(default=1.0, gt=0, description="of the distillation")
     distil_loss: DistilLoss = Field(default="log-sigmoid", description="of the states' cosine")
-    teacher_hears: Literal["same", "clean"] = Field(
+    teacher_hears: Hears = Field(
         default="same", description="clean: the clean twins of the clips (column clean)"
     )
     keep: Share | None = Field(
         default=None, description="share of the encoder's multiply-adds that is left"
     )
-    by: Literal["l0", "low-rank", "importance"] = Field(default="l0", description="what is cut")
-    gates_lr: float = Field(default=0.1, gt=0, description="of the gates and the budget")
+    by: By = Field(default="l0", description="what is cut")
+    gates_lr: float = Field(default=0.1, gt=0, description="Adam's, of the gates")
     chunk_ms: int | None = Field(
         default=None, ge=1, description="hear so much at a time: streaming"
     )

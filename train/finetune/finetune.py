@@ -24,28 +24,26 @@ from data_specs.io.files import write_text
 from data_specs.io.options import add_options, options_of
 from data_specs.labelled import LabelledClip, read_labelled
 from data_specs.rated import require_heard
+from data_specs.sample import SAMPLE_RATE
 from data_specs.strict import checked, digest, unknown
 from train.command import made_by
 from train.data.order import generator
+from train.data.stream import Waves
 from train.files import csv_text, run_folder
 from train.finetune.clips import (
     Batch,
     Feed,
     TaskClips,
-    Waves,
     by_task,
-    seconds_to_samples,
+    shard_clips,
 )
 from train.finetune.config import FinetuneConfig, Settings
-from train.finetune.distil import Distilling
 from train.finetune.saved import save_model
-from train.finetune.shard_clips import shard_clips
-from train.finetune.shrink import Shrinking
 from train.finetune.tasks.speakers import Speakers
 from train.finetune.tasks.table import TASKS
 from train.finetune.tasks.task import SpeechTask
 from train.finetune.tasks.trials import read_trials
-from train.finetune.terms import Term
+from train.finetune.terms import Distilling, Shrinking, Term
 from train.loop.loop import (
     ONE_PROCESS,
     Host,
@@ -138,7 +136,6 @@ class Finetuning(Task):
 
     @torch.no_grad()
     def predict(self, data: TaskClips, task: str, clips: Sequence[LabelledClip]) -> list[Any]:
-        """What the model says of each clip."""
         self._train(False)
         head: Any = self.tasks[task]
         predicted: list[Any] = []
@@ -159,19 +156,16 @@ class Finetuning(Task):
         return metrics
 
     def figures(self) -> dict[str, float]:
-        """The encoder's learning rate of the last step, and what the terms say."""
         found = {"lr": self.config.lr * rate_factor(self.config, self.step - 1)}
         for term in self.terms:
             found |= term.figures()  # type: ignore[operator]
         return found
 
     def keep(self, metrics: Metrics, out: Path) -> str:
-        """As of every task, once the terms are ready."""
         ready = all(term.is_ready() for term in self.terms)  # type: ignore[operator]
         return super().keep(metrics, out) if ready else ""
 
     def best_model(self) -> dict[str, Any]:
-        """The networks' weights."""
         parts = {name: part for name, part in self.parts.items() if name != "optimizer"}
         return {name: part.state_dict() for name, part in parts.items()} | {"metrics": self.best}
 
@@ -308,7 +302,7 @@ def run(args: argparse.Namespace) -> int:
         if not (args.out / "last.pt").is_file():
             require_heard(labelled)
         waves = Waves(host.cache_gb * 1e9, readers)
-        data = TaskClips(split, waves, seconds_to_samples(settings.seconds))
+        data = TaskClips(split, waves, max(1, round(settings.seconds * SAMPLE_RATE)))
         pairs = [pair for path in args.trials for pair in read_trials(path)]
         results = finetune(config, encoder, data, args.out, host, pairs)
         about = {**made_by("finetune", args, add_arguments), **results}

@@ -27,7 +27,7 @@ def save_model(
 ) -> None:
     """Write an encoder and its heads; ``more`` goes into ``tasks.json``, which is written last."""
     save_encoder(folder, encoder)
-    about = {"tasks": {name: task.about() for name, task in tasks.items()}, **more}
+    about = {"tasks": {name: task.about for name, task in tasks.items()}, **more}
     write_model(folder / f"{NAME}.safetensors", nn.ModuleDict(tasks).state_dict(), about)
 
 
@@ -39,7 +39,7 @@ def load_model(folder: Path) -> tuple[SpeechEncoder, dict[str, SpeechTask], dict
     path = folder / f"{NAME}.safetensors"
     about = read_about(path.with_suffix(".json"))
     try:
-        tasks = {name: TASKS[name].build(one) for name, one in about["tasks"].items()}
+        tasks = {name: TASKS[name](**one) for name, one in about["tasks"].items()}
         nn.ModuleDict(tasks).load_state_dict(read_weights(path, about))
     except (KeyError, TypeError, RuntimeError) as error:
         raise UserError(f"{path}: does not fit its description: {error}") from error

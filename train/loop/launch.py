@@ -11,10 +11,10 @@ INTERACTIVE = ("bash", "interactive")
 """Names of Slurm jobs whose variables mean nothing, as Lightning has it."""
 
 
-def is_first_process(environment: Mapping[str, str] = os.environ) -> bool:
+def is_first_process() -> bool:
     """Whether this is the only process, or the first of several."""
     names = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
-    return all(environment.get(name, "0") == "0" for name in names)
+    return all(os.environ.get(name, "0") == "0" for name in names)
 
 
 def require_device(name: str) -> None:

@@ -25,7 +25,7 @@ from typing import Annotated, Any, TypeVar
 import torch
 from lightning_fabric import Fabric
 from numpy.typing import ArrayLike
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -36,7 +36,7 @@ from data_specs.io.hardware import keep_freed_memory
 from data_specs.io.options import options_of
 from data_specs.io.progress import progress_bar
 from data_specs.rated import require_heard
-from data_specs.strict import checked
+from data_specs.strict import Strict, checked
 from train.data.loading import loader, worker_deaths_named
 from train.data.sources import Sources
 from train.data.stream import Batches
@@ -56,10 +56,8 @@ def _device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-class Host(BaseModel):
+class Host(Strict):
     """How a run uses the machine; none of it changes what is computed on one machine type."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     device: str = Field(default_factory=_device, description="cpu, cuda, cuda:1")
     devices: Count = Field(default=1, description="processes on this machine")
@@ -156,7 +154,6 @@ class Task(ABC):
         return " (best)"
 
     def checkpoint(self) -> dict[str, Any]:
-        """All state, as tensors and plain values."""
         return {
             "config": self.config.model_dump(mode="json"),
             "step": self.step,
@@ -251,7 +248,6 @@ class _Loop:
         )
 
     def close(self) -> None:
-        """Flush the log, end the bar."""
         self.bar.close()
         if self.log:
             self.log.close()

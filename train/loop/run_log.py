@@ -50,7 +50,6 @@ class RunLog:
             self._board.log_metrics(known, step)
 
     def close(self) -> None:
-        """Flush the logger."""
         if self._board:
             self._board.finalize("")
 

@@ -52,26 +52,15 @@ class Calibration(Strict):
     universal: Affine = Affine()
     datasets: dict[str, Affine] = Field(default_factory=dict)
 
-    def to_dataset(self, mos: ArrayLike, dataset: str) -> Doubles:
-        """MOS on the universal scale, any shape, to what that dataset's listeners would say.
-
-        1 and 5 stay. ``ValueError`` for values that are not within 1 to 5 and for an unknown
-        dataset.
-        """
-        return self._of(dataset).mos(self.universal.raw_logit(mos))
-
     def to_universal(self, rating: ArrayLike, dataset: str) -> Doubles:
-        """A dataset's ratings, any shape, to MOS on the universal scale: ``to_dataset`` undone.
+        """A dataset's ratings, any shape, to MOS on the universal scale.
 
         A student learns from ratings mapped by this (section IV-B). 1 and 5 stay: they are the
-        limits. Errors as in ``to_dataset``.
+        limits. ``UserError`` for values that are not within 1 to 5 and for an unknown dataset.
         """
-        return self.universal.mos(self._of(dataset).raw_logit(rating))
-
-    def _of(self, dataset: str) -> Affine:
         if dataset not in self.datasets:
             raise UserError(
                 f"{unknown('dataset', dataset, self.datasets)} "
                 f"(the teacher was trained on: {', '.join(sorted(self.datasets)) or 'none'})"
             )
-        return self.datasets[dataset]
+        return self.universal.mos(self.datasets[dataset].raw_logit(rating))

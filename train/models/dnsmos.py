@@ -41,7 +41,6 @@ class DnsMosTeacher:
         self._rate = self._p808 if spec.scale == "p808" else self._p835
 
     def score(self, waves_BT: Waves) -> tuple[Floats, Floats | None]:
-        """See ``Teacher.score``."""
         waves = checked_waves(waves_BT).numpy(force=True)
         return np.array([self._score_one(wave_T) for wave_T in waves], np.float32), None
 

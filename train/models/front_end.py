@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -80,19 +81,33 @@ class MfccFrontEnd:
 
     @torch.inference_mode()
     def frames(self, waves_BT: Tensor) -> Tensor:
-        """See ``FrontEnd.frames``."""
         mfcc_B1CL: Tensor = self._mfcc(waves_BT.to(self.device).float()[:, None])
         return centre_crop(mfcc_B1CL[:, 0].transpose(1, 2))
 
 
-class XlsrFrontEnd:
-    """Hidden states of one or two layers of XLS-R, every 20 ms.
+class _Network(ABC):
+    """What a network gives every 20 ms.
 
     On a CPU clips go through one at a time, so that a clip's features do not depend on its
     neighbours; on CUDA all of a batch at once.
     """
 
     tokens = TEACHER_TOKENS
+    device: torch.device
+
+    @torch.inference_mode()
+    def frames(self, waves_BT: Tensor) -> Tensor:
+        waves_BT = waves_BT.to(self.device)
+        chunk = 1 if self.device.type == "cpu" else max(1, len(waves_BT))
+        return torch.cat([self._frames(part) for part in torch.split(waves_BT, chunk)])
+
+    @abstractmethod
+    def _frames(self, waves_BT: Tensor) -> Tensor:
+        """Of waves on the device."""
+
+
+class XlsrFrontEnd(_Network):
+    """Hidden states of one or two layers of XLS-R."""
 
     def __init__(self, name: str, encoder: Encoder, sha256: str, device: str = "cpu") -> None:
         """``sha256`` is that of the weights; the layers are added to it."""
@@ -104,29 +119,23 @@ class XlsrFrontEnd:
         self.weights_sha256 = digest([sha256, list(encoder.layers)])
         self.parameter_count = sum(p.numel() for p in encoder.parameters())
 
-    @torch.inference_mode()
-    def frames(self, waves_BT: Tensor) -> Tensor:
-        """See ``FrontEnd.frames``."""
-        waves_BT = waves_BT.to(self.device)
-        chunk = 1 if self.device.type == "cpu" else max(1, len(waves_BT))
-        return torch.cat([self._frames(part) for part in torch.split(waves_BT, chunk)])
-
     def _frames(self, waves_BT: Tensor) -> Tensor:
-        hidden = [centre_crop(found.float()) for found in self.encoder(waves_BT)]
-        return hidden[0] if len(hidden) == 1 else torch.stack(hidden, dim=-1)
+        return states_of(self.encoder, waves_BT)
 
 
-class StudentFrontEnd:
+def states_of(encoder: Encoder, waves_BT: Tensor) -> Tensor:
+    """What a head reads of an encoder, float32: (B, 384, C), of two layers (B, 384, C, 2)."""
+    hidden = [centre_crop(found.float()) for found in encoder(waves_BT)]
+    return hidden[0] if len(hidden) == 1 else torch.stack(hidden, dim=-1)
+
+
+class StudentFrontEnd(_Network):
     """What the convolutions of the published student (v7) give its head: 1024 values every 20 ms.
 
     It reads 7.68 s at any level, as the student does: the middle of a longer clip, and a shorter
     one with zeros after it. A caveat: the authors of the paper trained v7 with people's ratings,
     so its features know of such data, perhaps of the very clips that a head is then evaluated on.
-
-    On a CPU clips go through one at a time, as in ``StudentTeacher``.
     """
-
-    tokens = TEACHER_TOKENS
 
     def __init__(self, name: str, device: str = "cpu", precision: str = "auto") -> None:
         self.name = name
@@ -138,26 +147,17 @@ class StudentFrontEnd:
         self.channels = self._network.config.features
         self.parameter_count = sum(p.numel() for p in self._network.parameters())
 
-    @torch.inference_mode()
-    def frames(self, waves_BT: Tensor) -> Tensor:
-        """See ``FrontEnd.frames``; the wave is cropped, not its frames."""
-        waves_BT = centre_crop(waves_BT[..., None], CROP_SAMPLES)[..., 0].to(self.device)
-        chunk = 1 if self.device.type == "cpu" else max(1, len(waves_BT))
-        return torch.cat([self._frames(part) for part in torch.split(waves_BT, chunk)])
-
     def _frames(self, waves_BT: Tensor) -> Tensor:
+        waves_BT = centre_crop(waves_BT[..., None], CROP_SAMPLES)[..., 0]
         spectrum_B2FT = compressed_spectrum(peak_normalise(waves_BT)).to(self.dtype)
         return self._network.tokens(spectrum_B2FT).float()
 
 
-class EncoderFrontEnd:
-    """A layer's states of any encoder of ``train.models.encoders``, every 20 ms.
+class EncoderFrontEnd(_Network):
+    """A layer's states of any encoder of ``train.models.encoders``.
 
-    It hears the middle 7.68 s, so that no more is computed than is read; on a CPU clips go through
-    one at a time, as in ``XlsrFrontEnd``.
+    It hears the middle 7.68 s, so that no more is computed than is read.
     """
-
-    tokens = TEACHER_TOKENS
 
     def __init__(self, name: str, encoder: SpeechEncoder, layer: int, device: str = "cpu") -> None:
         if layer >= len(encoder.dims):
@@ -171,16 +171,9 @@ class EncoderFrontEnd:
         self.channels = encoder.dims[layer]
         self.parameter_count = sum(p.numel() for p in encoder.parameters())
 
-    @torch.inference_mode()
-    def frames(self, waves_BT: Tensor) -> Tensor:
-        """See ``FrontEnd.frames``."""
+    def _frames(self, waves_BT: Tensor) -> Tensor:
         if waves_BT.shape[1] > CROP_SAMPLES:
             waves_BT = centre_crop(waves_BT[..., None], CROP_SAMPLES)[..., 0]
-        waves_BT = waves_BT.to(self.device)
-        chunk = 1 if self.device.type == "cpu" else max(1, len(waves_BT))
-        return torch.cat([self._frames(part) for part in torch.split(waves_BT, chunk)])
-
-    def _frames(self, waves_BT: Tensor) -> Tensor:
         lengths_B = torch.full((len(waves_BT),), waves_BT.shape[1], device=self.device)
         return centre_crop(self._encoder(waves_BT, lengths_B).layers[self.layer].float())
 

@@ -244,7 +244,6 @@ class FusionHead(TransformerHead):
         self.mix = nn.Linear(2, 1)
 
     def forward(self, features_BLC2: Tensor) -> Tensor:
-        """Logits (B,)."""
         normed = [
             norm(features_BLC2[..., which].transpose(-1, -2)).transpose(-1, -2)
             for which, norm in enumerate(self.norm_inputs)

@@ -72,7 +72,6 @@ class HeadTeacher:
         self.weights_sha256 = _sha256(front_end.weights_sha256, head_sha256, calibration)
 
     def score(self, waves_BT: Waves) -> tuple[Floats, Floats | None]:
-        """See ``Teacher.score``."""
         waves_BT = checked_waves(waves_BT)
         if not len(waves_BT):
             return np.empty(0, np.float32), np.empty(0, np.float32)

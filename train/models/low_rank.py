@@ -73,3 +73,20 @@ def shape_as(model: nn.Module, state: Mapping[str, Tensor]) -> None:
         first = state.get(f"{name}.0.weight")
         if isinstance(layer, nn.Linear | nn.Conv2d) and first is not None:
             model.set_submodule(name, pair(layer, len(first)))
+
+
+def narrow(model: nn.Module, state: Mapping[str, Tensor], prefix: str = "") -> None:
+    """Give linear layers the shapes that ``state`` has: units may have been removed from them.
+
+    ``prefix`` is what names in ``state`` have before those of the model.
+    """
+    for name, module in model.named_modules():
+        for part, linear in list(module.named_children()):
+            weight = state.get(f"{prefix}{name}.{part}.weight")
+            if not isinstance(linear, nn.Linear) or weight is None:
+                continue
+            if weight.shape != linear.weight.shape:
+                outputs, inputs = weight.shape
+                setattr(module, part, nn.Linear(inputs, outputs, linear.bias is not None))
+            if part == "q_proj" and hasattr(module, "num_heads"):
+                module.num_heads = weight.shape[0] // module.head_dim

@@ -21,6 +21,7 @@ class Recogniser:
 
     def __init__(self, network: nn.Module, features: Any, tokens: Any, is_whisper: bool) -> None:
         self.network, self.is_whisper = network, is_whisper
+        self.longest_s = 30.0 if is_whisper else float("inf")
         self._features, self._tokens = features, tokens
 
     def _inputs(self, waves: Sequence[Wave]) -> Any:

@@ -100,7 +100,6 @@ class StudentTeacher:
 
     @torch.inference_mode()
     def score(self, waves_BT: Waves) -> tuple[Floats, Floats | None]:
-        """See ``Teacher.score``."""
         waves_BT = checked_waves(waves_BT).to(self.device)
         if not len(waves_BT):
             return np.empty(0, np.float32), np.empty(0, np.float32)
@@ -127,7 +126,6 @@ class MeanTeacher:
         self.parameter_count = None if None in counts else sum(counts)
 
     def score(self, waves_BT: Waves) -> tuple[Floats, Floats | None]:
-        """See ``Teacher.score``."""
         scores = [teacher.score(waves_BT)[0] for teacher in self.teachers.values()]
         mean_B = np.average(np.asarray(scores, np.float64), axis=0, weights=[*self.shares.values()])
         return np.asarray(mean_B, np.float32), None
@@ -145,7 +143,6 @@ class FilledTeacher:
         return getattr(self.teacher, name)
 
     def score(self, waves_BT: Waves) -> tuple[Floats, Floats | None]:
-        """See ``Teacher.score``."""
         waves = checked_waves(waves_BT).numpy(force=True)
         heard = [filled(wave_T[: audible_samples(wave_T)], "repeat") for wave_T in waves]
         return self.teacher.score(np.stack(heard) if heard else waves)

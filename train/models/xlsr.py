@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from data_specs.io.errors import UserError
 from data_specs.io.parse import json_field, json_object
 from data_specs.strict import digest
+from train.models.low_rank import narrow
 from train.models.tensors import require_finite
 
 NORMAL_FLOOR = 1e-7
@@ -248,24 +249,9 @@ def encoder_of(
     _require_layers(config, layers)
     with torch.device("meta"):
         encoder = Encoder(config, layers)
-        narrow(encoder, state)
+        narrow(encoder.encoder.layers, state, "encoder.layers.")
     encoder.load_state_dict({name: t.to(dtype) for name, t in state.items()}, assign=True)
     return encoder.eval().requires_grad_(False)
-
-
-def narrow(encoder: Encoder, state: Mapping[str, Tensor]) -> None:
-    """Give the linear layers of attention and feed-forward parts the shapes that ``state`` has.
-
-    The layers of ``transformers`` read their number of heads off what the projections give: a layer
-    with fewer is one of them with smaller matrices.
-    """
-    for number, layer in enumerate(encoder.encoder.layers):
-        for kind in ("attention", "feed_forward"):
-            part = getattr(layer, kind)
-            for name, linear in list(part.named_children()):
-                weight = state.get(f"encoder.layers.{number}.{kind}.{name}.weight")
-                if isinstance(linear, nn.Linear) and weight is not None:
-                    setattr(part, name, nn.Linear(weight.shape[1], weight.shape[0]))
 
 
 def _fill(target: Tensor, tensor: Tensor, name: str, folder: Path) -> None:

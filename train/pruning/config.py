@@ -8,12 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 
 from data_specs.io.errors import UserError
 from data_specs.io.options import options_of
 from data_specs.rated import RatedClip
-from data_specs.strict import checked
+from data_specs.strict import Strict, checked
 from train.data.hold_out import held_apart
 from train.data.shards import list_shards, read_dataset_info
 from train.data.sources import (
@@ -41,14 +41,12 @@ RATED_SHARE = 0.2
 Percent = Annotated[float, Field(gt=0, le=100)]
 
 
-class PruneConfig(BaseModel):
+class PruneConfig(Strict):
     """Everything that decides what a run computes: a continued run must have the same.
 
     Sizes are percent of the weights that may be pruned. The defaults are the paper's, and
     PyTorch's weight decay, because it gives none.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: str = ""
     model_sha256: str = ""

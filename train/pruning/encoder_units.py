@@ -7,13 +7,12 @@ the names of its linear layers; attention that has more than these four (WavLM's
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from math import prod
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn import functional
 
 from data_specs.io.errors import UserError
 from train.models.encoders.conformer import Conformer
@@ -23,19 +22,15 @@ from train.models.low_rank import split_layers
 from train.models.student import Student
 from train.pruning.joint import of_low_rank
 from train.pruning.units import (
+    ATTENTION,
+    FEED_FORWARD,
     Group,
     Layout,
-    Slices,
-    heads_group,
-    hidden_group,
+    attention_group,
+    feed_forward_group,
     layout_of,
     rank_group,
 )
-
-ATTENTION = (("q_proj", "k_proj", "v_proj", "out_proj"), ("q_proj", "k_proj", "v_proj", "o_proj"))
-FEED_FORWARD = (("fc1", "fc2"), ("intermediate_dense", "output_dense"), ("linear1", "linear2"))
-ACTIVATIONS = ("activation_fn", "intermediate_act_fn", "activation")
-"""Names of what a layer of ``transformers`` has."""
 
 
 def encoder_layout(encoder: SpeechEncoder) -> Layout:
@@ -45,7 +40,7 @@ def encoder_layout(encoder: SpeechEncoder) -> Layout:
     ranks = list(_rank_groups(encoder))
     if isinstance(encoder, Conformer) and not ranks:
         return layout_of(encoder)
-    groups = ranks or [*_heads(encoder), *_hidden(encoder)]
+    groups = ranks or _groups(encoder)
     if not groups:
         raise UserError(f"an encoder of kind {encoder.kind} has no units that could be removed")
     return _linear_layout(encoder, groups)
@@ -83,25 +78,17 @@ def _parts(encoder: nn.Module) -> Iterator[tuple[str, nn.Module, tuple[str, ...]
                 yield f"{name}.", module, ends
 
 
-def _heads(encoder: SpeechEncoder) -> Iterator[Group]:
-    state = encoder.state_dict()
-    for where, module, ends in _parts(encoder):
-        if ends in ATTENTION:
-            size: int = module.head_dim  # type: ignore[assignment]
-            names = [f"{where}{end}.{what}" for end in ends[:3] for what in ("weight", "bias")]
-            parts = [Slices(name, 0, size) for name in names if name in state]
-            count = len(state[f"{where}v_proj.weight"]) // size
-            reads = Slices(f"{where}{ends[3]}.weight", 1, size)
-            yield heads_group(f"{where}heads", count, parts, parts[-2:], reads)
-
-
-def _hidden(encoder: SpeechEncoder) -> Iterator[Group]:
-    for where, module, ends in _parts(encoder):
-        if ends in FEED_FORWARD:
-            first: Any = module.get_submodule(ends[0])
-            acts = (getattr(module, name) for name in ACTIVATIONS if hasattr(module, name))
-            act: Callable[[Tensor], Tensor] = next(acts, functional.relu)
-            yield hidden_group(f"{where}units", first.out_features, where, *ends, act)
+def _groups(encoder: SpeechEncoder) -> list[Group]:
+    heads = [
+        attention_group(f"{where}heads", where, module, ends)
+        for where, module, ends in _parts(encoder)
+        if ends in ATTENTION
+    ]
+    return heads + [
+        feed_forward_group(f"{where}units", where, module, ends)
+        for where, module, ends in _parts(encoder)
+        if ends in FEED_FORWARD
+    ]
 
 
 def _rank_groups(encoder: SpeechEncoder) -> Iterator[Group]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +32,14 @@ DROP = 0.01
 
 SETTLED = 0.8
 """Of a, in a gate's value when nothing is drawn (flop, DPHuBERT)."""
+
+RAMP, SETTLES = 0.5, 0.75
+"""Shares of the steps: until the target is reached, until the choice is made."""
+
+SQUARE, SLOWER = 10.0, 0.1
+"""What m is at first, and the multipliers' learning rate as a share of the gates'. No gate closes
+in the first steps, a being far up: an l that grew meanwhile would carry them far past the target
+(of a tiny student in 200 steps to 21 % where 50 % were asked; so to 47 %)."""
 
 
 class Gates(nn.Module):
@@ -58,7 +67,7 @@ class Gates(nn.Module):
         return torch.sigmoid(self.alphas_N - SHARPNESS * math.log(-LOW / HIGH))
 
     def expected(self) -> dict[str, Tensor]:
-        """Open units on average, by group name: what ``Layout.macs`` and ``parameters`` take."""
+        """Open units on average, by group name: what ``Layout.macs`` takes."""
         return {n: chance_U.sum() for n, chance_U in by_group(self.layout, self.open_chance())}
 
     @torch.no_grad()
@@ -72,15 +81,39 @@ class Gates(nn.Module):
 
 
 class Budget(nn.Module):
-    """l (s - t) + m (s - t)^2 of a sparsity s and its target t; l and m are learned by ascent."""
+    """Holds the expected size of gates to a share ``keep`` of ``macs`` multiply-adds.
 
-    def __init__(self) -> None:
+    l (s - t) + m (s - t)^2 of the sparsity s and its target t; l and m are learned by ascent.
+    """
+
+    def __init__(self, macs: float, keep: float, steps: int) -> None:
         super().__init__()
-        self.multipliers_2 = nn.Parameter(torch.zeros(2))
+        self.macs, self.keep, self.rises_until = macs, keep, RAMP * steps
+        self.multipliers_2 = nn.Parameter(torch.tensor([0.0, SQUARE]))
 
-    def forward(self, sparsity: Tensor, target: float) -> Tensor:
-        beyond = sparsity - target
-        return self.multipliers_2[0] * beyond + self.multipliers_2[1] * beyond.square()
+    def groups(self, gates: Gates, lr: float) -> list[dict[str, Any]]:
+        """For AdamW: the gates go down, the multipliers up."""
+        ours, theirs = list(self.parameters()), list(gates.parameters())
+        up = {"params": ours, "lr": SLOWER * lr, "weight_decay": 0.0, "maximize": True}
+        return [{"params": theirs, "lr": lr, "weight_decay": 0.0}, up]
+
+    def share(self, gates: Gates) -> Any:
+        """The share of the multiply-adds that is left on average, a tensor."""
+        return gates.layout.macs(gates.expected()) / self.macs
+
+    def forward(self, gates: Gates, step: int) -> Tensor:
+        target = min(1.0, step / self.rises_until) * (1 - self.keep)
+        beyond = 1 - self.share(gates) - target
+        found: Tensor = self.multipliers_2[0] * beyond + self.multipliers_2[1] * beyond.square()
+        return found
+
+    def chosen(self, gates: Gates) -> Tensor:
+        """The gates (N,) that stay; ``UserError`` where the budget cannot be met."""
+        return gates.settled(self.keep * self.macs)
+
+    def so_far(self, gates: Gates) -> Tensor:
+        """The gates (N,) without chance, of the size that is expected now."""
+        return gates.settled(max(float(self.share(gates).detach()), self.keep) * self.macs)
 
 
 def by_group(layout: Layout, values_N: Tensor) -> Iterator[tuple[str, Tensor]]:

@@ -26,14 +26,11 @@ from train.loop.loop import Metrics
 from train.models.distil import Distillation, DistilLoss, evenly, outputs_of
 from train.models.low_rank import split_layers
 from train.models.student import Student, macs_of
-from train.pruning.gates import Budget, Gates, cut, for_its_cost, gated, most_likely
+from train.pruning.gates import SETTLES, Budget, Gates, cut, for_its_cost, gated, most_likely
 from train.pruning.structured import choose_units, unit_importance
 from train.pruning.units import layout_of
 from train.student.fit import Trainer
 from train.student.presets import FitConfig
-
-RAMP, SETTLES = 0.5, 0.75
-"""Shares of the steps: until the target is reached, until the choice is made."""
 
 
 class JointConfig(FitConfig):
@@ -46,7 +43,7 @@ class JointConfig(FitConfig):
     importance_clips: int = Field(ge=1)
     distil: float = Field(default=1.0, ge=0, description="weight of the distance between layers")
     distil_loss: DistilLoss = Field(default="log-sigmoid", description="of the cosine")
-    gates_lr: float = Field(default=0.05, gt=0, description="Adam's, of gates and multipliers")
+    gates_lr: float = Field(default=0.05, gt=0, description="Adam's, of the gates")
 
 
 class Joint(Trainer):
@@ -73,17 +70,19 @@ class Joint(Trainer):
         self.layout = layout_of(self.student)
         self.all_macs = macs_of(dense.config)
         self.settles_at = 0 if config.by == "importance" else int(SETTLES * config.steps)
-        self.gates, self.budget = Gates(self.layout), Budget()
+        self.gates = Gates(self.layout)
+        self.budget = Budget(self.all_macs, config.keep_macs, config.steps)
+        self.budget.chosen(self.gates)  # can it be met at all?
         dims = [dense.config.dim] * len(evenly(dense.config.layers))
         self.distil = Distillation(dims, dims, config.distil_loss)
         own = {"gates": self.gates, "budget": self.budget, "distil": self.distil}
-        for name, part in own.items():
-            lr = config.lr if name == "distil" else config.gates_lr
-            group = {"params": list(part.to(self.device).parameters()), "lr": lr}
-            more = {"weight_decay": 0.0, "maximize": name == "budget"}
-            self.optimizer.add_param_group(group | more)
+        for part in own.values():
+            part.to(self.device)
+        maps = list(self.distil.parameters())
+        groups = self.budget.groups(self.gates, config.gates_lr)
+        for group in [*groups, {"params": maps, "lr": config.lr, "weight_decay": 0.0}]:
+            self.optimizer.add_param_group(group)
         self.parts = {**self.parts, **own}
-        self.gates.settled(config.keep_macs * self.all_macs)  # can it be met at all?
 
     def loss(self, waves_BT: Tensor, mos_B: Tensor) -> Tensor:
         """Squared error, distance of layers, and while the gates are open how far off they are."""
@@ -100,20 +99,13 @@ class Joint(Trainer):
                 with torch.no_grad(), outputs_of(_points(self.dense)) as theirs:
                     self.dense(waves_BT)
                 loss = loss + self.config.distil * self.distil(ours, theirs)
-        if is_settled:
-            return loss
-        risen = min(1.0, self.step / (RAMP * self.config.steps))
-        return loss + self.budget(1 - self._expected(), risen * (1 - self.config.keep_macs))
-
-    def _expected(self) -> Any:
-        """The share of the multiply-adds that is left on average, a tensor."""
-        return self.layout.macs(self.gates.expected()) / self.all_macs
+        return loss if is_settled else loss + self.budget(self.gates, self.step)
 
     def _chosen(self) -> Tensor:
         """The gates that stay as they are from now on (N,)."""
         share = self.config.keep_macs
         if self.config.by != "importance":
-            return self.gates.settled(share * self.all_macs)
+            return self.budget.chosen(self.gates)
         clips = self.clips().to(self.device).split(1)
         importance = unit_importance(self.student, clips)
         gone = choose_units(self.student, importance, share)
@@ -122,21 +114,15 @@ class Joint(Trainer):
         worth_N = for_its_cost(self.layout, importance)
         return most_likely(self.layout, worth_N, share * self.all_macs, left).float()
 
-    def _test_gates(self) -> Tensor:
-        """The gates (N,) without chance: what was chosen, or would be at the size expected now."""
-        if self.step > self.settles_at:
-            return self.gates.fixed_N
-        share = max(float(self._expected().detach()), self.config.keep_macs)
-        return self.gates.settled(share * self.all_macs)
-
     def score(self, waves_BT: Tensor) -> Tensor:
-        """Scores (B,) by the averaged weights."""
-        tensors = gated(self.average, self.layout, self._test_gates())
+        """Scores (B,) by the averaged weights, gates without chance."""
+        is_settled = self.step > self.settles_at
+        gates_N = self.gates.fixed_N if is_settled else self.budget.so_far(self.gates)
+        tensors = gated(self.average, self.layout, gates_N)
         mos_B: Tensor = functional_call(self.average, tensors, (waves_BT,))
         return mos_B
 
     def keep(self, metrics: Metrics, out: Path) -> str:
-        """As of ``train fit``, once the choice is made."""
         return super().keep(metrics, out) if self.step > self.settles_at else ""
 
     def best_model(self) -> dict[str, Any]:
@@ -148,8 +134,7 @@ class Joint(Trainer):
         }
 
     def figures(self) -> dict[str, float]:
-        """The learning rate, and the share of the multiply-adds that is expected."""
-        return super().figures() | {"macs": float(self._expected().detach())}
+        return super().figures() | {"macs": float(self.budget.share(self.gates).detach())}
 
 
 def of_low_rank(student: Student) -> Student:

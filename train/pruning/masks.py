@@ -62,11 +62,9 @@ class Masks(dict[str, Tensor]):
         return masks
 
     def alive(self) -> int:
-        """Weights that are left."""
         return sum(int(mask.count_nonzero()) for mask in self.values())
 
     def total(self) -> int:
-        """Weights that there were."""
         return sum(mask.numel() for mask in self.values())
 
     @torch.no_grad()

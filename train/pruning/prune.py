@@ -132,7 +132,6 @@ class Pruner(Task):
 
     @property
     def alive(self) -> int:
-        """Prunable weights that are left."""
         return self.masks.alive()
 
     def training_mode(self) -> None:
@@ -224,7 +223,6 @@ class Pruner(Task):
 
     @torch.no_grad()
     def validate(self, held: Samples) -> Metrics:
-        """Loss, PCC, Spearman and RMSE on the clips that validate."""
         self.network.eval()
         truth: list[float] = []
         predicted: list[float] = []
@@ -286,13 +284,11 @@ class Pruner(Task):
         return self.seconds + time.monotonic() - self.began
 
     def write_results(self, out: Path) -> None:
-        """``results.json`` and ``results.csv``."""
         content = {"config": self.config.model_dump(mode="json"), "rows": self.rows}
         write_text(out / "results.json", json.dumps(content, indent=2) + "\n")
         write_text(out / "results.csv", csv_text(self.rows))
 
     def figures(self) -> dict[str, float]:
-        """The round, and the share of the weights that is left."""
         return {"round": self.round, "left": self.alive / self.total}
 
     def state(self) -> dict[str, Any]:
@@ -311,7 +307,6 @@ class Pruner(Task):
         }
 
     def load_state(self, content: Mapping[str, Any]) -> None:
-        """Take over what ``state`` gave."""
         if content["layers"] is not None:
             self.keep_layers(content["layers"])
         self.masks = Masks({name: mask.to(self.device) for name, mask in content["masks"].items()})

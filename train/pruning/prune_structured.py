@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
 from data_specs.io.addresses import path_here
@@ -32,7 +32,7 @@ from data_specs.io.progress import progress_bar
 from data_specs.io.waves import Padding
 from data_specs.rated import read_rated, require_heard
 from data_specs.sample import CROP_SAMPLES
-from data_specs.strict import checked
+from data_specs.strict import Strict, checked
 from train.data.order import generator
 from train.data.shards import list_shards
 from train.data.sources import RatedSamples, Samples, open_sources
@@ -68,10 +68,8 @@ WORTH_A_MASK = 0.05
 """Share of zeros above which a tensor of 32 bits a weight is smaller with a bit for each."""
 
 
-class Settings(BaseModel):
+class Settings(Strict):
     """What a user chooses; folders and the machine are not in it."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     keep_macs: float | None = Field(
         default=None, gt=0, le=1, description="share of the multiply-adds to keep; students only"

@@ -63,7 +63,6 @@ class TaylorScores:
             average.masked_fill_(~masks[name], 0.0)
 
     def load(self, averages: Mapping[str, Tensor]) -> None:
-        """Take over averages that were saved."""
         for name, average in self.averages.items():
             average.copy_(averages[name])
 

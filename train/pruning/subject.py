@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from data_specs.io.errors import UserError
 from data_specs.io.waves import Padding
 from train.models.calibration import Affine, Calibration
-from train.models.front_end import XlsrFrontEnd, centre_crop
+from train.models.front_end import XlsrFrontEnd, states_of
 from train.models.head import TransformerHead
 from train.models.head_teacher import HeadTeacher, describe
 from train.models.loading import find_student, is_teacher
@@ -45,16 +45,13 @@ class TeacherNetwork(nn.Module):
         lengths = [max(length, MIN_SAMPLES) for length in lengths_B.tolist()]
         whole = [row for row, length in enumerate(lengths) if length >= samples]
         if len(whole) == len(lengths):
-            return self._encode(waves_BT)
+            return states_of(self.encoder, waves_BT)
         short = [row for row, length in enumerate(lengths) if length < samples]
-        found = [self._encode(waves_BT[whole])] if whole else []
-        found += [self._encode(waves_BT[row : row + 1, : lengths[row]]) for row in short]
+        parts = [waves_BT[whole]] if whole else []
+        parts += [waves_BT[row : row + 1, : lengths[row]] for row in short]
+        found = [states_of(self.encoder, part) for part in parts]
         places = torch.tensor([*whole, *short], device=waves_BT.device).argsort()
         return torch.cat(found)[places]
-
-    def _encode(self, waves_BT: Tensor) -> Tensor:
-        hidden = [centre_crop(layer.float()) for layer in self.encoder(waves_BT)]
-        return hidden[0] if len(hidden) == 1 else torch.stack(hidden, dim=-1)
 
 
 @dataclass
@@ -77,7 +74,6 @@ class Subject:
         return self.network.config.padding if isinstance(self.network, Student) else "zero"
 
     def describe(self) -> dict[str, Any]:
-        """What is needed to build the network again."""
         if isinstance(self.network, Student):
             return {"kind": "student", "config": self.network.config.model_dump(mode="json")}
         assert self.teacher is not None

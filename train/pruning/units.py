@@ -9,10 +9,9 @@ and the channels of its layers' convolutions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from math import prod
 from typing import Any, Literal
 
 import torch
@@ -29,6 +28,11 @@ State = MutableMapping[str, Tensor]
 
 LARGEST_BLOCK = 16
 """Units that are chosen together: AVX-512 convolves 16 channels at once, so that 17 cost as 32."""
+
+ATTENTION = (("q_proj", "k_proj", "v_proj", "out_proj"), ("q_proj", "k_proj", "v_proj", "o_proj"))
+FEED_FORWARD = (("fc1", "fc2"), ("intermediate_dense", "output_dense"), ("linear1", "linear2"))
+ACTIVATIONS = ("activation_fn", "intermediate_act_fn", "activation")
+"""Names of what a layer of ``transformers`` has."""
 
 NORM_TENSORS = ("weight", "bias", "running_mean", "running_var")
 
@@ -105,16 +109,6 @@ class Layout:
     def counts(self) -> dict[str, int]:
         """Units by group name, all of them."""
         return {group.name: group.count for group in self.groups}
-
-    def parameters(self, model: nn.Module, counts: Mapping[str, Any]) -> Any:
-        """How many of a model's parameters are left with such counts, which may be tensors."""
-        shapes: dict[str, list[Any]] = {n: list(p.shape) for n, p in model.named_parameters()}
-        for group in self.groups:
-            for part in group.parts:
-                if part.tensor in shapes:  # all of such a side belongs to the group's units
-                    values = part.size * len(part.starts)
-                    shapes[part.tensor][part.side] = counts[group.name] * values
-        return sum(prod(shape) for shape in shapes.values())
 
 
 def layout_of(model: nn.Module) -> Layout:
@@ -264,6 +258,22 @@ def hidden_group(
     )  # fmt: skip
 
 
+def attention_group(name: str, where: str, module: Any, ends: Sequence[str]) -> Group:
+    """Heads of an attention of ``transformers``, its four linear layers called ``ends``."""
+    size, there = module.head_dim, dict(module.named_parameters())
+    names = [f"{end}.{what}" for end in ends[:3] for what in ("weight", "bias")]
+    parts = [Slices(where + own, 0, size) for own in names if own in there]
+    reads = Slices(f"{where}{ends[3]}.weight", 1, size)
+    return heads_group(name, module.v_proj.out_features // size, parts, parts[-2:], reads)
+
+
+def feed_forward_group(name: str, where: str, module: Any, ends: Sequence[str]) -> Group:
+    """Hidden units of a feed-forward part of ``transformers``, its two layers called ``ends``."""
+    acts = (getattr(module, name) for name in ACTIVATIONS if hasattr(module, name))
+    count = module.get_submodule(ends[0]).out_features
+    return hidden_group(name, count, where, *ends, next(acts, functional.relu))
+
+
 def _width(config: StudentConfig) -> Group:
     """The tokens' coordinates: the same in every layer, because of the sums around its parts."""
     layers = [f"head.encoder.layers.{number}." for number in range(config.layers)]
@@ -288,17 +298,13 @@ def _encoder_layout(encoder: Encoder) -> Layout:
     layers: Any = encoder.encoder.layers
     for number, layer in enumerate(layers):
         where, name = f"encoder.layers.{number}.", f"layers.{number}."
-        size = layer.attention.head_dim
-        projections = [f"{where}attention.{letter}_proj" for letter in "qkv"]
-        parts = [Slices(f"{p}.{what}", 0, size) for p in projections for what in ("weight", "bias")]
-        count = layer.attention.v_proj.out_features // size
-        reads = Slices(f"{where}attention.out_proj.weight", 1, size)
-        groups.append(heads_group(f"{name}heads", count, parts, parts[-2:], reads))
-        wide = layer.feed_forward
-        units = wide.intermediate_dense.out_features
-        names = (f"{where}feed_forward.", "intermediate_dense", "output_dense")
-        act = wide.intermediate_act_fn
-        groups.append(hidden_group(f"{name}feedforward", units, *names, act))
+        attention, wide = layer.attention, layer.feed_forward
+        groups += [
+            attention_group(f"{name}heads", f"{where}attention.", attention, ATTENTION[0]),
+            feed_forward_group(
+                f"{name}feedforward", f"{where}feed_forward.", wide, FEED_FORWARD[1]
+            ),
+        ]
 
     def build(state: dict[str, Tensor], _: Mapping[str, int]) -> Encoder:
         dtype = encoder.feature_projection.projection.weight.dtype

@@ -39,8 +39,7 @@ from train.robustness.compress import Compressor
 from train.robustness.interface import BITS, DENSE, INT8, METHODS, Cell, Clip, Judged
 from train.robustness.page import page
 from train.robustness.quality import Quality
-from train.robustness.results import Judgement, rows_of, worst
-from train.robustness.tables import results_md
+from train.robustness.results import Judgement, results_md, rows_of, worst
 from train.robustness.words import WordsJudged
 
 TASKS: dict[str, type[Judged]] = {"quality": Quality, "words": WordsJudged}

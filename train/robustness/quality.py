@@ -60,19 +60,16 @@ class Quality(Judged):
         """Nothing: a score needs the clip alone."""
 
     def judge(self, clips: Sequence[Clip]) -> Iterator[dict[str, float]]:
-        """See ``Judged.judge``."""
         for found in self.scorer.score_files([clip.path for clip in clips]):
             if found.mos is None:
                 raise UserError(found.error)
             yield {"mos": found.mos}
 
     def influence(self, wave_T: Wave) -> Tensor:
-        """See ``Judged.influence``."""
         logit: Tensor = self.network.logits(torch.from_numpy(wave_T)[None].to(self.device)).sum()
         return logit
 
     def hear(self, wave_T: Wave) -> None:
-        """See ``Judged.hear``."""
         self.scorer.score_windows([wave_T])
 
     def int8(self, waves: Sequence[Wave], folder: Path) -> Judged:

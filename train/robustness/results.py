@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from train.bootstrap import Doubles, Interval, bootstrap_p, draws, interval
 from train.evaluation.significance import holm
-from train.robustness.interface import DENSE, Cell, Clip, Judged, Metric, Values
+from train.evaluation.tables import markdown
+from train.pages import decimals
+from train.robustness.interface import BITS, DENSE, INT8, Cell, Clip, Judged, Metric, Values
 
 ALL = "all"
 """The condition of all clips together."""
@@ -87,12 +90,9 @@ def rows_of(
             ]
             dense = tables[[one.cell for one in mine].index(DENSE)]
             for one, table in zip(mine, tables, strict=True):
-                blank = Row(
-                    model, one.cell.bits, one.cell.sparsity, one.cell.by, name, "", 0,
-                    None, None, None,
-                )  # fmt: skip
+                cell = {"model": model, **asdict(one.cell), "metric": name}
                 counts = {place: len(rows) for place, rows in places.items()}
-                found += _rows(blank, metric, counts, table, dense, matched)
+                found += _rows(cell, metric, counts, table, dense, matched)
     return found
 
 
@@ -112,7 +112,7 @@ def _values(
 
 
 def _rows(
-    blank: Row,
+    cell: dict[str, Any],
     metric: Metric,
     clips: dict[str, int],
     table: dict[str, Doubles],
@@ -120,22 +120,22 @@ def _rows(
     matched: str,
 ) -> list[Row]:
     added = {place: metric.sign * (table[place] - dense[place]) for place in table}
-    is_dense = blank.cell == DENSE
     rows = []
     for place, values_R in table.items():
-        row = replace(blank, condition=place, clips=clips[place])
         value = _interval(values_R)
-        row = replace(row, value=value.value, low=value.low, high=value.high, reason=value.reason)
-        if not is_dense:
-            more = _interval(added[place])
-            row = replace(row, **more.named("added"), added_p=bootstrap_p(added[place][1:]))
-        if not is_dense and place not in (matched, ALL):
-            above_R = added[place] - added[matched]
-            above = _interval(above_R).named("interaction")
-            row = replace(row, **above, interaction_p=bootstrap_p(above_R[1:]))
-        rows.append(row)
+        row = cell | {"condition": place, "clips": clips[place], "reason": value.reason}
+        row |= {"value": value.value, "low": value.low, "high": value.high}
+        if table is not dense:
+            row |= _tested(added[place], "added")
+        if table is not dense and place not in (matched, ALL):
+            row |= _tested(added[place] - added[matched], "interaction")
+        rows.append(Row(**row))
     adjusted = holm([row.interaction_p for row in rows])
     return [replace(r, interaction_p_holm=p) for r, p in zip(rows, adjusted, strict=True)]
+
+
+def _tested(values_R: Doubles, name: str) -> dict[str, Any]:
+    return _interval(values_R).named(name) | {f"{name}_p": bootstrap_p(values_R[1:])}
 
 
 def _interval(values_R: Doubles) -> Interval:
@@ -157,3 +157,28 @@ def worst(rows: Sequence[Row]) -> str:
         return "nothing was compressed"
     more = Interval(first.added, first.added_low, first.added_high).text()
     return f"{first.model} in {first.cell.label}, {first.condition}: {first.metric} worse by {more}"
+
+
+def results_md(
+    rows: Sequence[Row], speeds: Sequence[Mapping[str, Any]], about: Mapping[str, Any]
+) -> str:
+    """The grid as Markdown: a row for every model, condition and share of zeros, a column for bits.
+
+    Of the first metric; size and speed of real int8, and the command.
+    """
+    mine = [row for row in rows if row.metric == rows[0].metric]
+    columns = [one for one in (*BITS, INT8) if any(row.bits == one for row in mine)]
+    lines: dict[tuple[str, ...], dict[str, str]] = {}
+    for row in mine:
+        zeros = f"{row.sparsity:g} % by {row.by}" if row.sparsity else "none"
+        key = row.model, row.condition, zeros
+        lines.setdefault(key, {})[row.bits] = decimals(row.value)
+    titles = ("model", "condition", "zeros", *columns)
+    cells = [[*key, *(values.get(one, "") for one in columns)] for key, values in lines.items()]
+    text = [f"{rows[0].metric} by bits a weight.", "", *markdown(titles, cells, 3), ""]
+    if speeds:
+        names = ("model", "fp32_mb", "int8_mb", "fp32_ms", "int8_ms")
+        heads = ("model", "fp32, MB", "int8, MB", "fp32, ms a window", "int8, ms a window")
+        table = [[str(one[names[0]]), *(f"{one[n]:.1f}" for n in names[1:])] for one in speeds]
+        text += [*markdown(heads, table), ""]
+    return "\n".join([*text, f"`{about['command']}`, {about['date']}.", ""])

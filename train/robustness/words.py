@@ -40,7 +40,7 @@ class Finetuned:
             raise UserError(f"{folder}: was not finetuned on words, but on {', '.join(tasks)}")
         both = nn.ModuleDict({"encoder": encoder, "head": heads[0]})
         self.network: nn.Module = both.to(device).eval()
-        self.device = device
+        self.device, self.longest_s = device, encoder.longest_s
 
     def _states(self, wave_T: Wave) -> tuple[Any, Any]:
         wave_1T = torch.from_numpy(wave_T)[None].to(self.device)
@@ -56,7 +56,6 @@ class Finetuned:
         return [str(head.predict(states)[0]) for head, states in found]
 
     def loss(self, wave_T: Wave, text: str) -> Tensor:
-        """See ``Recogniser``."""
         head, states = self._states(wave_T)
         clip = LabelledClip(path=Path(), dataset="", split="test", text=text)
         found: Tensor = head.loss(states, [clip])
@@ -89,22 +88,30 @@ class WordsJudged(Judged):
     def prepare(self, clips: Sequence[Clip]) -> None:
         """Hear the clean twins of clips without text, once."""
         for path in {c.clean or c.path for c in clips if c.text is None} - self._heard.keys():
-            self._heard[path] = self.recogniser.hear([_read(path)])[0]
+            self._heard[path] = self._heard_in(path)
 
     def judge(self, clips: Sequence[Clip]) -> Iterator[dict[str, float]]:
-        """See ``Judged.judge``."""
         for clip in clips:
             text = self._heard[clip.clean or clip.path] if clip.text is None else clip.text
-            heard = self.recogniser.hear([_read(clip.path)])[0]
-            found = word_errors(plain_words(text), plain_words(heard))
+            found = word_errors(plain_words(text), plain_words(self._heard_in(clip.path)))
             yield {"errors": float(found.errors), "words": float(found.words)}
+
+    def _heard_in(self, path: Path) -> str:
+        wave_T, longest_s = to_16k(*read_mono(path)), self.recogniser.longest_s
+        if len(wave_T) < SAMPLE_RATE // 10:
+            raise UserError(f"{path}: shorter than a tenth of a second: no word is in it")
+        if len(wave_T) > longest_s * SAMPLE_RATE:
+            raise UserError(
+                f"{path}: {len(wave_T) / SAMPLE_RATE:.1f} s, but {self.name} hears {longest_s:g} "
+                "s, and words behind them would count as missed: cut the clip"
+            )
+        return self.recogniser.hear([wave_T])[0]
 
     def influence(self, wave_T: Wave) -> Tensor:
         """The likelihood of what it hears: see ``Judged.influence``."""
         return self.recogniser.loss(wave_T, self.recogniser.hear([wave_T])[0])
 
     def hear(self, wave_T: Wave) -> None:
-        """See ``Judged.hear``."""
         self.recogniser.hear([wave_T])
 
     def int8(self, waves: Sequence[Wave], folder: Path) -> Judged:
@@ -114,10 +121,3 @@ class WordsJudged(Judged):
         made.network = made.recogniser.network = int8_linears_(copy.deepcopy(self.network))
         made.megabytes = megabytes(made.network)
         return made
-
-
-def _read(path: Path) -> Wave:
-    wave_T = to_16k(*read_mono(path))
-    if len(wave_T) < SAMPLE_RATE // 10:
-        raise UserError(f"{path}: shorter than a tenth of a second: no word is in it")
-    return wave_T

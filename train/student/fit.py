@@ -148,7 +148,6 @@ class Trainer(Task):
         return errors_of(*(whole(self.fabric, rows, v, len(held)).tolist() for v in values))
 
     def figures(self) -> dict[str, float]:
-        """The learning rate of the last step."""
         return {"lr": learning_rate(self.config, self.step - 1)}
 
     def best_model(self) -> dict[str, Any]:

@@ -6,24 +6,22 @@ import math
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from data_specs.io.errors import UserError
 from data_specs.io.waves import Padding
-from data_specs.strict import checked
+from data_specs.strict import Strict, checked
 from train.data.sources import Sources
 from train.models.precision import resolve_precision
 from train.models.student import StudentConfig, variant
 
 
-class FitConfig(BaseModel):
+class FitConfig(Strict):
     """Everything that decides what a run computes: a resumed run must have the same.
 
     Workers, threads, folders, the device and the number of processes are not in it, nor what
     "auto" means on a device: a run may go on on another.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     student: str
     preset: str
@@ -104,8 +102,6 @@ def make_config(
     unknown or out of range.
     """
     shape = shape or variant(student)
-    if preset not in PRESETS:
-        raise UserError(f"unknown preset {preset!r}: known are {', '.join(PRESETS)}")
     values = PRESETS[preset] | {key: value for key, value in changes.items() if value is not None}
     if preset == "fast" and changes.get("lr") is None:
         # v6 (192 wide) learns nothing at what suits v2 (64).

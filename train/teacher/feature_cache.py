@@ -23,7 +23,7 @@ from typing import IO, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 from torch import Tensor
 
 from data_specs.io.cli import signals_wait
@@ -32,7 +32,7 @@ from data_specs.io.files import lock, write_text
 from data_specs.io.progress import progress_bar
 from data_specs.rated import RatedClip
 from data_specs.sample import SAMPLE_RATE
-from data_specs.strict import digest
+from data_specs.strict import Strict, digest
 from train.audio import Wave, read_mono, to_16k
 from train.data.loading import ahead
 from train.models.front_end import FrontEnd
@@ -62,7 +62,7 @@ MOST_NAMED = 10
 ABOUT, FRAMES, ROWS = "about.json", "frames.u16", "rows.jsonl"
 
 
-class About(BaseModel):
+class About(Strict):
     """What a cache holds; all of it must be the same for a cache to be continued or used.
 
     ``clips_sha256`` is over (dataset, file name) of all clips in order. Whether a file is still the
@@ -70,8 +70,6 @@ class About(BaseModel):
     do, and held in the ledger: hashing contents would read all audio at every start. The folder of
     the clips is in neither, so it may be moved.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     format: int = 1
     front_end: str
@@ -85,14 +83,11 @@ class About(BaseModel):
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of one clip's features."""
         return self.tokens * self.channels * 2
 
 
-class Row(BaseModel):
+class Row(Strict):
     """A line of the ledger. ``bad`` is the reason why a clip has no features."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     row: int
     dataset: str

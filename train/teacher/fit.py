@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -28,7 +28,7 @@ from data_specs.io.addresses import path_here
 from data_specs.io.errors import UserError
 from data_specs.io.files import write_text
 from data_specs.io.options import add_options, options_of
-from data_specs.strict import checked
+from data_specs.strict import Strict, checked
 from train.data.order import generator
 from train.files import csv_text, run_folder, write_model
 from train.loop.loop import ONE_PROCESS, Host, Metrics, Task, host_of, load_best, train
@@ -54,13 +54,11 @@ FEW_CLIPS = 300
 VALIDATION_BATCH = 32
 
 
-class Settings(BaseModel):
+class Settings(Strict):
     """What a user chooses; folders, threads and the device are not in it.
 
     The defaults are section IV-A's, and PyTorch's weight decay, because the paper gives none.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     front_end: str = Field(default="xlsr-2b-l10", description="whose features the head reads")
     bias_aware: bool = Field(
@@ -98,7 +96,6 @@ class TeacherConfig(Settings):
     validation_clips: int
 
     def head(self) -> HeadConfig:
-        """Dimensions of the head."""
         return HeadConfig.model_validate(self.model_dump(include=set(HeadConfig.model_fields)))
 
 
@@ -230,7 +227,6 @@ class HeadTrainer(Task):
         return {"loss": loss, "rmse": math.sqrt(loss), "pcc": pcc, **of_sets}
 
     def figures(self) -> dict[str, float]:
-        """The learning rate."""
         return {"lr": self.config.lr}
 
     def best_model(self) -> dict[str, Any]:

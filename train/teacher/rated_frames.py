@@ -140,7 +140,6 @@ class Draws:
         return np.array(rows, np.int64), datasets_B.astype(np.int64)
 
     def read(self, step: int) -> Batch:
-        """The batch of step ``step``."""
         rows_B, datasets_B = self.rows(step)
         mos_B = torch.from_numpy(self._data.mos[rows_B])
         return Batch(self._data.read(rows_B), mos_B, torch.from_numpy(datasets_B))

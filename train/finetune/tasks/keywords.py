@@ -3,7 +3,7 @@ layer, cross-entropy (s3prl, ``downstream/speech_commands``)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -26,30 +26,18 @@ class Keywords(SpeechTask):
     name, column = "keywords", "keyword"
 
     def __init__(self, layers: int, dim: int, words: Sequence[str]) -> None:
-        super().__init__()
+        super().__init__(layers=layers, dim=dim, words=words)
         self.words = {word: number for number, word in enumerate(words)}
         self.mix, self.output = LayerMix(layers), nn.Linear(dim, len(words))
 
     @classmethod
     def new(cls, encoder: SpeechEncoder, training: Sequence[LabelledClip]) -> Self:
-        """See ``SpeechTask``."""
         words = sorted({str(clip.keyword) for clip in training})
         if len(words) < 2:
             raise UserError(f"keywords: the training clips have one word alone, {words[0]!r}")
         return cls(len(encoder.dims), encoder.dims[-1], words)
 
-    @classmethod
-    def build(cls, about: Mapping[str, Any]) -> Self:
-        """See ``SpeechTask``."""
-        return cls(about["layers"], about["dim"], about["words"])
-
-    def about(self) -> dict[str, Any]:
-        """See ``SpeechTask``."""
-        layers, dim = len(self.mix.weights_K), self.output.in_features
-        return {"layers": layers, "dim": dim, "words": list(self.words)}
-
     def require(self, clips: Sequence[LabelledClip]) -> None:
-        """``UserError`` naming a clip whose word no training clip has."""
         for clip in clips:
             if clip.keyword not in self.words:
                 raise UserError(
@@ -71,7 +59,6 @@ class Keywords(SpeechTask):
         return list(self._logits(states).log_softmax(1).double().cpu().numpy())
 
     def measure(self, clips: Sequence[LabelledClip], predicted: Sequence[Any]) -> Metrics:
-        """Cross-entropy and accuracy."""
         right_N, said_N = self._right(clips, predicted)
         return {"loss": float(-said_N.mean()), "accuracy": float(right_N.mean())}
 

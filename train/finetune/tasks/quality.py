@@ -26,24 +26,14 @@ class Quality(SpeechTask):
 
     name, column = "quality", "mos"
 
-    def __init__(self, layers: int, head: HeadConfig) -> None:
-        super().__init__()
-        self.config = head
-        self.mix, self.head = LayerMix(layers), build_head(head)
+    def __init__(self, layers: int, head: Mapping[str, Any]) -> None:
+        config = HeadConfig.model_validate(head)
+        super().__init__(layers=layers, head=config.model_dump())
+        self.mix, self.head = LayerMix(layers), build_head(config)
 
     @classmethod
     def new(cls, encoder: SpeechEncoder, training: Sequence[LabelledClip]) -> Self:
-        """See ``SpeechTask``."""
-        return cls(len(encoder.dims), HeadConfig(features=encoder.dims[-1]))
-
-    @classmethod
-    def build(cls, about: Mapping[str, Any]) -> Self:
-        """See ``SpeechTask``."""
-        return cls(about["layers"], HeadConfig.model_validate(about["head"]))
-
-    def about(self) -> dict[str, Any]:
-        """See ``SpeechTask``."""
-        return {"layers": len(self.mix.weights_K), "head": self.config.model_dump()}
+        return cls(len(encoder.dims), {"features": encoder.dims[-1]})
 
     def _mos(self, states: States) -> Tensor:
         mixed_BFD, lengths = self.mix(states), states.lengths_B.tolist()
@@ -57,11 +47,9 @@ class Quality(SpeechTask):
         return functional.mse_loss(predicted_B, truth_B.to(predicted_B.device))
 
     def predict(self, states: States) -> list[Any]:
-        """A score of each clip."""
         return self._mos(states).double().tolist()
 
     def measure(self, clips: Sequence[LabelledClip], predicted: Sequence[Any]) -> Metrics:
-        """Mean squared error, its root, correlations."""
         return errors_of(np.array([clip.mos for clip in clips], np.float64), predicted)
 
     def judge(self, clips: Sequence[LabelledClip], predicted: Sequence[Any], seed: int) -> Result:

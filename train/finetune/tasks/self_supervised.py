@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -26,26 +26,15 @@ class SelfSupervised(SpeechTask):
     name, column = "self", "path"
 
     def __init__(self, width: int, mels: int) -> None:
-        super().__init__()
-        self.sizes = {"width": width, "mels": mels}
-        self.best_rq = BestRq(**self.sizes)
+        super().__init__(width=width, mels=mels)
+        self.best_rq = BestRq(width, mels)
         self._masked: Masked | None = None
 
     @classmethod
     def new(cls, encoder: SpeechEncoder, training: Sequence[LabelledClip]) -> Self:
-        """See ``SpeechTask``."""
         if not isinstance(encoder, Conformer) or encoder.config.factor != STACK:
             raise UserError(f"self: trains a conformer with a state for {STACK} frames of 10 ms")
         return cls(encoder.config.width, encoder.config.mels)
-
-    @classmethod
-    def build(cls, about: Mapping[str, Any]) -> Self:
-        """See ``SpeechTask``."""
-        return cls(about["width"], about["mels"])
-
-    def about(self) -> dict[str, Any]:
-        """See ``SpeechTask``."""
-        return self.sizes
 
     def inputs(
         self, encoder: SpeechEncoder, waves_BT: Tensor, lengths_B: Tensor
@@ -75,7 +64,6 @@ class SelfSupervised(SpeechTask):
         return list(zip(*sums, counts, strict=True))
 
     def measure(self, clips: Sequence[LabelledClip], predicted: Sequence[Any]) -> Metrics:
-        """Cross-entropy and accuracy over all masked codes."""
         loss, right, count = np.sum(predicted, axis=0)
         return {"loss": float(loss / count), "accuracy": float(right / count)}
 

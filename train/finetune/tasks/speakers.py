@@ -4,7 +4,7 @@ scale 30, margin .4)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -34,7 +34,7 @@ class Speakers(SpeechTask):
     name, column = "speakers", "speaker"
 
     def __init__(self, layers: int, dim: int, speakers: Sequence[str]) -> None:
-        super().__init__()
+        super().__init__(layers=layers, dim=dim, speakers=speakers)
         self.speakers = {speaker: number for number, speaker in enumerate(speakers)}
         self.mix, self.output = LayerMix(layers), nn.Linear(2 * dim, WIDTH)
         self.centres_SE = nn.Parameter(torch.randn(len(speakers), WIDTH))
@@ -43,21 +43,10 @@ class Speakers(SpeechTask):
 
     @classmethod
     def new(cls, encoder: SpeechEncoder, training: Sequence[LabelledClip]) -> Self:
-        """See ``SpeechTask``."""
         speakers = sorted({str(clip.speaker) for clip in training})
         if len(speakers) < 2:
             raise UserError(f"speakers: the training clips have one alone, {speakers[0]!r}")
         return cls(len(encoder.dims), encoder.dims[-1], speakers)
-
-    @classmethod
-    def build(cls, about: Mapping[str, Any]) -> Self:
-        """See ``SpeechTask``."""
-        return cls(about["layers"], about["dim"], about["speakers"])
-
-    def about(self) -> dict[str, Any]:
-        """See ``SpeechTask``."""
-        layers, dim = len(self.mix.weights_K), self.output.in_features // 2
-        return {"layers": layers, "dim": dim, "speakers": list(self.speakers)}
 
     def require(self, clips: Sequence[LabelledClip]) -> None:
         """``UserError`` where clips make no trials, or a list names others than the test clips."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar, Self
 
 import torch
@@ -21,26 +21,21 @@ Result = dict[str, Interval]
 class SpeechTask(nn.Module, ABC):
     """A head over an encoder's states, learned with it. One file, one line in the table.
 
-    ``column`` is the label that its clips have; ``about`` what ``build`` needs to make the head
+    ``column`` is the label that its clips have; ``about`` what its class needs to make the head
     again, as JSON. A new task is given the training clips, to count its classes.
     """
 
     name: ClassVar[str]
     column: ClassVar[str]
 
+    def __init__(self, **about: Any) -> None:
+        super().__init__()
+        self.about = about
+
     @classmethod
     @abstractmethod
     def new(cls, encoder: SpeechEncoder, training: Sequence[LabelledClip]) -> Self:
         """A fresh head. ``UserError`` where these clips do not make a task."""
-
-    @classmethod
-    @abstractmethod
-    def build(cls, about: Mapping[str, Any]) -> Self:
-        """The head that ``about`` describes, fresh."""
-
-    @abstractmethod
-    def about(self) -> dict[str, Any]:
-        """What ``build`` needs."""
 
     def require(self, clips: Sequence[LabelledClip]) -> None:
         """``UserError`` naming the first clip to judge by whose label cannot be judged."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -49,29 +49,17 @@ class Words(SpeechTask):
     is_transducer = True
 
     def __init__(self, dim: int, width: int = WIDTH) -> None:
-        super().__init__()
-        self.sizes = {"dim": dim, "width": width}
+        super().__init__(dim=dim, width=width)
         self.ctc = nn.Linear(dim, SYMBOLS)
         self.transducer = Transducer(dim, width) if self.is_transducer else None
 
     @classmethod
     def new(cls, encoder: SpeechEncoder, training: Sequence[LabelledClip]) -> Self:
-        """See ``SpeechTask``."""
         head = cls(encoder.dims[-1])
         head.require(training)
         return head
 
-    @classmethod
-    def build(cls, about: Mapping[str, Any]) -> Self:
-        """See ``SpeechTask``."""
-        return cls(about["dim"], about["width"])
-
-    def about(self) -> dict[str, Any]:
-        """See ``SpeechTask``."""
-        return self.sizes
-
     def require(self, clips: Sequence[LabelledClip]) -> None:
-        """``UserError`` naming a clip whose text has no character of the alphabet."""
         for clip in clips:
             if not plain_words(str(clip.text)):
                 raise UserError(f"{clip.where}: text {clip.text!r} has no letter from a to z")
@@ -86,7 +74,6 @@ class Words(SpeechTask):
         return self.transducer.loss(states_BFD, frames_B, symbols) + CTC_SHARE * by_ctc
 
     def predict(self, states: States) -> list[Any]:
-        """The text of each clip."""
         states_BFD, frames_B = states.layers[-1], states.lengths_B
         if self.transducer is None:
             found = ctc_heard(self.ctc(states_BFD), frames_B)

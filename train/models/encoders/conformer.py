@@ -87,11 +87,9 @@ class Conformer(SpeechEncoder):
         return encoder
 
     def about(self) -> dict[str, Any]:
-        """See ``SpeechEncoder``."""
         return self.config.model_dump()
 
     def streaming(self, chunk_ms: int) -> Self:
-        """See ``SpeechEncoder``."""
         state_ms = round(1000 * self.frame_s)
         if chunk_ms % state_ms:
             raise UserError(f"--chunk-ms {chunk_ms}: no whole number of states of {state_ms} ms")

@@ -36,9 +36,9 @@ NAME = "encoder"
 HUB_FILES = ("config.json", "preprocessor_config.json", "*.safetensors", "*.safetensors.index.json")
 
 
-def save_encoder(folder: Path, encoder: SpeechEncoder, more: Mapping[str, Any] = {}) -> None:
-    """Write an encoder, so that ``load_encoder`` of the folder reads it; ``more`` for its JSON."""
-    about = {"kind": encoder.kind, "about": encoder.about(), **encoder.sizes(), **more}
+def save_encoder(folder: Path, encoder: SpeechEncoder) -> None:
+    """Write an encoder, so that ``load_encoder`` of the folder reads it."""
+    about = {"kind": encoder.kind, "about": encoder.about(), **encoder.sizes()}
     folder.mkdir(parents=True, exist_ok=True)
     write_model(folder / f"{NAME}.safetensors", encoder.state_dict(), about)
 

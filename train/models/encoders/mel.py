@@ -70,7 +70,6 @@ class MelEncoder(SpeechEncoder):
         return cls(int(about["bands"]))
 
     def about(self) -> dict[str, Any]:
-        """See ``SpeechEncoder``."""
         return {"bands": self.dims[0]}
 
     def forward(self, waves_BT: Tensor, lengths_B: Tensor) -> States:

@@ -35,14 +35,12 @@ class StudentEncoder(SpeechEncoder):
 
     @classmethod
     def build(cls, about: Mapping[str, Any], state: Mapping[str, Tensor] | None = None) -> Self:
-        """See ``SpeechEncoder``."""
         encoder = cls(Student(StudentConfig.model_validate(about["config"])))
         if state is not None:
             encoder.load_state_dict(state)
         return encoder
 
     def about(self) -> dict[str, Any]:
-        """See ``SpeechEncoder``."""
         return {"config": self.student.config.model_dump(mode="json")}
 
     def train(self, mode: bool = True) -> Self:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 from torch.nn.utils import parametrize
 
@@ -20,7 +20,7 @@ from data_specs.io.errors import UserError
 from data_specs.io.parse import json_object
 from train.models.encoders.interface import SpeechEncoder, States, valid_frames
 from train.models.encoders.mel import HOP, LogMel, silence_after
-from train.models.low_rank import shape_as
+from train.models.low_rank import narrow, shape_as
 from train.models.tensors import require_finite, require_memory
 from train.models.xlsr import NORMAL_FLOOR, read_tensors
 
@@ -50,7 +50,6 @@ class _Checkpointed(SpeechEncoder):
     config: Any
 
     def about(self) -> dict[str, Any]:
-        """See ``SpeechEncoder``."""
         return {"config": self.config.to_dict()}
 
     @classmethod
@@ -101,7 +100,6 @@ class WaveEncoder(_Checkpointed):
         self.dims = (self.config.hidden_size,) * (self.config.num_hidden_layers + 1)
 
     def about(self) -> dict[str, Any]:
-        """See ``SpeechEncoder``."""
         return super().about() | {"normalise": self.normalise}
 
     def forward(self, waves_BT: Tensor, lengths_B: Tensor) -> States:
@@ -175,22 +173,6 @@ class WhisperEncoder(_Checkpointed):
     def bare(cls, name: str) -> str:
         """Of ``model.encoder.layers ...`` the part from ``encoder`` on."""
         return name.removeprefix("model.")
-
-
-def narrow(encoder: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Give linear layers the shapes that ``state`` has: units may have been removed from them."""
-    for name, module in encoder.named_modules():
-        for part, linear in list(module.named_children()):
-            weight = state.get(f"{name}.{part}.weight")
-            if isinstance(linear, nn.Linear) and weight is not None:
-                if weight.shape != linear.weight.shape:
-                    setattr(
-                        module,
-                        part,
-                        nn.Linear(weight.shape[1], weight.shape[0], linear.bias is not None),
-                    )
-                if part == "q_proj" and hasattr(module, "num_heads"):
-                    module.num_heads = weight.shape[0] // module.head_dim
 
 
 def from_checkpoint(folder: Path) -> WaveEncoder | WhisperEncoder:
