@@ -30,6 +30,7 @@ from data_specs.sample import SAMPLE_RATE
 from data_specs.strict import digest
 from train.audio import Wave, read_mono, to_16k
 from train.evaluation.records import Output, Scored
+from train.models.tensors import state_sha256
 from train.scoring.code import made_with
 from train.scoring.scorer import torch_on
 
@@ -88,7 +89,7 @@ class ExternalScorer:
             try:
                 wave_T, rate = read_mono(path)
             except UserError as error:
-                yield Scored(None, str(error))
+                yield str(error)
                 continue
             yield self._scored(wave_T, rate, str(path))
 
@@ -98,9 +99,9 @@ class ExternalScorer:
 
     def _scored(self, wave_T: Wave, rate: int, where: str) -> Scored:
         try:
-            return Scored(self.score(wave_T, rate))
+            return self.score(wave_T, rate)
         except UserError as error:
-            return Scored(None, f"{where}: {error}")
+            return f"{where}: {error}"
 
     def score(self, wave_T: Wave, rate: int) -> dict[str, float]:
         """All outputs of a clip (T,), by output name. ``UserError`` where the scorer gives none.
@@ -126,15 +127,6 @@ def _first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {line}" if line else type(error).__name__
 
 
-def sha256_of_network(network: nn.Module) -> str:
-    """A hash of a network's names and values, wherever it was loaded from."""
-    found = hashlib.sha256()
-    for name, tensor in sorted(network.state_dict().items()):
-        found.update(name.encode())
-        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return found.hexdigest()
-
-
 def _made_of(
     network: nn.Module, options: Options, *names: str, call: Callable[..., Any] | None = None
 ) -> Made:
@@ -148,7 +140,7 @@ def _made_of(
         found = (call or network)(torch.from_numpy(wave_T)[None].to(options.device))
         return dict(zip(names, map(float, found if len(names) > 1 else (found,)), strict=True))
 
-    return scores, sha256_of_network(network), _size(network)
+    return scores, state_sha256(network), _size(network)
 
 
 def _size(network: nn.Module) -> int:
@@ -195,7 +187,7 @@ def _load_nisqa(options: Options) -> Made:
         found_5 = nisqa.non_intrusive_speech_quality_assessment(torch.from_numpy(wave_T), rate)
         return dict(zip(("mos", "noi", "dis", "col", "loud"), found_5.tolist(), strict=True))
 
-    return scores, sha256_of_network(network), _size(network)
+    return scores, state_sha256(network), _size(network)
 
 
 def _load_squim_objective(options: Options) -> Made:
