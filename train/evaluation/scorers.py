@@ -24,7 +24,6 @@ from train.data.shards import list_shards
 from train.data.stream import PCM_SCALE, ShardSamples
 from train.evaluation.external_scorers import (
     ExternalScorer,
-    NotAvailable,
     Options,
     load_external,
     outputs_named,
@@ -91,10 +90,11 @@ def load_scorers(
     for name in dict.fromkeys(names):
         external = outputs_named(name)
         for family, outputs in external:
-            try:
-                scorers.append(load_external(family, outputs, options))
-            except NotAvailable as error:
-                missing.append(Unavailable(family, error.reason, error.command))
+            found = load_external(family, outputs, options)
+            if isinstance(found, Unavailable):
+                missing.append(found)
+            else:
+                scorers.append(found)
         if not external:
             try:
                 scorers.append(OwnScorer(load(name, options.device)))
