@@ -12,10 +12,11 @@ from typing import Any
 from huggingface_hub import ModelCardData
 
 from data_specs.io.errors import UserError
+from data_specs.io.files import sha256_of
 from data_specs.io.names import markdown
 from data_specs.io.parse import json_object
 from train.export.parity import Parity, as_markdown
-from train.models.student import StudentConfig, count
+from train.models.student import StudentConfig, count, v7_weights_path
 from train.pages import template
 
 V7_LICENCE = (
@@ -38,7 +39,8 @@ def card_text(
 ) -> str:
     """The card of a bundle whose ``model.json`` is ``about``; ``hashes`` by file name."""
     parameters, macs = count(StudentConfig.model_validate(about["config"]))
-    published = about.get("made_from", {}).get("model") == "v7"
+    # By the weights: a run's folder may be called v7, too.
+    published = about["made_from"]["weights_sha256"] == sha256_of(v7_weights_path())
     return template("model_card.md.j2").render(
         front=_front(published).to_yaml(),
         about=about,

@@ -57,7 +57,8 @@ def open_source(model: str) -> Source:
         raise UserError(
             f"{scorer.name}: only students are exported, not teachers or exported files"
         )
-    about = {**_described(path_of(model)), "config": scorer.network.config.model_dump(mode="json")}
+    path = bundle.fetch(model) if "://" in model else path_of(model)
+    about = {**_described(path), "config": scorer.network.config.model_dump(mode="json")}
     name = model if model == "v7" else _last_part(scorer.name)
     made_from = about.get("made_from", {"model": name, "weights_sha256": scorer.weights_sha256})
     about |= {"made_from": made_from, "version": version()}
