@@ -13,18 +13,24 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soxr
 import torch
 import torchaudio
 from numpy.typing import NDArray
+from torch import Tensor
 
 from data_specs.io.audio import BadAudio, Recording, open_audio
 from data_specs.io.errors import UserError
 from data_specs.sample import SAMPLE_RATE
 
 Wave = NDArray[np.float32]
+Samples = NDArray[Any] | Tensor
+
+FULL_SCALE = {np.dtype(np.int16): 2.0**15, np.dtype(np.int32): 2.0**31}
+"""What whole numbers are divided by."""
 
 LARGEST_KERNEL = 20_000_000
 """Taps above which torchaudio's resampler (whose table grows with both rates) gives way to soxr."""
@@ -49,10 +55,16 @@ class Clip:
     """A fresh iterator over the samples at 16 kHz; ``ValueError`` where they cannot be had."""
 
 
-def clip_of(wave_T: Wave, rate: int, where: str = "wave") -> Clip:
-    """A wave (T,) in memory as a clip; ``ValueError`` as ``check_wave`` and ``to_16k`` raise."""
+def clip_of(wave: Samples, rate: float, where: str = "wave") -> Clip:
+    """Samples (T,) in memory as a clip; ``ValueError`` as ``as_wave`` and ``check_wave`` raise.
+
+    Or for a rate that is not a positive whole number of Hz.
+    """
+    wave_T = as_wave(wave, where)
+    if not math.isfinite(rate) or int(rate) != rate or rate <= 0:
+        raise UserError(f"{where}: sample rate {rate} Hz: must be positive and whole")
     check_wave(wave_T, where)
-    resampled_T = to_16k(wave_T, rate)
+    resampled_T = to_16k(wave_T, int(rate))
     return Clip(len(resampled_T), len(wave_T) / rate, lambda: iter((resampled_T,)))
 
 
@@ -109,6 +121,35 @@ def _blocks(path: Path, channel: int, frames: int) -> Iterator[Wave]:
             wave_T = np.ascontiguousarray(wave_TC[:, channel])
             check_wave(wave_T, str(path))
             yield wave_T
+
+
+def as_wave(wave: Samples, where: str) -> Wave:
+    """Return samples (T,) as float32: floats as they are, int16 and int32 divided by full scale.
+
+    Of any byte order and, of a tensor, on any device. ``UserError`` naming ``where`` for other
+    types. Shape and values are for ``check_wave``.
+    """
+    array = _array(wave, where)
+    dtype = array.dtype.newbyteorder("=")
+    if dtype in FULL_SCALE:
+        return (array / FULL_SCALE[dtype]).astype(np.float32)
+    if dtype.kind != "f" and dtype.name != "bfloat16":  # which NumPy knows from other packages
+        raise UserError(f"{where}: samples of type {dtype}: give floats, int16 or int32")
+    with np.errstate(over="ignore"):  # what is too large for float32 is then not finite
+        return np.asarray(array, np.float32, order="C")
+
+
+def _array(wave: Samples, where: str) -> NDArray[Any]:
+    try:
+        if not isinstance(wave, Tensor):
+            return np.asarray(wave)
+        floats = wave.is_floating_point() and wave.dtype != torch.float64
+        return (wave.float() if floats else wave).numpy(force=True)  # NumPy has no bfloat16
+    except (ValueError, TypeError, RuntimeError, NotImplementedError) as error:
+        kind = f"{wave.dtype} ({wave.layout})" if isinstance(wave, Tensor) else type(wave).__name__
+        raise UserError(
+            f"{where}: samples of type {kind}: give floats, int16 or int32: {error}"
+        ) from error
 
 
 def check_wave(wave_T: Wave, where: str) -> None:

@@ -9,6 +9,9 @@ from pathlib import Path
 
 import jinja2
 
+from data_specs.io.names import code, markdown
+
+TEMPLATES = Path(__file__).parent / "templates"
 VERSIONED = ("torch", "numpy", "scipy", "soundfile", "soxr", "distillmos", "webdataset", "ray")
 
 
@@ -37,15 +40,15 @@ def versions() -> dict[str, str]:
     return found
 
 
-def environment() -> jinja2.Environment:
-    """What pages are rendered with: the templates of ``train/templates``."""
+def template(name: str) -> jinja2.Template:
+    """One of ``train/templates``: HTML has what it is given escaped, Markdown escapes itself."""
     made = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=".html" in name,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters["decimals"] = decimals
+    made.filters |= {"decimals": decimals, "markdown": markdown, "code": code}
     made.globals.update(ranged=ranged, versions=versions())
-    return made
+    return made.get_template(name)

@@ -64,24 +64,22 @@ def rates(counts_RN: Doubles, found: Sequence[WordErrors], kind: str = "errors")
 
 
 class Comparison(NamedTuple):
-    """Word error rates of two systems on the same utterances, with 95 % intervals."""
+    """A system's word error rate, and how far above another's it is, with 95 % intervals."""
 
-    one: Interval
-    other: Interval
+    rate: Interval
     difference: Interval
     p: float | None
 
 
 def compare(
-    one: Sequence[WordErrors], other: Sequence[WordErrors], groups: Sequence[str], seed: int = 0
+    one: Sequence[WordErrors], other: Sequence[WordErrors], groups: Sequence[str]
 ) -> Comparison:
     """One minus the other by paired bootstrap over ``groups`` (an utterance, or its speaker)."""
-    counts_RN = draws(groups, seed)
-    resampled = [rates(counts_RN, side) for side in (one, other)]
-    values = [rates(np.ones((1, len(side))), side).item() for side in (one, other)]
-    ours, theirs = (interval(*side) for side in zip(values, resampled, strict=True))
-    apart = difference(values[0], values[1], resampled[0], resampled[1])
-    return Comparison(ours, theirs, apart, bootstrap_p(resampled[0] - resampled[1]))
+    counts_RN = draws(groups, seed=0)
+    ours_R, theirs_R = (rates(counts_RN, side) for side in (one, other))
+    ours, theirs = (rates(np.ones((1, len(side))), side).item() for side in (one, other))
+    apart = difference(ours, theirs, ours_R, theirs_R)
+    return Comparison(interval(ours, ours_R), apart, bootstrap_p(ours_R - theirs_R))
 
 
 def _heard(table: Path) -> tuple[list[tuple[str, str]], list[WordErrors]]:
@@ -107,7 +105,7 @@ def run(args: argparse.Namespace) -> int:
             raise UserError(f"{table}: not the utterances of {args.tables[0]}")
         count, compared = total(found), compare(found, first, [group for group, _ in texts])
         kinds = ", ".join(f"{getattr(count, kind)} {kind}" for kind in KINDS)
-        print(f"{table}: {compared.one.text()} of {count.words} words; {kinds}")
+        print(f"{table}: {compared.rate.text()} of {count.words} words; {kinds}")
         if found != first:
             print(f"  above the first: {compared.difference.text('+')}, p {compared.p:.4f}")
     return 0

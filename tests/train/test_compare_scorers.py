@@ -19,11 +19,11 @@ from train.evaluation import external_scorers
 from train.evaluation.external_scorers import (
     EXTERNAL,
     ExternalScorer,
-    NotAvailable,
     Options,
     load_external,
     outputs_named,
 )
+from train.evaluation.records import Unavailable
 
 RATE = 16_000
 
@@ -89,9 +89,9 @@ def test_a_missing_package_is_named_with_what_would_get_it(monkeypatch, name, mo
         fake = SimpleNamespace(_load_nisqa_model=lambda: (Mean(), {}))
         monkeypatch.setitem(sys.modules, "torchmetrics.functional.audio.nisqa", fake)
     monkeypatch.setattr(external_scorers.importlib, "import_module", without)
-    with pytest.raises(NotAvailable, match=f"{module} is not installed") as found:
-        loaded(name)
-    assert found.value.command == EXTERNAL[name].get and found.value.command in str(found.value)
+    assert loaded(name) == Unavailable(
+        name, f"the package {module} is not installed", EXTERNAL[name].get
+    )
 
 
 @pytest.mark.parametrize("name", ["squim-objective", "utmos", "nisqa"])
@@ -108,8 +108,7 @@ def test_without_a_network_the_reason_is_said(monkeypatch, name):
     monkeypatch.setattr(
         "torchaudio.pipelines._squim_pipeline.SquimObjectiveBundle.get_model", refuse
     )
-    with pytest.raises(NotAvailable, match=r"OSError: Name or service not known\)"):
-        loaded(name)
+    assert loaded(name).reason.endswith("(OSError: Name or service not known)")
 
 
 def test_squim_objective_as_torchaudio_loads_it(monkeypatch, tmp_path):
@@ -136,8 +135,7 @@ def test_squim_subjective_compares_with_clean_speech(monkeypatch, tmp_path):
     network = Mean()
     bundle = SimpleNamespace(get_model=lambda: network)
     monkeypatch.setattr("torchaudio.pipelines.SQUIM_SUBJECTIVE", bundle)
-    with pytest.raises(NotAvailable, match="--clean-speech"):
-        loaded("squim-subjective")
+    assert loaded("squim-subjective").reason.startswith("it compares with a recording of clean")
     clean = tmp_path / "clean.wav"
     soundfile.write(clean, wave(1, 3), RATE, subtype="FLOAT")
     squim = loaded("squim-subjective", clean_speech=clean)
@@ -221,7 +219,7 @@ def test_a_clip_that_a_scorer_fails_on_is_named(tmp_path):
     (tmp_path / "text.wav").write_text("no audio")
     paths = [tmp_path / f"{name}.wav" for name in (*made, "text")]
     good, loud, short, text = scorer.score_files(paths, "own")
-    assert good.values == {"utmos": 3.0}
-    assert "loud.wav: utmos: RuntimeError: too loud" in loud.error
-    assert "short.wav" in short.error and "not finite" in short.error
-    assert "text.wav" in text.error and text.values is None
+    assert good == {"utmos": 3.0}
+    assert "loud.wav: utmos: RuntimeError: too loud" in loud
+    assert "short.wav" in short and "not finite" in short
+    assert "text.wav" in text

@@ -19,7 +19,7 @@ from tests.train_helpers import tone_mos, tone_pcm, write_dataset
 from train import bootstrap, charts
 from train.bootstrap import Interval, draws, interval, share_of_gap
 from train.evaluation import experiment, experiment_figure
-from train.evaluation.experiment_report import results_md
+from train.evaluation.experiment import results_md
 from train.evaluation.experiment_results import (
     KINDS,
     Gap,
@@ -505,6 +505,7 @@ def test_report_only_asks_for_what_is_missing(data, tmp_path, stub_fit):
         (["--rated-set", "wbb"], "unknown dataset 'wbb'; did you mean 'wb'"),
         (["--variants", "v11"], "unknown student 'v11'"),
         (["--test-shards", "TRAIN"], "trained or validated on it"),
+        (["--test-samples", "-1"], "a correlation needs at least two"),
         (["--test-shards", "JUDGE", "OTHER"], "two test sets have one name"),
     ],
 )

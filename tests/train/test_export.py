@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 
+from data_specs.io.files import sha256_of
 from tests.conftest import ROOT
 from tests.tolerance import HALF_PRECISION, STUDENT, rounding
 
@@ -36,7 +37,7 @@ from train.export.refit import (
     refit,
     rounded_weight,
 )
-from train.models.student import Student, count
+from train.models.student import Student, count, v7_weights_path
 from train.scoring import bundle
 from train.scoring.onnx_scorer import OnnxScorer
 from train.scoring.score import load
@@ -294,6 +295,9 @@ def test_the_card_of_v7_and_of_results(tmp_path: Path) -> None:
         "made_from": {"model": "v7", "weights_sha256": "f" * 64},
         "version": "1",
     }
+    text = card_text(about, {}, {}, None)  # a run whose folder is called v7
+    assert yaml.safe_load(text.split("---")[1])["license"] == "other"
+    about["made_from"] = {"model": "v7", "weights_sha256": sha256_of(v7_weights_path())}
     text = card_text(about, {"model.safetensors": "e" * 64}, {}, tmp_path)
     assert yaml.safe_load(text.split("---")[1])["license"] == "mit"
     assert "| v7 | a\\|b | rated | zero | 78 | 0.906 | - | - |" in text
@@ -332,8 +336,9 @@ def test_an_export_does_not_overwrite_its_model(made: SimpleNamespace) -> None:
 
 
 def test_a_bundle_exported_again_keeps_where_it_came_from(made: SimpleNamespace) -> None:
-    again = open_source(str(made.out)).about
-    assert again["made_from"]["model"] == "run"
+    for model in (str(made.out), made.out.as_uri()):
+        again = open_source(model).about
+        assert again["made_from"]["model"] == "run" and again["recipe_hash"] == "abc"
 
 
 def test_files_that_are_no_export(tmp_path: Path, made: SimpleNamespace) -> None:

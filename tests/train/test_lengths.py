@@ -8,13 +8,12 @@ import json
 import numpy as np
 import pytest
 
-from data_specs.io.waves import FADE_SAMPLES
+from data_specs.io.waves import FADE_SAMPLES, filled
 from tests.train_helpers import CROP, tone_mos, tone_pcm, write_dataset
 from train.data.shards import list_shards
 from train.data.stream import ShardSamples
 from train.evaluation import lengths
 from train.files import csv_rows
-from train.scoring.windows import windows
 
 RATE = 16_000
 
@@ -26,8 +25,8 @@ class Energy:
         self.name = name
         self.scored = []
 
-    def windows(self, wave_T, padding):
-        return windows(wave_T, padding)
+    def window(self, wave_T, padding):
+        return filled(wave_T, padding)
 
     def score_windows(self, waves):
         self.scored += list(waves)
@@ -45,28 +44,27 @@ def test_crops_and_fillings_are_what_they_say(folder):
         length = seconds * RATE
         found = list(lengths.crops(samples, numbers, seconds, seed=0))
         zero, repeat = Energy(), Energy()
-        for crop, number in zip(found, numbers, strict=True):
+        for (label, wave_T), number in zip(found, numbers, strict=True):
             whole = tone_pcm(number).astype(np.float32) / 32768
-            assert np.array_equal(crop.wave, whole[crop.start : crop.start + length])
-            assert crop.label == tone_mos(number)
-            energy = float(np.sum(np.square(crop.wave, dtype=np.float64)))
-            padded = lengths.padded(zero, crop, "zero")
+            start = lengths.crop_start(whole, length, 0, number)
+            assert np.array_equal(wave_T, whole[start : start + length])
+            assert label == tone_mos(number)
+            energy = float(np.sum(np.square(wave_T, dtype=np.float64)))
+            padded = zero.window(wave_T, "zero")
             assert zero.score_windows([padded]) == [pytest.approx(energy)]
-            assert not padded[length:].any() and np.array_equal(padded[:length], crop.wave)
-            again = lengths.padded(repeat, crop, "repeat")
+            assert not padded[length:].any() and np.array_equal(padded[:length], wave_T)
+            again = repeat.window(wave_T, "repeat")
             said = repeat.score_windows([again])[0]
             assert said == pytest.approx(energy * CROP / length, rel=0.05)
             kept = length - FADE_SAMPLES  # then its end goes over into its beginning
-            assert len(again) == CROP and np.array_equal(again[:kept], crop.wave[:kept])
-            begin = crop.wave[FADE_SAMPLES:kept][: CROP - length]
+            assert len(again) == CROP and np.array_equal(again[:kept], wave_T[:kept])
+            begin = wave_T[FADE_SAMPLES:kept][: CROP - length]
             assert np.array_equal(again[length : length + len(begin)], begin)
 
 
-def test_a_crops_place_follows_from_seed_and_number(folder):
-    samples = ShardSamples(list_shards(folder))
-
+def test_a_crops_place_follows_from_seed_and_number():
     def starts(numbers, seed):
-        return [crop.start for crop in lengths.crops(samples, numbers, 1, seed)]
+        return [lengths.crop_start(tone_pcm(n), RATE, seed, n) for n in numbers]
 
     assert starts([3, 1, 2], 0) == [starts([n], 0)[0] for n in (3, 1, 2)]
     assert starts(range(10), 0) != starts(range(10), 1)

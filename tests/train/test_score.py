@@ -503,6 +503,8 @@ def test_a_model_without_finite_scores_is_an_error(tmp_path):
     scorer = StudentScorer(student, "broken", "0" * 64)
     with pytest.raises(UserError, match="broken gives no finite score"):
         scorer.score(uneven(0.5), 16_000)
+    with pytest.raises(UserError, match="broken gives no finite score"):
+        scorer.curve(uneven(0.5), 16_000)
 
 
 def test_a_released_student_is_called_by_its_name(tmp_path, monkeypatch):

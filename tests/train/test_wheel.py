@@ -23,7 +23,7 @@ from tests.export_helpers import write_run
 from tests.tolerance import rounding
 from tests.train_helpers import tone_pcm
 from train.__main__ import main
-from train.audio import to_16k
+from train.audio import clip_of, to_16k
 from train.export import standalone
 from train.scoring import bundle
 from train.scoring.score import load
@@ -102,13 +102,12 @@ def test_the_resampler_is_the_projects(rate: int) -> None:
 
 @pytest.mark.parametrize("samples", [1, 122_879, 122_880, 122_881, 300_000])
 @pytest.mark.parametrize("repeats", [False, True])
-def test_the_windows_are_the_projects(samples: int, repeats: bool) -> None:
-    from train.scoring.windows import windows
-
+def test_the_windows_are_the_projects(made: SimpleNamespace, samples: int, repeats: bool) -> None:
     wave_T = np.arange(samples, dtype=np.float32)
-    ours = list(windows(wave_T, "repeat" if repeats else "zero"))
+    scorer, clip = load(made.out / bundle.ONNX), clip_of(wave_T, 16_000)
+    ours = scorer.parts(clip, "repeat" if repeats else "zero", "exact")
     its = list(standalone.windows(wave_T, repeats))
-    assert [window_T.tobytes() for window_T in ours] == [window_T.tobytes() for window_T in its]
+    assert [part.wave_T.tobytes() for part in ours] == [window_T.tobytes() for window_T in its]
 
 
 def test_bad_input_is_named(made: SimpleNamespace, tmp_path: Path) -> None:

@@ -141,7 +141,7 @@ def test_systems_are_compared_on_the_same_utterances() -> None:
     better = [row._replace(errors=row.errors // 2) for row in one]
     groups = [str(n) for n in range(60)]
     found = compare(one, better, groups)
-    assert found.one.value == pytest.approx(total(one).errors / total(one).words)
+    assert found.rate.value == pytest.approx(total(one).errors / total(one).words)
     assert found.p is not None and found.p < 0.01
     low, high = found.difference.low, found.difference.high
     assert low is not None and high is not None and 0 < low < high

@@ -40,11 +40,10 @@ from train.pages import decimals
 
 @dataclass(frozen=True)
 class Sets:
-    """The sets to compare on: rated clips, with the hashes of their files, and shards."""
+    """The rated clips to compare on, with the hashes of their files."""
 
     clips: list[RatedClip]
     hashes: list[str]
-    shards: list[Path]
     below: list[RatedClip]
     """The clips in the folders of their tables: of others, a page must not publish the audio."""
 
@@ -65,7 +64,7 @@ def read_sets(rated: Sequence[Path], shards: Sequence[Path]) -> Sets:
         for clip in table
         if clip.path.resolve().is_relative_to(path.parent.resolve())
     ]
-    return Sets(clips, [sha256_of(clip.path) for clip in clips], list(shards), below)
+    return Sets(clips, [sha256_of(clip.path) for clip in clips], below)
 
 
 def _require_own_names(tables: Sequence[list[RatedClip]], shards: Sequence[Path]) -> None:
@@ -190,7 +189,7 @@ def _evaluate(args: argparse.Namespace, host: Host, sets: Sets) -> int:
     found, paddings = Comparison(unavailable), PADDINGS[args.padding]
     with ScoreCache(args.out / "cache.jsonl", args.fresh) as cache:
         for scorer in scorers:
-            scored = score_sets(scorer, sets.clips, sets.hashes, sets.shards, paddings, cache)
+            scored = score_sets(scorer, sets.clips, sets.hashes, args.shards, paddings, cache)
             found.scores.extend(scored[0])
             found.failures.extend(scored[1])
     if not found.scores:

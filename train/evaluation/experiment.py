@@ -29,13 +29,15 @@ from train.bootstrap import LEVEL, RESAMPLES
 from train.command import made_by
 from train.data.hold_out import held_apart
 from train.data.sources import Sources, chosen, open_sources, require_apart, require_once
-from train.evaluation.experiment_report import print_results, write_all
-from train.evaluation.experiment_results import KINDS, Kind, Model, find, test_sets
+from train.evaluation.experiment_figure import figure3, panels
+from train.evaluation.experiment_results import KINDS, Kind, Model, Outcome, find, test_sets
 from train.evaluation.records import ClipScore
 from train.evaluation.scorers import PADDINGS, OwnScorer, score_sets
+from train.evaluation.tables import markdown, write_tables
 from train.files import csv_rows, csv_text, require_same, run_folder
 from train.loop.loop import Host, host_of
 from train.models.student import count, variant
+from train.pages import template
 from train.pruning.runs import PrunedModel, pruned_models
 from train.scoring.base import Scorer
 from train.scoring.score import load
@@ -140,6 +142,8 @@ HOST = ("device", "workers", "threads", "cache_gb")
 
 def make_plan(args: argparse.Namespace) -> list[Run]:
     """All runs, cheapest variant first. ``ValueError`` for what cannot be trained or evaluated."""
+    if args.test_samples is not None and args.test_samples < 2:
+        raise UserError(f"--test-samples {args.test_samples}: a correlation needs at least two")
     macs = {name: count(variant(name))[1] for name in dict.fromkeys(args.variants)}
     rated, rated_validation = split_rated(args)
     sources: dict[Kind, Sources] = {
@@ -308,6 +312,51 @@ def about_run(args: argparse.Namespace, runs: Sequence[Run]) -> dict[str, Any]:
     }
 
 
+# --- what is written ------------------------------------------------------------------------------
+
+
+def results_md(outcome: Outcome, about: Mapping[str, Any]) -> str:
+    """The gap table, the verdicts and the command, for a README."""
+    titles = "evaluated on|student|parameters|labelled-only PCC|distilled PCC|teacher PCC"
+    titles += "|difference|share of the gap"
+    cells = []
+    for found in outcome.sets:
+        pcc = {one.model.name: one.pcc_text for one in found.results}
+        for gap in found.gaps:
+            names = [*(f"{gap.variant}-{kind}" for kind in KINDS), outcome.teacher.name]
+            cells.append(
+                [f"{found.test.heading}, {found.test.size}", gap.variant, f"{gap.parameters:,}"]
+                + [pcc[name] for name in names]
+                + [gap.difference.text("+"), gap.share_text]
+            )
+    verdicts = [f"- {verdict.text}." for found in outcome.sets for verdict in found.verdicts]
+    how = f"`{about['command']}`, {about['date']}. In brackets: {about['intervals']}."
+    return "\n".join([*markdown(titles.split("|"), cells, 2), "", *verdicts, "", how, ""])
+
+
+def write_all(outcome: Outcome, about: Mapping[str, Any], out: Path) -> str:
+    """``results.json``, ``.csv`` and ``.md``, ``figure3.svg`` and ``experiment.html``.
+
+    The page is one file without a script or an outside address. Returns ``results.md``.
+    """
+    results = [one.record(found.test) for found in outcome.sets for one in found.results]
+    content = {
+        "about": about,
+        "models": [asdict(model) for model in outcome.models],
+        "sets": results,
+        "gaps": [gap.record(found.test) for found in outcome.sets for gap in found.gaps],
+        "verdicts": [asdict(verdict) for found in outcome.sets for verdict in found.verdicts],
+    }
+    text = results_md(outcome, about)
+    write_tables(out, "results", content, results, text)
+    write_text(out / "figure3.svg", figure3(outcome))
+    page = template("experiment.html.j2").render(
+        outcome=outcome, panels=panels(outcome), about=about
+    )
+    write_text(out / "experiment.html", page)
+    return text
+
+
 # --- the command ----------------------------------------------------------------------------------
 
 
@@ -365,7 +414,6 @@ def _experiment(args: argparse.Namespace, host: Host) -> int:
     models = models_of(runs, pruned, teacher)
     tests = test_sets(read_scores(args.out / "scores.csv"), models)
     outcome = find(tests, models, args.seed)
-    write_all(outcome, about_run(args, runs), args.out)
-    print_results(outcome)
-    print(args.out / "experiment.html")
+    text = write_all(outcome, about_run(args, runs), args.out)
+    print(text, args.out / "experiment.html", sep="\n")
     return 0

@@ -2,7 +2,7 @@
 
 Each runs as its own package runs it, on whole clips and with its own handling of short and long
 ones. Packages are imported when a scorer is asked for by name, and those that bring no weights
-fetch them then, into their own caches. What cannot be had is ``NotAvailable``, which says why and
+fetch them then, into their own caches. What cannot be had is ``Unavailable``, which says why and
 what would get it.
 """
 
@@ -29,20 +29,13 @@ from data_specs.io.onnx_session import cpu_session
 from data_specs.sample import SAMPLE_RATE
 from data_specs.strict import digest
 from train.audio import Wave, read_mono, to_16k
-from train.evaluation.records import Output, Scored
+from train.evaluation.records import Output, Scored, Unavailable
+from train.models.tensors import state_sha256
 from train.scoring.code import made_with
 from train.scoring.scorer import torch_on
 
 Loaded = Callable[[Wave, int], Mapping[str, float]]
 """What scores a clip (T,) at a rate in Hz: values by the name of an output."""
-
-
-class NotAvailable(UserError):
-    """A known scorer cannot be had here; ``command`` would get it."""
-
-    def __init__(self, name: str, reason: str, command: str) -> None:
-        super().__init__(f"{name} is not available: {reason}; to get it: {command}")
-        self.name, self.reason, self.command = name, reason, command
 
 
 @dataclass(frozen=True)
@@ -88,7 +81,7 @@ class ExternalScorer:
             try:
                 wave_T, rate = read_mono(path)
             except UserError as error:
-                yield Scored(None, str(error))
+                yield str(error)
                 continue
             yield self._scored(wave_T, rate, str(path))
 
@@ -98,9 +91,9 @@ class ExternalScorer:
 
     def _scored(self, wave_T: Wave, rate: int, where: str) -> Scored:
         try:
-            return Scored(self.score(wave_T, rate))
+            return self.score(wave_T, rate)
         except UserError as error:
-            return Scored(None, f"{where}: {error}")
+            return f"{where}: {error}"
 
     def score(self, wave_T: Wave, rate: int) -> dict[str, float]:
         """All outputs of a clip (T,), by output name. ``UserError`` where the scorer gives none.
@@ -126,15 +119,6 @@ def _first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {line}" if line else type(error).__name__
 
 
-def sha256_of_network(network: nn.Module) -> str:
-    """A hash of a network's names and values, wherever it was loaded from."""
-    found = hashlib.sha256()
-    for name, tensor in sorted(network.state_dict().items()):
-        found.update(name.encode())
-        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return found.hexdigest()
-
-
 def _made_of(
     network: nn.Module, options: Options, *names: str, call: Callable[..., Any] | None = None
 ) -> Made:
@@ -148,7 +132,7 @@ def _made_of(
         found = (call or network)(torch.from_numpy(wave_T)[None].to(options.device))
         return dict(zip(names, map(float, found if len(names) > 1 else (found,)), strict=True))
 
-    return scores, sha256_of_network(network), _size(network)
+    return scores, state_sha256(network), _size(network)
 
 
 def _size(network: nn.Module) -> int:
@@ -195,7 +179,7 @@ def _load_nisqa(options: Options) -> Made:
         found_5 = nisqa.non_intrusive_speech_quality_assessment(torch.from_numpy(wave_T), rate)
         return dict(zip(("mos", "noi", "dis", "col", "loud"), found_5.tolist(), strict=True))
 
-    return scores, sha256_of_network(network), _size(network)
+    return scores, state_sha256(network), _size(network)
 
 
 def _load_squim_objective(options: Options) -> Made:
@@ -314,14 +298,16 @@ def outputs_named(name: str) -> list[tuple[str, tuple[Output, ...]]]:
     ]
 
 
-def load_external(name: str, outputs: tuple[Output, ...], options: Options) -> ExternalScorer:
-    """Load a scorer of ``EXTERNAL``; ``NotAvailable`` for whatever hinders it."""
+def load_external(
+    name: str, outputs: tuple[Output, ...], options: Options
+) -> ExternalScorer | Unavailable:
+    """Load a scorer of ``EXTERNAL``, or say what hinders it."""
     known = EXTERNAL[name]
     try:
         scores, sha256, parameters = known.load(options)
         version = importlib.metadata.version(known.package)
     except Exception as error:  # whatever a foreign loader raises, the scorer is not there
-        raise NotAvailable(name, _reason(error), known.get) from error
+        return Unavailable(name, _reason(error), known.get)
     version = f"{known.package} {version}, {made_with(torch_on(torch.device(options.device)))}"
     return ExternalScorer(name, known, outputs, sha256, parameters, version, scores)
 
@@ -329,6 +315,6 @@ def load_external(name: str, outputs: tuple[Output, ...], options: Options) -> E
 def _reason(error: Exception) -> str:
     if isinstance(error, ModuleNotFoundError):
         return f"the package {error.name} is not installed"
-    if isinstance(error, ValueError) and type(error) is ValueError:
+    if isinstance(error, UserError):
         return str(error)
     return f"it cannot be loaded or fetched ({_first_line(error)})"

@@ -48,15 +48,6 @@ WHOLE = "none"
 
 
 @dataclass(frozen=True)
-class Crop:
-    """A piece of one sample: the sample's label, where the piece starts, its audio."""
-
-    label: float
-    start: int
-    wave: Wave
-
-
-@dataclass(frozen=True)
 class LengthResult:
     """One model, length and padding: a record of ``lengths.csv``. Interval of 95 %; RMSE in MOS."""
 
@@ -98,20 +89,15 @@ def chosen_numbers(samples: int, wanted: int | None) -> list[int]:
 
 def crops(
     samples: ShardSamples, numbers: Sequence[int], seconds: float, seed: int
-) -> Iterator[Crop]:
-    """The crop of every sample that is not silent; the whole clip for ``FULL`` seconds."""
+) -> Iterator[tuple[float, Wave]]:
+    """Label and crop of every sample that is not silent; the whole clip for ``FULL`` seconds."""
     length = min(round(seconds * SAMPLE_RATE), CROP_SAMPLES)
     for number in numbers:
         pcm_T, label = samples.read(number)
         wave_T = np.asarray(pcm_T, np.float32) / PCM_SCALE
         start = 0 if length == CROP_SAMPLES else crop_start(wave_T, length, seed, number)
         if start is not None:
-            yield Crop(label, start, wave_T[start : start + length])
-
-
-def padded(scorer: Scorer, crop: Crop, padding: str) -> Wave:
-    """What the scorer is given for a crop: one window."""
-    return next(iter(scorer.windows(crop.wave, "repeat" if padding == "repeat" else "zero")))
+            yield label, wave_T[start : start + length]
 
 
 def result_of(
@@ -147,10 +133,11 @@ def measure_length(
     ):
         part = numbers[start : start + WINDOWS_A_BATCH]
         kept = list(crops(samples, part, seconds, seed))
-        labels += [crop.label for crop in kept]
+        labels += [label for label, _ in kept]
         for scorer in scorers if kept else ():
             for padding in paddings:
-                waves = [padded(scorer, crop, padding) for crop in kept]
+                filling: Padding = "repeat" if padding == "repeat" else "zero"
+                waves = [scorer.window(wave_T, filling) for _, wave_T in kept]
                 scores[scorer.name, padding] += scorer.score_windows(waves)
     if not labels:
         raise UserError(f"all crops of {seconds:g} s are silent: give longer --seconds")

@@ -26,7 +26,7 @@ from train.evaluation.published import MARK, published_for, table1
 from train.evaluation.records import METRICS, CommonClips, Comparison, Pair, SetResult
 from train.evaluation.significance import LEVEL
 from train.evaluation.tables import TITLES, means, p_text
-from train.pages import environment
+from train.pages import template
 
 LONGEST_SECONDS = 12.0
 """Longer clips are cut in the page."""
@@ -208,31 +208,27 @@ def page(
     paths = {number: here[clip] for number, clip in enumerate(numbered) if clip in here}
     rows, clips_of = table1()
     levels = dict.fromkeys(result.level for result in found.results)
-    return (
-        environment()
-        .get_template("evaluation.html.j2")
-        .render(
-            about=about,
-            levels=[(level, _result_rows(found.results, level)) for level in levels],
-            means=means(found.results),
-            metrics=METRICS,
-            titles=TITLES,
-            best=_best(found.per_clip),
-            sets=[
-                _set_view(clips, start, found.pairs)
-                for clips, start in zip(found.sets, starts, strict=False)
-            ],
-            panels=_panels(found.results),
-            found=found,
-            table1=rows,
-            table1_clips=clips_of,
-            mark=MARK,
-            level=LEVEL,
-            external=EXTERNAL,
-            data=data,
-            audio=embedded(paths, {n: data[n]["truth"] for n in paths}, audio_mb),
-            short_name=_short_name,
-        )
+    return template("evaluation.html.j2").render(
+        about=about,
+        levels=[(level, _result_rows(found.results, level)) for level in levels],
+        means=means(found.results),
+        metrics=METRICS,
+        titles=TITLES,
+        best=_best(found.per_clip),
+        sets=[
+            _set_view(clips, start, found.pairs)
+            for clips, start in zip(found.sets, starts, strict=False)
+        ],
+        panels=_panels(found.results),
+        found=found,
+        table1=rows,
+        table1_clips=clips_of,
+        mark=MARK,
+        level=LEVEL,
+        external=EXTERNAL,
+        data=data,
+        audio=embedded(paths, {n: data[n]["truth"] for n in paths}, audio_mb),
+        short_name=_short_name,
     )
 
 

@@ -167,12 +167,8 @@ class Output:
     parameters: int | None = None
 
 
-@dataclass(frozen=True)
-class Scored:
-    """What a scorer gave for one clip: its outputs' values by name, or why there are none."""
-
-    values: dict[str, float] | None
-    error: str = ""
+Scored = dict[str, float] | str
+"""What a scorer gave for one clip: its outputs' values by name, or why there are none."""
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,6 @@ from train.data.shards import list_shards
 from train.data.stream import PCM_SCALE, ShardSamples
 from train.evaluation.external_scorers import (
     ExternalScorer,
-    NotAvailable,
     Options,
     load_external,
     outputs_named,
@@ -66,16 +65,14 @@ class OwnScorer:
     def score_files(self, paths: Sequence[Path], padding: str) -> Iterator[Scored]:
         """Score files, in order."""
         for found in self.scorer.score_files(paths, "repeat" if padding == "repeat" else "zero"):
-            yield self._scored(found.mos, found.error or "")
+            yield {self.name: found.mos} if found.mos is not None else str(found.error)
 
     def score_windows(self, waves: Sequence[Wave]) -> list[Scored]:
         """Score windows of 7.68 s at 16 kHz."""
-        return [self._scored(mos) for mos in self.scorer.score_windows(waves)]
-
-    def _scored(self, mos: float | None, error: str = "") -> Scored:
-        if mos is not None and not math.isfinite(mos):
-            mos, error = None, f"{self.name} gives no finite score ({mos})"
-        return Scored(None, error) if mos is None else Scored({self.name: mos})
+        return [
+            {self.name: mos} if math.isfinite(mos) else f"{self.name} gives no finite score ({mos})"
+            for mos in self.scorer.score_windows(waves)
+        ]
 
 
 ComparedScorer = OwnScorer | ExternalScorer
@@ -93,10 +90,11 @@ def load_scorers(
     for name in dict.fromkeys(names):
         external = outputs_named(name)
         for family, outputs in external:
-            try:
-                scorers.append(load_external(family, outputs, options))
-            except NotAvailable as error:
-                missing.append(Unavailable(family, error.reason, error.command))
+            found = load_external(family, outputs, options)
+            if isinstance(found, Unavailable):
+                missing.append(found)
+            else:
+                scorers.append(found)
         if not external:
             try:
                 scorers.append(OwnScorer(load(name, options.device)))
@@ -155,7 +153,7 @@ def _score_rated(
     padding: str,
     cache: ScoreCache,
 ) -> Iterator[ClipScore | Failure]:
-    blank = _blank(scorer, padding)
+    blank = ClipScore("", "", "", math.nan, math.nan, padding, scorer.weights_sha256)
     blanks = [
         replace(
             blank,
@@ -181,7 +179,7 @@ def _score_shards(
     """All samples or ``count`` spread evenly."""
     most = min(count or len(samples), len(samples))
     chosen = np.linspace(0, len(samples) - 1, most, dtype=int).tolist()
-    blank = replace(_blank(scorer, SHARDS_PADDING), set=name)
+    blank = ClipScore("", name, "", math.nan, math.nan, SHARDS_PADDING, scorer.weights_sha256)
     blanks = [
         replace(blank, path_or_key=one.key, truth=one.mos, clip_sha256=one.pcm_sha256)
         for one in map(samples.record, chosen)
@@ -194,11 +192,6 @@ def _score_shards(
             yield from scorer.score_windows([pcm.astype(np.float32) / PCM_SCALE for pcm in pcm_BT])
 
     return _score(scorer, blanks, score, cache, name)
-
-
-def _blank(scorer: ComparedScorer, padding: str) -> ClipScore:
-    """A record whose clip, model and score are to be filled in."""
-    return ClipScore("", "", "", math.nan, math.nan, padding, scorer.weights_sha256)
 
 
 def _score(
@@ -221,11 +214,11 @@ def _score(
     bar = progress_bar(scored, total=len(missing), unit="clip", desc=about, disable=not missing)
     errors: dict[Key, str] = {}
     for key, found in zip(missing, bar, strict=True):
-        if found.values is None:
-            errors[key] = found.error
-            print(f"not scored: {found.error}", file=sys.stderr)
+        if isinstance(found, str):
+            errors[key] = found
+            print(f"not scored: {found}", file=sys.stderr)
         else:
-            cache.put(key, found.values)
+            cache.put(key, found)
     for key, blank in zip(keys, blanks, strict=True):
         values = cache.get(key, names)
         for name in names:

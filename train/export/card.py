@@ -9,14 +9,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from huggingface_hub import ModelCardData
 
 from data_specs.io.errors import UserError
-from data_specs.io.names import code, markdown
+from data_specs.io.files import sha256_of
+from data_specs.io.names import markdown
 from data_specs.io.parse import json_object
 from train.export.parity import Parity, as_markdown
-from train.models.student import StudentConfig, count
+from train.models.student import StudentConfig, count, v7_weights_path
+from train.pages import template
 
 V7_LICENCE = (
     "MIT: the weights are the published ones, out of the `distillmos` package (Microsoft; Benjamin "
@@ -37,17 +38,10 @@ def card_text(
     evaluation: Path | None,
 ) -> str:
     """The card of a bundle whose ``model.json`` is ``about``; ``hashes`` by file name."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("train", "templates"),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters |= {"markdown": markdown, "code": code}
     parameters, macs = count(StudentConfig.model_validate(about["config"]))
-    published = about.get("made_from", {}).get("model") == "v7"
-    return environment.get_template("model_card.md.j2").render(
+    # By the weights: a run's folder may be called v7, too.
+    published = about["made_from"]["weights_sha256"] == sha256_of(v7_weights_path())
+    return template("model_card.md.j2").render(
         front=_front(published).to_yaml(),
         about=about,
         published=published,

@@ -9,12 +9,12 @@ import numpy as np
 
 from data_specs.io.audio import audio_files_below
 from data_specs.io.errors import UserError
+from data_specs.io.waves import filled
 from data_specs.rated import read_rated
 from data_specs.sample import CROP_SAMPLES, DATASET_FILE
 from train.audio import Wave, read_mono, to_16k
 from train.data.shards import list_shards
 from train.data.stream import PCM_SCALE, ShardSamples
-from train.scoring.windows import windows
 
 
 def read_clips(source: Path, count: int) -> list[Wave]:
@@ -34,7 +34,7 @@ def _opened(source: Path) -> tuple[int, Callable[[int], Wave]]:
     """How many clips there are, and what reads one."""
     if (source / DATASET_FILE).is_file():
         samples = ShardSamples(list_shards(source))
-        return len(samples), lambda number: _of_shard(samples, number)
+        return len(samples), lambda n: samples.read(n)[0].astype(np.float32) / PCM_SCALE
     if source.suffix.lower() == ".csv":
         files: Sequence[Path] = [clip.path for clip in read_rated(source)]
     elif source.is_dir():
@@ -44,12 +44,8 @@ def _opened(source: Path) -> tuple[int, Callable[[int], Wave]]:
     return len(files), lambda number: middle_window(files[number])
 
 
-def _of_shard(samples: ShardSamples, number: int) -> Wave:
-    return samples.read(number)[0].astype(np.float32) / PCM_SCALE
-
-
 def middle_window(path: Path) -> Wave:
     """The middle 7.68 s of a file at 16 kHz, or all of it and zeros."""
     wave_T = to_16k(*read_mono(path))
     start = max(0, len(wave_T) - CROP_SAMPLES) // 2
-    return next(windows(wave_T[start : start + CROP_SAMPLES]))
+    return filled(wave_T[start : start + CROP_SAMPLES], "zero")

@@ -14,9 +14,11 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from data_specs.io.addresses import path_here
 from data_specs.io.errors import UserError
@@ -27,13 +29,13 @@ from train.export.card import card_text
 from train.export.clips import read_clips
 from train.export.int8 import calibrated, write_int8
 from train.export.onnx_file import require_packages, write_onnx
-from train.export.parity import Parity, as_json, as_markdown, compare
+from train.export.parity import Parity, as_markdown, compare
 from train.export.wheel import require_name, write_wheel
-from train.files import version, write_weights
+from train.files import version, write_model
 from train.models import pruned
 from train.models.loading import path_of
 from train.models.student import Student
-from train.models.tensors import read_about, write_about
+from train.models.tensors import read_about
 from train.scoring import bundle
 from train.scoring.onnx_scorer import Facts
 from train.scoring.score import load
@@ -48,7 +50,6 @@ class Source:
     """The model that is exported."""
 
     scorer: StudentScorer
-    student: Student
     about: dict[str, Any]
 
 
@@ -59,12 +60,12 @@ def open_source(model: str) -> Source:
         raise UserError(
             f"{scorer.name}: only students are exported, not teachers or exported files"
         )
-    student = scorer.network
-    about = {**_described(path_of(model)), "config": student.config.model_dump(mode="json")}
+    path = bundle.fetch(model) if "://" in model else path_of(model)
+    about = {**_described(path), "config": scorer.network.config.model_dump(mode="json")}
     name = model if model == "v7" else _last_part(scorer.name)
     made_from = about.get("made_from", {"model": name, "weights_sha256": scorer.weights_sha256})
     about |= {"made_from": made_from, "version": version()}
-    return Source(scorer, student, about)
+    return Source(scorer, about)
 
 
 def _last_part(name: str) -> str:
@@ -80,19 +81,13 @@ def _described(path: Path) -> dict[str, Any]:
     return read_about(file) if file.is_file() else {}
 
 
-def write_model(source: Source, out: Path, half: bool) -> str:
-    """Weights and description; the weights' SHA-256, as ``load`` of the folder finds it.
-
-    With half, the source's weights are rounded to 16 bits, and stored so.
-    """
-    weights, state = out / bundle.WEIGHTS, source.student.state_dict()
+def weights_of(student: Student, half: bool) -> dict[str, Tensor]:
+    """What is written of a student; with half, its weights are rounded to 16 bits, its own too."""
+    weights = student.state_dict()
     if half:
-        state = {name: t.half() if t.is_floating_point() else t for name, t in state.items()}
-        source.student.load_state_dict(state)
-    write_weights(weights, state)
-    sha256 = sha256_of(weights)
-    write_about(out / bundle.DESCRIPTION, source.about | {"weights_sha256": sha256})
-    return sha256
+        weights = {name: t.half() if t.is_floating_point() else t for name, t in weights.items()}
+        student.load_state_dict(weights)
+    return weights
 
 
 def write_networks(source: Source, out: Path, sha256: str, args: argparse.Namespace) -> list[Path]:
@@ -100,15 +95,15 @@ def write_networks(source: Source, out: Path, sha256: str, args: argparse.Namesp
     name = source.about["made_from"]["model"]
     facts = Facts(
         model=name, weights_sha256=sha256, version=version(), precision="fp32",
-        padding=source.student.config.padding,
+        padding=source.scorer.network.config.padding,
     )  # fmt: skip
     files = [out / bundle.ONNX]
-    write_onnx(files[0], source.student, facts)
+    write_onnx(files[0], source.scorer.network, facts)
     if args.int8:
         waves = read_clips(args.calibrate, args.calibration_clips)
         print(f"int8: calibrating on {len(waves)} clips of {args.calibrate}", flush=True)
         files.append(out / bundle.ONNX_INT8)
-        made = calibrated(source.student, waves)
+        made = calibrated(source.scorer.network, waves)
         int8 = facts.model_copy(update={"precision": "int8"})
         write_int8(files[1], files[0], made, waves[0], int8)
     return files
@@ -122,7 +117,9 @@ def write_parity(
         return {}
     waves = read_clips(args.parity, args.parity_clips)
     found = compare(source.scorer, files, waves)
-    write_text(out / bundle.PARITY, json.dumps(as_json(found, args.parity.name), indent=1) + "\n")
+    rows = {name: asdict(parity) for name, parity in found.items()}
+    content = {"clips_of": args.parity.name, "files": rows}
+    write_text(out / bundle.PARITY, json.dumps(content, indent=1) + "\n")
     write_text(out / bundle.PARITY_TEXT, as_markdown(found))
     print(as_markdown(found))
     for name, parity in found.items():
@@ -169,7 +166,9 @@ def run(args: argparse.Namespace) -> int:
     runtime = page.read_runtime(args.onnxruntime_web) if args.web else None
     source = open_source(args.model)
     with _bundle_for(args.out) as made:
-        files = write_networks(source, made, write_model(source, made, args.half), args)
+        weights = weights_of(source.scorer.network, args.half)
+        write_model(made / bundle.WEIGHTS, weights, source.about)
+        files = write_networks(source, made, sha256_of(made / bundle.WEIGHTS), args)
         parity = write_parity(source, made, files, args)
         write_card(source, made, parity, args.evaluation)
         if args.wheel:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,17 +24,6 @@ from train.export.onnx_file import save
 from train.export.refit import Int8Convolution, crops, prepare
 from train.models.student import Student
 from train.scoring.onnx_scorer import INPUT, Facts
-
-
-class OneClip:
-    """What ``quantize_static`` asks for clips with: ranges are given, so one is enough."""
-
-    def __init__(self, wave: Wave) -> None:
-        self._left = iter([{INPUT: wave[None]}])
-
-    def get_next(self) -> dict[str, Any] | None:
-        """The next input, or None."""
-        return next(self._left, None)
 
 
 @torch.inference_mode()
@@ -54,44 +44,47 @@ def write_int8(
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 
     model = onnx.load(str(float_path))
-    nodes = _convolution_nodes(model)
+    ranges, quantised = _quantised(model, convolutions)
     _put_weights(model, convolutions)
+    one_clip = iter([{INPUT: wave[None]}])  # enough: all ranges are given
     with tempfile.TemporaryDirectory() as folder:
         moved, made = Path(folder) / "moved.onnx", Path(folder) / "int8.onnx"
         onnx.save(model, str(moved))
         quantize_static(
             str(moved),
             str(made),
-            OneClip(wave),
+            SimpleNamespace(get_next=lambda: next(one_clip, None)),
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=["Conv", "LeakyRelu"],
-            nodes_to_quantize=_to_quantise(nodes, convolutions),
+            nodes_to_quantize=quantised,
             per_channel=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
-            extra_options={"TensorQuantOverrides": _ranges(nodes, convolutions)},
+            extra_options={"TensorQuantOverrides": ranges},
         )
         save(path, onnx.load(str(made)), facts)
 
 
-def _convolution_nodes(model: Any) -> list[tuple[Any, Any]]:
-    """(convolution, the LeakyReLU behind it), in order."""
-    by_input = {name: node for node in model.graph.node for name in node.input[:1]}
-    return [
-        (node, by_input[node.output[0]])
+def _quantised(
+    model: Any, convolutions: Sequence[Int8Convolution]
+) -> tuple[dict[str, list[dict[str, Any]]], list[str]]:
+    """Ranges of the maps by name, and the names of the nodes that become int8."""
+    behind = {name: node for node in model.graph.node for name in node.input[:1]}
+    layers = [
+        node
         for node in model.graph.node
         if node.op_type == "Conv" and node.input[1].startswith("convolutions.")
     ]
-
-
-def _to_quantise(
-    nodes: Sequence[tuple[Any, Any]], convolutions: Sequence[Int8Convolution]
-) -> list[str]:
-    names = []
-    for (convolution, leaky), made in zip(nodes, convolutions, strict=True):
+    ranges, names = {}, []
+    for layer, made in zip(layers, convolutions, strict=True):
+        leaky = behind[layer.output[0]]
+        for node, limits in ((layer, made.before), (leaky, made.after)):
+            if limits:
+                low, high = map(np.float32, limits)
+                ranges[node.output[0]] = [{"rmin": low, "rmax": high}]
         if made.before:
-            names += [convolution.name, *([leaky.name] if made.after else [])]
-    return names
+            names += [layer.name, *([leaky.name] if made.after else [])]
+    return ranges, names
 
 
 def _put_weights(model: Any, convolutions: Sequence[Int8Convolution]) -> None:
@@ -103,18 +96,3 @@ def _put_weights(model: Any, convolutions: Sequence[Int8Convolution]) -> None:
             name = f"convolutions.{2 * number}.{part}"
             array = getattr(made, part).contiguous().numpy()
             stored[name].CopyFrom(numpy_helper.from_array(array, name))
-
-
-def _ranges(
-    nodes: Sequence[tuple[Any, Any]], convolutions: Sequence[Int8Convolution]
-) -> dict[str, list[dict[str, Any]]]:
-    ranges = {}
-    for (convolution, leaky), made in zip(nodes, convolutions, strict=True):
-        if made.after:
-            ranges[leaky.output[0]] = made.after
-        if made.before:
-            ranges[convolution.output[0]] = made.before
-    return {
-        name: [{"rmin": np.float32(low), "rmax": np.float32(high)}]
-        for name, (low, high) in ranges.items()
-    }

@@ -8,7 +8,6 @@ trained on all of them at once, so a clip of another length is cut into windows,
 from __future__ import annotations
 
 import contextlib
-import io
 import logging
 import warnings
 from collections.abc import Iterator
@@ -58,6 +57,7 @@ def write_onnx(path: Path, student: Student, facts: Facts) -> None:
             input_names=[INPUT],
             output_names=[OUTPUT],
             dynamic_shapes=({0: torch.export.Dim("batch")},),
+            verbose=False,
         )
     model = program.model_proto
     compute_kernels(model)
@@ -102,8 +102,8 @@ def save(path: Path, model: Any, facts: Facts) -> None:
 
     for part in (model, *model.graph.node):
         del part.metadata_props[:]  # the exporter notes its stack there, with this machine's paths
-    for name, text in facts.as_text().items():
-        model.metadata_props.add(key=name, value=text)
+    for name, value in facts:
+        model.metadata_props.add(key=name, value=str(value))
     model.producer_name, model.doc_string = "distill-mos-factory", __doc__ or ""
     onnx.checker.check_model(model, full_check=True)
     write_atomically(path, lambda temporary: onnx.save(model, str(temporary)))
@@ -111,13 +111,12 @@ def save(path: Path, model: Any, facts: Facts) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence the exporter's progress and PyTorch's own deprecations, which are not the user's."""
+    """Silence the exporter's notes and PyTorch's own deprecations, which are not the user's."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"):
             yield
     finally:
         logger.setLevel(level)

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import base64
 import gzip
-import json
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 
-import jinja2
 from markupsafe import Markup
 
 from data_specs.io.errors import UserError
 from data_specs.io.files import write_text
+from data_specs.io.parse import json_object
+from train.pages import TEMPLATES, template
 from train.scoring.onnx_scorer import facts_of, open_session
 
 SCRIPT, WASM = "ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm"
@@ -26,15 +26,6 @@ HOW_TO_GET = "npm install onnxruntime-web, then --onnxruntime-web node_modules/o
 PAGE = "index.html"
 MADE_BY = b'<meta name="generator" content="distill-mos-factory">'
 """In every page that is written here."""
-
-
-@dataclass(frozen=True)
-class Runtime:
-    """onnxruntime-web, packed for the page."""
-
-    version: str
-    script: str
-    wasm: str
 
 
 def packed(data: bytes) -> str:
@@ -57,18 +48,22 @@ def as_worker_script(module: str) -> str:
     return f'"use strict";{body}self.ort={{{members}}};'
 
 
-def read_runtime(dist: Path | None) -> Runtime:
-    """onnxruntime-web from its ``dist`` folder; ``ValueError`` saying how to get it."""
+def read_runtime(dist: Path | None) -> dict[str, str]:
+    """onnxruntime-web's version, and its script and wasm, packed, from its ``dist`` folder.
+
+    ``ValueError`` saying how to get it.
+    """
     if dist is None:
         raise UserError(f"a page needs onnxruntime-web: {HOW_TO_GET}")
     missing = [name for name in (SCRIPT, WASM) if not (dist / name).is_file()]
     if missing:
         raise UserError(f"{dist}: no {', '.join(missing)}; get them: {HOW_TO_GET}")
     package = dist.parent / "package.json"
-    version = json.loads(package.read_bytes())["version"] if package.is_file() else "unknown"
+    about = json_object(package.read_bytes(), package, HOW_TO_GET) if package.is_file() else {}
     script, wasm = ((dist / name).read_bytes() for name in (SCRIPT, WASM))
     worker = as_worker_script(script.decode("utf-8")).encode("utf-8")
-    return Runtime(str(version), packed(worker), packed(wasm))
+    version = str(about.get("version", "unknown"))
+    return {"version": version, "script": packed(worker), "wasm": packed(wasm)}
 
 
 def require_own(folder: Path) -> None:
@@ -78,18 +73,15 @@ def require_own(folder: Path) -> None:
         raise UserError(f"{path}: is another page; it would be lost: give another --web")
 
 
-def write_page(folder: Path, model: Path, runtime: Runtime) -> Path:
+def write_page(folder: Path, model: Path, runtime: Mapping[str, str]) -> Path:
     """Write ``index.html`` for an exported model into a folder; its path."""
     metadata = open_session(model, threads=1).get_modelmeta().custom_metadata_map
     facts = facts_of(metadata, model)
-    loader = jinja2.PackageLoader("train", "templates")
-    environment = jinja2.Environment(
-        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined
-    )
-    source = environment.loader.get_source(environment, "score_page.js")[0]  # type: ignore[union-attr]
-    page = environment.get_template("score_page.html.j2")
-    text = page.render(
-        facts=facts, runtime=runtime, model=packed(model.read_bytes()), code=Markup(source)
+    text = template("score_page.html.j2").render(
+        facts=facts,
+        runtime=runtime,
+        model=packed(model.read_bytes()),
+        code=Markup((TEMPLATES / "score_page.js").read_text("utf-8")),
     )
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / PAGE, text)

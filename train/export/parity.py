@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from train.audio import Wave
+from train.evaluation.tables import markdown
 from train.metrics import agreement
 from train.scoring.base import Scorer
 from train.scoring.onnx_scorer import OnnxScorer
@@ -91,24 +91,15 @@ def _parity(name: str, scores: Columns, seconds: Columns, size: int) -> Parity:
     )
 
 
-def as_json(found: Mapping[str, Parity], source: str) -> dict[str, Any]:
-    """What ``parity.json`` holds."""
-    return {"clips_of": source, "files": {name: asdict(parity) for name, parity in found.items()}}
-
-
-HEADER = (
-    "| file | MB | clips | largest difference | 99th percentile | mean | PCC | speed |\n"
-    "|---|---|---|---|---|---|---|---|\n"
-)
-
-
 def as_markdown(found: Mapping[str, Parity]) -> str:
     """A table: differences in MOS to PyTorch in float32, and speed as a multiple of it."""
-    rows = []
-    for name, row in found.items():
-        pcc = "-" if row.pcc is None else f"{row.pcc:.6f}"
-        rows.append(
-            f"| `{name}` | {row.bytes / 1e6:.1f} | {row.clips} | {row.max:.2g} | {row.p99:.2g} | "
-            f"{row.mean:.2g} | {pcc} | {row.speed:.2f} |\n"
+    head = "file|MB|clips|largest difference|99th percentile|mean|PCC|speed"
+    rows = [
+        (
+            *(f"`{name}`", f"{row.bytes / 1e6:.1f}", f"{row.clips}"),
+            *(f"{value:.2g}" for value in (row.max, row.p99, row.mean)),
+            *("-" if row.pcc is None else f"{row.pcc:.6f}", f"{row.speed:.2f}"),
         )
-    return HEADER + "".join(rows)
+        for name, row in found.items()
+    ]
+    return "\n".join([*markdown(head.split("|"), rows), ""])

@@ -5,20 +5,18 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, create_model
 
 from data_specs.io.errors import UserError
 from data_specs.io.parse import json_object
 from data_specs.recipe import Recipe
 from data_specs.sample import DATASET_FILE, SampleRecord
-from data_specs.strict import describe
+from data_specs.strict import checked
 from train.data.shards import MOST_INFO_BYTES, list_shards
 from train.data.stream import ShardSamples
 from train.files import csv_rows
-
-Model = TypeVar("Model", bound=BaseModel)
 
 MOST_RECORDS = 20_000
 """Of a large dataset so many samples are read, from shards spread evenly: some 150 MB."""
@@ -172,13 +170,6 @@ def _json(path: Path, make: str) -> dict[str, Any]:
     return json_object(path.read_bytes(), path, f"make it again: {make}")
 
 
-def _parsed(model: type[Model], content: Any, where: Path | str) -> Model:
-    try:
-        return model.model_validate(content)
-    except ValidationError as error:
-        raise UserError(describe(error, content, str(where))) from error
-
-
 def read_log(run: Path) -> list[dict[str, Any]]:
     """The lines of ``log.jsonl``; a last line cut by a crash is left out."""
     path = _require(run / "log.jsonl", MAKE_RUN)
@@ -186,7 +177,7 @@ def read_log(run: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(path.read_text("utf-8", "replace").split("\n"), 1):
         if line.endswith("}"):
             row = json_object(line, f"{path}:{number}", "remove the line")
-            _parsed(_LogLine, row, f"{path}:{number}: remove the line")
+            checked(_LogLine, row, f"{path}:{number}: remove the line")
             rows.append(row)
     if not rows:
         raise Missing(f"{path} has no lines yet. It is made by: {MAKE_RUN}")
@@ -196,7 +187,7 @@ def read_log(run: Path) -> list[dict[str, Any]]:
 def read_model(run: Path) -> dict[str, Any]:
     """What ``model.json`` says of the run's model."""
     about = _json(run / "model.json", MAKE_RUN)
-    _parsed(_Model, about, run / "model.json")
+    checked(_Model, about, run / "model.json")
     return about
 
 
@@ -204,7 +195,7 @@ def read_dataset(folder: Path | None) -> Dataset:
     """Description and records, read as the trainer does. Raises ``Missing`` or ``ValueError``."""
     if folder is None:
         raise Missing(f"No dataset was given. Make one: {MAKE_SHARDS}")
-    about = _parsed(About, _json(folder / DATASET_FILE, MAKE_SHARDS), folder / DATASET_FILE)
+    about = checked(About, _json(folder / DATASET_FILE, MAKE_SHARDS), folder / DATASET_FILE)
     listed = list_shards(folder)
     total = sum(shard.samples for shard in listed)
     samples = ShardSamples(listed[:: math.ceil(total / MOST_RECORDS)])
@@ -212,7 +203,7 @@ def read_dataset(folder: Path | None) -> Dataset:
     for record in map(samples.record, range(len(samples))):
         if record.key in records:
             raise UserError(f"{folder}: sample {record.key} is there twice; make its shard again")
-        _parsed(Plan, record.plan, f"{folder}: sample {record.key}: plan")
+        checked(Plan, record.plan, f"{folder}: sample {record.key}: plan")
         records[record.key] = record
     dropped = sum(_dropped(shard.tar.with_suffix(".json")) for shard in listed)
     return Dataset(folder, about, samples, records, total, dropped)
@@ -238,9 +229,9 @@ def read_evaluation(folder: Path | None) -> Evaluation:
     if folder is None:
         raise Missing(f"No evaluation was given. Make one: {MAKE_SCORES}")
     results = _json(folder / "results.json", MAKE_SCORES)
-    _parsed(_Results, results, folder / "results.json")
+    checked(_Results, results, folder / "results.json")
     path = _require(folder / "scores.csv", MAKE_SCORES)
     scores = csv_rows(path)
     for line, row in enumerate(scores, 2):
-        _parsed(_Score, row, f"{path}:{line}")
+        checked(_Score, row, f"{path}:{line}")
     return Evaluation(results["sets"], scores)

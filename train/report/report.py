@@ -23,7 +23,7 @@ from data_specs.sample import CROP_SAMPLES, SAMPLE_RATE, SampleRecord
 from train import charts
 from train.command import command_of
 from train.data.stream import ShardSamples
-from train.pages import decimals, environment
+from train.pages import decimals, template
 from train.report.draws import decisions, labels, parameters
 from train.report.reading import (
     CURVES,
@@ -206,26 +206,22 @@ def page(
         results = mark_mine(results, str(about.get("weights_sha256")), run.name)
     shown = read_dataset(held_out) if held_out else dataset
     drawn = dataset if dataset and dataset.records else None
-    return (
-        environment()
-        .get_template("report.html.j2")
-        .render(
-            run=run,
-            command=command,
-            model=about,
-            missing=missing,
-            headlines=headlines(about, dataset, results.sets if results else [], run.name),
-            curves=curves(log or []),
-            sets=results.sets if results else [],
-            scatters=scatters(results) if results else [],
-            dataset=dataset,
-            labels=drawn and labels(drawn),
-            decisions=drawn and decisions(drawn),
-            parameters=drawn and parameters(drawn),
-            players=players(shown, results, run.name) if shown and shown.records else [],
-            evaluation=evaluation,
-            make={"run": MAKE_RUN, "shards": MAKE_SHARDS, "scores": MAKE_SCORES},
-        )
+    return template("report.html.j2").render(
+        run=run,
+        command=command,
+        model=about,
+        missing=missing,
+        headlines=headlines(about, dataset, results.sets if results else [], run.name),
+        curves=curves(log or []),
+        sets=results.sets if results else [],
+        scatters=scatters(results) if results else [],
+        dataset=dataset,
+        labels=drawn and labels(drawn),
+        decisions=drawn and decisions(drawn),
+        parameters=drawn and parameters(drawn),
+        players=players(shown, results, run.name) if shown and shown.records else [],
+        evaluation=evaluation,
+        make={"run": MAKE_RUN, "shards": MAKE_SHARDS, "scores": MAKE_SCORES},
     )
 
 

@@ -11,7 +11,7 @@ from markupsafe import Markup
 from train import charts
 from train.bootstrap import Interval
 from train.evaluation.tables import p_text
-from train.pages import environment
+from train.pages import template
 from train.robustness.interface import BITS, METHODS
 from train.robustness.results import Row, ordered, worst
 
@@ -21,8 +21,7 @@ COLOURS = dict(zip(BITS, (charts.INK, *charts.SERIES, charts.SOFT), strict=True)
 def page(rows: Sequence[Row], speeds: Sequence[Mapping[str, Any]], about: Mapping[str, Any]) -> str:
     """The page as HTML: the worst cell, curves, sizes and speeds, every cell by what it adds."""
     metrics = list(dict.fromkeys(row.metric for row in rows))
-    template = environment().get_template("robustness.html.j2")
-    return template.render(
+    return template("robustness.html.j2").render(
         rows=[(name, ordered(rows, name)) for name in metrics],
         legend=[(b, charts.THEME[c]) for b, c in COLOURS.items() if b in {r.bits for r in rows}],
         panels=_panels([row for row in rows if row.metric == metrics[0]]),

@@ -9,26 +9,24 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from data_specs.io.errors import UserError
+from data_specs.io.waves import Padding, filled
 from data_specs.sample import CROP_SAMPLES, SAMPLE_RATE
-from train.audio import Clip, Wave, channels_of, clip_of, open_clip
+from train.audio import Clip, Samples, Wave, channels_of, clip_of, open_clip
 from train.data.loading import ahead
 from train.scoring.code import made_with
-from train.scoring.samples import Samples, as_wave, checked_rate, rates_of
 from train.scoring.windows import (
     Mode,
-    Padding,
     WindowGroup,
     checked,
     cut,
     whole,
     window_count,
     window_starts,
-    windows,
 )
 
 WINDOWS_A_BATCH = 8
@@ -137,16 +135,16 @@ class Scorer(ABC):
     def score_windows(self, waves: Sequence[Wave]) -> list[float]:
         """Score windows, 122880 samples each at 16 kHz."""
 
-    def windows(self, wave_T: Wave, padding: Padding) -> Iterator[Wave]:
-        """Return what a clip at 16 kHz of up to one window is scored in."""
-        return windows(wave_T, padding)
+    def window(self, wave_T: Wave, padding: Padding) -> Wave:
+        """Return what is scored of a clip at 16 kHz of at most a window."""
+        return filled(wave_T, padding)
 
     def parts(self, clip: Clip, padding: Padding, mode: Mode) -> Iterator[WindowGroup]:
         """Cut a clip into what is scored at a time; ``mode`` is for scorers that override it."""
         if clip.samples > CROP_SAMPLES:
             cuts = cut(clip, window_starts(clip.samples))
             return (WindowGroup(window_T, start) for start, window_T in cuts)
-        return map(WindowGroup, self.windows(whole(clip), padding))
+        return iter((WindowGroup(self.window(whole(clip), padding)),))
 
     def score_shared(self, part: WindowGroup) -> list[float]:
         """Score windows that share convolutions, as ``parts`` of mode "fast" gives them."""
@@ -180,16 +178,19 @@ class Scorer(ABC):
         """Scores of waves (T,) of any lengths, at one rate in Hz or one each, ``batch`` windows
         at a time. ``ValueError`` as ``score`` raises it, naming the wave by its number.
         """
-        pairs = zip(waves, rates_of(sample_rate, len(waves)), strict=True)
-        named = [(f"wave {number}", *pair) for number, pair in enumerate(pairs)]
+        given: Any = sample_rate
+        rates = [given] * len(waves) if np.ndim(given) == 0 else list(given)
+        if len(rates) != len(waves):
+            raise UserError(f"{len(rates)} sample rates for {len(waves)} waves")
+        named = [(f"wave {n}", *pair) for n, pair in enumerate(zip(waves, rates, strict=True))]
         return self._scored(named, padding, mode, batch)
 
     def curve(self, wave: Samples, sample_rate: float, mode: Mode = "exact") -> list[Window]:
         """The score over time: where in the clip every window is, in seconds, and its score.
 
-        Windows are 7.68 s and overlap; they are at most 1 s apart.
+        Windows are 7.68 s and overlap; they are at most 1 s apart. ``ValueError`` as ``score``.
         """
-        return list(self._scored([("wave", wave, sample_rate)], None, mode)[0].windows)
+        return list(_there(self._scored([("wave", wave, sample_rate)], None, mode)[0]).windows)
 
     def score_file(
         self,
@@ -205,9 +206,7 @@ class Scorer(ABC):
             raise UserError(f"{where}: channel {channel}: it has {count}, counted from 0")
         opened = partial(open_clip, where, channel)
         (result,) = self._results(self._work(opened, padding, mode, where, channel))
-        if result.error is not None:
-            raise UserError(result.error)
-        return result
+        return _there(result)
 
     def score_files(
         self,
@@ -243,10 +242,7 @@ class Scorer(ABC):
         mode: Mode,
         batch: int = WINDOWS_A_BATCH,
     ) -> list[Score]:
-        clips = [
-            clip_of(as_wave(wave, where), checked_rate(rate, where), where)
-            for where, wave, rate in waves
-        ]
+        clips = [clip_of(wave, rate, where) for where, wave, rate in waves]
         found = self._checked(padding, mode)
         work = (self._work(partial(_itself, clip), found, mode) for clip in clips)
         return list(self._results(chain.from_iterable(work), batch))
@@ -305,6 +301,12 @@ class Scorer(ABC):
         for clip, part in queue:
             clip.add(part, [next(scores)] if len(part.offsets) == 1 else self.score_shared(part))
         queue.clear()
+
+
+def _there(score: Score) -> Score:
+    if score.error is not None:
+        raise UserError(score.error)
+    return score
 
 
 def _itself(clip: Clip) -> Clip:

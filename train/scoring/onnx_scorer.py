@@ -65,10 +65,6 @@ class Facts(BaseModel):
     hop_samples: int = MAX_HOP_SAMPLES
     padding: Padding = "zero"
 
-    def as_text(self) -> dict[str, str]:
-        """Name and text of every field."""
-        return {name: str(value) for name, value in self.model_dump().items()}
-
 
 def facts_of(metadata: Mapping[str, str], where: Path) -> Facts:
     """What a file says of itself; ``ValueError`` naming it if it is not one of ours."""

@@ -25,6 +25,7 @@ from data_specs.io.hardware import keep_freed_memory
 from data_specs.io.progress import progress_bar
 from data_specs.io.text import printable
 from data_specs.io.walk import LeftOut, counts, print_left_out
+from data_specs.io.waves import Padding
 from data_specs.sample import CROP_SAMPLES, SAMPLE_RATE
 from train.models.loading import is_teacher, model_in, path_of, read_model
 from train.models.precision import PRECISIONS
@@ -36,7 +37,7 @@ from train.scoring.files import choose_files
 from train.scoring.onnx_scorer import OnnxScorer
 from train.scoring.scorer import StudentScorer, TeacherScorer
 from train.scoring.table import LineTable, Settings, Stamp, open_table, rows_of, stamp_of
-from train.scoring.windows import Mode, Padding
+from train.scoring.windows import Mode
 
 DONE, SOME_FAILED, NONE_SCORED = 0, 1, 2
 """Exit codes of ``python -m train score``."""

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from data_specs.io.errors import UserError
+from data_specs.io.waves import Padding, filled
 from data_specs.sample import CROP_SAMPLES
 from train.audio import Clip, Wave
 from train.models.head_teacher import HeadTeacher
@@ -19,11 +20,9 @@ from train.scoring.engine import Engine
 from train.scoring.windows import (
     MIN_SAMPLES,
     Mode,
-    Padding,
     WindowGroup,
     shared_parts,
     whole,
-    windows,
 )
 
 
@@ -100,12 +99,12 @@ class TeacherScorer(Scorer):
             getattr(teacher, "parameter_count", None),
         )
 
-    def windows(self, wave_T: Wave, padding: Padding) -> Iterator[Wave]:
-        """See ``Scorer.windows``."""
-        as_it_is = MIN_SAMPLES <= len(wave_T) < CROP_SAMPLES and padding == "zero"
+    def window(self, wave_T: Wave, padding: Padding) -> Wave:
+        """See ``Scorer.window``."""
+        as_it_is = len(wave_T) >= MIN_SAMPLES and padding == "zero"
         if as_it_is and isinstance(self.teacher, HeadTeacher):
-            return iter((wave_T,))
-        return windows(wave_T, padding)
+            return wave_T
+        return filled(wave_T, padding)
 
     def score_windows(self, waves: Sequence[Wave]) -> list[float]:
         """See ``Scorer.score_windows``; a window may be shorter than the others."""

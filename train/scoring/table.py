@@ -322,8 +322,7 @@ def _named_errors(path: Path) -> Iterator[None]:
 
 def _csv_line(row: Row) -> bytes:
     text = io.StringIO()
-    values = ("" if value is None else cell(value) for value in row.values())
-    csv.writer(text, lineterminator="\n").writerow(values)
+    csv.writer(text, lineterminator="\n").writerow(map(cell, row.values()))
     return text.getvalue().encode("utf-8", "surrogateescape")
 
 

@@ -10,7 +10,6 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from data_specs.io.errors import UserError
-from data_specs.io.waves import Padding, filled
 from data_specs.sample import CROP_SAMPLES
 from train.audio import Clip, Wave
 
@@ -64,15 +63,6 @@ def window_starts(samples: int, grid: int = 1) -> list[int]:
     starts = [int(share * missing) for share in np.linspace(0, 1, window_count(samples))]
     last = missing // grid * grid
     return [min(round(start / grid) * grid, last) for start in starts]
-
-
-def windows(wave_T: Wave, padding: Padding = "zero") -> Iterator[Wave]:
-    """The windows (122880,) of a 16 kHz clip, as the published code cuts them."""
-    if len(wave_T) <= CROP_SAMPLES:
-        yield filled(wave_T, padding)
-        return
-    for start in window_starts(len(wave_T)):
-        yield wave_T[start : start + CROP_SAMPLES]
 
 
 def whole(clip: Clip) -> Wave:
