@@ -16,9 +16,23 @@ from numpy.random import Philox
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
+Words = NDArray[np.uint64]
 
 WORDS_PER_SAMPLE = 4
 """A Philox 4x64 counter step gives four words; a sample owns one step of every stream."""
+
+
+def stream(seed: int, name: str, start: int, count: int) -> Words:
+    """Random words of decision ``name`` for samples ``start`` to ``start + count`` (count, 4)."""
+    digest = hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=16).digest()
+    key = np.frombuffer(digest, dtype="<u8").astype(np.uint64)
+    generator = Philox(key=key, counter=start)
+    return generator.random_raw(WORDS_PER_SAMPLE * count).reshape(count, WORDS_PER_SAMPLE)
+
+
+def unit(words: Words) -> Floats:
+    """Numbers in [0, 1): the 53 high bits, the resolution of a double, the same on all machines."""
+    return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def spelled_out(number: float) -> np.random.Generator:
@@ -34,10 +48,6 @@ def uniforms(seed: int, start: int, count: int) -> Uniform:
     """A function that gives every decision of the range its own uniform numbers."""
 
     def uniform(name: str) -> Floats:
-        digest = hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=16).digest()
-        key = np.frombuffer(digest, dtype="<u8").astype(np.uint64)
-        words = Philox(key=key, counter=start).random_raw(WORDS_PER_SAMPLE * count)
-        high_bits = words[::WORDS_PER_SAMPLE] >> np.uint64(11)
-        return high_bits.astype(np.float64) * 2.0**-53  # a double's resolution, on all machines
+        return unit(stream(seed, name, start, count)[:, 0])
 
     return uniform

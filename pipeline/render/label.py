@@ -64,7 +64,7 @@ def identify(spec: TeacherSpec, device: str = "cpu") -> Identity:
 
 def calibration(teacher: Identity) -> dict[str, Any] | None:
     """A teacher's maps to the scales of rated sets, or None for one that has none."""
-    return teacher.calibration and teacher.calibration.model_dump(mode="json")
+    return teacher.calibration.model_dump(mode="json") if teacher.calibration else None
 
 
 def slow_precision(spec: TeacherSpec, device: str) -> str:

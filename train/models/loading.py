@@ -49,8 +49,8 @@ def model_in(path: Path) -> Path:
             return file
     if path.is_dir():
         raise UserError(f"{path}: holds no model.safetensors or best.pt: train it first")
-    names = ", ".join([PUBLISHED, *released()])
-    raise UserError(f"{path}: no such model; give {names}, a run folder, a model file or a teacher")
+    known = ", ".join([PUBLISHED, *released()])
+    raise UserError(f"{path}: no such model; give {known}, a run folder, a model file or a teacher")
 
 
 def read_model(path: Path) -> tuple[Student, int | None]:

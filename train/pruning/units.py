@@ -271,7 +271,7 @@ def feed_forward_group(name: str, where: str, module: Any, ends: Sequence[str]) 
     """Hidden units of a feed-forward part of ``transformers``, its two layers called ``ends``."""
     acts = (getattr(module, name) for name in ACTIVATIONS if hasattr(module, name))
     count = module.get_submodule(ends[0]).out_features
-    return hidden_group(name, count, where, *ends, next(acts, functional.relu))
+    return hidden_group(name, count, where, ends[0], ends[1], next(acts, functional.relu))
 
 
 def _width(config: StudentConfig) -> Group:
