@@ -16,6 +16,8 @@ NAMES = {
     "machines": "what other thread counts and instruction sets make of the same samples",
     "scale": "a dataset of 4 million samples without its audio",
     "estimate": "the estimate of time against real runs",
+    "filling": "what teachers should hear behind short clips, against people's ratings",
+    "folds": "front ends of a teacher, its head by folds of whole conditions",
     "gpu": "all that needs a GPU, in order of worth; --device cpu --small rehearses it",
     "loader": "how fast shards are read, against decoding alone",
     "presets": "the fast preset's training against the paper's",
