@@ -175,6 +175,36 @@ def models(rng: random.Random, base: Path, into: Path) -> Case:
     return Case(changed, ("train", "score", clip, "--model", model, "--out", "out/t.csv"), hashed)
 
 
+def labelled(rng: random.Random, base: Path, into: Path) -> Case:
+    """Clips with keywords, speakers and texts, through what splices, mixes, learns and compares."""
+    folder = copied(base, "labelled", into)
+    changed = pick(rng, folder, "clips.csv", "words.csv", "*.wav")
+    noise, clips = ("--noise", str(base / "corpora/noise")), "in/labelled/clips.csv"
+    if changed.endswith("words.csv"):
+        return Case(changed, ("train", "word-errors", "in/labelled/words.csv", f"in/{changed}"))
+    what = rng.random()
+    if what < 0.4:
+        grid = ("--conditions", "noise10", *noise, "--workers", "1", "--out", "out/grid")
+        return Case(changed, ("pipeline", "conditions", clips, *grid))
+    if what < 0.8:
+        strings = ("--strings", "train=2", "--workers", "1", *noise, "--out", "out/strings")
+        return Case(changed, ("pipeline", "words", clips, *strings))
+    words = ("--encoder", "log-mel", "--tasks", "keywords", "speakers", "--steps", "1", "--batch")
+    more = ("2", "--warmup", "0", "--logger", "none", "--device", "cpu", "--out", "out/run")
+    return Case(changed, ("train", "finetune", "--clips", clips, *words, *more))
+
+
+def encoders(rng: random.Random, base: Path, into: Path) -> Case:
+    """A finetuned model as the start of another."""
+    folder = copied(base, "models/encoder", into)
+    changed = pick(rng, folder, "encoder.*", "config.json")
+    words = ("--encoder", "in/encoder", "--tasks", "keywords", "--steps", "1", "--batch", "2")
+    more = ("--warmup", "0", "--logger", "none", "--device", "cpu", "--out", "out/run")
+    clips = ("--clips", str(base / "labelled/clips.csv"))
+    hashed = changed.endswith("encoder.safetensors")
+    return Case(changed, ("train", "finetune", *clips, *words, *more), hashed)
+
+
 KINDS: dict[str, tuple[Draw, int]] = {
     "audio": (audio, 30),
     "shards": (shards, 20),
@@ -183,6 +213,8 @@ KINDS: dict[str, tuple[Draw, int]] = {
     "specs": (specs, 16),
     "tables": (tables, 10),
     "models": (models, 20),
+    "labelled": (labelled, 10),
+    "encoders": (encoders, 2),
 }
 """How each kind is drawn, and its share."""
 
@@ -286,9 +318,12 @@ def serve(options: argparse.Namespace, base: Path, part: int) -> None:
 
 def warm(base: Path) -> None:
     """Import what every command needs, once, before the first fork."""
+    import pipeline.dataset.conditions
+    import pipeline.dataset.words
     import pipeline.engine.make_shards  # noqa: F401
     import train.evaluation.evaluate
     import train.export.export
+    import train.finetune.finetune
     import train.report.report
     import train.scoring.score
     import train.student.fit

@@ -100,6 +100,25 @@ def tables(folder: Path, base: Path) -> None:
     done(train(["score", str(folder / "list.txt"), *words]))
 
 
+def labelled(folder: Path) -> None:
+    """Two speakers' recordings of two words, and what a recogniser heard of some."""
+    folder.mkdir()
+    rows = ["path,split,keyword,speaker,text"]
+    for number, split in enumerate(("train",) * 4 + ("validation", "test") * 2):
+        soundfile.write(folder / f"{number}.wav", talk(0.6, number), 16_000)
+        word, speaker = ("yes", "no")[number % 2], ("anna", "ben")[number // 2 % 2]
+        rows.append(f"{number}.wav,{split},{word},{speaker},{word}")
+    (folder / "clips.csv").write_text("\n".join(rows) + "\n")
+
+
+def encoder(folder: Path, base: Path) -> None:
+    """A finetuned student, and what it heard."""
+    words = ["--clips", str(base / "labelled/clips.csv"), "--encoder", str(base / "models/run")]
+    words += ["--tasks", "keywords", "words-ctc", "--steps", "1", "--batch", "2", "--warmup", "0"]
+    done(train(["finetune", *words, "--logger", "none", "--device", "cpu", "--out", str(folder)]))
+    shutil.copy(folder / "words-ctc.csv", base / "labelled/words.csv")
+
+
 def head(folder: Path) -> None:
     """A teacher's head as ``train teacher`` leaves it."""
     folder.mkdir()
@@ -142,6 +161,8 @@ def make(base: Path) -> None:
         lambda: dataset(base / "dataset", base),
         lambda: models(base / "models"),
         lambda: tables(base / "tables", base),
+        lambda: labelled(base / "labelled"),
+        lambda: encoder(base / "models/encoder", base),
     )
     for step in steps:
         step()
