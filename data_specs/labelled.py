@@ -9,15 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, get_args
 
 from pydantic import Field
 
 from data_specs.io.names import plain
 from data_specs.rated import Clip, file_of, number, read_rows
+from data_specs.recipe import Split
 from data_specs.strict import SpecError, unknown
 
-Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 LABELS = ("mos", "keyword", "speaker", "text")
 COLUMNS = ("path", "split", *LABELS, "text_by", "condition", "clean", "dataset")

@@ -31,8 +31,6 @@ MOST_AUDIO_BYTES, MOST_RECORD_BYTES = 4 << 20, 1 << 20
 MOST_SAMPLES, MOST_SHARDS, MOST_SHARD_SAMPLES = 10**9 - 1, 10**6 - 1, 100_000
 """Of a dataset and of a shard: what their keys, names and recipes have room for."""
 
-Finite = Annotated[float, Field(allow_inf_nan=False)]
-
 
 def sample_key(index: int) -> str:
     """Nine digits: contiguous, sorted, without the dots that WebDataset splits at."""
@@ -57,7 +55,7 @@ class SampleRecord(BaseModel):
 
     key: str
     mos: Annotated[float, Field(ge=1, le=5, allow_inf_nan=False)]
-    logit: Finite | None
+    logit: Annotated[float, Field(allow_inf_nan=False)] | None
     teacher: str
     teacher_sha256: str
     pcm_sha256: str

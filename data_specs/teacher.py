@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from data_specs.io.errors import UserError
 from data_specs.strict import HERE, Strict, load, unknown
-from data_specs.weight import Inside
+from data_specs.weight import Inside, Name
 
 Layer = Annotated[int, Field(ge=1, le=48)]
 
@@ -101,7 +101,6 @@ class TrainedHead(Filled):
 Teacher = Annotated[
     Student | DnsMos | Mean | PublishedHead | TrainedHead, Field(discriminator="kind")
 ]
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
 
 
 class TeacherTable(Strict):

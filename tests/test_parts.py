@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -13,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_specs.cluster.needs import (
-    ONE_CORE,
     Part,
     Stage,
     parse_address,
@@ -26,8 +23,7 @@ from pipeline.dataset import shards
 from pipeline.engine import ray_cluster, run
 from pipeline.engine.base import Outcome
 from pipeline.render.row import Row
-from tests.conftest import ROOT
-from tests.drills.drill_cluster import groups_rendered, locally, tars
+from tests.drills.drill_cluster import begin, groups_rendered, locally, tars
 from tests.drills.drill_job import TWICE, StubWorker, stub_job
 
 SAMPLES = 42  # ten shards of four and one of two
@@ -79,8 +75,8 @@ def test_needs_survive_the_command_line(cores: float, memory_gb: float, gpus: fl
 
 
 def test_what_is_not_said_of_a_stage_fits() -> None:
-    assert parse_stage("", "--worker-needs") == ONE_CORE
-    assert ONE_CORE.options(0.25) == {"num_cpus": 1.0, "num_gpus": 0.25}
+    assert parse_stage("", "--worker-needs") == Stage()
+    assert Stage().options(0.25) == {"num_cpus": 1.0, "num_gpus": 0.25}
     assert Stage(cores=2, memory_gb=1.5, gpus=0).options(0.25) == {
         "num_cpus": 2.0,
         "num_gpus": 0.0,
@@ -147,20 +143,10 @@ def test_the_flags_are_refused_before_any_work(
         assert said in capsys.readouterr().err
 
 
-def start(out: Path, part: str, log: Path) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "tests.drills.drill_job", "--engine", "local", "--workers", "1"]
-        + ["--samples", str(SAMPLES), "--part", part, "--out", out, "--log", log]
-        + ["--pause", "0.05"],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-
-
 def test_parts_side_by_side_make_the_dataset_and_the_last_one_its_card(tmp_path: Path) -> None:
     out, log = tmp_path / "out", tmp_path / "log"
-    parts = [start(out, f"{index}/3", log) for index in (1, 2, 3)]
+    job = ("--samples", SAMPLES, "--log", log, "--pause", 0.05)
+    parts = [begin(out, *job, "--part", f"{index}/3") for index in (1, 2, 3)]
     told = [part.communicate(timeout=250)[0] for part in parts]
     assert [part.returncode for part in parts] == [0, 0, 0]
     assert tars(out) == locally(tmp_path, ["--samples", str(SAMPLES)])

@@ -14,8 +14,6 @@ from data_specs.io.addresses import has_secret, is_address, redacted
 from data_specs.io.errors import UserError
 from data_specs.strict import Strict, describe
 
-GIGABYTE = 10**9
-
 
 class Stage(Strict):
     """What one worker, or one teacher, takes; a part of a GPU where ``gpus`` is below one."""
@@ -34,17 +32,13 @@ class Stage(Strict):
     def options(self, gpus: float = 0.0) -> dict[str, Any]:
         """Options of a Ray task; ``gpus`` where the stage has none. Memory 0 is not counted."""
         share = gpus if self.gpus is None else self.gpus
-        memory = {"memory": int(self.memory_gb * GIGABYTE)} if self.memory_gb else {}
+        memory = {"memory": int(self.memory_gb * 10**9)} if self.memory_gb else {}
         return {"num_cpus": self.cores, "num_gpus": share, **memory}
 
     def flag(self) -> str:
         """Spell the stage as a flag's value, which ``parse_stage`` reads."""
         values = self.model_dump(exclude_none=True)
         return ",".join(f"{name}={value:g}" for name, value in values.items())
-
-
-ONE_CORE = Stage()
-"""What a stage needs by default."""
 
 
 def parse_stage(text: str, flag: str) -> Stage:

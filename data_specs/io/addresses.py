@@ -94,15 +94,12 @@ def scrubbed(text: str, address: str) -> str:
     authority = address.partition("://")[2].partition("/")[0]
     login, query = authority.rpartition("@")[0], address.partition("?")[2]
     values = [pair.partition("=")[2] for pair in query.split("&")]
-    for secret in (query, login, login.partition(":")[2], *values, *_of_the_environment()):
+    told = [value for name, value in os.environ.items() if SECRET_NAMES.search(name.upper())]
+    values += [value for value in told if len(value) >= SECRET_LENGTH]
+    for secret in (query, login, login.partition(":")[2], *values):
         for spelling in {secret, unquote(secret)} - {""}:
             text = text.replace(spelling, "***")
     return text if len(text) < 300 else text[:300] + "..."
-
-
-def _of_the_environment() -> list[str]:
-    found = [value for name, value in os.environ.items() if SECRET_NAMES.search(name.upper())]
-    return [value for value in found if len(value) >= SECRET_LENGTH]
 
 
 def require_readable(address: str) -> None:

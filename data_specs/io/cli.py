@@ -75,29 +75,23 @@ def run_program(
     )
     parser.add_argument("verb", choices=verbs, metavar="VERB", help="VERB --help says more")
     words = sys.argv[1:] if argv is None else list(argv)
+
+    def run_verb() -> int:
+        with signals_end_at_once():
+            module = importlib.import_module(verbs[verb][0])
+        parser = argparse.ArgumentParser(
+            prog=f"python -m {program} {verb}",
+            description=module.__doc__,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        module.add_arguments(parser)
+        options = parser.parse_args(words[1:])
+        check(verb, options)
+        return int(module.run(options))
+
     with visible_output():
         verb = parser.parse_args(words[:1]).verb
-        return run_command(partial(_run_verb, program, verb, verbs[verb][0], words[1:], check))
-
-
-def _run_verb(
-    program: str,
-    verb: str,
-    name: str,
-    words: Sequence[str],
-    check: Callable[[str, argparse.Namespace], None],
-) -> int:
-    with signals_end_at_once():
-        module = importlib.import_module(name)
-    parser = argparse.ArgumentParser(
-        prog=f"python -m {program} {verb}",
-        description=module.__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    module.add_arguments(parser)
-    options = parser.parse_args(words)
-    check(verb, options)
-    return int(module.run(options))
+        return run_command(run_verb)
 
 
 def run_command(work: Callable[[], int]) -> int:

@@ -6,7 +6,6 @@ from __future__ import annotations
 import ctypes
 import math
 import os
-import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -88,16 +87,13 @@ def require_device(device: str, option: str = "--device") -> None:
         )
 
 
-def keep_freed_memory() -> bool:
+def keep_freed_memory() -> None:
     """Let glibc keep freed memory (up to 1 GiB) instead of giving it back to the kernel at once.
 
     PyTorch frees and takes maps of many megabytes in every layer; by default each is a fresh
     mapping whose pages the kernel must zero: a quarter of a small student's training time on a
-    CPU, a third of four clips' in Demucs. False where there is no glibc to ask.
+    CPU, a third of four clips' in Demucs.
     """
-    if not sys.platform.startswith("linux"):
-        return False
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is None:  # musl
-        return False
-    return bool(mallopt(M_MMAP_MAX, 0)) and bool(mallopt(M_TRIM_THRESHOLD, KEPT_BYTES))
+    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):  # musl has none
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)

@@ -58,17 +58,12 @@ T = TypeVar("T")
 
 
 def is_transient(error: Exception) -> bool:
-    """Whether the same request may succeed in a moment."""
+    """Whether the same request may succeed in a moment. What is not known is not transient."""
     status, code = status_of(error)
     if code in TRANSIENT_CODES:
         return True
     if isinstance(status, int):
         return status >= 500 or status in TRANSIENT_STATUS
-    return is_passing(error)
-
-
-def is_passing(error: BaseException) -> bool:
-    """Whether an error is of a kind that may be gone in a moment. What is not known is not."""
     kinds = {(kind.__module__.partition(".")[0], kind.__name__) for kind in type(error).__mro__}
     if any(name in PERMANENT_CLASSES for _, name in kinds):
         return False

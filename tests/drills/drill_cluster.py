@@ -25,6 +25,7 @@ import psutil
 
 from tests.conftest import ROOT
 from tests.drills.drill_job import TWICE, hold
+from tests.sketches import tars
 
 RAY = Path(sys.executable).with_name("ray")
 NODE = ["--disable-usage-stats", "--include-log-monitor=false", "--block"]
@@ -241,10 +242,6 @@ def wait_for(
         time.sleep(0.02)
 
 
-def tars(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.glob("*.tar"))}
-
-
 def contents(folder: Path) -> dict[str, bytes]:
     """All files of datasets but those of the runs themselves (``attempts``)."""
     paths = [
@@ -261,17 +258,25 @@ def groups_rendered(log: Path) -> list[str]:
     return log.read_text().splitlines() if log.exists() else []
 
 
+def begin(out: Path, *options: object) -> subprocess.Popen[str]:
+    """The job without Ray, unless the options say so; what it says comes through a pipe."""
+    how = ["--engine", "local", "--workers", "1", "--out", out, *options]
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.drills.drill_job", *map(str, how)],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
 def locally(folder: Path, arguments: Sequence[str]) -> dict[str, bytes]:
     """The tars of an undisturbed run without Ray."""
-    out = folder / "reference"
-    job = [sys.executable, "-m", "tests.drills.drill_job", "--engine", "local", "--workers", "1"]
-    subprocess.run(
-        [*job, *arguments, "--pause", "0", "--out", out],
-        check=True,
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-    )
-    return tars(out)
+    job = begin(folder / "reference", *arguments, "--pause", "0")
+    said, _ = job.communicate()
+    assert job.returncode == 0, said
+    return tars(folder / "reference")
 
 
 def drill(folder: Path, arguments: Sequence[str], seconds: float) -> dict[str, int]:
