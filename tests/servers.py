@@ -1,11 +1,15 @@
-"""Web servers on loopback, and a search for what was secret about their addresses."""
+"""Web servers on loopback: what they were asked for, what they do wrong, and a search for what was
+secret about their addresses."""
 
 from __future__ import annotations
 
 import base64
+import functools
 import threading
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from ssl import SSLContext
@@ -49,20 +53,59 @@ def serving(
             thread.join()
 
 
-def answering(
-    answer: Callable[[BaseHTTPRequestHandler], None],
-) -> type[BaseHTTPRequestHandler]:
+def answering(answer: Callable[[Any], None]) -> type[BaseHTTPRequestHandler]:
     """A handler that answers GET and HEAD as a function says."""
+    return type("Answering", (Quiet,), {"do_GET": answer, "do_HEAD": answer})
 
-    class Handler(BaseHTTPRequestHandler):
-        def log_message(self, *_: object) -> None: ...
 
-        def do_GET(self) -> None:
-            answer(self)
+def send(
+    asked: BaseHTTPRequestHandler,
+    data: bytes,
+    kind: str = "text/plain",
+    length: int | None = None,
+) -> None:
+    """Answer with all of some data, under another length if one is given."""
+    asked.send_response(200)
+    asked.send_header("Content-Type", kind)
+    asked.send_header("Content-Length", str(len(data) if length is None else length))
+    asked.end_headers()
+    if asked.command == "GET":
+        asked.wfile.write(data)
 
-        do_HEAD = do_GET
 
-    return Handler
+Misdeed = Callable[[SimpleHTTPRequestHandler], bool]
+"""Answers in place of the server; whether it did."""
+
+
+@dataclass
+class Served:
+    """A folder, its address, how often a file of each name was asked for, and what goes wrong."""
+
+    folder: Path
+    address: str = ""
+    asked: Counter[str] = field(default_factory=Counter)
+    misdeed: Misdeed = lambda handler: False
+
+
+class _Counting(Quiet):
+    def __init__(self, *args: Any, served: Served, **options: Any) -> None:
+        self.served = served
+        super().__init__(*args, **options)
+
+    def do_GET(self) -> None:
+        self.served.asked[self.path.partition("?")[0].rpartition("/")[2]] += 1
+        if not self.served.misdeed(self):
+            super().do_GET()
+
+
+@contextmanager
+def serving_folder(folder: Path) -> Iterator[Served]:
+    """Serve a folder under its name while the block runs."""
+    served = Served(folder)
+    handler = functools.partial(_Counting, directory=str(folder.parent), served=served)
+    with serving(handler) as host:
+        served.address = f"http://{host}/{folder.name}"
+        yield served
 
 
 def secrets_in(folder: Path, secrets: Collection[str] = SECRETS) -> list[str]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +10,7 @@ import pytest
 
 from tests.export_helpers import write_run
 from tests.servers import Quiet, secrets_in, serving
-from tests.train_helpers import write_dataset, write_rated
+from tests.train_helpers import state_sha256, write_dataset, write_rated
 from train.__main__ import main
 from train.export import export
 from train.scoring import bundle
@@ -32,9 +30,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         monkeypatch.setenv(name, "127.0.0.1")
     bundle.write_checksums(write_run(tmp_path / "site" / "tiny"))
     for tar in write_dataset(tmp_path / "site" / "shards", validation=4).glob("*.tar"):
-        record = tar.with_suffix(".json")
-        sha256 = hashlib.sha256(tar.read_bytes()).hexdigest()
-        record.write_text(json.dumps(json.loads(record.read_text()) | {"tar_sha256": sha256}))
+        state_sha256(tar)
     handler = functools.partial(Quiet, directory=str(tmp_path / "site"))
     with serving(handler) as host:
         yield f"http://{':'.join(SECRETS[:2])}@{host}/NAME?X-Amz-Signature={SECRETS[2]}"

@@ -38,7 +38,7 @@ from pipeline.dataset import shards
 from pipeline.render.processors import lpcnet
 from tests.conftest import ROOT, small_recipe
 from tests.fake_dataset import write_dataset
-from tests.servers import SECRETS, Guarded, answering, secrets_in, serving
+from tests.servers import SECRETS, Guarded, answering, secrets_in, send, serving
 from train.models import weights as places
 
 OUTSIDE = [
@@ -75,16 +75,6 @@ def test_a_link_that_leads_out_is_refused_and_one_that_stays_is_not(tmp_path: Pa
 # --- weights at an address ------------------------------------------------------------------------
 
 
-def give(asked: BaseHTTPRequestHandler, data: bytes, kind: str = "text/plain") -> None:
-    """Send a whole file, whatever range was asked for."""
-    asked.send_response(200)
-    asked.send_header("Content-Type", kind)
-    asked.send_header("Content-Length", str(len(data)))
-    asked.end_headers()
-    if asked.command == "GET":
-        asked.wfile.write(data)
-
-
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A home of its own, so that a copy of an address' cache is made below ``tmp_path``."""
@@ -106,9 +96,9 @@ def test_an_index_page_that_leads_outside_writes_nothing(
 ) -> None:
     def answer(asked: BaseHTTPRequestHandler) -> None:
         if asked.path.endswith(("/demucs-dns48", "/demucs-dns48/")):
-            give(asked, f'<a href="{link}">x</a>'.encode(), "text/html")
+            send(asked, f'<a href="{link}">x</a>'.encode(), "text/html")
         else:
-            give(asked, b"evil")
+            send(asked, b"evil")
 
     with serving(answering(answer)) as host:
         monkeypatch.setenv("SPEECH_WEIGHTS", f"http://{host}/cache")
@@ -120,7 +110,7 @@ def test_an_index_page_that_leads_outside_writes_nothing(
 def test_an_address_without_an_index_has_no_weights(
     home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with serving(answering(lambda asked: give(asked, b"no page"))) as host:
+    with serving(answering(lambda asked: send(asked, b"no page"))) as host:
         monkeypatch.setenv("SPEECH_WEIGHTS", f"http://{host}/cache")
         assert main(["weights", "--list", "demucs-dns48"]) == 0
     assert "missing" in capsys.readouterr().out
@@ -209,7 +199,7 @@ def test_no_redirection_from_https_to_http(tmp_path: Path, monkeypatch: pytest.M
 
     def answer(one: BaseHTTPRequestHandler) -> None:
         asked.append(one.path)
-        give(one, b"evil")
+        send(one, b"evil")
 
     code = (
         "import sys\nfrom data_specs.io.storage import RemoteFolder\n"

@@ -16,11 +16,9 @@ MARGIN = 8
 """Half units: a maximum over many values, and partial sums that exceed their result."""
 
 
-def rounding(
-    terms: int, magnitude: float | Tensor = 1.0, layers: int = 1, dtype: torch.dtype = torch.float32
-) -> float:
+def rounding(terms: int, magnitude: float | Tensor = 1.0, layers: int = 1) -> float:
     """Of values up to ``magnitude`` that passed ``layers`` sums of up to ``terms`` products."""
-    half_unit = torch.finfo(dtype).eps / 2
+    half_unit = torch.finfo(torch.float32).eps / 2
     return MARGIN * half_unit * float(magnitude) * float(terms * layers) ** 0.5
 
 
@@ -30,9 +28,6 @@ STUDENT = rounding(9 * 128, layers=40)
 
 HALF_PRECISION = 0.03
 """Of a MOS in bf16 or int8: 2^-8 of every activation, sqrt(40) layers: .025."""
-
-PCM_STEP = 1 / 32768
-"""Of 16 bits: whatever lies between two of them may be rounded to either."""
 
 
 def spectrum_rounding(own_B2FT: Tensor) -> Tensor:

@@ -25,11 +25,9 @@ from numpy.typing import NDArray
 
 from data_specs.io import files as io_files
 from tests.bench.random_xlsr import config_of, write_checkpoint
-from tests.conftest import SHARED
+from tests.conftest import ROOT, SHARED
 from train import files
 from train.models import pruned
-
-ROOT = Path(__file__).parents[1]
 
 CROP = 122_880
 
@@ -228,11 +226,11 @@ def require_same_states(one: Path, other: Path, *parts: str) -> None:
         torch.testing.assert_close(*pair, rtol=0, atol=0)
 
 
-def logged(run: Path) -> list[dict[str, Any]]:
-    """The log of a run without what the clock says."""
+def logged(run: Path, *without: str) -> list[dict[str, Any]]:
+    """The log of a run without what the clock says, and some other values."""
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    clock = ("samples_per_s", "data_wait_share")
-    return [{key: value for key, value in line.items() if key not in clock} for line in lines]
+    hidden = ("samples_per_s", "data_wait_share", *without)
+    return [{key: value for key, value in line.items() if key not in hidden} for line in lines]
 
 
 def small_xlsr(layers: int, **changes: Any) -> Any:

@@ -14,7 +14,6 @@ import json
 import os
 import random
 import resource
-import select
 import shlex
 import shutil
 import signal
@@ -24,12 +23,13 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tests.bench.mutate import mutated
+from tests.forks import forked
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT_S = 60.0
@@ -203,16 +203,9 @@ def prepared(kind: str, number: int, seed: int, base: Path, folder: Path) -> Cas
     return case
 
 
-def child(case: Case, folder: Path) -> int:
-    """Run the command as its own program would; the exit status."""
-    os.setsid()
+def command_of(case: Case, folder: Path) -> int:
+    """Run the command as its own program would, in so much memory; the exit status."""
     os.chdir(folder)
-    words = os.open("said", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    for source, target in ((nothing, 0), (words, 1), (words, 2)):
-        os.dup2(source, target)
-    sys.stdout = os.fdopen(1, "w", encoding="utf-8", closefd=False)
-    sys.stderr = os.fdopen(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False)
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + LIMIT_BYTES, used + LIMIT_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -223,33 +216,9 @@ def child(case: Case, folder: Path) -> int:
     return (pipeline if cli == "pipeline" else train)(argv)
 
 
-def forked(case: Case, folder: Path, limit_s: float) -> tuple[int | None, float]:
-    """How a child over this case ended (None: not within the limit), and its peak in bytes."""
-    sys.stdout.flush()
-    pid = os.fork()
-    if not pid:
-        status = 1
-        try:
-            status = child(case, folder)
-        except SystemExit as end:
-            status = end.code if isinstance(end.code, int) else 2 if end.code else 0
-        except BaseException:
-            import traceback
-
-            traceback.print_exc()
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(status)
-    handle = os.pidfd_open(pid)
-    ended = bool(select.select([handle], [], [], limit_s)[0])
-    os.close(handle)
-    if not ended:
-        os.kill(pid, signal.SIGKILL)
-    _, code, usage = os.wait4(pid, 0)
-    with suppress(ProcessLookupError):  # nothing is left of its group
-        os.killpg(pid, signal.SIGKILL)
-    return (code if ended else None), usage.ru_maxrss * 1024.0
+def tried(case: Case, folder: Path, limit_s: float) -> tuple[int | None, float]:
+    """How a child over this case ended, and its peak in bytes."""
+    return forked(partial(command_of, case, folder), folder / "said", limit_s)
 
 
 def verdict(case: Case, folder: Path, code: int | None, grown: float) -> str:
@@ -257,20 +226,19 @@ def verdict(case: Case, folder: Path, code: int | None, grown: float) -> str:
     said = (folder / "said").read_text(errors="replace") if (folder / "said").exists() else ""
     if code is None:
         return "hang"
-    if os.WIFSIGNALED(code):
-        number = os.WTERMSIG(code)
-        return "crash" if number in CRASHES else f"signal {number}"
+    if code < 0:
+        return "crash" if -code in CRASHES else f"signal {-code}"
     if "MemoryError" in said or "Cannot allocate" in said or grown > LIMIT_BYTES:
         return "memory"
     if "Traceback (most recent call last)" in said:
         return "traceback"
     if {path.name for path in folder.iterdir()} - {"in", "out", "said"}:
         return "escaped"
-    if (status := os.WEXITSTATUS(code)) not in STATUSES.get(case.command[1:2], (0, 1, 2)):
-        return f"status {status}"
-    if status and not said.strip():
+    if code not in STATUSES.get(case.command[1:2], (0, 1, 2)):
+        return f"status {code}"
+    if code and not said.strip():
         return "silent"
-    if case.hashed and status == 0:
+    if case.hashed and code == 0:
         return "accepted"
     return "lost" if case.good and not scored(folder / "out/t.csv", case.good) else ""
 
@@ -286,19 +254,6 @@ def scored(table: Path, name: str) -> bool:
 
 
 # --- many inputs ----------------------------------------------------------------------------------
-
-
-@dataclass
-class Finding:
-    """An input that a command did not take as it should."""
-
-    kind: str
-    number: int
-    what: str
-    changed: str
-    command: str
-    last: str
-    folder: str
 
 
 def kinds_of(inputs: int, seed: int) -> Iterator[tuple[str, int]]:
@@ -322,7 +277,7 @@ def serve(options: argparse.Namespace, base: Path, part: int) -> None:
             folder = Path(place) / "case"
             began = time.monotonic()
             case = prepared(kind, number, options.seed, base, folder)
-            code, peak = forked(case, folder, options.limit)
+            code, peak = tried(case, folder, options.limit)
             what = verdict(case, folder, code, peak - at_rest)
             found = kept(options.out, kind, number, case, folder, what, base) if what else None
             line = {"kind": kind, "seconds": time.monotonic() - began, "found": found}
@@ -344,7 +299,7 @@ def warm(base: Path) -> None:
 def kept(
     out: Path, kind: str, number: int, case: Case, folder: Path, what: str, base: Path
 ) -> dict[str, Any]:
-    """Keep an input with the command to run it again."""
+    """An input that a command did not take as it should, kept with the command to run it again."""
     place = out / f"{what.replace(' ', '-')}-{kind}-{number}"
     shutil.rmtree(place, ignore_errors=True)
     shutil.copytree(folder, place, symlinks=True, ignore_dangling_symlinks=True)
@@ -353,7 +308,8 @@ def kept(
     (place / "command.sh").write_text(f"cd {shlex.quote(str(place))} && {command}\n")
     said = (folder / "said").read_bytes()[-TOLD:].decode(errors="replace").strip().splitlines()
     last = said[-1] if said else ""
-    return asdict(Finding(kind, number, what, case.changed, command, last[:200], str(place)))
+    found = {"kind": kind, "number": number, "what": what, "changed": case.changed}
+    return found | {"command": command, "last": last[:200], "folder": str(place)}
 
 
 def gathered(options: argparse.Namespace, base: Path) -> list[dict[str, Any]]:

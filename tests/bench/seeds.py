@@ -18,10 +18,9 @@ from data_specs.io.files import sha256_of
 from data_specs.recipe import Recipe
 from pipeline.__main__ import main as pipeline
 from tests.conftest import talk
-from tests.export_helpers import tiny
+from tests.export_helpers import tiny, write_run
 from tests.train_helpers import write_rated
 from train.__main__ import main as train
-from train.files import write_weights
 from train.models.front_end import load_front_end
 from train.models.head import HeadConfig, build_head
 from train.models.pruned import save_pruned
@@ -129,13 +128,9 @@ def head(folder: Path) -> None:
 def models(folder: Path) -> None:
     """A run, a checkpoint, a pruned model, a head, and a bundle with ONNX."""
     student = tiny()
-    run = folder / "run"
-    run.mkdir(parents=True)
-    write_weights(run / "model.safetensors", student.state_dict())
-    config = student.config.model_dump(mode="json")
-    weights_sha256 = sha256_of(run / "model.safetensors")
-    about = {"config": config, "weights_sha256": weights_sha256, "student": "tiny"}
-    (run / "model.json").write_text(json.dumps(about))
+    run, config = write_run(folder / "run", student), student.config.model_dump(mode="json")
+    about = {"config": config, "weights_sha256": sha256_of(run / "model.safetensors")}
+    (run / "model.json").write_text(json.dumps(about | {"student": "tiny"}))
     (folder / "checkpoint").mkdir()
     content = {"weights": student.state_dict(), "student_config": config}
     torch.save(content, folder / "checkpoint/best.pt")

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import http.client
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 import pytest
+
+from tests.servers import serving
 
 BUCKET = "bucket"
 ACCESS_KEY, SECRET_KEY = "AKIAEXAMPLEEXAMPLE", "hushHushHush/hushHushHush+hush"
@@ -153,12 +154,9 @@ def once_each(
 def proxied(upstream: int) -> Iterator[Proxy]:
     proxy = Proxy(0, upstream)
     handler = type("Bound", (Handler,), {"proxy": proxy})
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        server.daemon_threads = True
-        proxy.port = server.server_port
-        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    with serving(handler) as host:
+        proxy.port = int(host.partition(":")[2])
         yield proxy
-        server.shutdown()
 
 
 @contextmanager

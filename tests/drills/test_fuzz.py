@@ -78,7 +78,7 @@ def test_every_bad_end_is_found(what: str, tmp_path: Path, monkeypatch: pytest.M
         (tmp_path / name).mkdir()
     case = Case("x", ("pipeline",), hashed=True)
     began = time.monotonic()
-    code, grown = fuzz.forked(case, tmp_path, limit_s=2.0 if what == "hang" else 60.0)
+    code, grown = fuzz.tried(case, tmp_path, limit_s=2.0 if what == "hang" else 60.0)
     assert fuzz.verdict(case, tmp_path, code, grown if what == "memory" else 0) == what
     assert what != "hang" or time.monotonic() - began < 60
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import signal
 import subprocess
@@ -17,17 +16,16 @@ import torch
 from torch.utils.data import DataLoader
 
 from data_specs.io.cli import STOPPED, STOPPED_WORDS, run_command, signals_wait
-from tests.drills.test_train_kills import forked
+from tests.conftest import ROOT
 from tests.export_helpers import write_run
-from tests.train_helpers import write_dataset, write_rated
+from tests.forks import forked
+from tests.train_helpers import logged, write_dataset, write_rated
 from train.__main__ import main
 from train.data import loading
 from train.files import load_checkpoint
 from train.pruning import prune as pruning
 from train.student import fit as fitting
 from train.teacher import fit as teacher_fit
-
-ROOT = Path(__file__).parents[2]
 
 
 def group(number: int) -> None:
@@ -114,7 +112,7 @@ def child(verb: str, top: Path, out: Path, prepare: Callable[[], None]) -> int |
         prepare()
         return main(arguments(verb, top, out))
 
-    return forked(work, Path(f"{out}.err"))
+    return forked(work, Path(f"{out}.err"))[0]
 
 
 def stop_and_go_on(verb: str, top: Path) -> None:
@@ -130,14 +128,6 @@ def stop_and_go_on(verb: str, top: Path) -> None:
         assert found == step, (moment, found)
     for run in ("broken", "unbroken"):
         assert child(verb, top, top / run, lambda: None) == 0, (top / f"{run}.err").read_text()
-
-
-CLOCK = ("samples_per_s", "data_wait_share", "loss")
-
-
-def logged(run: Path) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key not in CLOCK} for line in lines]
 
 
 def same(ours: Any, theirs: Any) -> bool:
@@ -165,7 +155,8 @@ def test_a_run_stopped_at_any_moment_ends_at_the_same_bits(tmp_path, verb):
     subprocess.run([sys.executable, "-c", code, verb, str(tmp_path)], env=environment, check=True)
     ours, theirs = (load_checkpoint(tmp_path / run / "last.pt") for run in ("broken", "unbroken"))
     assert same(ours, theirs)
-    assert logged(tmp_path / "broken") == logged(tmp_path / "unbroken")
+    ours, theirs = (logged(tmp_path / run, "loss") for run in ("broken", "unbroken"))
+    assert ours == theirs
 
 
 # --- what a signal does ---------------------------------------------------------------------------

@@ -3,25 +3,19 @@ goes on, and what it leaves is an undisturbed run's, byte for byte."""
 
 from __future__ import annotations
 
-import json
 import os
 import random
-import select
-import signal
-import sys
 import time
-import traceback
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
 import pytest
 
-from tests.export_helpers import tiny
+from tests.export_helpers import write_run
+from tests.forks import forked
 from tests.train_helpers import write_dataset, write_rated
 from train.__main__ import main
-from train.files import write_weights
 
 KILLS = int(os.environ.get("KILLS", "50"))
 IN_A_ROW = 6
@@ -78,40 +72,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("kills")
     write_dataset(folder / "shards", shards=2, samples=4, validation=2)
     write_rated(folder, clips=12, seconds=1.0)
-    student = tiny()
-    (folder / "run").mkdir()
-    write_weights(folder / "run/model.safetensors", student.state_dict())
-    about = {"config": student.config.model_dump(mode="json")}
-    (folder / "run/model.json").write_text(json.dumps(about))
+    write_run(folder / "run")
     return folder
-
-
-def forked(work: Callable[[], int], log: Path, limit_s: float | None = None) -> int | None:
-    """Exit status of work in a process group of its own; None where it was killed in time."""
-    pid = os.fork()
-    if not pid:
-        status = 1
-        try:
-            os.setsid()
-            handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-            os.dup2(handle, 1)
-            os.dup2(handle, 2)
-            sys.stdout = sys.stderr = os.fdopen(2, "w", closefd=False)
-            status = work()
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stderr.flush()
-            os._exit(status)
-    handle = os.pidfd_open(pid)
-    ended = bool(select.select([handle], [], [], limit_s)[0])
-    os.close(handle)
-    if not ended:
-        os.kill(pid, signal.SIGKILL)
-    _, code = os.waitpid(pid, 0)
-    with suppress(ProcessLookupError):
-        os.killpg(pid, signal.SIGKILL)
-    return os.waitstatus_to_exitcode(code) if ended else None
 
 
 def content(out: Path, files: Words) -> dict[str, bytes]:
@@ -133,7 +95,7 @@ def test_kills_at_any_moment_leave_the_same_bytes(name: str, place: Path, tmp_pa
     began = time.monotonic()
     (tmp_path / "whole").mkdir()
     whole = partial(main, [*words, "--out", str(tmp_path / "whole" / out)])
-    assert forked(whole, log) == 0, log.read_text()
+    assert forked(whole, log)[0] == 0, log.read_text()
     seconds = time.monotonic() - began
     expected = content(tmp_path / "whole" / out, files)
     draw, kills, number = random.Random(name), 0, 0
@@ -142,11 +104,11 @@ def test_kills_at_any_moment_leave_the_same_bytes(name: str, place: Path, tmp_pa
         folder.mkdir()
         again = partial(main, [*words, "--out", str(folder / out)])
         for _ in range(IN_A_ROW):
-            if (status := forked(again, log, draw.uniform(0, seconds))) is not None:
+            if (status := forked(again, log, draw.uniform(0, seconds))[0]) is not None:
                 break
             kills += 1
         if status is None:
-            status = forked(again, log)
+            status, _ = forked(again, log)
         assert status == 0, log.read_text()[-3000:]
         assert content(folder / out, files) == expected
         assert not list(folder.rglob("*.tmp")), "left by a process that is dead"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.web import Served, serving
+from tests.servers import Served, serving_folder
 from train.scoring import bundle
 
 WEIGHTS, ABOUT = b"weights" * 1000, b'{"student": "tiny"}'
@@ -33,7 +33,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def served(tmp_path: Path) -> Iterator[Served]:
-    with serving(write_bundle(tmp_path / "site")) as site:
+    with serving_folder(write_bundle(tmp_path / "site")) as site:
         yield site
 
 

@@ -20,8 +20,8 @@ import torch
 from data_specs.io.addresses import redacted
 from data_specs.io.cache import FileCache, ReadAhead, default_cache
 from data_specs.io.storage import open_folder
+from tests.servers import Misdeed, Served, send, serving_folder
 from tests.train_helpers import state_sha256, write_dataset
-from tests.web import Misdeed, Served, send, serving
 from train.data import stream
 from train.data.loading import loader
 from train.data.order import Order
@@ -53,7 +53,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def served(folder: Path) -> Iterator[Served]:
-    with serving(folder) as site:
+    with serving_folder(folder) as site:
         yield site
 
 
@@ -424,7 +424,7 @@ def test_a_damaged_file_in_the_cache_is_fetched_again(served: Served, folder: Pa
 
 def test_a_shard_made_anew_is_fetched_anew(tmp_path: Path) -> None:
     folder = write_dataset(tmp_path / "shards", 1, 2)
-    with serving(folder) as served:
+    with serving_folder(folder) as served:
         tar = folder / "shard-000000.tar"
         state_sha256(tar)
         list_shards(served.address)[0].open()
