@@ -60,14 +60,10 @@ def test_a_folder_without_audio(folder: str, said: str, tmp_path: Path) -> None:
         scanned(tmp_path / folder)
 
 
-def test_files_that_are_no_audio_or_too_little(speech: Path) -> None:
-    (speech / "text.wav").write_text("these are not samples")
-    (speech / "nothing.flac").write_bytes(b"")
+def test_files_that_hold_too_little(speech: Path) -> None:
     write(speech / "header.wav", np.zeros(0, np.float32))
     write(speech / "slow.wav", talk(9, 1, 4_000), 4_000)
     found = scanned(speech)
-    assert found["text.wav"].startswith("no audio header")
-    assert found["nothing.flac"].startswith("no audio header")
     assert found["header.wav"].startswith("too short: 0.000 s")
     assert found["slow.wav"] == "sample rate too low: 4000 Hz, at least 8000"
 

@@ -51,15 +51,10 @@ def curve(out: Path, config: FitConfig) -> list[Point]:
     return points
 
 
-def reached(points: list[Point], loss: float) -> Point | None:
-    """The first validation with at most that loss."""
-    return next((point for point in points if point.loss <= loss), None)
-
-
 def table(student: str, paper: list[Point], fast: list[Point]) -> str:
     """What both reached, and with how much."""
     lowest = min(paper, key=lambda point: point.loss)
-    first = reached(fast, lowest.loss)
+    first = next((point for point in fast if point.loss <= lowest.loss), None)
     best = min(fast, key=lambda point: point.loss)
     lines = [
         f"{student}, lowest validation error (mean squared, MOS) and the clips and seconds to it",
@@ -67,15 +62,14 @@ def table(student: str, paper: list[Point], fast: list[Point]) -> str:
         f"fast   {best.loss:.4f}  {best.clips:9,} clips  {best.seconds:7.0f} s",
     ]
     if first is None:
-        return "\n".join([*lines, f"the fast preset did not reach {lowest.loss:.4f}"])
-    return "\n".join(
-        [
-            *lines,
+        lines.append(f"the fast preset did not reach {lowest.loss:.4f}")
+    else:
+        lines.append(
             f"that error after {first.clips:,} clips and {first.seconds:.0f} s: "
             f"{lowest.clips / first.clips:.1f} times less compute, "
-            f"{lowest.seconds / max(first.seconds, 1e-9):.1f} times less time",
-        ]
-    )
+            f"{lowest.seconds / max(first.seconds, 1e-9):.1f} times less time"
+        )
+    return "\n".join(lines)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

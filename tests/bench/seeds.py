@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from data_specs.io.files import sha256_of
 from data_specs.recipe import Recipe
 from pipeline.__main__ import main as pipeline
-from tests.conftest import talk
+from tests.conftest import small_recipe, talk
 from tests.export_helpers import tiny, write_run
 from tests.train_helpers import write_rated
 from train.__main__ import main as train
@@ -41,26 +41,12 @@ AUDIO = {
 
 def recipe() -> Recipe:
     """Speech, noise and two processors, in shards of two."""
-    return Recipe.model_validate(
-        {
-            "name": "fuzz",
-            "seed": 1,
-            "sources": {
-                name: {"corpus": name, "holdout": {"validation": 0.0, "test": 0.0}}
-                for name in ("speech", "noise")
-            },
-            "noise": {"probability": 0.5, "snr_db": {"distribution": "constant", "value": 10}},
-            "stages": [
-                {
-                    "stage": "line",
-                    "choices": [{"use": {"kind": "clip"}}, {"use": {"kind": "none"}}],
-                }
-            ],
-            "teacher": {"name": "distillmos", "precision": "fp32"},
-            "shard_samples": 2,
-            "group_samples": 2,
-        }
-    )
+    names, none_held = ("speech", "noise"), {"validation": 0.0}
+    line = {"stage": "line", "choices": [{"use": {"kind": "clip"}}, {"use": {"kind": "none"}}]}
+    plain = {"speed": 1.0, "speech_stages": [], "room": None, "stages": [line]}
+    plain["sources"] = {name: {"corpus": name, "holdout": none_held} for name in names}
+    sizes = {"shard_samples": 2, "group_samples": 2}
+    return small_recipe(name="fuzz", teacher={"name": "distillmos"}, **plain, **sizes)
 
 
 def done(status: int) -> None:
