@@ -64,7 +64,8 @@ def identify(spec: TeacherSpec, device: str = "cpu") -> Identity:
 
 def calibration(teacher: Identity) -> dict[str, Any] | None:
     """A teacher's maps to the scales of rated sets, or None for one that has none."""
-    return teacher.calibration and teacher.calibration.model_dump(mode="json")
+    found = teacher.calibration
+    return None if found is None else found.model_dump(mode="json")
 
 
 def slow_precision(spec: TeacherSpec, device: str) -> str:
