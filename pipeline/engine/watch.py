@@ -94,8 +94,9 @@ class Watch:
         self._points: deque[tuple[float, int]] = deque([(now, 0)])
         self._spoke = self._wrote = now
         self._lines = not self.stream.isatty()
-        drawn: dict[str, Any] = {"disable": self._lines, "file": self.stream}
-        self._bar = tqdm(total=self._total, desc="samples", unit="sample", **drawn)
+        self._bar = tqdm(
+            total=self._total, desc="samples", unit="sample", disable=self._lines, file=self.stream
+        )
         self._stop = threading.Event()
         # Two, for a store that fails may hold the file for minutes, and lines are wanted just then.
         self._threads = [
