@@ -372,9 +372,9 @@ hifigan: ##data put HiFi-GAN V2's pinned weights in the cache: [HIFIGAN_SOURCE=f
 # --- the released students -------------------------------------------------------------------------
 
 RELEASE ?= runs/release
-RELEASE_CLIPS ?= 800
-RELEASE_SAMPLES ?= 12000
-RELEASE_STEPS ?= 16000
+RELEASE_CLIPS ?= 450
+RELEASE_SAMPLES ?= 10000
+RELEASE_STEPS ?= 12000
 DATA = $(call q,$(SHARED)/data)
 OPEN = --corpus open_speech=$(DATA) --corpus open_voices=$(RELEASE)/voices \
   --corpus open_noise=$(DATA) --corpus open_noise=$(RELEASE)/noise \
@@ -382,10 +382,13 @@ OPEN = --corpus open_speech=$(DATA) --corpus open_voices=$(RELEASE)/voices \
 
 .PHONY: release
 release: release-shards ##models the released students out of ../shared alone: 5 hours on two cores, resumable
-	for pair in tiny=v1 small=v2; do name=$${pair%=*}; \
+	for pair in tiny=v1 small=v2; do name=$${pair%=*}; run=$(RELEASE)/$$name; \
 	  OMP_NUM_THREADS=$(WORKERS) $(PY) -m train fit --student $${pair#*=} --preset fast --steps $(RELEASE_STEPS) \
-	    --shards $(RELEASE)/shards --validation $(RELEASE)/validation --validate-every 500 --out $(RELEASE)/$$name; \
-	  $(PY) -m train export --model $(RELEASE)/$$name --out $(RELEASE)/bundles/$$name --wheel mos_$$name; done
+	    --crops .3 --padding repeat --validate-every 500 --shards $(RELEASE)/shards \
+	    --validation $(RELEASE)/validation --out $$run && \
+	  $(PY) -m train evaluate --model $$run --model v7 --rated $(DATA)/mos/labels.csv --padding both --out $$run-evaluation && \
+	  $(PY) -m train export --model $$run --half --evaluation $$run-evaluation --out $(RELEASE)/bundles/$$name \
+	    --wheel mos_$$name || exit; done
 
 .PHONY: release-shards
 release-shards: setup ##models what the released students learn from

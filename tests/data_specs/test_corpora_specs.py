@@ -40,7 +40,8 @@ def part_of(corpus: str, path: str) -> Part:
 
 
 def _matches(path: str, glob: str) -> bool:
-    pieces = [re.escape(piece).replace(r"\*", "[^/]*") for piece in glob.split("**/")]
+    escaped = re.escape(glob).replace(r"\[0\-9\]", "[0-9]").split(r"\*\*/")
+    pieces = [piece.replace(r"\*", "[^/]*") for piece in escaped]
     return re.fullmatch("(?:.*/)?".join(pieces), PurePosixPath(path).as_posix()) is not None
 
 
@@ -54,7 +55,7 @@ def _matches(path: str, glob: str) -> bool:
         ("speech", "103-1240-0000.flac", "103", None),
         ("speech", "interview.ogg", None, None),
         ("noise", "kitchen/fan.wav", None, None),
-        ("rooms", "room-003.flac", None, None),
+        ("rooms", "room00003.flac", None, None),
         ("coqui_voices", "de/thorsten-vits/thorsten/0.flac", "thorsten-vits/thorsten", "de"),
         ("coqui_voices", "en/vctk-vits/p225/0.flac", "vctk-vits/p225", "en"),
         ("coqui_voices", "fr/css10-vits/0.wav", "css10-vits", "fr"),
@@ -82,7 +83,7 @@ def _matches(path: str, glob: str) -> bool:
         ),
         ("open_noise", "coloured-003.flac", None, None),
         ("open_rooms", "rir/StPatricksPosition2.flac", "rir/StPatricks", None),
-        ("open_rooms", "room-003.flac", None, None),
+        ("open_rooms", "room00003.flac", None, None),
         (
             "dns4_speech",
             f"{CLEAN}/read_speech/book_00000_chp_0009_reader_06709_3_seg_2.wav",

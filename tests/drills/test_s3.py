@@ -96,7 +96,7 @@ def stored(address: str) -> dict[str, bytes]:
     [
         lambda handler, body: False,
         once_each(fail, "PUT"),
-        once_each(stall, "PUT", ".tar"),
+        pytest.param(once_each(stall, "PUT", ".tar"), marks=pytest.mark.slow),
         once_each(fail, "GET"),
         once_each(cut_read, "GET"),
         once_each(fail, "HEAD"),
@@ -213,7 +213,9 @@ def test_from_a_store_to_a_disk_and_back(
 
 
 @pytest.mark.parametrize(
-    "do", [fail, cut_read, slow_read, stall], ids=["500", "cut", "slow", "timeout"]
+    "do",
+    [fail, cut_read, slow_read, pytest.param(stall, marks=pytest.mark.slow)],
+    ids=["500", "cut", "slow", "timeout"],
 )
 def test_training_reads_from_the_store(
     do: Callable[..., bool], s3: Proxy, address: str, reference: Path

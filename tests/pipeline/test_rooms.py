@@ -120,8 +120,9 @@ def test_a_low_image_order_is_continued_to_the_same_decay() -> None:
         assert len(wave) > 0.5 * 16_000
 
 
-def test_the_folder_is_a_corpus_of_rooms(thirty: Path) -> None:
-    manifest = scan("rooms", find_corpus("rooms", "here"), [thirty], progress=False)
+@pytest.mark.parametrize("corpus", ["rooms", "open_rooms"])
+def test_the_folder_is_a_corpus_of_rooms(corpus: str, thirty: Path) -> None:
+    manifest = scan(corpus, find_corpus(corpus, "here"), [thirty], progress=False)
     assert len(manifest.usable) == 30 and not manifest.rejections()
     assert len(set(manifest.usable["speaker"].to_pylist())) == 30  # each room its own group
 

@@ -84,6 +84,8 @@ def test_noise_of_every_kind_is_seeded(tmp_path: Path, talkers: Path) -> None:
         wave, rate = soundfile.read(tmp_path / "a" / name)
         assert rate == 16_000 and 10 <= len(wave) / rate <= 20
         assert np.isfinite(wave).all() and 0.05 < np.abs(wave).max() <= 0.91
+    corpus = find_corpus("open_noise", "here")
+    assert len(scan("noise", corpus, [tmp_path / "a"], progress=False).usable) == len(kinds)
 
 
 def test_babble_needs_speech_files(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import torch
 import yaml
 
 from data_specs.io.files import sha256_of
+from tests.conftest import ROOT
 from tests.tolerance import HALF_PRECISION, STUDENT, rounding
 
 pytest.importorskip("onnx")
@@ -36,7 +37,7 @@ from train.export.refit import (
     refit,
     rounded_weight,
 )
-from train.models.student import Student, v7_weights_path
+from train.models.student import Student, count, v7_weights_path
 from train.scoring import bundle
 from train.scoring.onnx_scorer import OnnxScorer
 from train.scoring.score import load
@@ -121,6 +122,29 @@ def test_a_file_says_what_it_is(made: SimpleNamespace) -> None:
         assert facts["hop_samples"] == "16000" and facts["weights_sha256"] == weights
         assert exported.name == f"run (onnx {precision})"
         assert exported.weights_sha256 == bundle.sha256_of(made.out / name) != weights
+
+
+def test_a_file_is_little_more_than_its_weights_and_names_no_folder(made: SimpleNamespace) -> None:
+    file = (made.out / "model.onnx").read_bytes()
+    assert len(file) < (made.out / "model.safetensors").stat().st_size + 40_000
+    assert str(ROOT).encode() not in file
+
+
+def test_weights_rounded_to_half_precision_are_those_of_all_files(
+    made: SimpleNamespace, tmp_path: Path
+) -> None:
+    assert (
+        main(["export", "--model", str(made.run), "--out", str(tmp_path / "half"), "--half"]) == 0
+    )
+    half, whole = load(tmp_path / "half"), load(made.run)
+    folders = (made.out, tmp_path / "half")
+    floats, halves = ((folder / "model.safetensors").stat().st_size for folder in folders)
+    assert floats - halves > 1.9 * count(TINY)[0]
+    exported = OnnxScorer(tmp_path / "half/model.onnx")
+    for wave in clips():
+        score = half.score(wave, 16_000)
+        assert exported.score(wave, 16_000) == pytest.approx(score, abs=STUDENT)
+        assert 0 < abs(score - whole.score(wave, 16_000)) < HALF_PRECISION
 
 
 def test_int8_multiplies_bytes_and_stays_near(made: SimpleNamespace) -> None:

@@ -78,6 +78,20 @@ def _described(path: Path) -> dict[str, Any]:
     return read_about(file) if file.is_file() else {}
 
 
+def write_student(source: Source, out: Path, half: bool) -> str:
+    """Weights and description; the weights' SHA-256, as ``load`` of the folder finds it.
+
+    With half, the source's weights are rounded to 16 bits, and stored so.
+    """
+    network, path = source.scorer.network, out / bundle.WEIGHTS
+    state = network.state_dict()
+    if half:
+        state = {name: t.half() if t.is_floating_point() else t for name, t in state.items()}
+        network.load_state_dict(state)
+    write_model(path, state, source.about)
+    return sha256_of(path)
+
+
 def write_networks(source: Source, out: Path, sha256: str, args: argparse.Namespace) -> list[Path]:
     """The files that were asked for: ONNX in float32, and in int8."""
     name = source.about["made_from"]["model"]
@@ -133,6 +147,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     clips = "folder of shards, CSV of rated clips, or folder of audio"
     parser.add_argument("--model", default="v7", help="v7, a run folder, a model file, a bundle")
     parser.add_argument("--out", type=path_here, required=True, help="folder of the bundle")
+    parser.add_argument("--half", action="store_true", help="weights rounded to 16 bits")
     parser.add_argument("--int8", action="store_true", help="model.int8.onnx too")
     parser.add_argument("--calibrate", type=path_here, help=f"for --int8: {clips}")
     parser.add_argument("--calibration-clips", type=int, default=200)
@@ -153,8 +168,7 @@ def run(args: argparse.Namespace) -> int:
     runtime = page.read_runtime(args.onnxruntime_web) if args.web else None
     source = open_source(args.model)
     with _bundle_for(args.out) as made:
-        write_model(made / bundle.WEIGHTS, source.scorer.network.state_dict(), source.about)
-        files = write_networks(source, made, sha256_of(made / bundle.WEIGHTS), args)
+        files = write_networks(source, made, write_student(source, made, args.half), args)
         parity = write_parity(source, made, files, args)
         write_card(source, made, parity, args.evaluation)
         if args.wheel:

@@ -28,15 +28,21 @@ from train.models.student import Student, mos_of
 EDGE_SAMPLES = (WINDOW_SAMPLES - HOP_SAMPLES) // 2
 
 
+def one_turn() -> Tensor:
+    """(320, 2) in float64: cosine and negative sine over one turn."""
+    turns_T = torch.arange(WINDOW_SAMPLES, dtype=torch.float64) / WINDOW_SAMPLES
+    phase_T = 2 * math.pi * turns_T
+    turn_T2 = torch.stack((phase_T.cos(), -phase_T.sin()), dim=1)
+    turn_T2[turn_T2.abs() < 1e-12] = 0  # cosines of quarter turns, the sine of half a turn
+    return turn_T2
+
+
 def fourier_kernels() -> Tensor:
     """(322, 1, 320): 161 windowed cosines, then 161 windowed negative sines, as convolutions."""
-    time_T = torch.arange(WINDOW_SAMPLES, dtype=torch.float64)
-    turns_FT = torch.outer(torch.arange(FREQUENCIES, dtype=torch.float64), time_T) / WINDOW_SAMPLES
-    phase_FT = 2 * math.pi * (turns_FT % 1)
+    places_FT = torch.outer(torch.arange(FREQUENCIES), torch.arange(WINDOW_SAMPLES))
+    turns_2FT = one_turn()[places_FT % WINDOW_SAMPLES].permute(2, 0, 1)
     window_T = torch.hann_window(WINDOW_SAMPLES).double()  # the model's own, with its rounding
-    kernels_CT = torch.cat((phase_FT.cos(), -phase_FT.sin())) * window_T
-    kernels_CT[kernels_CT.abs() < 1e-12] = 0  # sines of whole turns
-    return kernels_CT.float().unsqueeze(1)
+    return (turns_2FT * window_T).float().reshape(-1, 1, WINDOW_SAMPLES)
 
 
 class PlainSpectrum(nn.Module):

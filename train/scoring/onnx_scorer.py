@@ -29,8 +29,18 @@ INPUT, OUTPUT = "waves", "mos"
 
 OPERATIONS = frozenset(
     (
-        *("Abs", "Add", "Clip", "Concat", "Conv", "DequantizeLinear", "Div", "Gemm", "Identity"),
-        *("LayerNormalization", "LeakyRelu", "MatMul", "Mul", "Pad", "Pow", "QuantizeLinear"),
+        *("Abs", "Add", "Clip", "Concat", "Conv", "DequantizeLinear", "Div", "Gather", "Gemm"),
+        *(
+            "Identity",
+            "LayerNormalization",
+            "LeakyRelu",
+            "MatMul",
+            "Mod",
+            "Mul",
+            "Pad",
+            "Pow",
+            "QuantizeLinear",
+        ),
         *("Reciprocal", "ReduceMax", "ReduceMean", "ReduceSum", "Relu", "Reshape", "Sigmoid"),
         *("Slice", "Softmax", "Split", "Sqrt", "Squeeze", "Sub", "Transpose", "Unsqueeze"),
     )
