@@ -18,8 +18,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from data_specs.io.addresses import path_here
 from data_specs.io.errors import UserError
 from data_specs.io.files import LOCK_FILE, only_writer, replace_folder, sha256_of, write_text
@@ -34,7 +32,6 @@ from train.export.wheel import require_name, write_wheel
 from train.files import version, write_model
 from train.models import pruned
 from train.models.loading import path_of
-from train.models.student import Student
 from train.models.tensors import read_about
 from train.scoring import bundle
 from train.scoring.onnx_scorer import Facts
@@ -81,13 +78,18 @@ def _described(path: Path) -> dict[str, Any]:
     return read_about(file) if file.is_file() else {}
 
 
-def weights_of(student: Student, half: bool) -> dict[str, Tensor]:
-    """What is written of a student; with half, its weights are rounded to 16 bits, its own too."""
-    weights = student.state_dict()
+def write_student(source: Source, out: Path, half: bool) -> str:
+    """Weights and description; the weights' SHA-256, as ``load`` of the folder finds it.
+
+    With half, the source's weights are rounded to 16 bits, and stored so.
+    """
+    network, path = source.scorer.network, out / bundle.WEIGHTS
+    state = network.state_dict()
     if half:
-        weights = {name: t.half() if t.is_floating_point() else t for name, t in weights.items()}
-        student.load_state_dict(weights)
-    return weights
+        state = {name: t.half() if t.is_floating_point() else t for name, t in state.items()}
+        network.load_state_dict(state)
+    write_model(path, state, source.about)
+    return sha256_of(path)
 
 
 def write_networks(source: Source, out: Path, sha256: str, args: argparse.Namespace) -> list[Path]:
@@ -166,9 +168,7 @@ def run(args: argparse.Namespace) -> int:
     runtime = page.read_runtime(args.onnxruntime_web) if args.web else None
     source = open_source(args.model)
     with _bundle_for(args.out) as made:
-        weights = weights_of(source.scorer.network, args.half)
-        write_model(made / bundle.WEIGHTS, weights, source.about)
-        files = write_networks(source, made, sha256_of(made / bundle.WEIGHTS), args)
+        files = write_networks(source, made, write_student(source, made, args.half), args)
         parity = write_parity(source, made, files, args)
         write_card(source, made, parity, args.evaluation)
         if args.wheel:
