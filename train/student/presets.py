@@ -102,6 +102,8 @@ def make_config(
     unknown or out of range.
     """
     shape = shape or variant(student)
+    if preset not in PRESETS:
+        raise UserError(f"unknown preset {preset!r}: known are {', '.join(PRESETS)}")
     values = PRESETS[preset] | {key: value for key, value in changes.items() if value is not None}
     if preset == "fast" and changes.get("lr") is None:
         # v6 (192 wide) learns nothing at what suits v2 (64).
