@@ -144,3 +144,11 @@ def test_what_does_not_fit_is_named(
 def test_a_conformer_is_the_same_each_time_it_is_named(spoken: Path) -> None:
     one, other = (load_encoder(spoken / "tiny.yaml").state_dict() for _ in range(2))
     assert all(one[name].equal(other[name]) for name in one)
+
+
+def test_a_clip_longer_than_is_heard_is_refused_for_its_text_is_of_all_of_it(
+    spoken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert finetune(spoken, tmp_path, "--tasks", "words-ctc", "--seconds", 0.3) == 2
+    assert "letters.csv: line 3: 0.4 s, but 0.3 are heard" in capsys.readouterr().err
+    assert not (tmp_path / "last.pt").exists()

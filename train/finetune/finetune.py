@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from data_specs.io.addresses import path_here
+from data_specs.io.audio import header_of
 from data_specs.io.errors import UserError
 from data_specs.io.files import write_text
 from data_specs.io.options import add_options, options_of
@@ -279,6 +280,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_options(parser, Host, [*ONE_PROCESS, "workers"])
 
 
+def require_whole(clips: Sequence[LabelledClip], seconds: float) -> None:
+    """``UserError`` for a clip of which less is heard than its text is of."""
+    for clip in clips:
+        header = header_of(clip.path)
+        if clip.text is not None and header.frames > seconds * header.sample_rate_hz:
+            raise UserError(
+                f"{clip.where}: {header.frames / header.sample_rate_hz:.1f} s, but {seconds:g} are "
+                "heard, and its text is of all of it: give more --seconds, or leave the clip out"
+            )
+
+
 def run(args: argparse.Namespace) -> int:
     """``python -m train finetune``; returns the exit code."""
     host = host_of(args, Host)
@@ -301,6 +313,7 @@ def run(args: argparse.Namespace) -> int:
     with run_folder(args.out):
         if not (args.out / "last.pt").is_file():
             require_heard(labelled)
+            require_whole(labelled if "text" in columns.values() else (), settings.seconds)
         waves = Waves(host.cache_gb * 1e9, readers)
         data = TaskClips(split, waves, max(1, round(settings.seconds * SAMPLE_RATE)))
         pairs = [pair for path in args.trials for pair in read_trials(path)]
