@@ -64,9 +64,10 @@ def send(
     kind: str = "text/plain",
     length: int | None = None,
 ) -> None:
-    """Answer with all of some data, under another length if one is given."""
+    """Answer with all of some data, under another length if one is given; kind "": not said."""
     asked.send_response(200)
-    asked.send_header("Content-Type", kind)
+    if kind:
+        asked.send_header("Content-Type", kind)
     asked.send_header("Content-Length", str(len(data) if length is None else length))
     asked.end_headers()
     if asked.command == "GET":

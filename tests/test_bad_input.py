@@ -106,9 +106,7 @@ def test_nan_and_infinity(speech: Path, tmp_path: Path) -> None:
 def test_an_8_channel_file_gives_its_first_channel(speech: Path, tmp_path: Path) -> None:
     channels = np.stack([talk(60, 4)] + [np.full(960_000, np.nan, np.float32)] * 7, axis=1)
     write(speech / "eight.wav", channels, subtype="FLOAT")
-    assert dropped(speech, tmp_path / "nan") == {}  # nobody listens to the others
-    write(speech / "eight.wav", np.stack([talk(60, c) for c in range(8)], axis=1))
-    assert dropped(speech, tmp_path / "out") == {}
+    assert dropped(speech, tmp_path / "out") == {}  # nobody listens to the others
 
 
 def test_a_3_hour_file_is_read_in_parts(speech: Path, tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ def test_other_samples_are_no_comparison() -> None:
         compared({"a": (audio(1), 3.0)}, {"a": (audio(1), 3.0), "b": (audio(1), 3.0)})
 
 
+@pytest.mark.slow
 def test_a_command_that_fails_tells_its_last_words(tmp_path: Path) -> None:
     options = argparse.Namespace(recipe="demo", samples=4)
     with pytest.raises(RuntimeError, match="nowhere"):

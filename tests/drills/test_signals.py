@@ -66,7 +66,7 @@ def tars(out: Path) -> dict[str, bytes]:
     ("engine", "workers", "number", "group"),
     [
         ("local", 1, signal.SIGTERM, True),
-        ("local", 2, signal.SIGINT, True),
+        pytest.param("local", 2, signal.SIGINT, True, marks=pytest.mark.slow),
         pytest.param("local", 2, signal.SIGTERM, True, marks=pytest.mark.slow),
         pytest.param("local", 2, signal.SIGHUP, False, marks=pytest.mark.slow),
         pytest.param("ray", 2, signal.SIGINT, True, marks=pytest.mark.slow),

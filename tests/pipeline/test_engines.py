@@ -85,7 +85,8 @@ def test_every_engine_makes_the_same_bytes(
     assert len(times) == len(SHARDS) and max(times) - min(times) > 0.5
 
 
-@pytest.mark.parametrize("engine", ["local", pytest.param("ray", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["local", "ray"])
 def test_several_splits_in_one_run_are_those_of_their_own_commands(
     engine: str, corpora: Corpora, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -251,7 +252,8 @@ def test_a_recording_that_vanishes_fails_the_attempt_by_name(
     assert find_shards(job.out) == []
 
 
-@pytest.mark.parametrize("engine", ["local", pytest.param("ray", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["local", "ray"])
 def test_a_full_disk_stops_the_run_and_a_larger_one_goes_on(
     engine: str, corpora: Corpora, reference: Job, tmp_path: Path
 ) -> None:

@@ -67,7 +67,7 @@ def guard(monkeypatch: pytest.MonkeyPatch) -> Guard:
 @pytest.mark.parametrize(
     ("kind", "reason", "said"),
     [
-        ("hang", "processor_timeout", "no answer within 0.3 s"),
+        pytest.param("hang", "processor_timeout", "no answer within 0.3 s", marks=pytest.mark.slow),
         ("crash", "processor_crashed", "SIGSEGV"),
         pytest.param("exit", "processor_crashed", "exit status 3", marks=pytest.mark.slow),
     ],

@@ -146,7 +146,7 @@ def once_each(do: Callable[[SimpleHTTPRequestHandler], None]) -> Misdeed:
 
 def cut(handler: SimpleHTTPRequestHandler) -> None:
     """Promise a file and close the connection after a few bytes."""
-    send(handler, b"x" * 50, length=100_000)
+    send(handler, b"x" * 50, "", length=100_000)
     handler.close_connection = True
 
 
@@ -214,7 +214,7 @@ def test_content_is_held_to_its_record(folder: Path, served: Served, tmp_path: P
         (bytes(data[:-512]), "bytes came, its record says"),
         (bytes(data) + bytes(10**7), "sends more than"),
     ):
-        served.misdeed = only_tars(functools.partial(send, content=content))
+        served.misdeed = only_tars(functools.partial(send, data=content))
         with pytest.raises(OSError, match=rf"shard-000000\.tar.*{message}"):
             shard.open()
         assert not list((tmp_path / "cache").iterdir())
