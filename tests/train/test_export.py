@@ -147,6 +147,17 @@ def test_weights_rounded_to_half_precision_are_those_of_all_files(
         assert 0 < abs(score - whole.score(wave, 16_000)) < HALF_PRECISION
 
 
+def test_weights_too_large_for_half_precision_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    student = tiny()
+    student.head.projection.bias.data[0] = 1e5
+    run, out = write_run(tmp_path / "run", student), tmp_path / "half"
+    assert main(["export", "--model", str(run), "--out", str(out), "--half"]) == 2
+    assert "--half: tensor 'head.projection.bias' holds values" in capsys.readouterr().err
+    assert not out.exists()
+
+
 def test_int8_multiplies_bytes_and_stays_near(made: SimpleNamespace) -> None:
     import onnx
 

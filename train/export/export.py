@@ -32,7 +32,7 @@ from train.export.wheel import require_name, write_wheel
 from train.files import version, write_model
 from train.models import pruned
 from train.models.loading import path_of
-from train.models.tensors import read_about
+from train.models.tensors import read_about, require_finite
 from train.scoring import bundle
 from train.scoring.onnx_scorer import Facts
 from train.scoring.score import load
@@ -87,6 +87,7 @@ def write_student(source: Source, out: Path, half: bool) -> str:
     state = network.state_dict()
     if half:
         state = {name: t.half() if t.is_floating_point() else t for name, t in state.items()}
+        require_finite(Path("--half"), state)  # 65504 is the largest
         network.load_state_dict(state)
     write_model(path, state, source.about)
     return sha256_of(path)
