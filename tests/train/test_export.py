@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 
+from data_specs.io.errors import UserError
 from data_specs.io.files import sha256_of
 from tests.conftest import ROOT
 from tests.tolerance import HALF_PRECISION, STUDENT, rounding
@@ -299,6 +300,8 @@ def test_the_card_of_v7_and_of_results(tmp_path: Path) -> None:
         "padding": "zero",
         "clips": 78,
         "pcc": 0.9064,
+        "pcc_low": 0.8,
+        "pcc_high": 0.94,
     }
     (tmp_path / "results.json").write_text(json.dumps({"sets": [row]}))
     about = {
@@ -311,9 +314,22 @@ def test_the_card_of_v7_and_of_results(tmp_path: Path) -> None:
     about["made_from"] = {"model": "v7", "weights_sha256": sha256_of(v7_weights_path())}
     text = card_text(about, {"model.safetensors": "e" * 64}, {}, tmp_path)
     assert yaml.safe_load(text.split("---")[1])["license"] == "mit"
-    assert "| v7 | a\\|b | rated | zero | 78 | 0.906 | - | - |" in text
+    assert "| v7 | a\\|b | rated | zero | 78 | 0.906 [0.800, 0.940] | - | - |" in text
     with pytest.raises(ValueError, match="python -m train evaluate"):
         card_text(about, {}, {}, tmp_path / "nowhere")
+
+
+def test_the_card_has_what_its_publisher_says(made: SimpleNamespace, tmp_path: Path) -> None:
+    notes = tmp_path / "notes.md"
+    notes.write_text("### Data\n\nLibriSpeech, CC BY 4.0.\n")
+    out = tmp_path / "bundle"
+    options = ("--model", made.out, "--notes", notes, "--licence", "cc-by-4.0", "--out", out)
+    assert export(parsed(*options)) == 0
+    text = (out / "README.md").read_text()
+    assert yaml.safe_load(text.split("---")[1])["license"] == "cc-by-4.0"
+    assert "LibriSpeech, CC BY 4.0." in text and "fill in" not in text
+    with pytest.raises(UserError, match="no such file"):
+        export(parsed("--model", made.out, "--notes", tmp_path / "no.md", "--out", tmp_path / "b"))
 
 
 def parsed(*words: object) -> argparse.Namespace:

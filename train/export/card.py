@@ -6,6 +6,7 @@ What is not known is left for the user to fill, in words, not guessed.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from data_specs.io.names import markdown
 from data_specs.io.parse import json_object
 from train.export.parity import Parity, as_markdown
 from train.models.student import StudentConfig, count, v7_weights_path
-from train.pages import template
+from train.pages import ranged, template
 
 V7_LICENCE = (
     "MIT: the weights are the published ones, out of the `distillmos` package (Microsoft; Benjamin "
@@ -31,21 +32,33 @@ NO_LICENCE = (
 RESULT_COLUMNS = ("model", "set", "kind", "padding", "clips", "pcc", "spearman", "rmse")
 
 
+@dataclass(frozen=True)
+class Publisher:
+    """What only whoever publishes a model can say of it."""
+
+    licence: str | None = None
+    """Of the weights, as the hub spells it: ``mit``."""
+    notes: str | None = None
+    """Markdown: data and their licences, how it was made, what it was not trained on."""
+
+
 def card_text(
     about: Mapping[str, Any],
     hashes: Mapping[str, str],
     parity: Mapping[str, Parity],
     evaluation: Path | None,
+    publisher: Publisher = Publisher(),
 ) -> str:
     """The card of a bundle whose ``model.json`` is ``about``; ``hashes`` by file name."""
     parameters, macs = count(StudentConfig.model_validate(about["config"]))
     # By the weights: a run's folder may be called v7, too.
     published = about["made_from"]["weights_sha256"] == sha256_of(v7_weights_path())
     return template("model_card.md.j2").render(
-        front=_front(published).to_yaml(),
+        front=_front("mit" if published else publisher.licence).to_yaml(),
         about=about,
         published=published,
-        licence=V7_LICENCE if published else NO_LICENCE,
+        notes=publisher.notes,
+        licence=V7_LICENCE if published else publisher.licence or NO_LICENCE,
         parameters=parameters,
         macs=macs,
         hashes=hashes,
@@ -55,11 +68,11 @@ def card_text(
     )
 
 
-def _front(published: bool) -> ModelCardData:
+def _front(licence: str | None) -> ModelCardData:
     """What the hub reads of a card; a licence that nobody has chosen is left to be filled in."""
     return ModelCardData(
-        license="mit" if published else "other",
-        license_name=None if published else "to-be-filled-in",
+        license=licence or "other",
+        license_name=None if licence else "to-be-filled-in",
         library_name="distill-mos-factory",
         pipeline_tag="audio-classification",
         tags=["speech-quality", "mean-opinion-score", "onnx"],
@@ -73,12 +86,14 @@ def read_results(folder: Path) -> list[dict[str, str]]:
         raise UserError(f"{path} is missing: make it: python -m train evaluate --out {folder}")
     try:
         sets = json_object(path.read_bytes(), path)["sets"]
-        return [{name: _shown(row.get(name)) for name in RESULT_COLUMNS} for row in sets]
+        return [{name: _shown(row, name) for name in RESULT_COLUMNS} for row in sets]
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: not the results of `python -m train evaluate`") from error
 
 
-def _shown(value: object) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.3f}" if isinstance(value, float) else markdown(value)
+def _shown(row: Mapping[str, Any], name: str) -> str:
+    value, *ends = (row.get(f"{name}{end}") for end in ("", "_low", "_high"))
+    if isinstance(value, float):
+        low, high = (end if isinstance(end, float) else None for end in ends)
+        return ranged(value, low, high)
+    return "-" if value is None else markdown(value)

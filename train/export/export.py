@@ -21,9 +21,10 @@ from typing import Any
 from data_specs.io.addresses import path_here
 from data_specs.io.errors import UserError
 from data_specs.io.files import LOCK_FILE, only_writer, replace_folder, sha256_of, write_text
+from data_specs.io.text import read_text
 from train.command import command_of
 from train.export import page
-from train.export.card import card_text
+from train.export.card import Publisher, card_text
 from train.export.clips import read_clips
 from train.export.int8 import calibrated, write_int8
 from train.export.onnx_file import require_packages, write_onnx
@@ -135,12 +136,17 @@ def write_parity(
 
 
 def write_card(
-    source: Source, out: Path, parity: dict[str, Parity], evaluation: Path | None
+    source: Source,
+    out: Path,
+    parity: dict[str, Parity],
+    evaluation: Path | None,
+    publisher: Publisher,
 ) -> None:
     """``README.md``, of the files that are there."""
     names = [name for name in bundle.FILES if name != bundle.CARD and (out / name).is_file()]
     hashes = {name: sha256_of(out / name) for name in names}
-    write_text(out / bundle.CARD, card_text(source.about, hashes, parity, evaluation))
+    text = card_text(source.about, hashes, parity, evaluation, publisher)
+    write_text(out / bundle.CARD, text)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -157,6 +163,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--evaluation", type=path_here, help="results of `train evaluate`, for the card"
     )
+    parser.add_argument("--notes", type=path_here, help="Markdown on its data, for the card")
+    parser.add_argument("--licence", help="of the weights, for the card: mit, cc-by-4.0, ...")
     parser.add_argument("--wheel", help="a package of this name too, to install by itself")
     parser.add_argument("--web", type=path_here, help="write index.html, a page that scores, here")
     parser.add_argument("--web-int8", action="store_true", help="with the int8 model in it")
@@ -167,11 +175,12 @@ def run(args: argparse.Namespace) -> int:
     """``python -m train export``: everything into ``--out``."""
     _check(args)
     runtime = page.read_runtime(args.onnxruntime_web) if args.web else None
+    publisher = Publisher(args.licence, read_text(args.notes).strip() if args.notes else None)
     source = open_source(args.model)
     with _bundle_for(args.out) as made:
         files = write_networks(source, made, write_student(source, made, args.half), args)
         parity = write_parity(source, made, files, args)
-        write_card(source, made, parity, args.evaluation)
+        write_card(source, made, parity, args.evaluation, publisher)
         if args.wheel:
             card = made / bundle.CARD
             wheel = write_wheel(args.wheel, files[0], card, made, source.about["version"]).name
