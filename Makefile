@@ -344,19 +344,32 @@ RELEASE ?= runs/release
 RELEASE_CLIPS ?= 450
 RELEASE_SAMPLES ?= 10000
 RELEASE_STEPS ?= 12000
+RELEASE_FIT = --preset fast --crops .3 --padding repeat --validate-every 500 --shards $(RELEASE)/shards \
+  --validation $(RELEASE)/validation --out $(RELEASE)
 DATA = $(call q,$(SHARED)/data)
 OPEN = --corpus open_speech=$(DATA) --corpus open_voices=$(RELEASE)/voices \
   --corpus open_noise=$(DATA) --corpus open_noise=$(RELEASE)/noise \
   --corpus open_rooms=$(DATA) --corpus open_rooms=$(RELEASE)/rooms
 
-release: release-shards ##models the released students out of ../shared alone: 5 hours on two cores, resumable
-	for pair in tiny=v1 small=v2; do name=$${pair%=*}; run=$(RELEASE)/$$name; \
-	  OMP_NUM_THREADS=$(WORKERS) $(PY) -m train fit --student $${pair#*=} --preset fast --steps $(RELEASE_STEPS) \
-	    --crops .3 --padding repeat --validate-every 500 --shards $(RELEASE)/shards \
-	    --validation $(RELEASE)/validation --out $$run && \
-	  $(PY) -m train evaluate --model $$run --model v7 --rated $(DATA)/mos/labels.csv --padding both --out $$run-evaluation && \
-	  $(PY) -m train export --model $$run --half --evaluation $$run-evaluation --out $(RELEASE)/bundles/$$name \
-	    --wheel mos_$$name || exit; done
+release: release-fit release-judge ##models the released students out of ../shared alone: 5 hours on two cores, resumable
+	$(PY) -m train evaluate --model $(RELEASE)/small $(RELEASE)/tiny v7 --rated $(DATA)/mos/labels.csv --padding both \
+	  --shards $(RELEASE)/judge --out $(RELEASE)/evaluation
+	$(PY) -m train lengths --model $(RELEASE)/small $(RELEASE)/tiny v7 --shards $(RELEASE)/judge --seconds 1 2 4 \
+	  --samples 300 --out $(RELEASE)/lengths
+	for name in small tiny; do $(PY) -m train export --model $(RELEASE)/$$name --half --evaluation $(RELEASE)/evaluation \
+	  --notes train/released/data.md --licence mit --out $(RELEASE)/bundles/$$name || exit; done
+
+release-fit: release-shards
+	OMP_NUM_THREADS=$(WORKERS) $(PY) -m train fit --student v2 --steps $(RELEASE_STEPS) $(RELEASE_FIT)/small
+	OMP_NUM_THREADS=$(WORKERS) $(PY) -m train fit --student v1 --steps $$(($(RELEASE_STEPS) / 2)) $(RELEASE_FIT)/tiny
+
+# Speakers, noise and rooms that nothing was trained on, labelled by v7.
+release-judge: release-shards
+	$(PY) -m pipeline corpora noise --out $(RELEASE)/judge-noise --count 60 --seed 4 --from $(DATA)/speech/test-other
+	$(PY) -m pipeline corpora rooms --out $(RELEASE)/judge-rooms --count 60 --seed 4
+	SPEECH_WEIGHTS=$(call q,$(WEIGHTS)) $(PY) -m pipeline shards open --corpus speech=$(DATA)/speech/test-other \
+	  --corpus noise=$(RELEASE)/judge-noise --corpus rooms=$(RELEASE)/judge-rooms --split all --samples 1000 \
+	  --engine $(ENGINE) --workers $(WORKERS) --out $(RELEASE)/judge
 
 release-shards: setup ##models what the released students learn from
 	$(MAKE) system RECIPE=release
@@ -424,7 +437,7 @@ bench-teacher: setup ##bench the XLS-R teacher against the published way: clips/
 	OMP_NUM_THREADS=$(WORKERS) $(PY) -m tests.bench teacher speed memory
 
 bench-score: setup ##bench scoring beside the distillmos package on one core: speed, differences, memory
-	$(PY) -m tests.bench score --audio $(call q,$(LIBRI)/test-other) --long-hours 3 $(ONNX:%=--onnx %)
+	$(PY) -m tests.bench score --audio $(call q,$(LIBRI)/test-other) --long-hours 3 --also small tiny speechmos $(ONNX)
 
 GPU ?= cuda
 

@@ -34,7 +34,6 @@ from train.audio import Wave, read_mono, to_16k
 from train.files import csv_text
 from train.models.precision import has_fast_bf16
 from train.scoring.files import choose_files
-from train.scoring.onnx_scorer import OnnxScorer
 from train.scoring.score import load
 from train.scoring.windows import Mode
 
@@ -103,16 +102,24 @@ def published() -> Score:
     return score
 
 
-def contenders(long: bool, onnx: Path | None) -> list[Contender]:
-    """The package first, then ours."""
+def speechmos() -> Score:
+    """DNSMOS P.808 as the ``speechmos`` package gives it, together with P.835."""
+    from speechmos import dnsmos
+
+    return lambda wave_T: float(dnsmos.run(np.clip(wave_T, -1, 1), SAMPLE_RATE)["p808_mos"])
+
+
+def contenders(long: bool, also: Sequence[str]) -> list[Contender]:
+    """The package first, then ours, then what else was asked for."""
     modes: tuple[Mode, ...] = ("exact", "fast") if long else ("exact",)
     found = [Contender("distillmos", published())]
     for mode, precision in itertools.product(modes, ("fp32", "bf16")):
         score = partial(load("v7", precision=precision).score, sample_rate=SAMPLE_RATE, mode=mode)
         found.append(Contender(f"{precision} {mode}", score))
-    if onnx is not None:
-        exported = OnnxScorer(onnx)
-        found.append(Contender(onnx.name, partial(exported.score, sample_rate=SAMPLE_RATE)))
+    for name in also:
+        other = name == "speechmos"
+        score = speechmos() if other else partial(load(name).score, sample_rate=SAMPLE_RATE)
+        found.append(Contender(name, score))
     return found
 
 
@@ -329,7 +336,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--long-mode", choices=("exact", "fast"), default="fast")
     parser.add_argument("--long-model", default="v7")
     parser.add_argument("--precision", default="auto", help="of the commands")
-    parser.add_argument("--onnx", type=path_here, help="an .onnx file to race, int8 or not, too")
+    models = "students, bundles, .onnx files (int8 or not), speechmos: race them, too"
+    parser.add_argument("--also", nargs="+", default=[], help=models)
     parser.add_argument("--threads", type=int, default=1, help="cores for everything")
     parser.add_argument("--out", type=path_here, help="the table as CSV")
 
@@ -345,7 +353,7 @@ def _race_rows(args: argparse.Namespace, seconds: float, count: int) -> list[dic
     if not count:
         return []
     clips = list(clips_of(int(seconds * SAMPLE_RATE), count, args.audio))
-    entrants = contenders(seconds == LONG_CLIP_SECONDS, args.onnx)
+    entrants = contenders(seconds == LONG_CLIP_SECONDS, args.also)
     race(entrants, clips, args.rounds)
     return rows_of(f"{seconds:g} s", [*entrants, moved(clips, entrants[0], args.rounds)])
 

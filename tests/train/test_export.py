@@ -24,7 +24,7 @@ pytest.importorskip("onnxruntime")
 from tests.export_helpers import TINY, lively, tiny, write_run
 from tests.train_helpers import tone_pcm, write_dataset, write_rated
 from train.__main__ import main
-from train.export.card import card_text
+from train.export.card import card_text, read_results
 from train.export.clips import read_clips
 from train.export.export import add_arguments, open_source
 from train.export.export import run as export
@@ -309,23 +309,24 @@ def test_the_card_of_v7_and_of_results(tmp_path: Path) -> None:
         "made_from": {"model": "v7", "weights_sha256": "f" * 64},
         "version": "1",
     }
-    text = card_text(about, {}, {}, None)  # a run whose folder is called v7
+    text = card_text(about, {}, {})  # a run whose folder is called v7
     assert yaml.safe_load(text.split("---")[1])["license"] == "other"
     about["made_from"] = {"model": "v7", "weights_sha256": sha256_of(v7_weights_path())}
-    text = card_text(about, {"model.safetensors": "e" * 64}, {}, tmp_path)
+    about["results"] = read_results(tmp_path)
+    text = card_text(about, {"model.safetensors": "e" * 64}, {})
     assert yaml.safe_load(text.split("---")[1])["license"] == "mit"
     assert "| v7 | a\\|b | rated | zero | 78 | 0.906 [0.800, 0.940] | - | - |" in text
     with pytest.raises(ValueError, match="python -m train evaluate"):
-        card_text(about, {}, {}, tmp_path / "nowhere")
+        read_results(tmp_path / "nowhere")
 
 
 def test_the_card_has_what_its_publisher_says(made: SimpleNamespace, tmp_path: Path) -> None:
     notes = tmp_path / "notes.md"
     notes.write_text("### Data\n\nLibriSpeech, CC BY 4.0.\n")
-    out = tmp_path / "bundle"
-    options = ("--model", made.out, "--notes", notes, "--licence", "cc-by-4.0", "--out", out)
-    assert export(parsed(*options)) == 0
-    text = (out / "README.md").read_text()
+    options = ("--notes", notes, "--licence", "cc-by-4.0", "--out", tmp_path / "bundle")
+    assert export(parsed("--model", made.out, *options)) == 0
+    assert export(parsed("--model", tmp_path / "bundle", "--out", tmp_path / "again")) == 0
+    text = (tmp_path / "again" / "README.md").read_text()
     assert yaml.safe_load(text.split("---")[1])["license"] == "cc-by-4.0"
     assert "LibriSpeech, CC BY 4.0." in text and "fill in" not in text
     with pytest.raises(UserError, match="no such file"):

@@ -6,7 +6,6 @@ What is not known is left for the user to fill, in words, not guessed.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,43 +31,33 @@ NO_LICENCE = (
 RESULT_COLUMNS = ("model", "set", "kind", "padding", "clips", "pcc", "spearman", "rmse")
 
 
-@dataclass(frozen=True)
-class Publisher:
-    """What only whoever publishes a model can say of it."""
-
-    licence: str | None = None
-    """Of the weights, as the hub spells it: ``mit``."""
-    notes: str | None = None
-    """Markdown: data and their licences, how it was made, what it was not trained on."""
-
-
 def card_text(
-    about: Mapping[str, Any],
-    hashes: Mapping[str, str],
-    parity: Mapping[str, Parity],
-    evaluation: Path | None,
-    publisher: Publisher = Publisher(),
+    about: Mapping[str, Any], hashes: Mapping[str, str], parity: Mapping[str, Parity]
 ) -> str:
-    """The card of a bundle whose ``model.json`` is ``about``; ``hashes`` by file name."""
+    """The card of a bundle whose ``model.json`` is ``about``; ``hashes`` by file name.
+
+    ``about`` may have what only whoever publishes a model can say of it: ``licence`` of the weights
+    as the hub spells it, ``notes`` in Markdown, and ``results`` of an evaluation.
+    """
     parameters, macs = count(StudentConfig.model_validate(about["config"]))
     # By the weights: a run's folder may be called v7, too.
     published = about["made_from"]["weights_sha256"] == sha256_of(v7_weights_path())
+    licence = "mit" if published else str(about.get("licence") or "")
     return template("model_card.md.j2").render(
-        front=_front("mit" if published else publisher.licence).to_yaml(),
+        front=_front(licence).to_yaml(),
         about=about,
         published=published,
-        notes=publisher.notes,
-        licence=V7_LICENCE if published else publisher.licence or NO_LICENCE,
+        licence=V7_LICENCE if published else markdown(licence) or NO_LICENCE,
         parameters=parameters,
         macs=macs,
         hashes=hashes,
         parity=as_markdown(parity) if parity else None,
-        results=read_results(evaluation) if evaluation else [],
+        results=_kept_results(about),
         columns=RESULT_COLUMNS,
     )
 
 
-def _front(licence: str | None) -> ModelCardData:
+def _front(licence: str) -> ModelCardData:
     """What the hub reads of a card; a licence that nobody has chosen is left to be filled in."""
     return ModelCardData(
         license=licence or "other",
@@ -86,9 +75,20 @@ def read_results(folder: Path) -> list[dict[str, str]]:
         raise UserError(f"{path} is missing: make it: python -m train evaluate --out {folder}")
     try:
         sets = json_object(path.read_bytes(), path)["sets"]
-        return [{name: _shown(row, name) for name in RESULT_COLUMNS} for row in sets]
+        rows = [{**row, "model": Path(row["model"]).name} for row in sets]
+        return [{name: _shown(row, name) for name in RESULT_COLUMNS} for row in rows]
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: not the results of `python -m train evaluate`") from error
+
+
+def _kept_results(about: Mapping[str, Any]) -> list[dict[str, str]]:
+    """What ``read_results`` found when a bundle was made."""
+    try:
+        return [
+            {name: str(row[name]) for name in RESULT_COLUMNS} for row in about.get("results", ())
+        ]
+    except (KeyError, TypeError) as error:
+        raise UserError("model.json: results: not those of `train export`") from error
 
 
 def _shown(row: Mapping[str, Any], name: str) -> str:

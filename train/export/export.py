@@ -24,7 +24,7 @@ from data_specs.io.files import LOCK_FILE, only_writer, replace_folder, sha256_o
 from data_specs.io.text import read_text
 from train.command import command_of
 from train.export import page
-from train.export.card import Publisher, card_text
+from train.export.card import card_text, read_results
 from train.export.clips import read_clips
 from train.export.int8 import calibrated, write_int8
 from train.export.onnx_file import require_packages, write_onnx
@@ -135,18 +135,11 @@ def write_parity(
     return found
 
 
-def write_card(
-    source: Source,
-    out: Path,
-    parity: dict[str, Parity],
-    evaluation: Path | None,
-    publisher: Publisher,
-) -> None:
+def write_card(source: Source, out: Path, parity: dict[str, Parity]) -> None:
     """``README.md``, of the files that are there."""
     names = [name for name in bundle.FILES if name != bundle.CARD and (out / name).is_file()]
     hashes = {name: sha256_of(out / name) for name in names}
-    text = card_text(source.about, hashes, parity, evaluation, publisher)
-    write_text(out / bundle.CARD, text)
+    write_text(out / bundle.CARD, card_text(source.about, hashes, parity))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -175,12 +168,12 @@ def run(args: argparse.Namespace) -> int:
     """``python -m train export``: everything into ``--out``."""
     _check(args)
     runtime = page.read_runtime(args.onnxruntime_web) if args.web else None
-    publisher = Publisher(args.licence, read_text(args.notes).strip() if args.notes else None)
     source = open_source(args.model)
+    source.about.update(_for_the_card(args))
     with _bundle_for(args.out) as made:
         files = write_networks(source, made, write_student(source, made, args.half), args)
         parity = write_parity(source, made, files, args)
-        write_card(source, made, parity, args.evaluation, publisher)
+        write_card(source, made, parity)
         if args.wheel:
             card = made / bundle.CARD
             wheel = write_wheel(args.wheel, files[0], card, made, source.about["version"]).name
@@ -194,6 +187,16 @@ def run(args: argparse.Namespace) -> int:
         size = page_file.stat().st_size / 1e6
         print(f"page: {page_file} ({size:.1f} MB; open it in a browser)")
     return 0
+
+
+def _for_the_card(args: argparse.Namespace) -> dict[str, Any]:
+    """What was given for the card; a bundle that is exported again keeps what it had."""
+    given = {
+        "licence": args.licence,
+        "notes": args.notes and read_text(args.notes).strip(),
+        "results": args.evaluation and read_results(args.evaluation),
+    }
+    return {name: value for name, value in given.items() if value}
 
 
 @contextmanager

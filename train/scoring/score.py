@@ -1,4 +1,4 @@
-"""Scores of speech clips: ``load("v7").score(wave, sample_rate)`` and ``python -m train score``.
+"""Scores of speech clips: ``load("small").score(wave, sample_rate)`` and ``python -m train score``.
 
 Longer clips are scored in windows of 7.68 s, at most 1 s apart, spread evenly; the score is
 the windows' mean (published code). Shorter clips get zeros at their end (published), or are
@@ -102,7 +102,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add, a_batch = parser.add_argument, WINDOWS_A_BATCH * WINDOW_SECONDS
     device = "cuda" if torch.cuda.is_available() else "cpu"
     add("paths", nargs="+", help="files, folders, globs, .txt lists, - for a list on stdin")
-    add("--model", default="v7", help="v7, a run folder, a model file, an address, or a teacher")
+    models = "v7 (default), small, tiny, a run folder, a model file, an address, or a teacher"
+    add("--model", default="v7", help=models)
     table = ".csv, .jsonl or .parquet; what it holds already is not scored again"
     add("--out", type=path_here, required=True, help=table)
     padding = "behind clips under 7.68 s (default: what the model was trained to hear)"
