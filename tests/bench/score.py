@@ -31,6 +31,8 @@ from data_specs.io.files import write_text
 from data_specs.sample import CROP_SAMPLES, SAMPLE_RATE
 from tests.memory import peak_bytes, peak_reset
 from train.audio import Wave, read_mono, to_16k
+from train.evaluation.external_scorers import Options
+from train.evaluation.scorers import load_scorers
 from train.files import csv_text
 from train.models.precision import has_fast_bf16
 from train.scoring.files import choose_files
@@ -103,10 +105,9 @@ def published() -> Score:
 
 
 def speechmos() -> Score:
-    """DNSMOS P.808 as the ``speechmos`` package gives it, together with P.835."""
-    from speechmos import dnsmos
-
-    return lambda wave_T: float(dnsmos.run(np.clip(wave_T, -1, 1), SAMPLE_RATE)["p808_mos"])
+    """DNSMOS P.808, which the ``speechmos`` package gives together with P.835."""
+    (scorer,), _ = load_scorers(["dnsmos-p808"], Options())
+    return lambda wave_T: scorer.score_windows([wave_T])[0]["dnsmos-p808"]
 
 
 def contenders(long: bool, also: Sequence[str]) -> list[Contender]:

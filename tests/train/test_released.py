@@ -47,15 +47,8 @@ def test_a_card_names_data_licence_and_maker(name):
 @pytest.mark.parametrize("name", released())
 def test_it_scores_by_its_name(name, tmp_path):
     soundfile.write(tmp_path / "a.wav", tone_pcm(0, 30_000), 16_000)
-    command = [
-        "score",
-        str(tmp_path / "a.wav"),
-        "--model",
-        name,
-        "--out",
-        str(tmp_path / "s.jsonl"),
-    ]
-    assert main(command) == 0
+    options = ["--model", name, "--out", str(tmp_path / "s.jsonl")]
+    assert main(["score", str(tmp_path / "a.wav"), *options]) == 0
     (row,) = map(json.loads, (tmp_path / "s.jsonl").read_text().splitlines())
     assert row["model"] == name and 1 < row["mos"] < 5
 
