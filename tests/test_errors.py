@@ -12,7 +12,7 @@ import pytest
 import soundfile
 import torch
 
-from data_specs.io.cli import run_command
+from data_specs.io.cli import STOPPED_WORDS, run_command
 from pipeline.__main__ import VERBS as PIPELINE
 from pipeline.__main__ import main as pipeline
 from pipeline.corpora import synthetic
@@ -87,6 +87,31 @@ def test_ctrl_c_ends_both_programs_alike(cli: str) -> None:
     assert done.stderr.startswith("interrupted")
 
 
+def test_a_signal_that_comes_while_a_library_calls_back_is_not_lost() -> None:
+    """cffi, between soundfile and a file of ours, cannot pass the exception on."""
+    code = """
+import io, os, signal, time
+import soundfile
+from data_specs.io.cli import end, run_command
+class Closing(io.BytesIO):
+    told = False
+    def tell(self):
+        if not self.told:
+            self.told = True
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super().tell()
+def work():
+    wav = io.BytesIO()
+    soundfile.write(wav, [0.0] * 100, 16_000, format="WAV")
+    soundfile.read(Closing(wav.getvalue()))
+    time.sleep(60)
+    return 0
+end(run_command(work))
+"""
+    found = ended(code)
+    assert (found.returncode, found.stderr.strip()) == (143, STOPPED_WORDS)
+
+
 @pytest.mark.parametrize(
     "error",
     [RuntimeError("x"), ValueError("x"), KeyError("x"), TypeError("x"), OSError(9, "bad file")],
@@ -101,7 +126,7 @@ def test_what_no_user_can_mend_is_not_caught(error: Exception) -> None:
 
 def test_a_pipe_of_our_own_that_breaks_is_not_the_readers_end() -> None:
     """``| head`` ends a command without a word; a worker that died is another thing."""
-    code = "from data_specs.io.cli import run_command; import sys, os\n"
+    code = "from data_specs.io.cli import STOPPED_WORDS, run_command; import sys, os\n"
     own = code + "def work():\n  r, w = os.pipe(); os.close(r); os.write(w, b'x')\n"
     assert "Traceback" in ended(own + "sys.exit(run_command(work))").stderr
     reader, writer = os.pipe()

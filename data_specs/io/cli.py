@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import argparse
 import errno
 import importlib
@@ -11,6 +12,7 @@ import signal
 import sys
 import textwrap
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -29,6 +31,9 @@ EXIT_STATUSES = (
 )
 STOPPED = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 143}
 """Exit status by signal, as shells have it; a closed terminal ends a command as ``kill`` does."""
+
+AGAIN_S = 0.1
+"""Until a lost signal is sent again: the callback has returned."""
 
 STOPPED_WORDS = "interrupted; run the same command again to go on"
 
@@ -100,7 +105,7 @@ def run_command(work: Callable[[], int]) -> int:
     A user's error is one sentence; any other error shows its traceback, and Python exits with 1.
     """
     came: list[int] = []
-    with _handled(partial(_stop, came)):
+    with _handled(partial(_stop, came)), _never_lost():
         try:
             return work()
         except KeyboardInterrupt as stop:
@@ -197,6 +202,29 @@ def _handled(handler: Callable[[int, FrameType | None], object]) -> Iterator[Non
 def _stop(came: list[int], number: int, frame: FrameType | None) -> NoReturn:
     came.append(number)
     raise Stopped(number)
+
+
+@contextmanager
+def _never_lost() -> Iterator[None]:
+    """Send a signal again whose exception was swallowed: by a callback from C, or a finaliser."""
+    before, main = sys.unraisablehook, threading.get_ident()
+
+    def again(number: int) -> None:
+        time.sleep(AGAIN_S)
+        signal.pthread_kill(main, number)
+
+    def on_loss(lost: sys.UnraisableHookArgs) -> None:
+        if isinstance(lost.exc_value, Stopped):
+            # Not threading's, which waits here for its start, where the signal would be lost again.
+            _thread.start_new_thread(again, (lost.exc_value.number,))
+        else:
+            before(lost)
+
+    sys.unraisablehook = on_loss
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 def _end_now(number: int, frame: FrameType | None) -> NoReturn:
