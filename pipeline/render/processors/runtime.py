@@ -35,8 +35,17 @@ def use(runtime: Runtime) -> None:
 
 @contextmanager
 def inference() -> Iterator[Any]:
-    """Inference mode; gives the torch device that tensors belong on. Layers have a precision."""
+    """Inference mode; gives the torch device that tensors belong on. Layers have a precision.
+
+    Float32 is float32: PyTorch lets cuDNN round the operands of convolutions to TF32's 11 bits, and
+    any package may have allowed it for products of matrices.
+    """
     import torch
 
-    with torch.inference_mode():
-        yield torch.device(current().device)
+    products = torch.backends.cuda.matmul
+    allowed, products.allow_tf32 = products.allow_tf32, False
+    try:
+        with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            yield torch.device(current().device)
+    finally:
+        products.allow_tf32 = allowed
