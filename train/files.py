@@ -6,6 +6,7 @@ import importlib.metadata
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,7 @@ def write_model(path: Path, weights: Mapping[str, Tensor], about: Mapping[str, A
     tensors.write_about(path.with_suffix(".json"), {**about, **facts})
 
 
+@cache
 def version() -> str:
     """The version of this package; "source" where it is not installed."""
     try:

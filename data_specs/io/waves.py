@@ -24,8 +24,8 @@ def audible_samples(wave_T: NDArray[Any]) -> int:
     All of them where that is shorter than a frame, or where there is nothing else: a last sample of
     zero is no padding. A frame at least.
     """
-    sounds = np.flatnonzero(wave_T)
-    count = max(int(sounds[-1]) + 1, FRAME_SAMPLES) if len(sounds) else len(wave_T)
+    silent = int((wave_T[::-1] != 0).argmax()) if len(wave_T) else 0  # where all is: none
+    count = max(len(wave_T) - silent, FRAME_SAMPLES)
     return count if len(wave_T) - count >= FRAME_SAMPLES else len(wave_T)
 
 

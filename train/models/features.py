@@ -64,8 +64,8 @@ def compressed_spectrum(waves_BT: Tensor) -> Tensor:
     compression lifts the quietest bins by many decades, and with them any rounding.
 
     The published code (``distillmos.sqa._complex_compressed``) divides by the magnitude and
-    multiplies with its power in two steps over pairs of numbers; one real gain a bin is the same
-    to 4e-7 and takes a quarter of the time (1.7 ms a clip instead of 6.5, one core).
+    multiplies with its power in two steps over pairs of numbers; one real gain a bin, a power of
+    the squared magnitude, is the same to 3e-6 (float32's half unit of a logarithm of up to 80).
     """
     with torch.autocast(waves_BT.device.type, enabled=False):
         edge = (WINDOW_SAMPLES - HOP_SAMPLES) // 2
@@ -79,10 +79,12 @@ def compressed_spectrum(waves_BT: Tensor) -> Tensor:
             return_complex=True,
             window=torch.hann_window(WINDOW_SAMPLES, device=waves_BT.device),
         ).contiguous()  # so that the answer is channels-last, as the convolutions want it
-        magnitude_BFT = spectrum_BFT.abs().clamp_min(MAGNITUDE_FLOOR)
-        gain_BFT1 = (magnitude_BFT ** (COMPRESSION - 1)).unsqueeze(-1)
-        compressed_BFT2 = torch.view_as_real(spectrum_BFT) * gain_BFT1
-        return compressed_BFT2.permute(0, 3, 1, 2)
+        # Written out: PyTorch's abs and pow take three times as long (one core: 1.3 ms a clip).
+        real_BFT, imaginary_BFT = torch.view_as_real(spectrum_BFT).unbind(-1)
+        power_BFT = torch.addcmul(real_BFT * real_BFT, imaginary_BFT, imaginary_BFT)
+        power_BFT = power_BFT.clamp_min_(MAGNITUDE_FLOOR**2)
+        gain_BFT = power_BFT.log2_().mul_((COMPRESSION - 1) / 2).exp2_()
+        return torch.view_as_real(spectrum_BFT * gain_BFT).permute(0, 3, 1, 2)
 
 
 MEL_FFT, MEL_WINDOW = 512, 400
