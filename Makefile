@@ -441,7 +441,7 @@ bench-score: setup ##bench scoring beside the distillmos package on one core: sp
 
 GPU ?= cuda
 
-gpu: setup ##bench all that needs a GPU, in order of worth, 8 minutes; GPU=cpu SMALL=1 rehearses it
+gpu: setup ##bench all that needs a GPU, in order of worth, 12 minutes; GPU=cpu SMALL=1 rehearses it
 	$(PY) -m tests.bench gpu --device $(GPU) $(if $(SMALL),--small --patience 10) \
 	  --data $(call q,$(SHARED)) --out runs/gpu
 

@@ -31,8 +31,8 @@ from data_specs.strict import unknown
 from tests.bench.gpu_steps import DEVICE_VARIABLE, RESULT
 
 ROOT = Path(__file__).resolve().parents[2]
-LIMIT_S = 480.0
-"""Of all steps together."""
+LIMIT_S = 690.0
+"""Of all steps together; on an H200 with 16 cores they took some 11 minutes."""
 
 RESULTS = "results.json"
 SAID_LINES = 20
@@ -86,14 +86,11 @@ def _bench(name: str, small: str, full: str) -> Callable[[argparse.Namespace], l
 
 
 STEPS = {
-    "right": Step("equal to the CPU: models, processors, masks", 120, _tests),
-    "teacher": Step("the 2B teacher: clips/s, share of the matrix rate", 110, _measured("teacher")),
-    "shards": Step("64 samples twice: the same bytes", 70, _measured("shards")),
-    "resume": Step("100 steps, stopped and resumed", 100, _measured("resume")),
-    "training": Step("from shards against from memory", 100, _measured("training")),
-    "scoring": Step("hours of audio a second", 60, _measured("scoring")),
-    "recipe": Step("the paper's whole recipe, all cores", 110, _measured("recipe")),
-    "processors": Step("each of the paper's processors", 60, _measured("processors")),
+    "right": Step("equal to the CPU: models, processors, masks", 110, _tests),
+    "teacher": Step("the 2B teacher: clips/s, share of the matrix rate", 100, _measured("teacher")),
+    "shards": Step("64 samples twice: the same bytes", 110, _measured("shards")),
+    "resume": Step("100 steps, stopped and resumed", 120, _measured("resume")),
+    "training": Step("from shards against from memory", 110, _measured("training")),
     "prune": Step(
         "a round of pruning at the 2B shape",
         60,
@@ -103,7 +100,10 @@ STEPS = {
             "--batch 20 --micro-batch 4 --updates 5 --precision bf16",
         ),
     ),
-    "gates": Step("a joint gated update, 300M and 1B", 45, _measured("gates")),
+    "gates": Step("a joint gated update, 300M and 1B", 60, _measured("gates")),
+    "scoring": Step("hours of audio a second", 100, _measured("scoring")),
+    "recipe": Step("the paper's whole recipe, all cores", 140, _measured("recipe")),
+    "processors": Step("each of the paper's processors", 60, _measured("processors")),
 }
 
 

@@ -272,7 +272,7 @@ def scoring(args: argparse.Namespace) -> None:
 
     rng = np.random.default_rng(0)
     wave_T = 0.1 * rng.standard_normal((30 if args.small else 10_800) * SAMPLE_RATE, np.float32)
-    for precision in ("fp32",) if args.device == "cpu" else ("fp32", "bf16", "fp16"):
+    for precision in ("fp32",) if args.device == "cpu" else ("fp32", "bf16"):
         how = (args.device, precision)
         small = StudentScorer(Student(variant("v2")).eval(), "v2", "random", *how)
         for name, model in {"v7": load("v7", *how), "v2": small}.items():
@@ -328,6 +328,7 @@ def recipe(args: argparse.Namespace) -> None:
         words = ["pipeline", "estimate", path, *gpu_data.corpora(args), "--save", rates]
         words += ["--workers", workers, "--measure", 2 * group]
         words += ["--device", args.device, "--teacher-device", args.device]
+        words += [] if args.device == "cpu" else ["--gpus", 1]
         subprocess.run(command(*words), check=True)
     found = load(Rates, rates)
     stages = found.core_s | {f"{name} (GPU)": s for name, s in found.gpu_s.items()}
