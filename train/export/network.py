@@ -60,8 +60,11 @@ class PlainSpectrum(nn.Module):
         padded_B1T = functional.pad(waves_B1T, (EDGE_SAMPLES, EDGE_SAMPLES), mode="reflect")
         parts_BCF = functional.conv1d(padded_B1T, self.kernels, stride=HOP_SAMPLES)
         parts_B2FT = parts_BCF.unflatten(1, (2, FREQUENCIES))
-        power_B1FT = parts_B2FT.square().sum(1, keepdim=True).clamp_min(MAGNITUDE_FLOOR**2)
-        return parts_B2FT * power_B1FT ** ((COMPRESSION - 1) / 2)
+        real_B1FT, imaginary_B1FT = parts_B2FT.split(1, dim=1)
+        power_B1FT = real_B1FT * real_B1FT + imaginary_B1FT * imaginary_B1FT
+        # By exp and log: onnxruntime's Pow takes five times as long.
+        logarithm_B1FT = power_B1FT.clamp_min(MAGNITUDE_FLOOR**2).log()
+        return parts_B2FT * (logarithm_B1FT * ((COMPRESSION - 1) / 2)).exp()
 
 
 class PlainStudent(nn.Module):

@@ -29,19 +29,10 @@ INPUT, OUTPUT = "waves", "mos"
 
 OPERATIONS = frozenset(
     (
-        *("Abs", "Add", "Clip", "Concat", "Conv", "DequantizeLinear", "Div", "Gather", "Gemm"),
-        *(
-            "Identity",
-            "LayerNormalization",
-            "LeakyRelu",
-            "MatMul",
-            "Mod",
-            "Mul",
-            "Pad",
-            "Pow",
-            "QuantizeLinear",
-        ),
-        *("Reciprocal", "ReduceMax", "ReduceMean", "ReduceSum", "Relu", "Reshape", "Sigmoid"),
+        *("Abs", "Add", "Clip", "Concat", "Conv", "DequantizeLinear", "Div", "Exp", "Gather"),
+        *("Gemm", "Identity", "LayerNormalization", "LeakyRelu", "Log", "MatMul", "Mod", "Mul"),
+        *("Pad", "Pow", "QuantizeLinear", "Reciprocal", "ReduceMax", "ReduceMean", "ReduceSum"),
+        *("Relu", "Reshape", "Sigmoid"),
         *("Slice", "Softmax", "Split", "Sqrt", "Squeeze", "Sub", "Transpose", "Unsqueeze"),
     )
 )
