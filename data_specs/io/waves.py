@@ -14,6 +14,10 @@ Wave = NDArray[np.float32]
 Padding = Literal["zero", "repeat"]
 """Zeros (published), or the clip again, its end going over into its beginning."""
 
+Resampler = Literal["soft", "sharp"]
+"""To 16 kHz: torchaudio's defaults (published), which let through what folds over at 8 kHz, or a
+filter that keeps that out, as the one that shards are made with (soxr)."""
+
 FADE_SAMPLES = SAMPLE_RATE // 20
 """50 ms, over which one wave goes over into the next: a period of 20 Hz."""
 

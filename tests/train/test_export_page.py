@@ -38,10 +38,11 @@ needs_browser = pytest.mark.skipif(not CHROMIUM, reason="no chromium on the PATH
 FACTS = Facts(model="tiny <b>", weights_sha256="0" * 64, version="1", precision="fp32")
 
 
-@pytest.fixture(scope="module", params=["zero", "repeat"])
+@pytest.fixture(scope="module", params=[("zero", "soft"), ("repeat", "sharp")])
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("page") / "model.onnx"
-    write_onnx(path, tiny(), FACTS.model_copy(update={"padding": request.param}))
+    hears = dict(zip(("padding", "resampler"), request.param, strict=True))
+    write_onnx(path, tiny(), FACTS.model_copy(update=hears))
     return path
 
 

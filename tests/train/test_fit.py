@@ -20,6 +20,7 @@ from tests.train_helpers import (
     write_rated,
 )
 from train.__main__ import main
+from train.data import stream
 from train.data.augment import augment, filled
 from train.data.sources import open_sources
 from train.files import load_checkpoint
@@ -309,6 +310,29 @@ def test_going_on_keeps_what_a_student_hears_behind_short_clips(folder):
     assert make_config("v1", sources, "fast", shape).padding == "repeat"
     assert make_config("v1", sources, "fast", shape, padding="zero").padding == "zero"
     assert make_config("v1", sources, "fast").padding == "zero"
+
+
+def test_rated_clips_come_to_16_khz_as_the_student_is_scored(folder, tmp_path, monkeypatch):
+    heard = []
+
+    def to_16k(wave_T, rate, by="soft"):
+        heard.append(by)
+        return resampled(wave_T, rate, by)
+
+    resampled = stream.to_16k
+    monkeypatch.setattr(stream, "to_16k", to_16k)
+    rated = write_rated(tmp_path / "rated")
+    sources = open_sources(folder, None, rated)
+    config = make_config("v1", sources, steps=1, batch=4, rated_share=0.5, validate_every=1)
+    fit(config, sources, tmp_path / "own", QUIET)
+    assert set(heard) == {"sharp"} and load(tmp_path / "own").resampler == "sharp"
+    heard.clear()
+    old = Student(variant("v1"))  # of before: it heard torchaudio's defaults
+    config = make_config(
+        "old", sources, shape=old.config, steps=1, batch=4, rated_share=0.5, validate_every=1
+    )
+    fit(config, sources, tmp_path / "on", QUIET, old)
+    assert set(heard) == {"soft"} and load(tmp_path / "on").resampler == "soft"
 
 
 def test_crops_need_augmentation(folder):

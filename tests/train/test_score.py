@@ -15,10 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_specs.io.errors import UserError
-from tests.export_helpers import write_run
+from tests.export_helpers import tiny, write_run
 from tests.tolerance import HALF_PRECISION, STUDENT, rounding
 from tests.train_helpers import SHARED, needs_shared, tone
-from train.audio import clip_of, open_clip, read_mono, to_16k
+from train.audio import FILTERS, clip_of, open_clip, read_mono, to_16k
 from train.data.loading import ahead
 from train.models import loading
 from train.models.features import compressed_spectrum
@@ -324,12 +324,37 @@ def test_channels_of_a_file(small, tmp_path):
         small.score_file(tmp_path / "nothing.wav")
 
 
+def test_what_is_above_8_khz_folds_over_by_the_soft_resampler_alone():
+    """8.4 kHz at 48 kHz comes out as 7.6 kHz."""
+    tone_T = np.sin(2 * np.pi * 8400 / 48_000 * np.arange(48_000)).astype(np.float32)
+    left = {by: to_16k(tone_T, 48_000, by)[800:-800].std() / tone_T.std() for by in FILTERS}
+    assert left["soft"] > 0.1 and left["sharp"] < 1e-3
+
+
+def test_a_student_hears_its_own_resampler(tmp_path):
+    """In memory, by files, as ONNX: as it says, and the published student as published."""
+    wave_T = np.random.default_rng(0).uniform(-0.5, 0.5, 3 * 48_000).astype(np.float32)
+    path = write(tmp_path / "noise.wav", wave_T, 48_000)
+    right = {by: to_16k(read_mono(path)[0], 48_000, by) for by in FILTERS}
+    scores = {}
+    for by in FILTERS:
+        network = tiny()
+        network.config = network.config.model_copy(update={"resampler": by})
+        model = load(write_run(tmp_path / by, network))
+        scores[by] = model.score(right[by], 16_000)
+        assert model.score_file(path).mos == pytest.approx(scores[by], abs=STUDENT)
+        assert model.score(read_mono(path)[0], 48_000) == pytest.approx(scores[by], abs=STUDENT)
+    assert abs(scores["soft"] - scores["sharp"]) > 10 * STUDENT
+    assert load("v7").resampler == "soft" and load("small").resampler == "sharp"
+
+
+@pytest.mark.parametrize("by", ["soft", "sharp"])
 @pytest.mark.parametrize("rate", [8000, 16_000, 44_100, 7999])
-def test_a_long_file_in_blocks_is_the_whole_file(tmp_path, monkeypatch, rate):
+def test_a_long_file_in_blocks_is_the_whole_file(tmp_path, monkeypatch, rate, by):
     monkeypatch.setattr("train.audio.LONG_SECONDS", 2)
     monkeypatch.setattr("train.audio.BLOCK_SECONDS", 1)
     path = write(tmp_path / "long.wav", wave(9.123, rate=rate), rate)
-    whole_T, blocks = to_16k(*read_mono(path)), list(open_clip(path).blocks())
+    whole_T, blocks = to_16k(*read_mono(path), by), list(open_clip(path, 0, by).blocks())
     joined_T = np.concatenate(blocks)
     assert len(blocks) > 5
     assert open_clip(path).samples == len(joined_T)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from data_specs.io.addresses import shown
 from data_specs.io.errors import UserError
 from data_specs.io.hardware import available_memory
+from data_specs.io.waves import Resampler
 from data_specs.rated import RatedClip, read_rated
 from data_specs.sample import CROP_SAMPLES
 from data_specs.strict import digest, unknown
@@ -42,9 +43,9 @@ class Samples(Protocol):
 class RatedSamples:
     """Rated clips as samples: the middle 7.68 s of each, decoded once and kept."""
 
-    def __init__(self, clips: Sequence[RatedClip]) -> None:
+    def __init__(self, clips: Sequence[RatedClip], resampler: Resampler = "soft") -> None:
         self.clips = list(clips)
-        self._crop = cache(lambda number: rated_pcm(self.clips[number]))
+        self._crop = cache(lambda number: rated_pcm(self.clips[number], resampler))
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -70,6 +71,12 @@ class Sources:
     rated: list[RatedClip]
     validation_hash: str
     rated_validation: list[RatedClip] = field(default_factory=list)
+    resampler: Resampler = "soft"
+    """Of rated clips; shards are at 16 kHz."""
+
+    def resampled_by(self, resampler: Resampler) -> Sources:
+        """The same for a model that was trained on what this one makes."""
+        return replace(self, resampler=resampler)
 
     @property
     def labelled_only(self) -> bool:
@@ -100,7 +107,7 @@ class Sources:
         caches = [DecodedCache(number) if fits and number else None for number in counts]
         train = ShardSamples(self.shards, caches[0])
         if self.rated_validation:
-            return train, RatedSamples(self.rated_validation)
+            return train, RatedSamples(self.rated_validation, self.resampler)
         return train, ShardSamples(self.validation, caches[1])
 
     def order(self, config: Any) -> Order:

@@ -28,7 +28,7 @@ from torch.utils.data import Dataset
 from data_specs.io.cache import CACHE_REMEDY, Descriptor, ReadAhead, RemoteFile
 from data_specs.io.errors import UserError
 from data_specs.io.tars import Span, audio_of, index_of
-from data_specs.io.waves import Padding, audible_samples, filled
+from data_specs.io.waves import Padding, Resampler, audible_samples, filled
 from data_specs.rated import RatedClip
 from data_specs.sample import CROP_SAMPLES, SampleRecord
 from train.audio import Wave, read_mono, to_16k
@@ -177,9 +177,9 @@ class ShardSamples:
         return np.array([span.key for span in spans]), np.array([span[1:] for span in spans])
 
 
-def rated_pcm(clip: RatedClip) -> tuple[Pcm, int]:
+def rated_pcm(clip: RatedClip, resampler: Resampler = "soft") -> tuple[Pcm, int]:
     """The middle of a rated clip, as ``cropped`` gives it; ``ValueError`` naming a bad file."""
-    return cropped(to_16k(*read_mono(clip.path)), 0.5)
+    return cropped(to_16k(*read_mono(clip.path), resampler), 0.5)
 
 
 def cropped(wave_T: Wave, crop: float) -> tuple[Pcm, int]:
@@ -212,6 +212,7 @@ class Waves:
     limit_bytes: float
     readers: Mapping[Path, Read] = field(default_factory=dict)
     """Of clips that are no files of their own."""
+    resampler: Resampler = "soft"
     _kept: dict[Path, Wave] = field(default_factory=dict)
     _bytes: int = 0
 
@@ -219,7 +220,8 @@ class Waves:
         """A clip's first channel (T,). ``UserError`` naming a file that cannot be read."""
         if path in self._kept:
             return self._kept[path]
-        wave_T = self.readers[path]() if path in self.readers else to_16k(*read_mono(path))
+        read = self.readers.get(path, lambda: to_16k(*read_mono(path), self.resampler))
+        wave_T = read()
         if self._bytes + wave_T.nbytes <= self.limit_bytes:
             self._kept[path] = wave_T
             self._bytes += wave_T.nbytes
@@ -252,6 +254,7 @@ class Batches(Dataset[Batch]):
         rated: Sequence[RatedClip] = (),
         rank: int = 0,
         world: int = 1,
+        resampler: Resampler = "soft",
     ) -> None:
         if order.batch % world:  # a world larger than the batch, too
             raise UserError(
@@ -261,7 +264,7 @@ class Batches(Dataset[Batch]):
         _require_cache(samples, order)
         self.samples, self.order, self.rated = samples, order, list(rated)
         self.rank, self.world = rank, world
-        self._waves = Waves(RATED_BYTES)
+        self._waves = Waves(RATED_BYTES, resampler=resampler)
         self._ahead = math.ceil(READ_AHEAD_SAMPLES / order.batch) if samples.remote else 0
 
     @property

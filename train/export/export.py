@@ -97,9 +97,10 @@ def write_student(source: Source, out: Path, half: bool) -> str:
 def write_networks(source: Source, out: Path, sha256: str, args: argparse.Namespace) -> list[Path]:
     """The files that were asked for: ONNX in float32, and in int8."""
     name = source.about["made_from"]["model"]
+    config = source.scorer.network.config
     facts = Facts(
         model=name, weights_sha256=sha256, version=version(), precision="fp32",
-        padding=source.scorer.network.config.padding,
+        padding=config.padding, resampler=config.resampler,
     )  # fmt: skip
     files = [out / bundle.ONNX]
     write_onnx(files[0], source.scorer.network, facts)

@@ -220,7 +220,8 @@ def train_on(task: Task, sources: Sources, out: Path, host: Host) -> None:
     if task.rank == 0 and not (out / "last.pt").is_file():
         require_heard([*sources.rated, *sources.rated_validation])
     samples, held = sources.samples(host.cache_gb)
-    batches = Batches(samples, sources.order(task.config), sources.rated, task.rank, task.world)
+    order, share = sources.order(task.config), (task.rank, task.world)
+    batches = Batches(samples, order, sources.rated, *share, sources.resampler)
     pin = task.device.type == "cuda"
     train(task, partial(loader, batches, workers=host.workers, pin=pin), held, out, host)
 

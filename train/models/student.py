@@ -16,7 +16,7 @@ from pydantic import Field, ValidationError, model_serializer, model_validator
 from torch import Tensor, nn
 
 from data_specs.io.errors import UserError
-from data_specs.io.waves import Padding
+from data_specs.io.waves import Padding, Resampler
 from data_specs.sample import CROP_SAMPLES
 from data_specs.strict import Strict
 from train.models.features import FREQUENCIES, compressed_spectrum, frames, peak_normalise
@@ -41,7 +41,7 @@ Layerwise = Annotated[tuple[Positive, ...], Field(max_length=MOST_LAYERS)]
 STRUCTURED_FIELDS = ("head_dim", "norm_width", "pool")
 """Fields that only a student has which parts were removed from."""
 
-UNSET = {**dict.fromkeys((*STRUCTURED_FIELDS, "ranks")), "padding": "zero"}
+UNSET = {**dict.fromkeys((*STRUCTURED_FIELDS, "ranks")), "padding": "zero", "resampler": "soft"}
 """Fields that came later, and what files without them mean."""
 
 
@@ -54,7 +54,8 @@ class StudentConfig(Strict):
     ``feedforward`` in every layer, heads of ``head_dim`` whatever ``dim`` is, layer norms that
     count ``norm_width`` coordinates, and ``pool`` hidden units in the pooling. With ``ranks`` each
     convolution is two of that many channels between them (``train.models.low_rank``). ``padding``
-    is what it was trained to hear behind a short clip: zeros, or the clip again.
+    is what it was trained to hear behind a short clip: zeros, or the clip again; ``resampler`` how
+    what it was trained on came to 16 kHz.
     """
 
     channels: Annotated[tuple[Positive, ...], Field(min_length=1, max_length=MOST_LAYERS)]
@@ -69,6 +70,7 @@ class StudentConfig(Strict):
     pool: Positive | None = None
     ranks: Layerwise | None = None
     padding: Padding = "zero"
+    resampler: Resampler = "soft"
 
     @model_validator(mode="after")
     def _fits_together(self) -> StudentConfig:

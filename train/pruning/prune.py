@@ -341,7 +341,7 @@ def prune(config: PruneConfig, subject: Subject, sources: Sources, out: Path, ho
         task = Pruner(subject, config)
         if host.progress:
             print(_about(task), flush=True)
-        train_on(task, sources, out, host)
+        train_on(task, sources.resampled_by(subject.resampler), out, host)
         task.write_results(out)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from data_specs.io.errors import UserError
-from data_specs.io.waves import Padding
+from data_specs.io.waves import Padding, Resampler
 from train.models.calibration import Affine, Calibration
 from train.models.front_end import XlsrFrontEnd, states_of
 from train.models.head import TransformerHead
@@ -72,6 +72,11 @@ class Subject:
     def padding(self) -> Padding:
         """What it was trained to hear behind short clips."""
         return self.network.config.padding if isinstance(self.network, Student) else "zero"
+
+    @property
+    def resampler(self) -> Resampler:
+        """How what it was trained on came to 16 kHz."""
+        return self.network.config.resampler if isinstance(self.network, Student) else "soft"
 
     def describe(self) -> dict[str, Any]:
         if isinstance(self.network, Student):

@@ -83,6 +83,7 @@ class Quality(Judged):
             version=version(),
             precision="int8",
             padding=self.network.config.padding,
+            resampler=self.network.config.resampler,
         )
         write_onnx(files[0], made.network, facts)
         self.megabytes = files[0].stat().st_size / 1e6

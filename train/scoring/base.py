@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from data_specs.io.errors import UserError
-from data_specs.io.waves import Padding, filled
+from data_specs.io.waves import Padding, Resampler, filled
 from data_specs.sample import CROP_SAMPLES, SAMPLE_RATE
 from train.audio import Clip, Samples, Wave, channels_of, clip_of, open_clip
 from train.data.loading import ahead
@@ -125,6 +125,7 @@ class Scorer(ABC):
         self.precision, self.parameters = precision, parameters
         self.padding: Padding = "zero"
         """Of short clips where a caller says nothing: what the model was trained to hear."""
+        self.resampler: Resampler = "soft"
 
     @property
     def version(self) -> str:
@@ -204,7 +205,7 @@ class Scorer(ABC):
         where = Path(path)
         if not 0 <= channel < (count := channels_of(where)):
             raise UserError(f"{where}: channel {channel}: it has {count}, counted from 0")
-        opened = partial(open_clip, where, channel)
+        opened = partial(open_clip, where, channel, self.resampler)
         (result,) = self._results(self._work(opened, padding, mode, where, channel))
         return _there(result)
 
@@ -242,7 +243,7 @@ class Scorer(ABC):
         mode: Mode,
         batch: int = WINDOWS_A_BATCH,
     ) -> list[Score]:
-        clips = [clip_of(wave, rate, where) for where, wave, rate in waves]
+        clips = [clip_of(wave, rate, where, self.resampler) for where, wave, rate in waves]
         found = self._checked(padding, mode)
         work = (self._work(partial(_itself, clip), found, mode) for clip in clips)
         return list(self._results(chain.from_iterable(work), batch))
@@ -257,7 +258,7 @@ class Scorer(ABC):
                 yield _Pending(self.unscored(path)), str(error)
                 continue
             for channel in range(count):
-                opened = partial(open_clip, path, channel)
+                opened = partial(open_clip, path, channel, self.resampler)
                 yield from self._work(opened, padding, mode, path, channel)
 
     def _work(

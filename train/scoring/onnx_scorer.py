@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from data_specs.io.errors import UserError
 from data_specs.io.files import sha256_of
 from data_specs.io.onnx_session import cpu_session
-from data_specs.io.waves import Padding
+from data_specs.io.waves import Padding, Resampler
 from data_specs.sample import CROP_SAMPLES, SAMPLE_RATE
 from train.audio import Wave
 from train.models.tensors import require_memory
@@ -55,6 +55,7 @@ class Facts(BaseModel):
     window_samples: int = CROP_SAMPLES
     hop_samples: int = MAX_HOP_SAMPLES
     padding: Padding = "zero"
+    resampler: Resampler = "soft"
 
 
 def facts_of(metadata: Mapping[str, str], where: Path) -> Facts:
@@ -158,7 +159,7 @@ class OnnxScorer(Scorer):
         name = f"{facts.model} (onnx {facts.precision})"
         runtime = f"onnxruntime {onnxruntime.__version__} cpu"
         super().__init__(name, sha256_of(path), runtime, facts.precision)
-        self.padding = facts.padding
+        self.padding, self.resampler = facts.padding, facts.resampler
 
     def score_windows(self, waves: Sequence[Wave]) -> list[float]:
         """See ``Scorer.score_windows``."""

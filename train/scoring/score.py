@@ -102,8 +102,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add, a_batch = parser.add_argument, WINDOWS_A_BATCH * WINDOW_SECONDS
     device = "cuda" if torch.cuda.is_available() else "cpu"
     add("paths", nargs="+", help="files, folders, globs, .txt lists, - for a list on stdin")
-    models = "v7 (default), small, tiny, a run folder, a model file, an address, or a teacher"
-    add("--model", default="v7", help=models)
+    models = "small (default), tiny, v7, a run folder, a model file, an address, or a teacher"
+    add("--model", default="small", help=models)
     table = ".csv, .jsonl or .parquet; what it holds already is not scored again"
     add("--out", type=path_here, required=True, help=table)
     padding = "behind clips under 7.68 s (default: what the model was trained to hear)"

@@ -51,7 +51,7 @@ class StudentScorer(Scorer):
             parameters = sum(parameter.numel() for parameter in network.parameters())
         runtime, in_words = torch_on(self.device), NAMES[self.dtype]
         super().__init__(name, weights_sha256, runtime, in_words, parameters)
-        self.padding = network.config.padding
+        self.padding, self.resampler = network.config.padding, network.config.resampler
         self._engine: Engine | None = None
         self._made_of: tuple[tuple[int, int], ...] = ()
 

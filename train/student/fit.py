@@ -68,7 +68,10 @@ class Trainer(Task):
         self.device = self.fabric.device
         torch.manual_seed(config.seed)
         student = copy.deepcopy(start) if start else Student(variant(config.student))
-        student.config = student.config.model_copy(update={"padding": config.padding})
+        hears: dict[str, str] = {"padding": config.padding}
+        if start is None:  # else as what it starts from was trained
+            hears["resampler"] = "sharp"
+        student.config = student.config.model_copy(update=hears)
         student.requires_grad_(True)
         student.convolutions.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = copy.deepcopy(student).requires_grad_(False).eval().to(self.device)
@@ -177,7 +180,7 @@ def fit(
     with run_folder(out) if is_first_process() else nullcontext():
         bf16 = computed_in_bf16(config, host.device)
         task = Trainer(config, make_fabric(host.device, host.devices, host.nodes, bf16), start)
-        train_on(task, sources, out, host)
+        train_on(task, sources.resampled_by(task.student.config.resampler), out, host)
         if task.rank == 0:
             export(out, config, sources.info)
 

@@ -4,6 +4,7 @@
 const RATE = 16000, WINDOW = 122880, HOP = 16000, FADE = 800;
 const WORDS = ["bad", "poor", "fair", "good", "excellent"];
 const REPEATS = document.body.dataset.padding === "repeat";
+const [LOBES, EDGE] = document.body.dataset.resampler === "sharp" ? [64, 0.9475937] : [6, 0.99];
 const at = (id) => document.getElementById(id);
 
 // ---------------------------------------------------------------- the network, in a worker
@@ -98,18 +99,18 @@ async function decoded(buffer) { // {wave, rate}: the first channel
 
 const divisor = (a, b) => b ? divisor(b, a % b) : a;
 
-function resampled(wave, rate) { // torchaudio.transforms.Resample with its defaults
+function resampled(wave, rate) { // torchaudio.transforms.Resample, as train/audio.py has it
   if (rate === RATE) return wave;
   const common = divisor(rate, RATE), from = rate / common, to = RATE / common;
-  const base = Math.min(from, to) * 0.99, width = Math.ceil(6 * from / base);
+  const base = Math.min(from, to) * EDGE, width = Math.ceil(LOBES * from / base);
   const out = new Float32Array(Math.ceil(to * wave.length / from));
   for (let phase = 0; phase < Math.min(to, out.length); phase++) {
     const taps = [], first = -width;
     for (let k = -width; k < width + from; k++) {
       const t = (k / from - phase / to) * base;
-      const inside = Math.abs(t) < 6;
+      const inside = Math.abs(t) < LOBES;
       const sinc = t === 0 ? 1 : Math.sin(Math.PI * t) / (Math.PI * t);
-      taps.push(inside ? sinc * Math.cos(t * Math.PI / 12) ** 2 * base / from : 0);
+      taps.push(inside ? sinc * Math.cos(t * Math.PI / LOBES / 2) ** 2 * base / from : 0);
     }
     const begin = taps.findIndex((tap) => tap !== 0);
     const end = taps.length - [...taps].reverse().findIndex((tap) => tap !== 0);

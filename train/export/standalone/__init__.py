@@ -32,8 +32,9 @@ HOP_SAMPLES = 16_000
 FADE_SAMPLES = 800
 """50 ms, over which the end of a repeated clip goes over into its beginning."""
 
-LOBES, ROLLOFF = 6, 0.99
-"""Of the resampling filter: a sinc under a Hann window (torchaudio's defaults)."""
+FILTERS = {"soft": (6, 0.99), "sharp": (64, 0.9475937)}
+"""Of the resampling filter, a sinc under a Hann window: lobes to a side, and its edge as a share of
+half the lower rate, by the word in the model's file."""
 
 MOST_TAPS = 20_000_000
 """Rates whose filter would be larger than this are resampled by soxr."""
@@ -58,7 +59,7 @@ class Model:
 
         ``ValueError`` for another shape, no samples, or values that are not finite.
         """
-        wave_T = resampled(_as_floats(wave), sample_rate)
+        wave_T = resampled(_as_floats(wave), sample_rate, self.about.get("resampler", "soft"))
         repeats = self.about.get("padding") == "repeat"
         scores = [
             float(self._session.run(None, {"waves": window_T[None]})[0][0])
@@ -120,7 +121,7 @@ def repeated(wave_T: Wave) -> Wave:
     return wave_T[:WINDOW_SAMPLES]
 
 
-def resampled(wave_T: Wave, rate_hz: int) -> Wave:
+def resampled(wave_T: Wave, rate_hz: int, by: str = "soft") -> Wave:
     """The wave at 16 kHz; ``ValueError`` for a rate that is not a positive whole number."""
     if rate_hz != int(rate_hz) or rate_hz <= 0:
         raise ValueError(f"sample rate {rate_hz} Hz: need a positive whole number")
@@ -132,7 +133,7 @@ def resampled(wave_T: Wave, rate_hz: int) -> Wave:
         import soxr
 
         return np.asarray(soxr.resample(wave_T, rate_hz, RATE_HZ, quality="VHQ"), np.float32)
-    taps_NK, width = _filter(old, new)
+    taps_NK, width = _filter(old, new, *FILTERS[by])
     padded_T = np.pad(wave_T, (width, width + old))
     # One row an output phase; a block of them for every ``old`` samples that come in.
     pieces_BK = np.lib.stride_tricks.sliding_window_view(padded_T, taps_NK.shape[1])[::old]
@@ -141,14 +142,14 @@ def resampled(wave_T: Wave, rate_hz: int) -> Wave:
 
 
 @lru_cache(maxsize=8)
-def _filter(old: int, new: int) -> tuple[Wave, int]:
+def _filter(old: int, new: int, lobes: int, edge: float) -> tuple[Wave, int]:
     """A filter for each of ``new`` phases, and how far it reaches, in samples that come in."""
-    cutoff = min(old, new) * ROLLOFF
-    width = math.ceil(LOBES * old / cutoff)
+    cutoff = min(old, new) * edge
+    width = math.ceil(lobes * old / cutoff)
     phases_N = (np.arange(new) / new).astype(np.float32)  # rounded, as torchaudio has them
     times_NK = np.arange(-width, width + old) / old - phases_N[:, None]
-    lobes_NK = np.clip(times_NK * cutoff, -LOBES, LOBES)
-    hann_NK = np.cos(lobes_NK * np.pi / LOBES / 2) ** 2
+    lobes_NK = np.clip(times_NK * cutoff, -lobes, lobes)
+    hann_NK = np.cos(lobes_NK * np.pi / lobes / 2) ** 2
     return (np.sinc(lobes_NK) * hann_NK * cutoff / old).astype(np.float32), width
 
 
