@@ -126,7 +126,7 @@ def test_what_no_user_can_mend_is_not_caught(error: Exception) -> None:
 
 def test_a_pipe_of_our_own_that_breaks_is_not_the_readers_end() -> None:
     """``| head`` ends a command without a word; a worker that died is another thing."""
-    code = "from data_specs.io.cli import STOPPED_WORDS, run_command; import sys, os\n"
+    code = "from data_specs.io.cli import run_command; import sys, os\n"
     own = code + "def work():\n  r, w = os.pipe(); os.close(r); os.write(w, b'x')\n"
     assert "Traceback" in ended(own + "sys.exit(run_command(work))").stderr
     reader, writer = os.pipe()
