@@ -62,7 +62,7 @@ class PlainSpectrum(nn.Module):
         parts_B2FT = parts_BCF.unflatten(1, (2, FREQUENCIES))
         real_B1FT, imaginary_B1FT = parts_B2FT.split(1, dim=1)
         power_B1FT = real_B1FT * real_B1FT + imaginary_B1FT * imaginary_B1FT
-        # By exp and log: onnxruntime's Pow takes five times as long.
+        # By exp and log: onnxruntime's Pow takes several times as long.
         logarithm_B1FT = power_B1FT.clamp_min(MAGNITUDE_FLOOR**2).log()
         return parts_B2FT * (logarithm_B1FT * ((COMPRESSION - 1) / 2)).exp()
 
