@@ -19,6 +19,7 @@ NAMES = {
     "filling": "what teachers should hear behind short clips, against people's ratings",
     "folds": "front ends of a teacher, its head by folds of whole conditions",
     "gpu": "all that needs a GPU, in order of worth; --device cpu --small rehearses it",
+    "layouts": "training with channels last against channels first",
     "loader": "how fast shards are read, against decoding alone",
     "presets": "the fast preset's training against the paper's",
     "prune": "a round of pruning the 2B model: memory, seconds, an estimate",

@@ -88,14 +88,27 @@ def test_what_is_left_is_a_student_of_the_size_asked_for(
     assert json.loads((out / "config.json").read_text())["by"] == by
 
 
-@pytest.mark.parametrize("step", [3, 6], ids=["while gates are open", "after the choice"])
+def test_importance_trains_the_student_that_is_cut(tmp_path: Path, model: Path, shards: Path):
+    out = joint(model, shards, tmp_path / "out", "--by", "importance")
+    start = json.loads((out / "start" / "model.json").read_text())
+    left = json.loads((out / "model.json").read_text())
+    assert start["config"] == left["config"] and start["macs_per_clip"] <= 0.6 * macs_of(FINE)
+    trained = torch.load(out / "last.pt", weights_only=True)["student"]
+    assert sum(tensor.numel() for tensor in trained.values()) < 0.9 * count(FINE)[0]
+
+
+@pytest.mark.parametrize(
+    ("by", "step"),
+    [("l0", 3), ("l0", 6), ("importance", 3)],
+    ids=["while gates are open", "after the choice", "importance"],
+)
 def test_a_run_that_was_interrupted_goes_on_bit_for_bit(
-    tmp_path: Path, model: Path, shards: Path, step: int
+    tmp_path: Path, model: Path, shards: Path, by: str, step: int
 ):
-    whole = joint(model, shards, tmp_path / "whole", "--by", "l0")
+    whole = joint(model, shards, tmp_path / "whole", "--by", by)
     with interrupted(Joint, step):
-        joint(model, shards, tmp_path / "parts", "--by", "l0")
-    parts = joint(model, shards, tmp_path / "parts", "--by", "l0")
+        joint(model, shards, tmp_path / "parts", "--by", by)
+    parts = joint(model, shards, tmp_path / "parts", "--by", by)
     require_same_states(whole, parts, "student", "average", "gates", "budget", "distil")
     assert (whole / "model.safetensors").read_bytes() == (parts / "model.safetensors").read_bytes()
     assert logged(whole) == logged(parts)

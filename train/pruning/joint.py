@@ -4,13 +4,12 @@ The loss is that of ``train fit``, the distance of some layers from the whole mo
 the same clips, and what gates and their budget add. By "l0" units have gates, by "low-rank" the
 ranks of the convolutions (97 % of v7's multiply-adds), which were split by their singular values.
 The target rises over the first half; after three quarters the choice is made and the rest of the
-steps train what is left. By "importance" it is made before the first step, as without training.
+steps train what is left. By "importance" it was made before, and what is left starts the run.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,8 +25,7 @@ from train.loop.loop import Metrics
 from train.models.distil import Distillation, DistilLoss, evenly, outputs_of
 from train.models.low_rank import split_layers
 from train.models.student import Student, macs_of
-from train.pruning.gates import SETTLES, Budget, Gates, cut, for_its_cost, gated, most_likely
-from train.pruning.structured import choose_units, unit_importance
+from train.pruning.gates import SETTLES, Budget, Gates, cut, gated
 from train.pruning.units import layout_of
 from train.student.fit import Trainer
 from train.student.presets import FitConfig
@@ -47,10 +45,10 @@ class JointConfig(FitConfig):
 
 
 class Joint(Trainer):
-    """A student whose gates learn with its weights.
+    """A student whose gates learn with its weights, or, by importance, which is cut already.
 
-    ``clips`` gives the waves that importance is measured by. ``UserError`` for a budget that cannot
-    be met.
+    ``dense`` is the whole one, ``start`` what the run begins with. ``UserError`` for a budget that
+    cannot be met.
     """
 
     config: JointConfig
@@ -59,22 +57,21 @@ class Joint(Trainer):
         self,
         config: JointConfig,
         dense: Student,
-        clips: Callable[[], Tensor],
+        start: Student,
         fabric: Fabric | None = None,
     ) -> None:
-        start = of_low_rank(dense) if config.by == "low-rank" else dense
         super().__init__(config, fabric, start)
         self.name, self.validates_first = f"{config.student} by {config.by}", False
-        self.dense, self.clips = copy.deepcopy(dense).requires_grad_(False).eval(), clips
-        self.dense.to(self.device)
+        self.dense = copy.deepcopy(dense).requires_grad_(False).eval().to(self.device)
         self.layout = layout_of(self.student)
         self.all_macs = macs_of(dense.config)
         self.settles_at = 0 if config.by == "importance" else int(SETTLES * config.steps)
         self.gates = Gates(self.layout)
         self.budget = Budget(self.all_macs, config.keep_macs, config.steps)
         self.budget.chosen(self.gates)  # can it be met at all?
-        dims = [dense.config.dim] * len(evenly(dense.config.layers))
-        self.distil = Distillation(dims, dims, config.distil_loss)
+        depths = len(evenly(dense.config.layers))
+        ours, theirs = ([one.config.dim] * depths for one in (start, dense))
+        self.distil = Distillation(ours, theirs, config.distil_loss)
         own = {"gates": self.gates, "budget": self.budget, "distil": self.distil}
         for part in own.values():
             part.to(self.device)
@@ -86,8 +83,8 @@ class Joint(Trainer):
 
     def loss(self, waves_BT: Tensor, mos_B: Tensor) -> Tensor:
         """Squared error, distance of layers, and while the gates are open how far off they are."""
-        if self.step == self.settles_at:
-            self.gates.fixed_N.copy_(self._chosen())
+        if self.step == self.settles_at and self.config.by != "importance":
+            self.gates.fixed_N.copy_(self.budget.chosen(self.gates))
         is_settled = self.step >= self.settles_at
         gates_N = self.gates.fixed_N if is_settled else self.gates.drawn()
         tensors = gated(self.student, self.layout, gates_N)
@@ -100,19 +97,6 @@ class Joint(Trainer):
                     self.dense(waves_BT)
                 loss = loss + self.config.distil * self.distil(ours, theirs)
         return loss if is_settled else loss + self.budget(self.gates, self.step)
-
-    def _chosen(self) -> Tensor:
-        """The gates that stay as they are from now on (N,)."""
-        share = self.config.keep_macs
-        if self.config.by != "importance":
-            return self.budget.chosen(self.gates)
-        clips = self.clips().to(self.device).split(1)
-        importance = unit_importance(self.student, clips)
-        gone = choose_units(self.student, importance, share)
-        left = {name: int((~gone_U).sum()) for name, gone_U in gone.items()}
-        # Single units for what is left of the budget, too little for a block.
-        worth_N = for_its_cost(self.layout, importance)
-        return most_likely(self.layout, worth_N, share * self.all_macs, left).float()
 
     def score(self, waves_BT: Tensor) -> Tensor:
         """Scores (B,) by the averaged weights, gates without chance."""

@@ -46,7 +46,8 @@ from train.models.loading import find_student, is_teacher
 from train.models.pruned import DENSE_FILE, SPARSE_FILE, save_pruned
 from train.models.student import Student, count, macs_of
 from train.models.teacher import load_teacher
-from train.pruning.joint import Joint, JointConfig
+from train.pruning.gates import by_group, for_its_cost, most_likely
+from train.pruning.joint import Joint, JointConfig, of_low_rank
 from train.pruning.masks import Masks
 from train.pruning.structured import (
     choose_units,
@@ -60,6 +61,9 @@ from train.student.fit import export
 from train.student.presets import PRESETS, FitConfig, computed_in_bf16, make_config
 
 REPORT_FILE = "structured.json"
+
+START = "start"
+"""What importance leaves, before a training: a folder of the run."""
 
 BATCH = 8
 """Clips that go through a network at a time."""
@@ -184,8 +188,18 @@ def _sizes(model: Student | HeadTeacher) -> tuple[int, int]:
 
 def _prune_student(args: argparse.Namespace, settings: Settings, device: str) -> None:
     original, sha256 = find_student(args.model)
-    original.to(device)
-    report = Report(clips_of(args.importance_from, settings.clips), original)
+    report = Report(clips_of(args.importance_from, settings.clips), original.to(device))
+    student, units = _cut(original, args, settings, report)
+    _write(args.out, student, units, Path(args.model).name, sha256)
+    report.finish(find_student(args.out)[0].to(device), settings.repeats, args.out)
+    print(f"done: {args.out / DENSE_FILE}")
+
+
+def _cut(
+    original: Student, args: argparse.Namespace, settings: Settings, report: Report
+) -> tuple[Student, dict[str, Any]]:
+    """A student without its dead and its least important units, and how many these were."""
+    device = next(original.parameters()).device
     dead = dead_units(original)
     units = {"dead": removed(dead)}
     student = remove_units(original, dead).to(device)
@@ -194,35 +208,48 @@ def _prune_student(args: argparse.Namespace, settings: Settings, device: str) ->
         chosen = _least(student, settings.keep_macs * macs_of(original.config), args, settings)
         student, units["chosen"] = remove_units(student, chosen).to(device), removed(chosen)
         report.difference("without the chosen ones", student)
-    name = Path(args.model).name  # files hold no machine's paths
+    return student, units
+
+
+def _write(
+    folder: Path, student: Student, units: Mapping[str, Any], name: str, sha256: str
+) -> None:
+    """A smaller student; ``name`` and ``sha256`` are those of the one that it was."""
     parameters, macs = count(student.config)
     about = {
-        "student": f"{name}, units pruned",
+        "student": f"{name}, units pruned",  # files hold no machine's paths
         "pruned_from": {"model": name, "weights_sha256": sha256},
         "units_left": units,
         "config": student.config.model_dump(mode="json"),
         "parameters": parameters,
         "macs_per_clip": macs,
     }
-    write_model(args.out / DENSE_FILE, student.state_dict(), about)
-    report.finish(find_student(args.out)[0].to(device), settings.repeats, args.out)
-    print(f"done: {args.out / DENSE_FILE}")
+    write_model(folder / DENSE_FILE, student.state_dict(), about)
 
 
 def _least(
     student: Student, macs: float, args: argparse.Namespace, settings: Settings
 ) -> dict[str, Tensor]:
-    """The least important units, without which so many multiply-adds are left."""
+    """The least important units, without which so many multiply-adds are left.
+
+    Whole blocks go; before a training single units come back, as many as the budget allows.
+    """
     share = macs / macs_of(student.config)
     if share >= 1:
         print(f"without dead units it has less than {settings.keep_macs:.0%}: nothing is chosen")
         return {}
     device = next(student.parameters()).device
     heard = student.config.padding
-    waves_BT = clips_of(args.importance_from, settings.importance_clips, 1, heard)
+    waves_BT = clips_of(args.importance_from or args.shards, settings.importance_clips, 1, heard)
     bar = progress_bar(torch.split(waves_BT, 1), unit="clip", desc="importance")
     importance = unit_importance(student, (wave_1T.to(device) for wave_1T in bar))
-    return choose_units(student, importance, share)
+    gone = choose_units(student, importance, share)
+    if args.shards:
+        layout = layout_of(student)
+        left = {name: int((~gone_U).sum()) for name, gone_U in gone.items()}
+        kept_N = most_likely(layout, for_its_cost(layout, importance), macs, left)
+        gone = {name: ~kept_U for name, kept_U in by_group(layout, kept_N)}
+    return gone
 
 
 def _prune_in_training(args: argparse.Namespace, settings: Settings, host: Host) -> None:
@@ -236,12 +263,17 @@ def _prune_in_training(args: argparse.Namespace, settings: Settings, host: Host)
     fit = make_config(name, sources, preset, dense.config, **changes)
     own = options_of(args, JointConfig) | fit.model_dump()
     config = checked(JointConfig, own, "options")
-    source, heard = args.importance_from or args.shards, dense.config.padding
-    clips = partial(clips_of, source, settings.importance_clips, 1, heard)
-    fabric = make_fabric(host.device, bf16=computed_in_bf16(config, host.device))
-    train_on(Joint(config, dense, clips, fabric), sources, args.out, host)
-    export(args.out, config, sources.info)
     report = Report(clips_of(args.importance_from, settings.clips), dense.to(host.device))
+    start = of_low_rank(dense) if config.by == "low-rank" else dense
+    if config.by == "importance":
+        folder = args.out / START
+        if not (folder / DENSE_FILE).is_file():
+            folder.mkdir(exist_ok=True)
+            _write(folder, *_cut(dense, args, settings, report), name, sha256)
+        start, _ = find_student(folder)
+    fabric = make_fabric(host.device, bf16=computed_in_bf16(config, host.device))
+    train_on(Joint(config, dense, start, fabric), sources, args.out, host)
+    export(args.out, config, sources.info)
     smaller = find_student(args.out)[0].to(host.device)
     report.difference(f"by {config.by}", smaller)
     report.finish(smaller, settings.repeats, args.out)

@@ -16,7 +16,7 @@ from train.models.front_end import XlsrFrontEnd, states_of
 from train.models.head import TransformerHead
 from train.models.head_teacher import HeadTeacher, describe
 from train.models.loading import find_student, is_teacher
-from train.models.student import Student, mos_of
+from train.models.student import Student, mos_of, training_layout
 from train.models.teacher import load_teacher
 from train.models.xlsr import Encoder
 from train.teacher.feature_cache import MIN_SAMPLES
@@ -95,7 +95,7 @@ def load_subject(model: str | Path, device: str = "cpu") -> Subject:
         return teacher_subject(load_teacher(model, device, "fp32"), name)
     student, sha256 = find_student(model)
     student.to(device).requires_grad_(True)
-    student.convolutions.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    student.lay_out(training_layout(student.config, torch.device(device)))
     return Subject(student, name, sha256)
 
 

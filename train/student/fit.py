@@ -43,7 +43,7 @@ from train.loop.loop import (
 )
 from train.loop.parallel import make_fabric, synchronise_batch_norm, whole
 from train.models.loading import find_student
-from train.models.student import Student, StudentConfig, count, variant
+from train.models.student import Student, StudentConfig, count, training_layout, variant
 from train.student.presets import (
     PRESETS,
     FitConfig,
@@ -73,8 +73,9 @@ class Trainer(Task):
             hears["resampler"] = "sharp"
         student.config = student.config.model_copy(update=hears)
         student.requires_grad_(True)
-        student.convolutions.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        student.lay_out(torch.channels_last)
         self.average = copy.deepcopy(student).requires_grad_(False).eval().to(self.device)
+        student.lay_out(training_layout(student.config, self.device))
         if self.fabric.world_size > 1:
             synchronise_batch_norm(student)
         self.student = student
