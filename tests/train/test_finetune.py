@@ -240,6 +240,19 @@ def test_am_softmax_is_its_formula():
     assert float(task.loss(states, clips)) == pytest.approx(total / 2, rel=1e-4)
 
 
+def test_what_all_clips_have_in_common_moves_no_speaker():
+    torch.manual_seed(0)
+    task = Speakers(1, 4, ["a", "b"])
+    x, lengths = torch.randn(3, 5, 4), torch.tensor([5, 5, 5])
+    near = task.embeddings(States((x,), lengths))
+    far = task.embeddings(States((x + 100,), lengths))
+    # A hundred more leaves float32 some 1e-5 of each value.
+    torch.testing.assert_close(far, near, rtol=0, atol=1e-3)
+    with pytest.raises(UserError, match="--batch must be 2 or more"):
+        clip = LabelledClip(path=Path("a"), dataset="d", split="train", speaker="a")
+        task.loss(States((x[:1],), lengths[:1]), [clip])
+
+
 def test_a_mean_is_over_a_clips_own_frames():
     x = torch.arange(12.0).reshape(2, 3, 2)
     x[1, 2] = torch.nan

@@ -1,6 +1,6 @@
 """Speakers: clips to embeddings, trials scored by cosine. Layers mixed, mean and deviation over
-time, one linear layer, additive-margin softmax over the training speakers (s3prl, ``sv_voxceleb1``:
-scale 30, margin .4)."""
+time, batch norm, one linear layer, additive-margin softmax over the training speakers (s3prl,
+``sv_voxceleb1``: scale 30, margin .4; the norm is ECAPA-TDNN's)."""
 
 from __future__ import annotations
 
@@ -36,8 +36,12 @@ class Speakers(SpeechTask):
     def __init__(self, layers: int, dim: int, speakers: Sequence[str]) -> None:
         super().__init__(layers=layers, dim=dim, speakers=speakers)
         self.speakers = {speaker: number for number, speaker in enumerate(speakers)}
-        self.mix, self.output = LayerMix(layers), nn.Linear(2 * dim, WIDTH)
-        self.centres_SE = nn.Parameter(torch.randn(len(speakers), WIDTH))
+        self.mix = LayerMix(layers)
+        # All clips have most of their mean in common: without the norm 200 steps over Whisper's
+        # states leave an equal error rate of .28, with it .06.
+        self.output = nn.Sequential(nn.BatchNorm1d(2 * dim), nn.Linear(2 * dim, WIDTH))
+        # Short: only their direction counts, and a step of Adam turns a long one by little.
+        self.centres_SE = nn.Parameter(nn.init.xavier_normal_(torch.empty(len(speakers), WIDTH)))
         self.pairs: Sequence[tuple[Path, Path]] | None = None
         """Of the test split (``read_trials``); without them every pair is a trial."""
 
@@ -69,6 +73,8 @@ class Speakers(SpeechTask):
 
     def loss(self, states: States, clips: Sequence[LabelledClip]) -> Tensor:
         """Cross-entropy of 30 (cosine - .4 for a clip's own speaker), nats."""
+        if len(clips) < 2:
+            raise UserError("speakers: --batch must be 2 or more: a batch is normalised by itself")
         cosines_BS = self.embeddings(states) @ functional.normalize(self.centres_SE, dim=1).T
         own_B = torch.tensor([self.speakers[str(clip.speaker)] for clip in clips])
         own_B = own_B.to(cosines_BS.device)
