@@ -357,26 +357,25 @@ def _gated_update(size: str, layer: int, waves_BT: Tensor) -> Callable[[], objec
     from torch.func import functional_call
 
     from tests.bench.prune import random_subject
-    from train.pruning.gates import Budget, Gates, gated
+    from train.pruning.gates import Budget, gated
     from train.pruning.units import layout_of
 
     kind = waves_BT.device.type
     encoder = random_subject(size, layer, str(waves_BT.device)).network.encoder
     dense = copy.deepcopy(encoder).requires_grad_(False)
     layout = layout_of(encoder)
-    open_ = Gates(layout).to(waves_BT.device)
-    budget = Budget(layout.macs(layout.counts), 0.5, 1).to(waves_BT.device)
+    budget = Budget(layout, layout.macs(layout.counts), 0.5, 100).to(waves_BT.device)
     groups: list[dict[str, Any]] = [{"params": list(encoder.parameters()), "lr": 1e-5}]
-    groups += budget.groups(open_, 0.05)
+    groups += budget.groups(0.05)
     optimizer = torch.optim.AdamW(groups, weight_decay=0.0, fused=True)
 
     def update() -> None:
         with torch.autocast(kind, torch.bfloat16, enabled=kind == "cuda"):
             with torch.no_grad():
                 (theirs_BFC,) = dense(waves_BT)
-            tensors = gated(encoder, layout, open_.drawn())
+            tensors = gated(encoder, layout, budget.drawn())
             (ours_BFC,) = functional_call(encoder, tensors, (waves_BT,))
-        loss = (ours_BFC.float() - theirs_BFC.float()).square().mean() + budget(open_, 1)
+        loss = (ours_BFC.float() - theirs_BFC.float()).square().mean() + budget.loss(1)
         optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
         optimizer.step()

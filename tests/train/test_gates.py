@@ -20,7 +20,7 @@ from train.models.distil import Distillation, evenly, outputs_of
 from train.models.low_rank import equal_rank, split
 from train.models.student import Student, StudentConfig, macs_of
 from train.models.xlsr import Encoder, load_encoder
-from train.pruning.gates import SETTLES, Budget, Gates, by_group, cut, gated, most_likely
+from train.pruning.gates import Budget, Gates, Importance, by_group, cut, gated, most_likely
 from train.pruning.units import layout_of
 
 FINE = StudentConfig(
@@ -166,25 +166,45 @@ def test_few_steps_drive_the_lagrangian_to_its_target_and_not_past_it(
     student: Student, keep: float
 ):
     steps, lr = 200, 0.1  # of which a gate needs 60 to close
-    gates, budget = Gates(layout_of(student)), Budget(macs_of(TINY), keep, steps)
-    optimizer = torch.optim.AdamW(budget.groups(gates, lr))
+    budget = Budget(layout_of(student), macs_of(TINY), keep, steps)
+    optimizer = torch.optim.AdamW(budget.groups(lr))
     shares = []
-    for step in range(int(SETTLES * steps)):
+    for step in range(budget.settles_at):
         optimizer.zero_grad()
-        budget(gates, step).backward()
+        budget.loss(step).backward()
         optimizer.step()
-        shares.append(float(budget.share(gates).detach()))
+        shares.append(budget.left(step + 1))
     assert shares[-1] == pytest.approx(keep, abs=0.03)
     # 0.47 and 0.20; with multipliers from 0 that learn as fast as the gates 0.21 and 0.08.
     assert min(shares) > keep - 0.07
 
 
 def test_the_lagrangian_is_the_formula(student: Student):
-    gates, budget = Gates(layout_of(student)), Budget(macs_of(TINY), 0.6, 100)
+    budget = Budget(layout_of(student), macs_of(TINY), 0.6, 100)
     budget.multipliers_2.data.copy_(torch.tensor([3.0, 5.0]))
-    beyond = 1 - float(budget.share(gates)) - 0.5 * 0.4  # half of the rise, which takes 50 steps
-    found = budget(gates, 25).item()
+    beyond = 1 - budget.left(25) - 0.5 * 0.4  # half of the rise, which takes 50 steps
+    found = budget.loss(25).item()
     assert found == pytest.approx(3 * beyond + 5 * beyond**2, rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", [Budget, Importance])
+def test_what_was_chosen_stays(student: Student, kind: type[Budget]):
+    budget = kind(layout_of(student), macs_of(TINY), 0.5, 40)
+    torch.manual_seed(0)
+    for step in range(budget.settles_at):
+        gates_N = budget.of_step(step)
+        (gates_N * torch.arange(len(gates_N))).sum().backward()  # the last ones are worth most
+        assert budget.left(step) > 0.9
+    torch.manual_seed(1)
+    chosen_N = budget.of_step(budget.settles_at)
+    assert 0 < int((chosen_N == 0).sum()) < len(chosen_N)
+    later = budget.settles_at + 1
+    assert torch.equal(budget.of_step(later), chosen_N) and torch.equal(
+        budget.after(later), chosen_N
+    )
+    left = macs_of(cut(student, budget.layout, chosen_N).config) / macs_of(TINY)
+    assert budget.left(later) == pytest.approx(left) and left <= 0.5
+    assert float(budget.loss(later)) == 0
 
 
 # --- low rank -------------------------------------------------------------------------------------

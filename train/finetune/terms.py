@@ -14,16 +14,7 @@ from train.finetune.config import By, Hears
 from train.models.distil import Distillation, DistilLoss, evenly
 from train.models.encoders.interface import SpeechEncoder, States
 from train.pruning.encoder_units import counted_macs, encoder_layout, split_encoder
-from train.pruning.gates import (
-    SETTLES,
-    Budget,
-    Gates,
-    by_group,
-    cut,
-    for_its_cost,
-    gated,
-    most_likely,
-)
+from train.pruning.gates import Budget, Importance, cut, gated
 
 
 class Term(nn.Module):
@@ -95,89 +86,41 @@ class Distilling(Term):
         return self.weight * distance
 
 
-LOOKS = 0.1
-"""Share of the steps over which importance is gathered, before the choice."""
-
-
 class Shrinking(Term):
     """An encoder of which a share ``keep`` of the multiply-adds is left at the end.
 
-    As of ``train.pruning.joint``; importance is that of the tasks' and all other losses: the
-    squared derivative by a gate, over the first tenth of the steps.
+    As of ``train.pruning.joint``; importance is that of the tasks' and all other losses.
     """
 
-    importance_N: Tensor
     updates: Tensor
 
     def __init__(self, encoder: SpeechEncoder, by: By, keep: float, steps: int, lr: float) -> None:
         super().__init__()
-        self.by, self.lr = by, lr
-        self.budget = Budget(counted_macs(encoder), keep, steps)
+        self.lr, macs = lr, counted_macs(encoder)
         if by == "low-rank":
             split_encoder(encoder)
-        self.layout = encoder_layout(encoder)
-        self.gates = Gates(self.layout)
-        self.budget.chosen(self.gates)  # can it be met at all?
-        self.settles_at = max(1, int((LOOKS if by == "importance" else SETTLES) * steps))
-        self.register_buffer("importance_N", torch.zeros_like(self.gates.alphas_N))
+        kind = Importance if by == "importance" else Budget
+        self.budget = kind(encoder_layout(encoder), macs, keep, steps)
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
 
     def groups(self) -> list[dict[str, Any]]:
-        return self.budget.groups(self.gates, self.lr)
+        return self.budget.groups(self.lr)
 
     def is_ready(self) -> bool:
-        return int(self.updates) > self.settles_at
+        return int(self.updates) > self.budget.settles_at
 
     def tensors(self, encoder: SpeechEncoder) -> Mapping[str, Tensor]:
-        return gated(encoder, self.layout, self._gates())
-
-    def _gates(self) -> Tensor:
-        updates = int(self.updates)
-        if self.training and updates == self.settles_at:
-            self.gates.fixed_N.copy_(self._chosen())
-        if updates >= self.settles_at + (not self.training):
-            return self.gates.fixed_N
-        if self.by == "importance":
-            return self._watched() if self.training else torch.ones_like(self.importance_N)
-        if self.training:
-            return self.gates.drawn()
-        return self.budget.so_far(self.gates)
-
-    def _watched(self) -> Tensor:
-        """Open gates (N,) of which the backward pass tells what the losses would lose by each."""
-        ones_N = torch.ones_like(self.importance_N).requires_grad_(True)
-
-        def gather(slope_N: Tensor) -> None:
-            self.importance_N += slope_N.square()
-
-        ones_N.register_hook(gather)
-        return ones_N
-
-    def _chosen(self) -> Tensor:
-        """The gates (N,) from now on; of importance for the multiply-adds that a unit costs."""
-        if self.by != "importance":
-            return self.budget.chosen(self.gates)
-        importance = dict(by_group(self.layout, self.importance_N.cpu()))
-        worth_N = for_its_cost(self.layout, importance)
-        kept_N = most_likely(self.layout, worth_N, self.budget.keep * self.budget.macs)
-        return kept_N.to(self.importance_N)
+        gates = self.budget.of_step if self.training else self.budget.after
+        return gated(encoder, self.budget.layout, gates(int(self.updates)))
 
     def loss(self, batch: Batch, states: States, step: int) -> Tensor:
         """What the budget adds while gates are open."""
-        is_open = self.by != "importance" and step < self.settles_at
         self.updates.fill_(step + 1)
-        if not is_open:
-            return torch.zeros((), device=self.importance_N.device)
-        found: Tensor = self.budget(self.gates, step)
-        return found
+        return self.budget.loss(step)
 
     def figures(self) -> dict[str, float]:
         """The share of the multiply-adds that is left, or expected to be."""
-        if self.by != "importance" and int(self.updates) <= self.settles_at:
-            return {"macs": float(self.budget.share(self.gates).detach())}
-        fixed = by_group(self.layout, self.gates.fixed_N)
-        counts = {name: int(gates_U.count_nonzero()) for name, gates_U in fixed}
-        return {"macs": float(self.layout.macs(counts)) / self.budget.macs}
+        return {"macs": self.budget.left(int(self.updates))}
 
     def finish(self, encoder: SpeechEncoder) -> SpeechEncoder:
-        return cut(encoder, self.layout, self.gates.fixed_N)
+        return cut(encoder, self.budget.layout, self.budget.fixed_N)

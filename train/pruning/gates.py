@@ -45,15 +45,11 @@ in the first steps, a being far up: an l that grew meanwhile would carry them fa
 class Gates(nn.Module):
     """A gate for every unit of a layout, end to end in one vector (N,) in the groups' order."""
 
-    fixed_N: Tensor
-    """What ``settled`` gave when the choice was made (ones before)."""
-
     def __init__(self, layout: Layout) -> None:
         super().__init__()
         self.layout = layout
         units = sum(layout.counts.values())
         self.alphas_N = nn.Parameter(torch.full((units,), math.log((1 - DROP) / DROP)))
-        self.register_buffer("fixed_N", torch.ones(units))
 
     def drawn(self) -> Tensor:
         """Gates (N,), 0 to 1, of one step."""
@@ -81,39 +77,123 @@ class Gates(nn.Module):
 
 
 class Budget(nn.Module):
-    """Holds the expected size of gates to a share ``keep`` of ``macs`` multiply-adds.
+    """The gates of a training of ``steps``, held to a share ``keep`` of ``macs`` multiply-adds.
 
-    l (s - t) + m (s - t)^2 of the sparsity s and its target t; l and m are learned by ascent.
+    The loss l (s - t) + m (s - t)^2 of the sparsity s and its target t; l and m are learned by
+    ascent. In step ``settles_at`` the choice is made, and the gates stay what they are then.
+    ``UserError`` where the budget cannot be met.
     """
 
-    def __init__(self, macs: float, keep: float, steps: int) -> None:
+    fixed_N: Tensor
+    """The gates that were chosen (ones before)."""
+
+    def __init__(
+        self, layout: Layout, macs: float, keep: float, steps: int, settles: float = SETTLES
+    ) -> None:
         super().__init__()
-        self.macs, self.keep, self.rises_until = macs, keep, RAMP * steps
+        self.layout, self.gates = layout, Gates(layout)
+        self.macs, self.keep = macs, keep
+        self.rises_until, self.settles_at = RAMP * steps, max(1, int(settles * steps))
         self.multipliers_2 = nn.Parameter(torch.tensor([0.0, SQUARE]))
+        self.register_buffer("fixed_N", torch.ones_like(self.gates.alphas_N))
+        self.gates.settled(keep * macs)  # can it be met at all?
 
-    def groups(self, gates: Gates, lr: float) -> list[dict[str, Any]]:
+    def groups(self, lr: float) -> list[dict[str, Any]]:
         """For AdamW: the gates go down, the multipliers up."""
-        ours, theirs = list(self.parameters()), list(gates.parameters())
-        up = {"params": ours, "lr": SLOWER * lr, "weight_decay": 0.0, "maximize": True}
-        return [{"params": theirs, "lr": lr, "weight_decay": 0.0}, up]
+        up = {"params": [self.multipliers_2], "lr": SLOWER * lr, "maximize": True}
+        return [
+            {**one, "weight_decay": 0.0}
+            for one in ({"params": [self.gates.alphas_N], "lr": lr}, up)
+        ]
 
-    def share(self, gates: Gates) -> Any:
-        """The share of the multiply-adds that is left on average, a tensor."""
-        return gates.layout.macs(gates.expected()) / self.macs
+    def of_step(self, step: int) -> Tensor:
+        """The gates (N,) of a training step, drawn while they are open."""
+        if step == self.settles_at:
+            self.fixed_N.copy_(self.chosen())
+        return self.fixed_N if step >= self.settles_at else self.drawn()
 
-    def forward(self, gates: Gates, step: int) -> Tensor:
+    def after(self, steps: int) -> Tensor:
+        """The gates (N,) without chance after so many steps."""
+        return self.fixed_N if steps > self.settles_at else self.so_far()
+
+    def loss(self, step: int) -> Tensor:
+        """What is added to the loss of a step."""
+        if step >= self.settles_at:
+            return torch.zeros((), device=self.fixed_N.device)
         target = min(1.0, step / self.rises_until) * (1 - self.keep)
-        beyond = 1 - self.share(gates) - target
+        beyond = 1 - self.share() - target
         found: Tensor = self.multipliers_2[0] * beyond + self.multipliers_2[1] * beyond.square()
         return found
 
-    def chosen(self, gates: Gates) -> Tensor:
-        """The gates (N,) that stay; ``UserError`` where the budget cannot be met."""
-        return gates.settled(self.keep * self.macs)
+    def left(self, steps: int) -> float:
+        """The share of the multiply-adds after so many steps: what is left, or expected to be."""
+        return (
+            counted(self.layout, self.fixed_N) / self.macs
+            if steps > self.settles_at
+            else float(self.share().detach())
+        )
 
-    def so_far(self, gates: Gates) -> Tensor:
+    def share(self) -> Any:
+        """The share of the multiply-adds that is left on average, a tensor."""
+        return self.layout.macs(self.gates.expected()) / self.macs
+
+    def drawn(self) -> Tensor:
+        return self.gates.drawn()
+
+    def chosen(self) -> Tensor:
+        """The gates (N,) that stay."""
+        return self.gates.settled(self.keep * self.macs)
+
+    def so_far(self) -> Tensor:
         """The gates (N,) without chance, of the size that is expected now."""
-        return gates.settled(max(float(self.share(gates).detach()), self.keep) * self.macs)
+        return self.gates.settled(max(float(self.share().detach()), self.keep) * self.macs)
+
+
+LOOKS = 0.1
+"""Share of the steps over which importance is gathered, before the choice."""
+
+
+class Importance(Budget):
+    """No gate is learned: the squared slope of all losses by a gate, summed, says what stays."""
+
+    importance_N: Tensor
+
+    def __init__(self, layout: Layout, macs: float, keep: float, steps: int) -> None:
+        super().__init__(layout, macs, keep, steps, LOOKS)
+        self.register_buffer("importance_N", torch.zeros_like(self.fixed_N))
+
+    def groups(self, lr: float) -> list[dict[str, Any]]:
+        return []
+
+    def drawn(self) -> Tensor:
+        """Open gates (N,) of which the backward pass tells what the losses would lose by each."""
+        ones_N = torch.ones_like(self.importance_N).requires_grad_(True)
+
+        def gather(slope_N: Tensor) -> None:
+            self.importance_N += slope_N.square()
+
+        ones_N.register_hook(gather)
+        return ones_N
+
+    def chosen(self) -> Tensor:
+        importance = dict(by_group(self.layout, self.importance_N.cpu()))
+        worth_N = for_its_cost(self.layout, importance)
+        return most_likely(self.layout, worth_N, self.keep * self.macs).to(self.importance_N)
+
+    def so_far(self) -> Tensor:
+        return torch.ones_like(self.importance_N)
+
+    def share(self) -> Any:
+        return torch.tensor(counted(self.layout, self.so_far()) / self.macs)
+
+    def loss(self, step: int) -> Tensor:
+        return torch.zeros((), device=self.fixed_N.device)
+
+
+def counted(layout: Layout, gates_N: Tensor) -> float:
+    """Multiply-adds of the units whose gates are not zero."""
+    counts = {name: int(gates_U.count_nonzero()) for name, gates_U in by_group(layout, gates_N)}
+    return float(layout.macs(counts))
 
 
 def by_group(layout: Layout, values_N: Tensor) -> Iterator[tuple[str, Tensor]]:

@@ -25,7 +25,7 @@ from train.loop.loop import Metrics
 from train.models.distil import Distillation, DistilLoss, evenly, outputs_of
 from train.models.low_rank import split_layers
 from train.models.student import Student, macs_of
-from train.pruning.gates import SETTLES, Budget, Gates, cut, gated
+from train.pruning.gates import Budget, cut, gated
 from train.pruning.units import layout_of
 from train.student.fit import Trainer
 from train.student.presets import FitConfig
@@ -63,62 +63,64 @@ class Joint(Trainer):
         super().__init__(config, fabric, start)
         self.name, self.validates_first = f"{config.student} by {config.by}", False
         self.dense = copy.deepcopy(dense).requires_grad_(False).eval().to(self.device)
-        self.layout = layout_of(self.student)
-        self.all_macs = macs_of(dense.config)
-        self.settles_at = 0 if config.by == "importance" else int(SETTLES * config.steps)
-        self.gates = Gates(self.layout)
-        self.budget = Budget(self.all_macs, config.keep_macs, config.steps)
-        self.budget.chosen(self.gates)  # can it be met at all?
+        self.budget: Budget | None = None  # by importance: nothing more goes
+        if config.by != "importance":
+            macs = macs_of(dense.config)
+            self.budget = Budget(layout_of(self.student), macs, config.keep_macs, config.steps)
         depths = len(evenly(dense.config.layers))
         ours, theirs = ([one.config.dim] * depths for one in (start, dense))
         self.distil = Distillation(ours, theirs, config.distil_loss)
-        own = {"gates": self.gates, "budget": self.budget, "distil": self.distil}
-        for part in own.values():
-            part.to(self.device)
+        own: dict[str, nn.Module] = {"distil": self.distil.to(self.device)}
         maps = list(self.distil.parameters())
-        groups = self.budget.groups(self.gates, config.gates_lr)
-        for group in [*groups, {"params": maps, "lr": config.lr, "weight_decay": 0.0}]:
+        groups: list[dict[str, Any]] = [{"params": maps, "lr": config.lr, "weight_decay": 0.0}]
+        if self.budget:
+            own["budget"] = self.budget.to(self.device)
+            groups += self.budget.groups(config.gates_lr)
+        for group in groups:
             self.optimizer.add_param_group(group)
         self.parts = {**self.parts, **own}
 
     def loss(self, waves_BT: Tensor, mos_B: Tensor) -> Tensor:
         """Squared error, distance of layers, and while the gates are open how far off they are."""
-        if self.step == self.settles_at and self.config.by != "importance":
-            self.gates.fixed_N.copy_(self.budget.chosen(self.gates))
-        is_settled = self.step >= self.settles_at
-        gates_N = self.gates.fixed_N if is_settled else self.gates.drawn()
-        tensors = gated(self.student, self.layout, gates_N)
+        gates_N = self.budget.of_step(self.step) if self.budget else None
         with self.fabric.autocast():
             with outputs_of(_points(self.student)) as ours:
-                predicted_B = functional_call(self.student, tensors, (waves_BT,))
+                predicted_B = self._called(self.student, waves_BT, gates_N)
             loss = functional.mse_loss(predicted_B, mos_B)
             if self.config.distil:
                 with torch.no_grad(), outputs_of(_points(self.dense)) as theirs:
                     self.dense(waves_BT)
                 loss = loss + self.config.distil * self.distil(ours, theirs)
-        return loss if is_settled else loss + self.budget(self.gates, self.step)
+        return loss + self.budget.loss(self.step) if self.budget else loss
 
     def score(self, waves_BT: Tensor) -> Tensor:
         """Scores (B,) by the averaged weights, gates without chance."""
-        is_settled = self.step > self.settles_at
-        gates_N = self.gates.fixed_N if is_settled else self.budget.so_far(self.gates)
-        tensors = gated(self.average, self.layout, gates_N)
-        mos_B: Tensor = functional_call(self.average, tensors, (waves_BT,))
+        gates_N = self.budget.after(self.step) if self.budget else None
+        return self._called(self.average, waves_BT, gates_N)
+
+    def _called(self, student: Student, waves_BT: Tensor, gates_N: Tensor | None) -> Tensor:
+        tensors = {}
+        if self.budget and gates_N is not None:
+            tensors = gated(student, self.budget.layout, gates_N)
+        mos_B: Tensor = functional_call(student, tensors, (waves_BT,))
         return mos_B
 
     def keep(self, metrics: Metrics, out: Path) -> str:
-        return super().keep(metrics, out) if self.step > self.settles_at else ""
+        is_open = self.budget and self.step <= self.budget.settles_at
+        return "" if is_open else super().keep(metrics, out)
 
     def best_model(self) -> dict[str, Any]:
         """What is left of the averaged weights, as a student of its own."""
-        smaller = cut(self.average, self.layout, self.gates.fixed_N)
+        if self.budget is None:
+            return super().best_model()
+        smaller = cut(self.average, self.budget.layout, self.budget.fixed_N)
         return super().best_model() | {
             "student_config": smaller.config.model_dump(),
             "weights": smaller.state_dict(),
         }
 
     def figures(self) -> dict[str, float]:
-        return super().figures() | {"macs": float(self.budget.share(self.gates).detach())}
+        return super().figures() | ({"macs": self.budget.left(self.step)} if self.budget else {})
 
 
 def of_low_rank(student: Student) -> Student:
