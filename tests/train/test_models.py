@@ -12,9 +12,18 @@ import torchaudio
 
 from tests.tolerance import HALF_PRECISION, STUDENT, spectrum_rounding
 from tests.train_helpers import SHARED, needs_shared, tone, tones
+from train.models.distil import outputs_of
 from train.models.features import FREQUENCIES, compressed_spectrum, frames, peak_normalise
 from train.models.head import TransformerHead
-from train.models.student import VARIANTS, Student, StudentConfig, count, load_v7, variant
+from train.models.student import (
+    VARIANTS,
+    Student,
+    StudentConfig,
+    count,
+    load_v7,
+    training_layout,
+    variant,
+)
 from train.models.teacher import load_teacher
 
 
@@ -80,6 +89,22 @@ def test_student_answers_one_score_a_clip(name):
     mos_B = student(torch.randn(2, 122_880))
     assert mos_B.shape == (2,)
     assert ((mos_B >= 1) & (mos_B <= 5)).all()
+
+
+def test_the_layout_in_memory_changes_no_score_and_wide_students_learn_with_channels_first():
+    student = Student(variant("v1")).eval()
+    waves_BT = torch.randn(2, 122_880)
+    last_B = student(waves_BT)
+    student.lay_out(torch.contiguous_format)
+    with outputs_of([student.convolutions[0]]) as maps:
+        first_B = student(waves_BT)
+    assert maps[0].is_contiguous()
+    torch.testing.assert_close(first_B, last_B, rtol=0, atol=STUDENT)
+    taken = {
+        name: training_layout(config, torch.device("cpu")) for name, config in VARIANTS.items()
+    }
+    wide = [name for name, layout in taken.items() if layout == torch.contiguous_format]
+    assert wide == ["v5", "v6", "v7", "v8", "v9", "v10"]
 
 
 def test_level_does_not_matter():
