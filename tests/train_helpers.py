@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +31,10 @@ from train import files
 from train.models import pruned
 
 CROP = 122_880
+
+# The first backward pass of a process starts a thread for every device that is known by then, and
+# torch.export makes one known: a child could not learn any more (``killed``).
+torch.ones((), requires_grad=True).backward()
 
 needs_shared = pytest.mark.skipif(
     not (SHARED / "data").is_dir(),
@@ -152,6 +157,8 @@ def killed(work: Callable[[], None]) -> None:
     if not child:
         try:
             work()
+        except BaseException:
+            traceback.print_exc()
         finally:
             os._exit(1)
     _, status = os.waitpid(child, 0)

@@ -7,14 +7,17 @@ import json
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import get_args
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 import yaml
 
 from data_specs.io.errors import UserError
 from data_specs.io.files import sha256_of
+from data_specs.io.waves import Resampler
 from tests.conftest import ROOT
 from tests.tolerance import HALF_PRECISION, STUDENT, rounding
 
@@ -24,6 +27,7 @@ pytest.importorskip("onnxruntime")
 from tests.export_helpers import TINY, lively, tiny, write_run
 from tests.train_helpers import tone_pcm, write_dataset, write_rated
 from train.__main__ import main
+from train.audio import to_16k
 from train.export.card import card_text, read_results
 from train.export.clips import read_clips
 from train.export.export import add_arguments, open_source
@@ -38,7 +42,8 @@ from train.export.refit import (
     refit,
     rounded_weight,
 )
-from train.models.student import Student, count, v7_weights_path
+from train.models.encoders.student_encoder import StudentEncoder
+from train.models.student import Student, count, v7_weights_path, variant
 from train.scoring import bundle
 from train.scoring.onnx_scorer import OnnxScorer
 from train.scoring.score import load
@@ -382,6 +387,16 @@ def test_files_that_are_no_export(tmp_path: Path, made: SimpleNamespace) -> None
     onnx.save(model, str(tmp_path / "model.onnx"))
     with pytest.raises(ValueError, match="its metadata lacks model"):
         OnnxScorer(tmp_path / "model.onnx")
+
+
+def test_clips_come_to_16_khz_as_the_student_hears_them(tmp_path: Path) -> None:
+    wave_T = np.random.default_rng(0).uniform(-0.5, 0.5, 48_000).astype(np.float32)
+    soundfile.write(tmp_path / "a.wav", wave_T, 48_000, subtype="FLOAT")
+    for resampler in get_args(Resampler):
+        (found,) = read_clips(tmp_path, 1, resampler)
+        np.testing.assert_array_equal(found[:16_000], to_16k(wave_T, 48_000, resampler))
+        student = Student(variant("v1").model_copy(update={"resampler": resampler}))
+        assert StudentEncoder(student).resampler == resampler
 
 
 def test_clips_of_shards_of_a_table_and_of_a_folder(made: SimpleNamespace) -> None:

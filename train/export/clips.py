@@ -9,7 +9,7 @@ import numpy as np
 
 from data_specs.io.audio import audio_files_below
 from data_specs.io.errors import UserError
-from data_specs.io.waves import filled
+from data_specs.io.waves import Resampler, filled
 from data_specs.rated import read_rated
 from data_specs.sample import CROP_SAMPLES, DATASET_FILE
 from train.audio import Wave, read_mono, to_16k
@@ -17,7 +17,7 @@ from train.data.shards import list_shards
 from train.data.stream import PCM_SCALE, ShardSamples
 
 
-def read_clips(source: Path, count: int) -> list[Wave]:
+def read_clips(source: Path, count: int, resampler: Resampler = "soft") -> list[Wave]:
     """At most ``count`` windows (122880,), spread evenly over shards, rated clips or a folder.
 
     ``source`` is a folder of shards, a CSV of rated clips, or a folder of audio files; of a longer
@@ -25,12 +25,12 @@ def read_clips(source: Path, count: int) -> list[Wave]:
     """
     if count < 1:
         raise UserError(f"{count} clips of {source}: need at least 1")
-    total, read = _opened(source)
+    total, read = _opened(source, resampler)
     numbers = np.unique(np.linspace(0, total - 1, min(count, total)).astype(int))
     return [read(int(number)) for number in numbers]
 
 
-def _opened(source: Path) -> tuple[int, Callable[[int], Wave]]:
+def _opened(source: Path, resampler: Resampler) -> tuple[int, Callable[[int], Wave]]:
     """How many clips there are, and what reads one."""
     if (source / DATASET_FILE).is_file():
         samples = ShardSamples(list_shards(source))
@@ -41,11 +41,11 @@ def _opened(source: Path) -> tuple[int, Callable[[int], Wave]]:
         files = audio_files_below(source, "that can be read")
     else:
         raise UserError(f"{source}: give a folder of shards or of audio, or a CSV of rated clips")
-    return len(files), lambda number: middle_window(files[number])
+    return len(files), lambda number: middle_window(files[number], resampler)
 
 
-def middle_window(path: Path) -> Wave:
+def middle_window(path: Path, resampler: Resampler = "soft") -> Wave:
     """The middle 7.68 s of a file at 16 kHz, or all of it and zeros."""
-    wave_T = to_16k(*read_mono(path))
+    wave_T = to_16k(*read_mono(path), resampler)
     start = max(0, len(wave_T) - CROP_SAMPLES) // 2
     return filled(wave_T[start : start + CROP_SAMPLES], "zero")

@@ -105,7 +105,7 @@ def write_networks(source: Source, out: Path, sha256: str, args: argparse.Namesp
     files = [out / bundle.ONNX]
     write_onnx(files[0], source.scorer.network, facts)
     if args.int8:
-        waves = read_clips(args.calibrate, args.calibration_clips)
+        waves = read_clips(args.calibrate, args.calibration_clips, config.resampler)
         print(f"int8: calibrating on {len(waves)} clips of {args.calibrate}", flush=True)
         files.append(out / bundle.ONNX_INT8)
         made = calibrated(source.scorer.network, waves)
@@ -120,7 +120,8 @@ def write_parity(
     """The parity report, if clips were given for it; says when int8 is too far away."""
     if not args.parity:
         return {}
-    waves = read_clips(args.parity, args.parity_clips)
+    heard = source.scorer.network.config.resampler
+    waves = read_clips(args.parity, args.parity_clips, heard)
     found = compare(source.scorer, files, waves)
     rows = {name: asdict(parity) for name, parity in found.items()}
     content = {"clips_of": args.parity.name, "files": rows}

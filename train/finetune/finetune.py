@@ -314,7 +314,7 @@ def run(args: argparse.Namespace) -> int:
         if not (args.out / "last.pt").is_file():
             require_heard(labelled)
             require_whole(labelled if "text" in columns.values() else (), settings.seconds)
-        waves = Waves(host.cache_gb * 1e9, readers)
+        waves = Waves(host.cache_gb * 1e9, readers, encoder.resampler)
         data = TaskClips(split, waves, max(1, round(settings.seconds * SAMPLE_RATE)))
         pairs = [pair for path in args.trials for pair in read_trials(path)]
         results = finetune(config, encoder, data, args.out, host, pairs)

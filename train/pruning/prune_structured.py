@@ -29,7 +29,7 @@ from data_specs.io.errors import UserError
 from data_specs.io.files import write_text
 from data_specs.io.options import add_options, options_of
 from data_specs.io.progress import progress_bar
-from data_specs.io.waves import Padding
+from data_specs.io.waves import Padding, Resampler
 from data_specs.rated import read_rated, require_heard
 from data_specs.sample import CROP_SAMPLES
 from data_specs.strict import Strict, checked
@@ -87,7 +87,11 @@ class Settings(Strict):
 
 
 def clips_of(
-    where: Path | str | None, count: int, seed: int = 0, padding: Padding = "zero"
+    where: Path | str | None,
+    count: int,
+    seed: int = 0,
+    padding: Padding = "zero",
+    resampler: Resampler = "soft",
 ) -> Tensor:
     """Up to ``count`` clips, float32 (B, 122880) within -1 to 1, drawn from all of a source.
 
@@ -99,17 +103,17 @@ def clips_of(
         noise_BT = draw.standard_normal((count, CROP_SAMPLES), np.float32)
         gates_BS = draw.random((count, CROP_SAMPLES // 7680), np.float32) ** 3
         return torch.from_numpy(0.1 * noise_BT * gates_BS.repeat(7680, axis=1))
-    samples = _samples(where)
+    samples = _samples(where, resampler)
     numbers = sorted(draw.permutation(len(samples))[:count].tolist())
     pcm_BT = torch.from_numpy(np.stack([samples.read(number)[0] for number in numbers]))
     return padded(pcm_BT, padding, torch.device("cpu"))
 
 
-def _samples(where: Path | str) -> Samples:
+def _samples(where: Path | str, resampler: Resampler) -> Samples:
     if str(where).endswith(".csv"):
         clips = read_rated(where)
         require_heard(clips)
-        return RatedSamples(clips)
+        return RatedSamples(clips, resampler)
     return ShardSamples(list_shards(where))
 
 
@@ -239,8 +243,8 @@ def _least(
         print(f"without dead units it has less than {settings.keep_macs:.0%}: nothing is chosen")
         return {}
     device = next(student.parameters()).device
-    heard = student.config.padding
-    waves_BT = clips_of(args.importance_from or args.shards, settings.importance_clips, 1, heard)
+    heard = (student.config.padding, student.config.resampler)
+    waves_BT = clips_of(args.importance_from or args.shards, settings.importance_clips, 1, *heard)
     bar = progress_bar(torch.split(waves_BT, 1), unit="clip", desc="importance")
     importance = unit_importance(student, (wave_1T.to(device) for wave_1T in bar))
     gone = choose_units(student, importance, share)

@@ -12,7 +12,7 @@ import argparse
 import hashlib
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
@@ -26,6 +26,7 @@ from data_specs.io.errors import UserError
 from data_specs.io.files import write_text
 from data_specs.io.options import add_options
 from data_specs.io.progress import progress_bar
+from data_specs.io.waves import Resampler
 from train.audio import Wave
 from train.bootstrap import LEVEL, RESAMPLES
 from train.command import made_by
@@ -56,7 +57,8 @@ class Run:
     """What all models of a grid share."""
 
     clips: list[Clip]
-    waves: list[Wave]
+    waves: Mapping[Resampler, list[Wave]]
+    """Windows to calibrate on, or none."""
     cells: list[Cell]
     cache: ScoreCache
     bar: tqdm[Any]
@@ -73,18 +75,19 @@ def cells_of(bits: Sequence[str], sparsity: Sequence[float], by: Sequence[str]) 
 
 def judge(model: Judged, run: Run) -> list[Judgement]:
     """One model in all cells, in real int8 too where there are windows to calibrate on."""
-    compressor = Compressor(model, run.waves)
-    made_on = hashlib.sha256(b"".join(wave.tobytes() for wave in run.waves)).hexdigest()[:12]
+    waves = run.waves[model.resampler]
+    compressor = Compressor(model, waves)
+    made_on = hashlib.sha256(b"".join(wave.tobytes() for wave in waves)).hexdigest()[:12]
     found = []
     for cell in run.cells:
         on = made_on if cell.by == "importance" else ""
         found.append(_judged(model, model, cell, on, run, compressor))
     compressor.apply(DENSE)
-    if run.waves:
+    if waves:
         with tempfile.TemporaryDirectory() as folder:
-            small = model.int8(run.waves, Path(folder))
+            small = model.int8(waves, Path(folder))
             found.append(_judged(model, small, Cell(INT8), made_on, run, None))
-            run.speeds.append(speed(model, small, run.waves[0]))
+            run.speeds.append(speed(model, small, waves[0]))
     return found
 
 
@@ -128,6 +131,12 @@ def speed(model: Judged, small: Judged, wave_T: Wave) -> dict[str, Any]:
         "int8_mb": small.megabytes,
         **{f"{name}_ms": median(times) for name, times in spent.items()},
     }
+
+
+def _windows(args: argparse.Namespace, resampler: Resampler) -> list[Wave]:
+    if not args.calibrate:
+        return []
+    return read_clips(args.calibrate, args.calibration_clips, resampler)
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -180,10 +189,10 @@ def run(args: argparse.Namespace) -> int:
     matched = args.matched or conditions[0]
     if matched not in conditions:
         raise UserError(f"--matched {matched}: {args.data} has {', '.join(conditions)}")
-    waves = read_clips(args.calibrate, args.calibration_clips) if args.calibrate else []
     models = [task(name, host.device) for name in args.model]
+    waves = {one: _windows(args, one) for one in {model.resampler for model in models}}
     cells = cells_of(args.bits, args.sparsity, args.by)
-    total = len(models) * (len(cells) + bool(waves)) * len(clips)
+    total = len(models) * (len(cells) + bool(args.calibrate)) * len(clips)
     with (
         run_folder(args.out),
         ScoreCache(args.out / "judged.jsonl") as cache,

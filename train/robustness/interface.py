@@ -10,6 +10,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
+from data_specs.io.waves import Resampler
 from train.audio import Wave
 from train.bootstrap import Doubles
 
@@ -85,6 +86,8 @@ class Judged(ABC):
     network: nn.Module
     names: Sequence[str]
     megabytes: float
+    resampler: Resampler = "soft"
+    """Of the clips to calibrate on."""
 
     @abstractmethod
     def prepare(self, clips: Sequence[Clip]) -> None:

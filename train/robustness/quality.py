@@ -48,7 +48,7 @@ class Quality(Judged):
     def __init__(self, model: str, device: str) -> None:
         self.network, self.weights_sha256 = find_student(model)
         self.network.requires_grad_(True)
-        self.names = prunable(self.network)
+        self.names, self.resampler = prunable(self.network), self.network.config.resampler
         self.name, self.device = model, device
         self._scored_by(StudentScorer(self.network, model, self.weights_sha256, device))
         self.megabytes = megabytes(self.network)
@@ -83,7 +83,7 @@ class Quality(Judged):
             version=version(),
             precision="int8",
             padding=self.network.config.padding,
-            resampler=self.network.config.resampler,
+            resampler=self.resampler,
         )
         write_onnx(files[0], made.network, facts)
         self.megabytes = files[0].stat().st_size / 1e6

@@ -14,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from data_specs.io.errors import UserError
+from data_specs.io.waves import Resampler
 from data_specs.sample import SAMPLE_RATE
 
 
@@ -40,9 +41,10 @@ class SpeechEncoder(nn.Module, ABC):
     """(B, T) waves at 16 kHz and lengths (B,) in samples -> ``States`` of all layers.
 
     ``dims`` are the widths of the states, ``frame_s`` the seconds from one frame to the next,
-    ``longest_s`` the seconds it can hear, ``counted_s`` those over which its multiply-adds are
-    counted (attention's grow with them). What lies behind a clip's length is zero. ``about`` is
-    what ``build`` needs to make it again: plain values, no code.
+    ``longest_s`` the seconds it can hear, ``resampler`` how recordings come to 16 kHz,
+    ``counted_s`` the seconds over which its multiply-adds are counted (attention's grow with
+    them). What lies behind a clip's length is zero. ``about`` is what ``build`` needs to make it
+    again: plain values, no code.
     """
 
     kind: ClassVar[str]
@@ -50,6 +52,7 @@ class SpeechEncoder(nn.Module, ABC):
     frame_s: float = 0.02
     longest_s: float = 120.0
     counted_s: float = 2.0
+    resampler: Resampler = "soft"
     dims: tuple[int, ...]
 
     @classmethod

@@ -29,7 +29,7 @@ class StudentEncoder(SpeechEncoder):
 
     def __init__(self, student: Student) -> None:
         super().__init__()
-        self.student = student
+        self.student, self.resampler = student, student.config.resampler
         self.frame_s = self.longest_s / student.config.tokens
         self.dims = (student.config.dim,) * (student.config.layers + 1)
 
