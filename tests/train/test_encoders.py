@@ -12,11 +12,12 @@ import torch
 
 from data_specs.io.errors import UserError
 from tests.train_helpers import tones
-from train.models.encoders.interface import SpeechEncoder
+from train.models.encoders.interface import SpeechEncoder, weights_sha256
 from train.models.encoders.loading import load_encoder, save_encoder
 from train.models.encoders.student_encoder import StudentEncoder
 from train.models.front_end import front_end_sha256, load_front_end
 from train.models.student import Student, variant
+from train.pruning.encoder_units import split_encoder
 
 SMALL = {
     "hidden_size": 32,
@@ -147,6 +148,12 @@ def test_a_narrower_layer_is_read_as_wide_as_its_weights(tmp_path):
     again = load_encoder(tmp_path / "cut")
     one, other = (states(e, tones(1, 8000), 8000).layers[-1] for e in (encoder, again))
     assert torch.equal(one, other)
+    fresh = again.fresh()
+    assert fresh.sizes() == again.sizes() and weights_sha256(fresh) != weights_sha256(again)
+    split_encoder(again)
+    assert again.fresh().sizes() == again.sizes()
+    save_encoder(tmp_path / "split", again)
+    assert load_encoder(tmp_path / "split").sizes() == again.sizes()
 
 
 def test_a_students_states_end_in_its_own_score():

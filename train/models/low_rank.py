@@ -88,5 +88,7 @@ def narrow(model: nn.Module, state: Mapping[str, Tensor], prefix: str = "") -> N
             if weight.shape != linear.weight.shape:
                 outputs, inputs = weight.shape
                 setattr(module, part, nn.Linear(inputs, outputs, linear.bias is not None))
-            if part == "q_proj" and hasattr(module, "num_heads"):
-                module.num_heads = weight.shape[0] // module.head_dim
+        queries = f"{prefix}{name}.q_proj."
+        weight = state.get(f"{queries}weight", state.get(f"{queries}1.weight"))  # or split
+        if weight is not None and hasattr(module, "num_heads"):
+            module.num_heads = weight.shape[0] // module.head_dim

@@ -66,6 +66,13 @@ class _Checkpointed(SpeechEncoder):
             encoder.restore_buffers()
         return encoder
 
+    def fresh(self) -> Self:
+        """See ``SpeechEncoder``; ``about`` knows nothing of what was cut."""
+        encoder, own = super().fresh(), self.state_dict()
+        shape_as(encoder, own)
+        narrow(encoder, own)
+        return encoder
+
     def restore_buffers(self) -> None:
         """Make what no state dict holds."""
 
