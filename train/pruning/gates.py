@@ -100,11 +100,9 @@ class Budget(nn.Module):
 
     def groups(self, lr: float) -> list[dict[str, Any]]:
         """For AdamW: the gates go down, the multipliers up."""
-        up = {"params": [self.multipliers_2], "lr": SLOWER * lr, "maximize": True}
-        return [
-            {**one, "weight_decay": 0.0}
-            for one in ({"params": [self.gates.alphas_N], "lr": lr}, up)
-        ]
+        down = {"params": [self.gates.alphas_N], "lr": lr, "weight_decay": 0.0}
+        up = {"params": [self.multipliers_2], "lr": SLOWER * lr, "weight_decay": 0.0}
+        return [down, up | {"maximize": True}]
 
     def of_step(self, step: int) -> Tensor:
         """The gates (N,) of a training step, drawn while they are open."""
@@ -127,11 +125,9 @@ class Budget(nn.Module):
 
     def left(self, steps: int) -> float:
         """The share of the multiply-adds after so many steps: what is left, or expected to be."""
-        return (
-            counted(self.layout, self.fixed_N) / self.macs
-            if steps > self.settles_at
-            else float(self.share().detach())
-        )
+        if steps > self.settles_at:
+            return counted(self.layout, self.fixed_N) / self.macs
+        return float(self.share().detach())
 
     def share(self) -> Any:
         """The share of the multiply-adds that is left on average, a tensor."""
