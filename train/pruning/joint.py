@@ -82,10 +82,13 @@ class Joint(Trainer):
 
     def loss(self, waves_BT: Tensor, mos_B: Tensor) -> Tensor:
         """Squared error, distance of layers, and while the gates are open how far off they are."""
-        gates_N = self.budget.of_step(self.step) if self.budget else None
+        tensors: dict[str, Tensor] = {}
+        if self.budget:
+            gates_N = self.budget.of_step(self.step)
+            tensors = gated(self.student, self.budget.layout, gates_N)
         with self.fabric.autocast():
             with outputs_of(_points(self.student)) as ours:
-                predicted_B = self._called(self.student, waves_BT, gates_N)
+                predicted_B = functional_call(self.student, tensors, (waves_BT,))
             loss = functional.mse_loss(predicted_B, mos_B)
             if self.config.distil:
                 with torch.no_grad(), outputs_of(_points(self.dense)) as theirs:
@@ -95,14 +98,10 @@ class Joint(Trainer):
 
     def score(self, waves_BT: Tensor) -> Tensor:
         """Scores (B,) by the averaged weights, gates without chance."""
-        gates_N = self.budget.after(self.step) if self.budget else None
-        return self._called(self.average, waves_BT, gates_N)
-
-    def _called(self, student: Student, waves_BT: Tensor, gates_N: Tensor | None) -> Tensor:
-        tensors = {}
-        if self.budget and gates_N is not None:
-            tensors = gated(student, self.budget.layout, gates_N)
-        mos_B: Tensor = functional_call(student, tensors, (waves_BT,))
+        if self.budget is None:
+            return super().score(waves_BT)
+        tensors = gated(self.average, self.budget.layout, self.budget.after(self.step))
+        mos_B: Tensor = functional_call(self.average, tensors, (waves_BT,))
         return mos_B
 
     def keep(self, metrics: Metrics, out: Path) -> str:

@@ -271,7 +271,7 @@ def _prune_in_training(args: argparse.Namespace, settings: Settings, host: Host)
     start = of_low_rank(dense) if config.by == "low-rank" else dense
     if config.by == "importance":
         folder = args.out / START
-        if not (folder / DENSE_FILE).is_file():
+        if not (args.out / "last.pt").is_file():  # else a run that goes on with what it chose
             folder.mkdir(exist_ok=True)
             _write(folder, *_cut(dense, args, settings, report), name, sha256)
         start, _ = find_student(folder)
